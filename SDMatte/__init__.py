@@ -1,0 +1,1 @@
+"""SDMatte: interactive image matting with a one-step Stable Diffusion."""

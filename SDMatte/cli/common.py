@@ -1,0 +1,77 @@
+"""What all commands share: how they log, and how they end."""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from SDMatte.errors import ConfigError, SDMatteError
+
+DEFAULT_CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_command(function: Callable[[argparse.Namespace], int | None], args) -> int:
+    """Runs a command and gives its exit status.
+
+    An error that the user can mend is one sentence on standard error; any other exception keeps
+    its trace, for it is ours.
+
+    Args:
+        function: Takes the parsed arguments; may return an exit status.
+        args: The parsed arguments.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return function(args) or 0
+    except SDMatteError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        return INTERRUPTED
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say in how many processes to run, and where."""
+    group = parser.add_argument_group("processes")
+    group.add_argument(
+        "--num-processes",
+        "--num-gpus",
+        type=int,
+        default=1,
+        help="processes on this machine: one a GPU, or shares of the CPU (default: 1); torchrun "
+        "sets its own",
+    )
+    group.add_argument("--num-machines", type=int, default=1)
+    group.add_argument("--machine-rank", type=int, default=0, help="this machine's, from 0")
+    group.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
+
+
+def split_positionals(words: Sequence[str], most: int) -> tuple[list[str | None], list[str]]:
+    """Parts files from ``key=value`` settings.
+
+    Args:
+        words: The positional arguments.
+        most: How many files there may be; the first is a config and has a default.
+
+    Returns:
+        ``most`` files, None where not given, and the settings.
+
+    Raises:
+        ConfigError: There are more files.
+    """
+    overrides = [word for word in words if re.match(r"[+~\w.]+=", word)]
+    files: list[str | None] = [word for word in words if word not in overrides]
+    if len(files) > most:
+        raise ConfigError(
+            f"{files[most]!r} is one word too many: settings are written key=value, without spaces."
+        )
+    files += [None] * (most - len(files))
+    if most:
+        files[0] = files[0] or DEFAULT_CONFIG
+    return files, overrides

@@ -1,0 +1,45 @@
+"""The command line: one subcommand a file, of which only the one that is asked for is imported."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from SDMatte.cli.common import run_command
+
+COMMANDS = {
+    "train": "train a model",
+    "test": "predict and score test sets",
+    "score": "score mattes made by any method",
+    "data": "make the embedded sample set",
+    "quickstart": "make samples, train the small model, test it, and show the results",
+}
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """Builds the parser; only the chosen subcommand gets its arguments."""
+    parser = argparse.ArgumentParser(
+        prog="sdmatte", description="SDMatte: interactive image matting."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        if name == chosen:
+            importlib.import_module(f"SDMatte.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=text)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: Its arguments; None: the process's.
+
+    Returns:
+        The exit status: 0, or 2 for an error that the user can mend.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    args = build_parser(chosen).parse_args(argv)
+    return run_command(args.run, args)

@@ -1,0 +1,59 @@
+"""``python -m SDMatte score PRED_DIR TRUTH_DIR``: scores mattes of any method."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from SDMatte.evaluation.folder import score_folder
+from SDMatte.evaluation.protocols import PROTOCOLS, get_protocol
+from SDMatte.evaluation.report import contact_sheet, score_table, write_report
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "score",
+        help="score a folder of mattes against a folder of true alphas",
+        description="Scores every matte of a folder against the true alpha of the same name. "
+        "Missing, extra, unreadable or mis-sized pictures are all listed, and nothing is scored.",
+    )
+    parser.add_argument("pred_dir", type=Path, help="the mattes, made by any method")
+    parser.add_argument("truth_dir", type=Path, help="the true alphas, of the same names and sizes")
+    parser.add_argument("--trimaps", type=Path, help="score only the unknown pixels of these")
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="official")
+    parser.add_argument("--output", type=Path, help="folder for CSV, JSON, Markdown and a sheet")
+    parser.add_argument("--dataset", default="", help="name of the set, for the report")
+    parser.add_argument("--prompt", default="", help="prompt that was used, for the report")
+    parser.add_argument("--model", default="", help="name of the method, for the report")
+    parser.add_argument("-j", "--num-workers", type=int, default=1, help="threads")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores, prints a table (MSE and MAD times 1000), writes reports if asked to.
+
+    Raises:
+        DataError: The folders do not fit together; the message lists all that is wrong.
+    """
+    result = score_folder(
+        args.pred_dir,
+        args.truth_dir,
+        args.trimaps,
+        args.protocol,
+        args.num_workers,
+        dataset=args.dataset,
+        prompt=args.prompt,
+        model=args.model,
+    )
+    protocol = get_protocol(result.protocol)
+    pixels = "unknown pixels of the trimaps" if result.trimap_restricted else "all pixels"
+    print(f"{result.key}: {len(result.pictures)} pictures, {pixels}")
+    print(f"protocol {protocol.name}: {protocol.description}\n")
+    print(score_table({result.model: result.scores}, display=True))
+    if args.output is not None:
+        write_report(result, args.output)
+        contact_sheet(result, args.output / "worst_and_best.png")
+        print(f"Reports are in {args.output}.")
+    return 0

@@ -1,0 +1,20 @@
+"""Data: from the folders of the paper's sets, or one's own, to batches (spec 03)."""
+
+from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, Sample, data_root, list_samples
+from SDMatte.data.dataset import MattingDataset
+from SDMatte.data.loader import EpochSampler, build_test_loader, build_train_loader, collate
+from SDMatte.data.settings import DataSettings
+
+__all__ = [
+    "TEST_SETS",
+    "TRAIN_SETS",
+    "DataSettings",
+    "EpochSampler",
+    "MattingDataset",
+    "Sample",
+    "build_test_loader",
+    "build_train_loader",
+    "collate",
+    "data_root",
+    "list_samples",
+]

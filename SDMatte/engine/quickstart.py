@@ -1,0 +1,224 @@
+"""The main job on the embedded default: samples, training, test, scores and pictures."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import SDMatte.compat  # noqa: F401
+
+import cv2
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from SDMatte.data.synthetic import make_sample_set
+from SDMatte.data.synthetic.photos import real_photographs
+from SDMatte.data.transforms import resize_bilinear, to_tensor
+from SDMatte.engine.config import build, load_config
+from SDMatte.engine.testing import load_trained, run_test, test_loaders
+from SDMatte.engine.train import train
+from SDMatte.evaluation.baselines import BoxAsAlpha
+from SDMatte.evaluation.protocols import get_protocol
+from SDMatte.evaluation.report import score_table
+from SDMatte.image_io import read_alpha, read_image, write_image
+from SDMatte.modeling import SDMatte
+
+logger = logging.getLogger(__name__)
+
+PROMPTS = ("box", "point", "mask")
+NEXT_STEPS = """\
+Scores, curves and pictures are in {output}: scores.md, train/curves.png, results.png.
+
+What next:
+- Your own data, a folder of pictures and a folder of alphas with the same names:
+    bash script/train.sh configs/SDMatte_small.py 'dataloader.train.dataset.names=[{{image: IMAGES, \
+alpha: ALPHAS}}]' train.output_dir=output/mine
+- The published weights: put the config folders and SDMatte.pth of the model's hub page into
+  pretrained/SDMatte, then
+    bash script/test.sh configs/SDMatte.py pretrained/SDMatte/SDMatte.pth \
+'dataloader.test.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
+- The published recipe on the published data: README.md, Dataset and Training."""
+
+
+@dataclass(frozen=True)
+class QuickstartResult:
+    """What came out.
+
+    Attributes:
+        scores: Raw metrics by method and ``set/prompt``.
+        beats_baselines: Whether the trained network has lower MSE and SAD than both baselines,
+            all prompted with boxes.
+        markdown: The table.
+    """
+
+    scores: dict[str, dict[str, float]]
+    beats_baselines: bool
+    markdown: str
+
+
+def quickstart(
+    config_file: str,
+    output: str | Path,
+    samples: str | Path,
+    fresh: bool = False,
+    overrides: Sequence[str] = (),
+) -> QuickstartResult:
+    """Makes the sample set, trains, tests, and shows.
+
+    Args:
+        config_file: The config of the small model.
+        output: Where everything goes; its ``train/`` is gone on with if it is there.
+        samples: The sample set's folder.
+        fresh: Forget an earlier training in ``output``.
+        overrides: ``key=value`` settings.
+
+    Raises:
+        SDMatteError: Something that was given cannot be used.
+    """
+    output, run_dir = Path(output), Path(output) / "train"
+    make_sample_set(samples)
+    if fresh:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    os.environ["SDMATTE_DATA_ROOT"] = str(samples)  # the user's own is for other data
+    settings = [f"train.output_dir={run_dir}", *overrides]
+    train(config_file, settings, resume=True)
+    config = load_config(config_file, settings)
+    model = load_trained(config, run_dir / "model_final.pth")
+    scores = test_with_baselines(config, model, output / "test")
+    draw_results(config, model, output / "results.png")
+    markdown, beats = _summary(scores, config.test.protocol)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    (output / "scores.md").write_text(markdown + "\n", encoding="utf-8")
+    return QuickstartResult(scores, beats, markdown)
+
+
+def test_with_baselines(
+    config: DictConfig, model: SDMatte, output: Path
+) -> dict[str, dict[str, float]]:
+    """Scores the trained network with each prompt, and the two baselines with boxes."""
+    torch.manual_seed(config.train.seed)
+    untrained = build(config.model)
+    runs = [
+        ("trained", model, PROMPTS),
+        ("untrained", untrained, ("box",)),
+        ("box as alpha", BoxAsAlpha(), ("box",)),
+    ]
+    scores = {}
+    for name, predictor, prompts in runs:
+        folder = output / name.replace(" ", "_")
+        for key, values in run_test(config, predictor, folder, name, prompts).items():
+            scores[f"{name}, {key}"] = values
+    return scores
+
+
+def _summary(scores: dict[str, dict[str, float]], protocol: str) -> tuple[str, bool]:
+    boxes = {name.split(",")[0]: value for name, value in scores.items() if name.endswith("/box")}
+    trained = boxes.pop("trained")
+    beats = all(trained[m] < other[m] for other in boxes.values() for m in ("MSE", "SAD"))
+    table = score_table(scores, display=True)
+    description = get_protocol(protocol).description
+    return f"Held-out part of the sample set, protocol {protocol}: {description}\n\n{table}", beats
+
+
+@torch.no_grad()
+def predict_in_box(
+    model: SDMatte, image: np.ndarray, box: Sequence[float], size: int
+) -> np.ndarray:
+    """Predicts the matte of the object in a box.
+
+    Args:
+        model: In evaluation mode.
+        image: ``[H, W, 3]`` uint8.
+        box: x0, y0, x1, y1 in pixels.
+        size: What the picture is squashed to.
+
+    Returns:
+        ``[H, W]`` float32 in [0, 1].
+    """
+    height, width = image.shape[:2]
+    fractions = np.array(box, np.float32) / [width, height, width, height]
+    x0, y0, x1, y1 = (fractions * size).round().astype(int)
+    mask = np.zeros((size, size), np.float32)
+    mask[y0:y1, x0:x1] = 1
+    batch = {
+        "image": to_tensor(resize_bilinear(image.astype(np.float32) / 255, size))[None],
+        "bbox_mask": to_tensor(mask)[None],
+        "bbox_coords": torch.from_numpy(fractions.astype(np.float32))[None],
+    }
+    alpha = model(batch, aux_input="bbox_mask")[0, 0].numpy()
+    return cv2.resize(alpha, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def draw_results(
+    config: DictConfig, model: SDMatte, picture: Path, num_rows: int = 12, tile: int = 192
+) -> None:
+    """Draws rows of image, prompt, prediction and truth.
+
+    First pictures of the test part, whose foregrounds are drawn and whose backgrounds are
+    photographs or drawn too; then photographs as they are, which have no true matte.
+    """
+    _, loader = next(iter(test_loaders(config)))
+    samples, size = loader.dataset.samples, loader.dataset.size
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(num_rows, len(samples))).round())
+    rows = []
+    for index in chosen.astype(int):
+        sample = samples[index]
+        image = read_image(loader.dataset.root / sample.image)
+        truth = read_alpha(loader.dataset.root / sample.alpha)
+        x0, y0, x1, y1 = loader.dataset[index]["bbox_coords"].tolist()
+        height, width = truth.shape
+        box = (x0 * width, y0 * height, x1 * width, y1 * height)
+        rows.append(_row(image, box, predict_in_box(model, image, box, size), truth, tile))
+    for photograph in real_photographs():
+        if photograph.box is not None:
+            image = np.array(photograph.load())
+            alpha = predict_in_box(model, image, photograph.box, size)
+            rows.append(_row(image, photograph.box, alpha, None, tile))
+    titles = [_title(text, tile) for text in ("image", "box prompt", "prediction", "truth")]
+    half = (len(rows) + 1) // 2
+    rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
+    columns = [np.vstack([np.hstack(titles), *part]) for part in (rows[:half], rows[half:])]
+    gap = np.full((len(columns[0]), tile // 8, 3), 255, np.uint8)
+    write_image(picture, np.hstack([columns[0], gap, columns[1]]))
+
+
+def _row(image, box, alpha, truth, tile: int) -> np.ndarray:
+    """Puts the four pictures side by side; the object is shown cut out beside its matte."""
+    prompt = (image * 0.4).astype(np.uint8)
+    x0, y0, x1, y1 = (int(round(v)) for v in box)
+    prompt[y0:y1, x0:x1] = image[y0:y1, x0:x1]
+    width = max(2, image.shape[1] // 100)
+    cv2.rectangle(prompt, (x0, y0), (x1, y1), (255, 210, 0), width)
+    if truth is None:
+        last = np.full_like(image, 235)
+        scale = image.shape[1] / 400
+        place = (int(90 * scale), image.shape[0] // 2)
+        cv2.putText(last, "no true matte", place, cv2.FONT_HERSHEY_SIMPLEX, scale, (90, 90, 90), 2)
+    else:
+        last = _gray(truth)
+    return np.hstack([_fit(p, tile) for p in (image, prompt, _gray(alpha), last)])
+
+
+def _gray(alpha: np.ndarray) -> np.ndarray:
+    return np.repeat((alpha * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _fit(image: np.ndarray, tile: int) -> np.ndarray:
+    scale = (tile - 4) / max(image.shape[:2])
+    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+    canvas = np.full((tile, tile, 3), 255, np.uint8)
+    top, left = (tile - height) // 2, (tile - width) // 2
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    canvas[top : top + height, left : left + width] = small
+    return canvas
+
+
+def _title(text: str, tile: int) -> np.ndarray:
+    canvas = np.full((28, tile, 3), 255, np.uint8)
+    cv2.putText(canvas, text, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
+    return canvas

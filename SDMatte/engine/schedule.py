@@ -1,0 +1,25 @@
+"""Learning-rate schedules, in the length that a run turns out to have."""
+
+import SDMatte.compat  # noqa: F401
+
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import ExponentialParamScheduler, ParamScheduler
+
+
+def exponential_schedule(
+    max_iter: int, decay: float = 5e-3, warmup_iter: int = 200, warmup_factor: float = 1e-3
+) -> ParamScheduler:
+    """The published schedule: ``decay ** progress``, after a linear warm-up.
+
+    Args:
+        max_iter: Steps of the run.
+        decay: The factor at the end.
+        warmup_iter: Steps of the warm-up; at most half of the run.
+        warmup_factor: The factor at the start.
+    """
+    return WarmupParamScheduler(
+        ExponentialParamScheduler(1.0, decay),
+        warmup_factor=warmup_factor,
+        warmup_length=min(warmup_iter / max_iter, 0.5),
+        warmup_method="linear",
+    )

@@ -1,0 +1,202 @@
+"""The losses of training and distillation.
+
+Each matting loss is taken over a region of the trimap: *unknown*, *known* or the whole picture.
+Losses of a region are scaled by the share of pixels that it is, so that they do not depend on its
+size (paper section 3.5).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from SDMatte.errors import ConfigError
+
+LAPLACIAN_LEVELS = 5
+DICE_SMOOTHING = 1e-3
+DISTILLATION_WEIGHT = 0.01
+
+
+class MattingCriterion:
+    """Computes the named losses between predicted and true alpha.
+
+    Args:
+        losses: Names, of `MATTING_LOSSES`.
+        size: Height and width of the pictures; the scale of a region's loss is
+            ``B * size**2 / pixels of the region``.
+
+    Raises:
+        ConfigError: A name is unknown.
+    """
+
+    def __init__(self, losses: Sequence[str], size: int = 512):
+        unknown = [name for name in losses if name not in MATTING_LOSSES]
+        if unknown:
+            raise ConfigError(f"Unknown loss {', '.join(unknown)}; known: {list(MATTING_LOSSES)}.")
+        self.losses = tuple(losses)
+        self.size = size
+
+    def __call__(
+        self, pred: torch.Tensor, label: torch.Tensor, trimap: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Computes the losses.
+
+        Args:
+            pred: Predicted alpha, ``[B, 1, H, W]`` in [0, 1].
+            label: True alpha, likewise.
+            trimap: ``[B, 1, H, W]`` as the loader gives it: -1 background, 0 unknown,
+                1 foreground.
+
+        Returns:
+            A scalar for each name.
+        """
+        unknown = (trimap == 0).to(pred)
+        regions = {"unknown": unknown, "known": 1 - unknown}
+        result = {}
+        for name in self.losses:
+            region_name, function = MATTING_LOSSES[name]
+            if region_name == "all":
+                result[name] = function(pred, label)
+                continue
+            region = regions[region_name]
+            pixels = region.sum()
+            scale = torch.where(pixels > 0, len(pred) * self.size**2 / pixels.clamp(min=1), 0.0)
+            if function is gradient_penalty:
+                value = gradient_penalty(pred, label, region)
+            else:
+                value = function(pred * region, label * region)
+            result[name] = value * scale
+        return result
+
+
+def l1_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference."""
+    return F.l1_loss(pred, label)
+
+
+def mse_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference."""
+    return F.mse_loss(pred, label)
+
+
+def bce_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of probabilities; autocast is left, in which it is not allowed."""
+    with torch.autocast(pred.device.type, enabled=False):
+        return F.binary_cross_entropy(pred.float(), label.float())
+
+
+def dice_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """One minus the Dice coefficient of the batch, against the label cut at 0.5."""
+    label = (label > 0.5).to(pred)
+    overlap = (pred * label).sum()
+    return 1 - (2 * overlap + DICE_SMOOTHING) / (pred.sum() + label.sum() + DICE_SMOOTHING)
+
+
+def gradient_penalty(
+    pred: torch.Tensor, label: torch.Tensor, region: torch.Tensor
+) -> torch.Tensor:
+    """L1 of the differences of Sobel gradients, plus 0.01 of the prediction's own gradients.
+
+    The gradients are those of the whole picture, of which the region is kept: cutting the region
+    out first would add its outline.
+    """
+    sobel = pred.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = torch.stack([sobel, sobel.T]).unsqueeze(1)  # [2, 1, 3, 3]: x, y
+    pred_grad = F.conv2d(pred, kernels, padding=1) * region
+    label_grad = F.conv2d(label, kernels, padding=1) * region
+    per_direction = (pred_grad - label_grad).abs() + 0.01 * pred_grad.abs()
+    return per_direction.mean(dim=(0, 2, 3)).sum()
+
+
+def laplacian_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Weighted L1 between the Laplacian pyramids of two pictures ``[B, 1, H, W]``."""
+    row = pred.new_tensor([1, 4, 6, 4, 1])
+    kernel = (row[:, None] * row[None, :] / 256)[None, None]  # [1, 1, 5, 5]
+    pairs = zip(
+        _laplacian_pyramid(pred, kernel), _laplacian_pyramid(label, kernel), strict=True
+    )
+    total = sum(2**level * F.l1_loss(p, t) for level, (p, t) in enumerate(pairs))
+    return total / LAPLACIAN_LEVELS
+
+
+def _laplacian_pyramid(image: torch.Tensor, kernel: torch.Tensor) -> list[torch.Tensor]:
+    differences = []
+    for _ in range(LAPLACIAN_LEVELS):
+        image = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
+        down = _blur(image, kernel)[..., ::2, ::2]
+        up = torch.zeros_like(image)
+        up[..., ::2, ::2] = down * 4
+        differences.append(image - _blur(up, kernel))
+        image = down
+    return differences
+
+
+def _blur(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel)
+
+
+MATTING_LOSSES: dict[str, tuple[str, Callable]] = {
+    "unknown_l1_loss": ("unknown", l1_loss),
+    "known_l1_loss": ("known", l1_loss),
+    "unknown_lap_loss": ("unknown", laplacian_loss),
+    "known_lap_loss": ("known", laplacian_loss),
+    "loss_gradient_penalty": ("unknown", gradient_penalty),
+    "l1_loss": ("all", l1_loss),
+    "mse_loss": ("all", mse_loss),
+    "lap_loss": ("all", laplacian_loss),
+    "dice_loss": ("all", dice_loss),
+    "bce_loss": ("all", bce_loss),
+}
+"""The region and the function of each loss, by its published name."""
+
+
+class DistillationCriterion:
+    """Compares the student's features with the teacher's (paper section 4.4).
+
+    Args:
+        losses: ``"mse"``, ``"l1"`` or both; they are added.
+
+    Raises:
+        ConfigError: A name is unknown.
+    """
+
+    def __init__(self, losses: Sequence[str] = ("mse",)):
+        unknown = [name for name in losses if name not in DISTILLATION_LOSSES]
+        if unknown or not losses:
+            raise ConfigError(
+                f"Distillation losses are some of {', '.join(DISTILLATION_LOSSES)}; got {losses}."
+            )
+        self.losses = tuple(losses)
+
+    def __call__(
+        self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Computes the loss.
+
+        Args:
+            student: Features as `SDMatte.modeling.SDMatte` returns them.
+            teacher: The teacher's, of the same shapes; they get no gradient.
+
+        Returns:
+            A scalar: 0.01 times the sum over the features of the losses' means.
+
+        Raises:
+            ConfigError: The features do not fit: student and teacher are of other widths.
+        """
+        shapes = [[tuple(f.shape) for f in features] for features in (student, teacher)]
+        if shapes[0] != shapes[1]:
+            raise ConfigError(f"Student and teacher features differ: {shapes[0]} and {shapes[1]}.")
+        total = sum(
+            DISTILLATION_LOSSES[name](s, t.detach())
+            for s, t in zip(student, teacher, strict=True)
+            for name in self.losses
+        )
+        return DISTILLATION_WEIGHT * total
+
+
+DISTILLATION_LOSSES: dict[str, Callable] = {
+    "mse": mse_loss,
+    "mse_loss": mse_loss,
+    "l1": l1_loss,
+    "l1_loss": l1_loss,
+}

@@ -1,0 +1,245 @@
+"""Reading weights: pretrained folders, published checkpoints, our own; strictly and safely."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from SDMatte.errors import CheckpointError
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+TEXT_PREFIX = "text_encoder."
+TEXT_LEVEL = "text_model."
+NAMES_SHOWN = 8
+
+
+def shorten(names: Iterable[str]) -> str:
+    """Writes a list of names on one line, the first few of them and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """Reads a file of tensors, memory-mapped where the format allows it.
+
+    Args:
+        path: A ``.safetensors`` file, or a ``torch.save`` file. The latter may hold the state
+            dict itself or one level down under ``model`` or ``state_dict``, as detectron2's and
+            Lightning's checkpointers write it. Nothing but tensors and plain containers is
+            unpickled.
+
+    Returns:
+        Tensors by name, on the CPU, without the prefix that DDP adds.
+
+    Raises:
+        CheckpointError: The file is missing, no checkpoint, or cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt", device="cpu") as file:
+                content = {name: file.get_tensor(name) for name in file.keys()}
+        else:
+            # Only the zip format of torch >= 1.6 can be mapped.
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of tensors alone, so it is not opened: a PyTorch or "
+            f"safetensors file with a state dict is needed."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint; it is damaged, cut short or of another kind."
+        ) from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path} holds no state dict.")
+    tensors = {name.removeprefix("module."): value for name, value in content.items()}
+    strange = [n for n, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise CheckpointError(f"{path} holds no state dict: {shorten(strange)} are not tensors.")
+    return tensors
+
+
+def describe_model(names: Iterable[str]) -> str:
+    """Says in words which model a state dict belongs to, from its names."""
+    names = list(names)
+    if any(n.startswith("vae.encoder.layers.") for n in names):
+        return "a LiteSDMatte checkpoint"
+    if any(n.startswith("unet.aux_conv_in.") for n in names):
+        return "an SDMatte checkpoint"
+    if any(n.startswith("model.diffusion_model.") for n in names):
+        return "a Stable Diffusion checkpoint in its original one-file format"
+    if any(n.startswith("down_blocks.") for n in names):
+        return "the weights of a diffusers U-Net alone"
+    return "not an SDMatte checkpoint"
+
+
+def rename_text_encoder(
+    state_dict: dict[str, torch.Tensor], prefix: str, with_level: bool
+) -> None:
+    """Writes the text encoder's names with or without their ``text_model.`` level, in place.
+
+    transformers 5 dropped that level from `CLIPTextModel`; the published checkpoints have it.
+
+    Args:
+        state_dict: Tensors by name.
+        prefix: What stands before ``text_encoder.`` in the names.
+        with_level: The spelling that is wanted.
+    """
+    head = prefix + TEXT_PREFIX
+    for name in [n for n in state_dict if n.startswith(head)]:
+        tail = name[len(head) :].removeprefix(TEXT_LEVEL)
+        if tail == "embeddings.position_ids":  # a constant that old transformers versions saved
+            del state_dict[name]
+            continue
+        value = state_dict.pop(name)
+        state_dict[head + (TEXT_LEVEL if with_level else "") + tail] = value
+
+
+def load_strict(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str, assign: bool = False
+) -> None:
+    """Loads a full state dict and names whatever does not fit.
+
+    Args:
+        model: An `SDMatte` or `LiteSDMatte`.
+        tensors: Tensors by published name.
+        source: What the message calls them, usually the file.
+        assign: Put the tensors in place instead of copying them: for models built without
+            memory.
+
+    Raises:
+        CheckpointError: Names are missing or unexpected, or shapes differ; nothing was loaded.
+    """
+    tensors = dict(tensors)
+    rename_text_encoder(tensors, "", with_level=True)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    missing = expected.keys() - tensors.keys()
+    unexpected = tensors.keys() - expected.keys()
+    reshaped = [
+        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing ({shorten(missing)})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected ({shorten(unexpected)})")
+    if reshaped:
+        problems.append(f"{len(reshaped)} of another shape ({shorten(reshaped)})")
+    if problems:
+        kind = describe_model(tensors)
+        raise CheckpointError(
+            f"{source} is {kind} and does not fit this {type(model).__name__}: "
+            f"{'; '.join(problems)}."
+        )
+    model.load_state_dict(tensors, assign=assign)
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, assign: bool = False) -> None:
+    """Loads a checkpoint file, published or our own, into a model; see `load_strict`."""
+    load_strict(model, read_tensors(path), str(path), assign=assign)
+
+
+def resolve_folder(path_or_id: str | Path, patterns: list[str] | None = None) -> Path:
+    """Finds a model folder on disk, or gets it from the Hugging Face hub or its local cache.
+
+    Args:
+        path_or_id: A folder, or a hub id such as ``LongfeiHuang/SDMatte``.
+        patterns: Which of the hub's files are wanted; None for all.
+
+    Raises:
+        CheckpointError: Neither is there.
+    """
+    folder = Path(path_or_id)
+    if folder.is_dir():
+        return folder
+    name = str(path_or_id)
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{name} is neither a folder nor a model on the Hugging Face hub (or its cache) that "
+            f"can be reached from here."
+        ) from error
+
+
+def component_config(folder: Path, component: str) -> dict:
+    """Reads ``config.json`` of a component of a pretrained folder.
+
+    Raises:
+        CheckpointError: The folder lacks it, or it is not JSON.
+    """
+    path = folder / component / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a Stable Diffusion folder in diffusers layout: "
+            f"it has no {component}/config.json."
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+
+
+def load_component(cls, folder: Path, component: str, dtype: torch.dtype) -> nn.Module:
+    """Loads one pretrained component with all its weights, or says which do not fit.
+
+    Args:
+        cls: The diffusers or transformers class.
+        folder: The pretrained folder.
+        component: Its sub-folder: ``unet``, ``vae`` or ``text_encoder``.
+        dtype: Wanted type of the weights, whatever the file's.
+
+    Raises:
+        CheckpointError: The weights are missing, damaged or do not fit the config.
+    """
+    component_config(folder, component)
+    plain = any((folder / component).glob("*model.safetensors*")) or any(
+        (folder / component).glob("*model.bin*")
+    )
+    sharded = any((folder / component).glob("*model-*-of-*"))
+    half = any((folder / component).glob("*.fp16*"))
+    dtype_argument = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    try:
+        model, info = cls.from_pretrained(
+            folder / component,
+            variant="fp16" if half and not (plain or sharded) else None,
+            output_loading_info=True,
+            **{dtype_argument: dtype},
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"The weights in {folder / component} cannot be loaded: {reason}")\
+            from error
+    problems = [
+        f"{word} {shorten(str(n[0]) if isinstance(n, tuple) else n for n in info[key])}"
+        for key, word in (
+            ("missing_keys", "missing are"),
+            ("unexpected_keys", "unexpected are"),
+            ("mismatched_keys", "of another shape are"),
+        )
+        if info.get(key)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"The weights in {folder / component} do not fit its config.json: "
+            f"{'; '.join(problems)}."
+        )
+    return model

@@ -1,0 +1,69 @@
+"""The visual prompts of SDMatte: one table, shared by data, modeling and inference.
+
+A prompt is a picture-sized map plus a few coordinates (paper section 3.2). The names of the maps
+are the batch keys and also the values of ``aux_input`` in the published configs.
+"""
+
+from dataclasses import dataclass
+
+from SDMatte.errors import PromptError
+
+NUM_POINTS = 10
+"""Points of a point prompt; fewer are padded with zeros, so that the embedding keeps the layout
+that it was trained with."""
+
+
+@dataclass(frozen=True)
+class PromptType:
+    """What the model and the loader need to know of one kind of prompt.
+
+    Attributes:
+        mask_key: Batch key of the map, ``[B, 1, H, W]`` in [-1, 1]; also its published name.
+        coords_key: Batch key of the coordinates, ``[B, num_coords]``, fractions of width
+            (x) and height (y) in [0, 1].
+        num_coords: Length of the coordinate vector.
+        alias: The short name used on the command line and in reports.
+        fixed: True where the coordinates are 0, 0, 1, 1 whatever the picture, and where the
+            self-attention is never masked.
+    """
+
+    mask_key: str
+    coords_key: str
+    num_coords: int
+    alias: str
+    fixed: bool = False
+
+    @property
+    def is_point(self) -> bool:
+        """Whether the coordinates are points (their own embedding) and not a box."""
+        return self.mask_key == "point_mask"
+
+
+PROMPT_TYPES: dict[str, PromptType] = {
+    p.mask_key: p
+    for p in (
+        PromptType("point_mask", "point_coords", 2 * NUM_POINTS, "point"),
+        PromptType("bbox_mask", "bbox_coords", 4, "box"),
+        PromptType("mask", "mask_coords", 4, "mask"),
+        PromptType("auto_mask", "auto_coords", 4, "auto", fixed=True),
+        PromptType("trimap", "trimap_coords", 4, "trimap", fixed=True),
+    )
+}
+
+_BY_ALIAS = {p.alias: p for p in PROMPT_TYPES.values()}
+
+
+def get_prompt_type(name: str) -> PromptType:
+    """Looks a prompt type up by its published name or by its short name.
+
+    Args:
+        name: ``"bbox_mask"`` or ``"box"``, and so on.
+
+    Raises:
+        PromptError: There is no such prompt; the message lists the names there are.
+    """
+    found = PROMPT_TYPES.get(name) or _BY_ALIAS.get(name)
+    if found is None:
+        known = ", ".join(f"{p.alias} ({p.mask_key})" for p in PROMPT_TYPES.values())
+        raise PromptError(f"Unknown prompt type {name!r}; known are {known}.")
+    return found

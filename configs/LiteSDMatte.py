@@ -1,0 +1,21 @@
+"""LiteSDMatte: the small model, distilled from a trained SDMatte."""
+
+from detectron2.config import LazyCall as L
+
+from SDMatte.modeling.losses import DistillationCriterion
+
+from .common.data import dataloader
+from .common.model import criterion
+from .common.model import lite_model as model
+from .common.model import model as teacher
+from .common.optim import optimizer
+from .common.schedule import lr_multiplier
+from .common.train import test, train
+
+teacher.load_weight = False
+distillation = dict(
+    teacher=teacher,
+    teacher_checkpoint="pretrained/SDMatte/SDMatte.pth",
+    criterion=L(DistillationCriterion)(losses=["mse"]),
+)
+train.output_dir = "output/LiteSDMatte"

@@ -1,0 +1,40 @@
+"""A small SDMatte that trains from scratch on two CPU cores, on the embedded sample set.
+
+The classes, the losses and the loop are those of SDMatte; the U-Net is 100 times smaller, and the
+autoencoder is one that script/train_small_vae.py has trained. It shows that everything works, and
+serves for trying ideas; its numbers are not the paper's.
+"""
+
+from pathlib import Path
+
+import SDMatte
+
+from .common.data import dataloader
+from .common.model import criterion, model
+from .common.optim import optimizer
+from .common.schedule import lr_multiplier
+from .common.train import test, train
+
+model.pretrained_model_name_or_path = str(Path(SDMatte.__file__).parent / "assets" / "small")
+model.load_weight = ["vae"]
+distillation = None
+
+dataloader.train.dataset.names = ["Composition-1K"]
+dataloader.train.dataset.root = "data/samples"
+dataloader.train.dataset.size = 128
+dataloader.train.batch_size = 8
+dataloader.train.num_workers = 1
+dataloader.test.dataset.size = 128
+dataloader.test.batch_size = 8
+dataloader.test.num_workers = 1
+# Lengths in pixels go with the size: the published ones are for 512 (25 of it a point's radius).
+dataloader.train.dataset.settings = dict(kernel_sizes=(4, 8), point_radius=6.0)
+dataloader.test.dataset.settings = dict(kernel_sizes=(4, 8), point_radius=6.0)
+
+optimizer.lr = 1e-3
+lr_multiplier.warmup_iter = 30
+train.output_dir = "output/SDMatte_small"
+train.epochs = 6
+train.checkpoints = 2
+train.evaluations = 2
+train.clip_grad_norm = 1.0

@@ -1,0 +1,211 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from SDMatte.errors import ConfigError, DataError
+from SDMatte.evaluation import MatteEvaluator, score_folder
+from SDMatte.evaluation.metrics import METRICS
+from SDMatte.image_io import read_alpha, write_image
+
+
+def make_batches(folder, indices, size=32, trimaps=True):
+    """Batches of two with predictions that are a little off."""
+    indices = list(indices)
+    for first in range(0, len(indices), 2):
+        chosen = indices[first : first + 2]
+        preds, sizes = [], []
+        for i in chosen:
+            alpha = read_alpha(folder / "truth" / f"t{i}.png")
+            sizes.append(alpha.shape)
+            rows = np.linspace(0, alpha.shape[0] - 1, size).astype(int)
+            columns = np.linspace(0, alpha.shape[1] - 1, size).astype(int)
+            noise = np.random.default_rng(i).normal(0, 0.02, (size, size))
+            preds.append(np.clip(alpha[np.ix_(rows, columns)] + noise, 0, 1))
+        batch = {
+            "hw": torch.tensor(sizes),
+            "image_name": [f"t{i}.png" for i in chosen],
+            "alpha_path": [str(folder / "truth" / f"t{i}.png") for i in chosen],
+            "trimap_path": [
+                str(folder / "trimaps" / f"t{i}.png") if trimaps else "" for i in chosen
+            ],
+            "image_path": [str(folder / "images" / f"t{i}.jpg") for i in chosen],
+            "dataset": ["discs"] * len(chosen),
+        }
+        yield batch, torch.tensor(np.stack(preds)[:, None], dtype=torch.float32)
+
+
+def evaluate(folder, indices=range(5), trimaps=True, **options):
+    evaluator = MatteEvaluator("discs", "box", **options)
+    evaluator.reset()
+    for batch, preds in make_batches(folder, indices, trimaps=trimaps):
+        evaluator.process(batch, preds)
+    return evaluator, evaluator.evaluate()
+
+
+@pytest.mark.parametrize("use_trimap", [False, True])
+def test_same_as_scoring_its_files(truths, use_trimap):
+    output = truths / "out"
+    evaluator, found = evaluate(
+        truths, output_dir=output, use_trimap=use_trimap, num_pictures=5, model="toy", prompt_seed=3
+    )
+    trimaps = truths / "trimaps" if use_trimap else None
+    expected = score_folder(output / "mattes", truths / "truth", trimaps)
+    assert list(found) == ["discs/box"]
+    assert found["discs/box"] == expected.scores
+    assert list(found["discs/box"]) == list(METRICS)
+    assert [p.scores for p in evaluator.result.pictures] == [p.scores for p in expected.pictures]
+    assert sorted(os.listdir(output / "mattes")) == [f"t{i}.png" for i in range(5)]
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["model"], summary["prompt_seed"], summary["prompt"]) == ("toy", 3, "box")
+    assert summary["trimap_restricted"] is use_trimap
+    assert (output / "worst_and_best.png").exists()
+
+
+def test_corrected_scores_before_rounding(truths):
+    output = truths / "out"
+    _, corrected = evaluate(truths, protocol="corrected", output_dir=output)
+    files = score_folder(output / "mattes", truths / "truth", protocol="corrected").scores
+    _, official = evaluate(truths)
+    assert corrected["discs/box"] != files
+    assert corrected["discs/box"] == pytest.approx(files, rel=0.02)
+    assert corrected["discs/box"]["Conn"] != pytest.approx(official["discs/box"]["Conn"], rel=0.02)
+
+
+@pytest.mark.parametrize("num_workers", [0, 3])
+def test_threads_change_nothing(truths, num_workers):
+    assert evaluate(truths, num_workers=num_workers)[1] == evaluate(truths)[1]
+
+
+def test_holds_numbers_not_pictures(truths):
+    evaluator = MatteEvaluator("discs", "box", num_workers=2)
+    for batch, preds in make_batches(truths, range(5)):
+        evaluator.process(batch, preds)
+        assert len(evaluator._pending) <= 4
+    evaluator.evaluate()
+    assert not evaluator._pending
+    assert not any(isinstance(v, np.ndarray) for p in evaluator._scored for v in vars(p).values())
+
+
+def test_reset_forgets(truths):
+    evaluator, first = evaluate(truths)
+    evaluator.reset()
+    for batch, preds in make_batches(truths, range(5)):
+        evaluator.process(batch, preds)
+    assert evaluator.evaluate() == first
+
+
+def test_works_in_the_loop_of_detectron2(truths):
+    from detectron2.evaluation import inference_on_dataset, print_csv_format
+    from detectron2.evaluation.testing import flatten_results_dict
+
+    batches = list(make_batches(truths, range(5)))
+    answers = iter([preds for _, preds in batches])
+    results = inference_on_dataset(
+        lambda batch: next(answers), [b for b, _ in batches], MatteEvaluator("discs", "box")
+    )
+    print_csv_format(results)
+    assert results == evaluate(truths)[1]
+    assert flatten_results_dict(results).keys() == {f"discs/box/{k}" for k in METRICS}
+
+
+def test_all_that_is_wrong_is_listed(truths):
+    evaluator = MatteEvaluator("discs", "box", num_pictures=9)
+    batches = list(make_batches(truths, range(4)))
+    batches[0][0]["hw"][0] = torch.tensor([7, 7])
+    batches[1][1][0] = torch.nan
+    for batch, preds in (*batches, batches[0]):
+        evaluator.process(batch, preds)
+    (truths / "truth" / "t4.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        last = {**batches[0][0], "alpha_path": [str(truths / "truth" / "t4.png")]}
+        last = {k: v[:1] for k, v in last.items()}
+        evaluator.process(last, batches[0][1][:1])
+        evaluator.evaluate()
+    text = str(caught.value)
+    for part in (
+        "t0.png: The prediction is 7x7",
+        "t2.png: A prediction holds NaN",
+        "t0.png: there was a picture of this name before",
+        "t1.png: there was a picture of this name before",
+        "t4.png: Cannot read",
+        "7 pictures were predicted, the set has 9",
+    ):
+        assert part in text
+    assert len(text.splitlines()) == 7
+
+
+def test_trimaps_have_to_be_there(truths):
+    with pytest.raises(DataError, match="no trimap"):
+        evaluate(truths, trimaps=False, use_trimap=True)
+    evaluate(truths, trimaps=False)
+
+
+def test_wrong_arguments(truths):
+    with pytest.raises(ConfigError, match="official, corrected"):
+        MatteEvaluator("discs", "box", protocol="x")
+    batch, preds = next(make_batches(truths, range(2)))
+    for bad in (preds[:1], preds[:, 0], preds.repeat(1, 2, 1, 1)):
+        with pytest.raises(ValueError, match=r"\[2, 1, h, w\]"):
+            MatteEvaluator("discs", "box").process(batch, bad)
+    with pytest.raises(DataError, match="no picture"):
+        MatteEvaluator("discs", "box").evaluate()
+
+
+SHARES = (((0, 2, 4), (1, 3)), ((0, 1, 2), (2, 3)), ((0, 1), (3,)))
+"""Pictures of both processes, in three evaluations: all, one twice, some missing."""
+
+
+def run_rank(rank, folder):
+    """Evaluates the shares of a process; gives results, or messages where there are none."""
+    results = []
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    try:
+        for i, share in enumerate(SHARES):
+            try:
+                options = {"output_dir": folder / f"out{i}", "num_pictures": 5}
+                results.append(evaluate(folder, share[rank], **options)[1])
+            except DataError as error:
+                results.append(str(error))
+    finally:
+        torch.distributed.destroy_process_group()
+    return results
+
+
+def run_second_rank(folder):
+    (folder / "rank1.json").write_text(json.dumps(run_rank(1, folder)))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes(truths):
+    """Shares are gathered; what is wrong in one process is an error, the same one, in both."""
+    whole = evaluate(truths)[1]
+    process = torch.multiprocessing.get_context("spawn").Process(
+        target=run_second_rank, args=(truths,), daemon=True
+    )
+    process.start()
+    first = run_rank(0, truths)
+    process.join()
+    second = json.loads((truths / "rank1.json").read_text())
+    assert first[0] == whole
+    assert second[0] == {}
+    for results in (first, second):
+        assert "t2.png: there was" in results[1]
+        assert "3 pictures were predicted, the set has 5" in results[2]
+    assert first[1:] == second[1:]
+    assert sorted(os.listdir(truths / "out0" / "mattes")) == [f"t{i}.png" for i in range(5)]
+
+
+def test_names_come_from_the_alpha(truths):
+    write_image(truths / "truth" / "other name.png", read_alpha(truths / "truth" / "t0.png"))
+    batch, preds = next(make_batches(truths, [0]))
+    batch["alpha_path"] = [str(truths / "truth" / "other name.png")]
+    evaluator = MatteEvaluator("discs", "box", output_dir=truths / "out", sheet_rows=0)
+    evaluator.process(batch, preds)
+    evaluator.evaluate()
+    assert os.listdir(truths / "out" / "mattes") == ["other name.png"]
+    assert not (truths / "out" / "worst_and_best.png").exists()

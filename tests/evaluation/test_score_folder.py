@@ -1,0 +1,116 @@
+import argparse
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from SDMatte.cli import score as score_command
+from SDMatte.cli.common import run_command
+from SDMatte.errors import DataError
+from SDMatte.evaluation import score_folder, score_pair
+from SDMatte.evaluation.metrics import METRICS
+from SDMatte.image_io import read_alpha, read_image, read_trimap, write_image
+
+
+@pytest.fixture
+def preds(truths):
+    rng = np.random.default_rng(1)
+    for path in (truths / "truth").iterdir():
+        alpha = np.rint(255 * read_alpha(path))
+        noisy = np.clip(alpha + rng.normal(0, 10, alpha.shape), 0, 255).astype(np.uint8)
+        write_image(truths / "pred" / path.name, noisy)
+    return truths / "pred"
+
+
+def command(*arguments):
+    parser = argparse.ArgumentParser()
+    score_command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["score", *map(str, arguments)])
+    return run_command(args.run, args)
+
+
+@pytest.mark.parametrize("protocol", ["official", "corrected"])
+@pytest.mark.parametrize("with_trimaps", [False, True])
+def test_mean_of_the_pictures(truths, preds, protocol, with_trimaps):
+    trimaps = truths / "trimaps" if with_trimaps else None
+    result = score_folder(preds, truths / "truth", trimaps, protocol)
+    rows = []
+    for i in range(5):
+        pred, true = (read_alpha(d / f"t{i}.png") for d in (preds, truths / "truth"))
+        trimap = read_trimap(trimaps / f"t{i}.png") if with_trimaps else None
+        rows.append(score_pair(pred, true, trimap, protocol))
+    assert [p.name for p in result.pictures] == [f"t{i}" for i in range(5)]
+    for key in METRICS:
+        assert result.scores[key] == pytest.approx(np.mean([r[key] for r in rows]), rel=1e-6)
+    assert (result.protocol, result.trimap_restricted) == (protocol, with_trimaps)
+
+
+def test_threads_give_the_same(truths, preds):
+    one, three = (score_folder(preds, truths / "truth", num_workers=n) for n in (1, 3))
+    assert one == three
+
+
+def test_all_that_is_wrong_is_listed(truths, preds):
+    (preds / "t0.png").unlink()
+    write_image(preds / "alone.png", np.zeros((4, 4), np.uint8))
+    (preds / "t1.png").write_bytes(b"no picture")
+    write_image(preds / "t2.png", np.zeros((4, 4), np.uint8))
+    (truths / "trimaps" / "t3.png").unlink()
+    write_image(preds / "t4.jpg", read_alpha(preds / "t4.png"))
+    with pytest.raises(DataError) as caught:
+        score_folder(preds, truths / "truth", truths / "trimaps")
+    lines = str(caught.value).splitlines()
+    assert "6 problems" in lines[0]
+    for part in (
+        "no prediction for",
+        "no true alpha for",
+        "no trimap for",
+        "t1.png: Cannot read",
+        "prediction is 4x4, its true alpha",
+        "ambiguous: t4.jpg and t4.png",
+    ):
+        assert sum(part in line for line in lines[1:]) == 1, part
+    assert len(lines) == 7
+
+
+def test_wrong_sizes_alone_are_listed_too(truths, preds):
+    for i in (1, 3):
+        write_image(preds / f"t{i}.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError, match="2 problems"):
+        score_folder(preds, truths / "truth")
+
+
+def test_folders_that_are_not_there_or_empty(truths, preds):
+    with pytest.raises(DataError, match="does not exist"):
+        score_folder(truths / "nothing", truths / "truth")
+    (truths / "empty").mkdir()
+    with pytest.raises(DataError, match="no picture in"):
+        score_folder(preds, truths / "empty")
+
+
+def test_command(truths, preds, capsys):
+    output = truths / "report"
+    assert command(preds, truths / "truth", "--protocol", "corrected", "--output", output) == 0
+    printed = capsys.readouterr().out
+    assert "protocol corrected" in printed
+    assert "MSE x1000" in printed
+    result = score_folder(preds, truths / "truth", protocol="corrected")
+    assert f"{1000 * result.scores['MSE']:.2f}" in printed
+    with open(output / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(r["SAD"]) for r in rows] == [p.scores["SAD"] for p in result.pictures]
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["scores"] == result.scores
+    assert summary["protocol"] == "corrected"
+    assert read_image(output / "worst_and_best.png").shape[2] == 3
+
+
+def test_command_says_what_is_wrong(truths, preds, capsys):
+    (preds / "t0.png").unlink()
+    assert command(preds, truths / "truth", "--output", truths / "report") == 2
+    captured = capsys.readouterr()
+    assert "t0.png" in captured.err
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    assert not (truths / "report").exists()

@@ -1,0 +1,271 @@
+"""Pictures of every sort, good and bad, as files on disk."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from SDMatte.errors import DataError
+from SDMatte.image_io import (
+    find_partner,
+    list_images,
+    list_names,
+    names_by_stem,
+    read_alpha,
+    read_image,
+    read_trimap,
+    write_image,
+)
+
+RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)  # [4, 6]
+COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+
+
+def save(path, array, mode=None, **options):
+    picture = Image.fromarray(array)
+    (picture.convert(mode) if mode else picture).save(path, **options)
+    return path
+
+
+def test_image_rgb(tmp_path):
+    image = read_image(save(tmp_path / "a.png", COLOURS))
+    assert image.dtype == np.uint8 and image.flags.writeable
+    np.testing.assert_array_equal(image, COLOURS)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "bmp"])
+def test_image_from_other_modes_keeps_the_colours(tmp_path, suffix):
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"ä b.{suffix}", COLOURS, **options)
+    np.testing.assert_array_equal(read_image(path), COLOURS)
+
+
+def test_image_drops_alpha_but_keeps_the_colours_under_it(tmp_path):
+    rgba = np.dstack([COLOURS, np.zeros((4, 6), np.uint8)])
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", rgba)), COLOURS)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1"])
+def test_image_from_gray_and_palette(tmp_path, mode):
+    two = np.where(RAMP > 100, 255, 0).astype(np.uint8)
+    image = read_image(save(tmp_path / "a.png", two, mode))
+    np.testing.assert_array_equal(image, np.repeat(two[..., None], 3, axis=2))
+
+
+def test_image_from_16_bit_gray(tmp_path):
+    image = read_image(save(tmp_path / "a.png", RAMP.astype(np.uint16) * 257))
+    np.testing.assert_array_equal(image, np.repeat(RAMP[..., None], 3, axis=2))
+
+
+def test_image_from_cmyk(tmp_path):
+    flat = np.full((8, 8, 3), (200, 100, 50), np.uint8)
+    image = read_image(save(tmp_path / "a.jpg", flat, "CMYK", quality=100))
+    assert np.abs(image.astype(int) - flat).max() <= 3
+
+
+def test_exif_rotation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    for name, reader, array in (("i", read_image, COLOURS), ("a", read_alpha, RAMP)):
+        path = save(tmp_path / f"{name}.png", array, exif=exif)
+        turned = np.rot90(array, -1)
+        assert reader(path).shape[:2] == (6, 4)
+        scale = 255 if reader is read_alpha else 1
+        np.testing.assert_allclose(reader(path) * scale, turned, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "LA", "RGBA"])
+def test_alpha_8_bit(tmp_path, mode):
+    alpha = read_alpha(save(tmp_path / "a.png", RAMP, mode))
+    assert alpha.dtype == np.float32
+    np.testing.assert_array_equal(alpha, RAMP.astype(np.float32) / 255)
+
+
+def test_alpha_cmyk(tmp_path):
+    gray = np.full((8, 8), 120, np.uint8)
+    alpha = read_alpha(save(tmp_path / "a.tif", np.stack([gray] * 3, -1), "CMYK"))
+    np.testing.assert_allclose(alpha, 120 / 255, atol=1e-6)
+
+
+def test_alpha_16_bit_is_not_rounded_to_8(tmp_path):
+    values = np.array([[0, 1, 300], [65535, 32768, 5]], np.uint16)
+    for name in ("a.png", "a.tif"):
+        alpha = read_alpha(save(tmp_path / name, values))
+        np.testing.assert_allclose(alpha, values / 65535, rtol=1e-6)
+
+
+def test_alpha_1_bit_and_float(tmp_path):
+    bits = np.where(RAMP > 100, 255, 0).astype(np.uint8)
+    np.testing.assert_array_equal(read_alpha(save(tmp_path / "b.png", bits, "1")), bits / 255)
+    unit = (RAMP / 255).astype(np.float32)
+    np.testing.assert_array_equal(read_alpha(save(tmp_path / "f.tif", unit)), unit)
+    with pytest.raises(DataError, match=r"g\.tif.*0 to 1"):
+        read_alpha(save(tmp_path / "g.tif", RAMP.astype(np.float32)))
+
+
+def test_alpha_of_a_cut_out_is_its_alpha_channel(tmp_path):
+    path = save(tmp_path / "a.png", np.dstack([COLOURS, RAMP]))
+    np.testing.assert_array_equal(read_alpha(path), RAMP.astype(np.float32) / 255)
+    gray = save(tmp_path / "la.png", np.dstack([COLOURS[..., 0], RAMP]))
+    np.testing.assert_array_equal(read_alpha(gray), RAMP.astype(np.float32) / 255)
+
+
+def test_trimap_keeps_its_values(tmp_path):
+    trimap = np.array([[0, 128, 255]], np.uint8)
+    for mode in ("L", "RGB", "P"):
+        np.testing.assert_array_equal(read_trimap(save(tmp_path / "t.png", trimap, mode)), trimap)
+
+
+# ------------------------------------------------------------------- bad files
+
+
+def bomb(path, side):
+    """A PNG of a few bytes that claims side x side pixels."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    return path
+
+
+def bad_files(folder):
+    good = folder / "good.png"
+    save(good, np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    save(folder / "good.jpg", np.asarray(Image.open(good)))
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("this is no picture")
+    (folder / "cut.png").write_bytes(good.read_bytes()[:5000])
+    (folder / "cut.jpg").write_bytes((folder / "good.jpg").read_bytes()[:1500])
+    (folder / "head.png").write_bytes(good.read_bytes()[:20])
+    damaged = bytearray(good.read_bytes())
+    damaged[3000:3100] = bytes(100)
+    (folder / "damaged.png").write_bytes(damaged)
+    (folder / "folder.png").mkdir()
+    bomb(folder / "bomb.png", 60_000)
+    bomb(folder / "large.png", 13_100)
+    return {
+        "missing.png": "does not exist",
+        "empty.png": "empty",
+        "text.png": "not a picture",
+        "cut.png": "cut short",
+        "cut.jpg": "cut short",
+        "head.png": "cut short|not a picture",
+        "damaged.png": "damaged",
+        "folder.png": "not a file",
+        "bomb.png": "limit is 170 megapixels",
+        "large.png": "13100x13100 pixels, the limit is 170 megapixels",
+    }
+
+
+@pytest.mark.parametrize("reader", [read_image, read_alpha, read_trimap])
+def test_bad_files_end_in_one_sentence(tmp_path, reader, recwarn):
+    for name, reason in bad_files(tmp_path).items():
+        with pytest.raises(DataError, match=reason) as caught:
+            reader(tmp_path / name)
+        text = str(caught.value)
+        assert str(tmp_path / name) in text and "\n" not in text and text.endswith(".")
+    assert not list(recwarn)
+
+
+def test_pixel_limit_is_the_callers(tmp_path):
+    path = save(tmp_path / "a.png", RAMP)
+    assert read_alpha(path, max_pixels=24).shape == (4, 6)
+    with pytest.raises(DataError, match="6x4 pixels"):
+        read_alpha(path, max_pixels=23)
+
+
+# --------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".tiff", ".bmp", ".PNG"])
+def test_write_and_read_again(tmp_path, suffix):
+    path = write_image(tmp_path / "new" / f"a{suffix}", COLOURS)
+    np.testing.assert_array_equal(read_image(path), COLOURS)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file left
+
+
+def test_write_jpeg_float_bool_16_bit_and_rgba(tmp_path):
+    assert read_image(write_image(tmp_path / "a.jpg", COLOURS)).shape == (4, 6, 3)
+    values = np.array([[0, 0.5, 1.0, 0.0019, 0.0020]], np.float32)  # 127.5 rounds to even
+    write_image(tmp_path / "f.png", values)
+    np.testing.assert_array_equal(read_trimap(tmp_path / "f.png"), [[0, 128, 255, 0, 1]])
+    write_image(tmp_path / "b.png", RAMP > 100)
+    np.testing.assert_array_equal(read_alpha(tmp_path / "b.png"), RAMP > 100)
+    wide = np.array([[0, 1, 65535]], np.uint16)
+    write_image(tmp_path / "w.png", wide)
+    np.testing.assert_allclose(read_alpha(tmp_path / "w.png"), wide / 65535)
+    rgba = np.dstack([COLOURS, RAMP])
+    write_image(tmp_path / "r.png", rgba)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "r.png")), rgba)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "reason"),
+    [
+        ("a.gif", RAMP, "suffix"),
+        ("a", RAMP, "suffix"),
+        ("a.jpg", np.zeros((2, 2, 4), np.uint8), "alpha channel"),
+        ("a.png", np.zeros((2, 2, 2), np.uint8), "shape"),
+        ("a.png", np.zeros(4, np.uint8), "shape"),
+        ("a.png", np.full((2, 2), 1.5), r"\[0, 1\]"),
+        ("a.png", np.full((2, 2), np.nan), r"\[0, 1\]"),
+        ("a.png", np.zeros((2, 2), np.int64), "int64"),
+        ("a.jpg", np.zeros((2, 2), np.uint16), "uint16"),
+    ],
+)
+def test_write_refuses(tmp_path, name, array, reason):
+    with pytest.raises(DataError, match=reason):
+        write_image(tmp_path / name, array)
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_failure_keeps_the_old_file(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="Cannot write"):
+        write_image(tmp_path / "file" / "a.png", RAMP)
+    target = tmp_path / "a.png"
+    target.mkdir()
+    with pytest.raises(DataError, match="Cannot write"):
+        write_image(target, RAMP)
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "file"]
+
+
+# -------------------------------------------------------------------- partners
+
+
+def test_list_images_sorted_and_visible_only(tmp_path):
+    for name in ("b.png", "a.JPG", ".hidden.png", "._a.jpg", "notes.txt", "c c.webp"):
+        (tmp_path / name).touch()
+    assert list_names(tmp_path) == ["a.JPG", "b.png", "c c.webp"]
+    assert list_images(tmp_path)[0] == tmp_path / "a.JPG"
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        list_names(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="Cannot list"):
+        list_names(tmp_path / "b.png")
+
+
+def test_names_by_stem_prefers(tmp_path):
+    for name in ("a.png", "a.jpg", "b.tif", "b.webp", "c.d.png"):
+        (tmp_path / name).touch()
+    assert names_by_stem(tmp_path) == {"a": "a.png", "b": "b.webp", "c.d": "c.d.png"}
+    assert names_by_stem(tmp_path, ".jpg")["a"] == "a.jpg"
+
+
+def test_find_partner(tmp_path):
+    for name in ("a.jpg", "b.PNG", "c.d.webp"):
+        (tmp_path / name).touch()
+    assert find_partner("x/a.png", tmp_path).name == "a.jpg"
+    assert find_partner("x/b.png", tmp_path).name == "b.PNG"
+    assert find_partner("x/c.d.png", tmp_path).name == "c.d.webp"
+    with pytest.raises(DataError, match="e.png has no partner: there is no e with any") as caught:
+        find_partner("x/e.png", tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    with pytest.raises(DataError):
+        find_partner("x/a.png", tmp_path, extensions=(".png",))
