@@ -28,7 +28,7 @@ dataloader.test.dataset.size = 128
 dataloader.test.batch_size = 8
 dataloader.test.num_workers = 1
 # Lengths in pixels go with the size: the published ones are for 512 (25 of it a point's radius).
-dataloader.train.dataset.settings = dict(kernel_sizes=(4, 8), point_radius=6.0)
+dataloader.train.dataset.settings = dict(kernel_sizes=(4, 8), point_radius=6.0, duplicate_prob=0.5)
 dataloader.test.dataset.settings = dict(kernel_sizes=(4, 8), point_radius=6.0)
 
 optimizer.lr = 1e-3

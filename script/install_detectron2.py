@@ -145,8 +145,9 @@ def download(folder: Path) -> Path:
     run_pip(
         command,
         f"pip could not fetch {ARCHIVE_REQUIREMENT}; its own message stands above. Check the "
-        "network and pip's index settings (`pip config list`) and run this again, or give a copy "
-        f"of the archive with --archive. {OFFICIAL_BUILD}",
+        "network, pip's index settings (`pip config list`) and that pip is older than 26.3, which "
+        "refuses this archive for a URL in its metadata; then run this again, or give a copy of "
+        f"the archive with --archive. {OFFICIAL_BUILD}",
         env={"CUDA_VISIBLE_DEVICES": "", "FORCE_CUDA": "0"},
     )
     archives = sorted(target.glob("*.tar.gz"))

@@ -71,9 +71,11 @@ def is_complete(info):
     try:
         with open(info / "RECORD", newline="", encoding="utf-8") as record:
             sizes = {site / path: size for path, _, size in csv.reader(record)}
-        # Only rows with a size come from the package; pip adds the others (.pyc, RECORD).
+        # Python writes .pyc files anew; rows without a size are what pip itself added.
         return bool(sizes) and (info / "METADATA").is_file() and all(
-            path.stat().st_size == int(size) for path, size in sizes.items() if size
+            path.stat().st_size == int(size)
+            for path, size in sizes.items()
+            if size and path.suffix != ".pyc"
         )
     except (OSError, ValueError):
         return False
@@ -127,9 +129,10 @@ network="pip's message stands above. Check the network, the free disk space (7 G
   is kept."
 
 say "installing the packages of requirements.txt (about 3 GB to fetch the first time)"
-# Older ones cannot install an editable package without its setup.py, or a source package without
-# the package wheel.
-pip install "$shown" "pip>=23.1" || die "could not update pip. $network"
+# Older than 23.1 cannot install an editable package without its setup.py. From 26.3 on, pip refuses
+# to download a release whose metadata name a URL, and the archive of detectron2 does so in an extra
+# that nothing here installs (script/install_detectron2.py).
+pip install "$shown" "pip>=23.1,<26.3" || die "could not install a suitable pip. $network"
 pip install "$shown" --constraint constraints.txt \
     --requirement requirements.txt --requirement requirements-dev.txt ||
     die "could not install the packages. $network"

@@ -85,7 +85,7 @@ def train(args: argparse.Namespace) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, args.lr, total_steps=args.steps, pct_start=0.05
     )
-    kinds = ["matte"] * 4 + ["composite"] * 2 + ["background", "prompt"]
+    kinds = ["matte"] * 3 + ["composite"] * 3 + ["background", "prompt"]
     start, spread = time.time(), []
     for step in range(1, args.steps + 1):
         batch = np.stack([draw(pictures, kind, args.size, random) for kind in kinds])
@@ -102,10 +102,16 @@ def train(args: argparse.Namespace) -> None:
         schedule.step()
         spread.append(posterior.mean.detach().std().item())
         if step % 50 == 0:
-            matte = (decoded[:4].mean(1) - image[:4].mean(1)).pow(2).mean().item() / 4
+            matte = (decoded[:3].mean(1) - image[:3].mean(1)).pow(2).mean().item() / 4
             logger.info(
                 "step %d/%d  l1 %.4f  lap %.4f  matte MSE %.5f  std %.2f  %.0f s",
-                step, args.steps, l1, lap, matte, spread[-1], time.time() - start,
+                step,
+                args.steps,
+                l1,
+                lap,
+                matte,
+                spread[-1],
+                time.time() - start,
             )
         if step % 500 == 0 or step == args.steps:
             scale = 1 / float(np.mean(spread[-100:]))
@@ -126,8 +132,8 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=Path, default=Path("data/samples_vae"))
     parser.add_argument("--output", type=Path, default=Path("SDMatte/assets/small/vae"))
     parser.add_argument("--num-train", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=1e-7)
     parser.add_argument("--seed", type=int, default=77)

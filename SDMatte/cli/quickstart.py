@@ -16,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
     parser.add_argument("--samples", type=Path, default=Path("data/samples"))
     parser.add_argument("--fresh", action="store_true", help="train anew")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings")
     parser.set_defaults(run=run)
     return parser
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from SDMatte.cli.common import DEFAULT_CONFIG, split_positionals
     from SDMatte.engine.quickstart import NEXT_STEPS, quickstart
 
-    _, overrides = split_positionals(args.overrides, most=0)
+    _, overrides = split_positionals(args.words, most=0)
     result = quickstart(
         DEFAULT_CONFIG, args.output, args.samples, fresh=args.fresh, overrides=overrides
     )

@@ -107,8 +107,8 @@ class MattingDataset(Dataset):
             ``mask``, ``auto_mask`` float32 ``[1, S, S]``, all in [-1, 1]; the coordinates of each
             prompt, float32 ``[4]`` or ``[20]``; ``is_trans`` int64 ``[]``; ``hw`` int64 ``[2]``,
             height and width of the picture before resizing (of a composite: with both copies);
-            ``caption``, ``image_name`` (the alpha's file name), ``alpha_path``, ``trimap_path``
-            ("" if there is none), ``dataset``: str.
+            ``caption``, ``image_name`` (the alpha's file name), ``alpha_path``, ``image_path`` (""
+            for a composite), ``trimap_path`` ("" if there is none), ``dataset``: str.
 
         Raises:
             DataError: In test: a file cannot be read. In training: too many cannot; up to
@@ -179,6 +179,7 @@ class MattingDataset(Dataset):
         result["hw"] = torch.tensor(hw)
         result["caption"] = sample.caption
         result["image_name"] = Path(sample.alpha).name
+        result["image_path"] = "" if sample.background else str(self.root / sample.image)
         result["alpha_path"] = str(self.root / sample.alpha)
         result["trimap_path"] = str(self.root / sample.trimap) if sample.trimap else ""
         result["dataset"] = sample.dataset

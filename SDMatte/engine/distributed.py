@@ -56,10 +56,9 @@ def launch(
     if num_processes * num_machines == 1:
         main(*args)
     elif torch.cuda.is_available():
-        if num_processes > torch.cuda.device_count():
-            raise ConfigError(
-                f"{num_processes} processes need as many GPUs; {torch.cuda.device_count()} are here."
-            )
+        gpus = torch.cuda.device_count()
+        if num_processes > gpus:
+            raise ConfigError(f"{num_processes} processes need as many GPUs; {gpus} are here.")
         launch_on_gpus(main, num_processes, num_machines, machine_rank, dist_url, args)
     else:
         if dist_url == "auto":

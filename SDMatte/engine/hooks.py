@@ -63,6 +63,7 @@ def picture_strips(
     model.eval()
     alpha = model(batch, aux_input=aux_input).cpu()
     model.train(training)
-    columns = [(batch["image"] + 1) / 2, (batch[aux_input] + 1) / 2, alpha, (batch["alpha"] + 1) / 2]
-    strips = torch.cat([column.float().expand(-1, 3, -1, -1) for column in columns], dim=3)
+    image, prompt, truth = ((batch[key] + 1) / 2 for key in ("image", aux_input, "alpha"))
+    columns = [column.expand(-1, 3, -1, -1) for column in (image, prompt, alpha, truth)]
+    strips = torch.cat(columns, dim=3)  # [B, 3, H, 4 * W]
     return dict(zip(batch["image_name"], strips, strict=True))

@@ -35,12 +35,12 @@ Scores, curves and pictures are in {output}: scores.md, train/curves.png, result
 
 What next:
 - Your own data, a folder of pictures and a folder of alphas with the same names:
-    bash script/train.sh configs/SDMatte_small.py 'dataloader.train.dataset.names=[{{image: IMAGES, \
-alpha: ALPHAS}}]' train.output_dir=output/mine
+    bash script/train.sh configs/SDMatte_small.py train.output_dir=output/mine \\
+        'dataloader.train.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
 - The published weights: put the config folders and SDMatte.pth of the model's hub page into
   pretrained/SDMatte, then
-    bash script/test.sh configs/SDMatte.py pretrained/SDMatte/SDMatte.pth \
-'dataloader.test.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
+    bash script/test.sh configs/SDMatte.py pretrained/SDMatte/SDMatte.pth \\
+        'dataloader.test.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
 - The published recipe on the published data: README.md, Dataset and Training."""
 
 

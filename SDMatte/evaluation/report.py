@@ -66,8 +66,7 @@ class EvaluationResult:
         model: Name of the model or method.
         prompt_seed: Seed of the drawn prompts, None where nothing was drawn.
         trimap_restricted: Whether only the trimaps' unknown pixels count.
-        info: Anything else worth keeping (checkpoint, its hash, config ...); what JSON does not know
-            is written as text.
+        info: Anything else worth keeping (checkpoint, its hash, config ...), as JSON or text.
     """
 
     dataset: str

@@ -92,9 +92,7 @@ def dice_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     return 1 - (2 * overlap + DICE_SMOOTHING) / (pred.sum() + label.sum() + DICE_SMOOTHING)
 
 
-def gradient_penalty(
-    pred: torch.Tensor, label: torch.Tensor, region: torch.Tensor
-) -> torch.Tensor:
+def gradient_penalty(pred: torch.Tensor, label: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
     """L1 of the differences of Sobel gradients, plus 0.01 of the prediction's own gradients.
 
     The gradients are those of the whole picture, of which the region is kept: cutting the region
@@ -112,9 +110,7 @@ def laplacian_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Weighted L1 between the Laplacian pyramids of two pictures ``[B, 1, H, W]``."""
     row = pred.new_tensor([1, 4, 6, 4, 1])
     kernel = (row[:, None] * row[None, :] / 256)[None, None]  # [1, 1, 5, 5]
-    pairs = zip(
-        _laplacian_pyramid(pred, kernel), _laplacian_pyramid(label, kernel), strict=True
-    )
+    pairs = zip(_laplacian_pyramid(pred, kernel), _laplacian_pyramid(label, kernel), strict=True)
     total = sum(2**level * F.l1_loss(p, t) for level, (p, t) in enumerate(pairs))
     return total / LAPLACIAN_LEVELS
 

@@ -53,6 +53,9 @@ def process_pretrained(
     if not source.is_dir():
         raise CheckpointError(f"There is no folder {source}.")
     for name in REQUIRED:
+        old = _put_aside(source / name)
+        if old.is_dir() and not (source / name).exists():
+            old.rename(source / name)  # an in-place run was killed between two renames
         if not (source / name).is_dir():
             raise CheckpointError(
                 f"{source} is not a Stable Diffusion folder in diffusers layout: it has no {name}/."
@@ -106,9 +109,9 @@ def read_unet_weights(folder: Path) -> dict[str, torch.Tensor]:
 def _weight_files(folder: Path) -> list[Path]:
     for variant in ("", ".fp16"):
         for suffix in ("safetensors", "bin"):
-            name = f"diffusion_pytorch_model{variant}.{suffix}"
-            indices = (f"{name}.index.json", f"diffusion_pytorch_model.{suffix}.index{variant}.json")
-            for index in indices:
+            stem = "diffusion_pytorch_model"
+            name = f"{stem}{variant}.{suffix}"
+            for index in (f"{name}.index.json", f"{stem}.{suffix}.index{variant}.json"):
                 if (folder / index).is_file():
                     content = json.loads((folder / index).read_text(encoding="utf-8"))
                     return [folder / shard for shard in sorted(set(content["weight_map"].values()))]
@@ -236,10 +239,15 @@ def _swap_into_place(target, config, tensors, vae, init) -> None:
         made.append((target / "vae", lambda folder: _write_vae(vae, folder)))
     for place, write in made:
         partial = _build_beside(place, write)
-        old = place.with_name(f".{place.name}.old")
+        old = _put_aside(place)
+        shutil.rmtree(old, ignore_errors=True)
         place.rename(old)
         partial.rename(place)
         shutil.rmtree(old)
+
+
+def _put_aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
 
 
 def _build_beside(place: Path, write: Callable[[Path], None]) -> Path:

@@ -496,9 +496,7 @@ class SDMatte(nn.Module):
             raise CheckpointError(f"{folder} has no checkpoint named {' or '.join(wanted)}.")
         dtype = as_dtype(dtype)
         with init_empty_weights(include_buffers=False):
-            model = cls(
-                folder, **{**saved.get("arguments", {}), **arguments, "load_weight": False}
-            )
+            model = cls(folder, **{**saved.get("arguments", {}), **arguments, "load_weight": False})
         tensors = {
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in weights.read_tensors(found[0]).items()

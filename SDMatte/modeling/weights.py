@@ -89,9 +89,7 @@ def describe_model(names: Iterable[str]) -> str:
     return "not an SDMatte checkpoint"
 
 
-def rename_text_encoder(
-    state_dict: dict[str, torch.Tensor], prefix: str, with_level: bool
-) -> None:
+def rename_text_encoder(state_dict: dict[str, torch.Tensor], prefix: str, with_level: bool) -> None:
     """Writes the text encoder's names with or without their ``text_model.`` level, in place.
 
     transformers 5 dropped that level from `CLIPTextModel`; the published checkpoints have it.
@@ -226,8 +224,9 @@ def load_component(cls, folder: Path, component: str, dtype: torch.dtype) -> nn.
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"The weights in {folder / component} cannot be loaded: {reason}")\
-            from error
+        raise CheckpointError(
+            f"The weights in {folder / component} cannot be loaded: {reason}"
+        ) from error
     problems = [
         f"{word} {shorten(str(n[0]) if isinstance(n, tuple) else n for n in info[key])}"
         for key, word in (

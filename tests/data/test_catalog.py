@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from trees import write_aim, write_backgrounds, write_composition, write_pairs
+from data_trees import write_aim, write_backgrounds, write_composition, write_pairs
 
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, Sample, data_root, list_samples
 from SDMatte.errors import DataError
@@ -69,8 +69,8 @@ def test_published_schedule_has_24401_samples(tmp_path):
     fill("AM-2K/train", numbers(1800), original=".jpg", fg=".png", mask=".png")
     fill("UHRSD/UHRSD_TR_2K", numbers(4932), image=".jpg", mask=".png")
     fill("UHRSD/UHRSD_TE_2K", numbers(988), image=".jpg", mask=".png")
-    fill("RefMatte/RefMatte/train", [f"rim_train_{i:08d}" for i in range(6000)], img=".jpg")
-    masks = [f"rim_train_{i:08d}_{k}" for i in range(6000) for k in range(2)]
+    fill("RefMatte/RefMatte/train", [f"rim_train_{i:08d}" for i in range(600)], img=".jpg")
+    masks = [f"rim_train_{i:08d}_{k}" for i in range(600) for k in range(18)]
     fill("RefMatte/RefMatte/train", masks, mask=".png")
     touch(tmp_path, "BG-20K/train/a.jpg", "BG-20K/testval/b.jpg")
     names = ["Composition-1K", "DIS-646", "AM-2K", "RefMatte", "UHRSD"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import SDMatte.compat  # noqa: F401
 
 import pytest
-from trees import write_aim, write_composition, write_pairs
+from data_trees import write_aim, write_composition, write_pairs
 
 from detectron2.config import LazyConfig, instantiate  # isort: skip
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trees import disc, picture, write_aim, write_backgrounds, write_composition, write_pairs
+from data_trees import disc, picture, write_aim, write_backgrounds, write_composition, write_pairs
 
 from SDMatte.data import DataSettings, MattingDataset, Sample
 from SDMatte.data.transforms import resize_bilinear

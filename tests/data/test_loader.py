@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from trees import write_aim, write_composition, write_pairs
+from data_trees import write_aim, write_composition, write_pairs
 
 from SDMatte.data import (
     EpochSampler,

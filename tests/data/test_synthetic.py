@@ -103,6 +103,13 @@ def test_training_backgrounds_read_no_held_out_photograph(monkeypatch):
     assert read and not any(photo.held_out for photo in read)
 
 
+def test_default_size_shows_every_kind():
+    train = {sample_set._schedule(0, "train", False, i) for i in range(60)}
+    test = {sample_set._schedule(0, "test", i % 2 == 0, i // 2) for i in range(24)}
+    assert train == {name for name, kind in kinds.items() if not kind.held_out}
+    assert test == set(kinds)
+
+
 def test_photographs():
     photos = real_photographs()
     assert len({photo.name for photo in photos}) == len(photos) > 0

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from trees import disc, write_aim, write_composition
+from data_trees import disc, write_aim, write_composition
 
 from SDMatte.data import catalog, transparency
 from SDMatte.data.transparency import is_transparent_alpha, read_transparent_list

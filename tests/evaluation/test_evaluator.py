@@ -4,45 +4,12 @@ import os
 import numpy as np
 import pytest
 import torch
+from evaluated_discs import evaluate, make_batches, run_rank, run_second_rank
 
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.evaluation import MatteEvaluator, score_folder
 from SDMatte.evaluation.metrics import METRICS
 from SDMatte.image_io import read_alpha, write_image
-
-
-def make_batches(folder, indices, size=32, trimaps=True):
-    """Batches of two with predictions that are a little off."""
-    indices = list(indices)
-    for first in range(0, len(indices), 2):
-        chosen = indices[first : first + 2]
-        preds, sizes = [], []
-        for i in chosen:
-            alpha = read_alpha(folder / "truth" / f"t{i}.png")
-            sizes.append(alpha.shape)
-            rows = np.linspace(0, alpha.shape[0] - 1, size).astype(int)
-            columns = np.linspace(0, alpha.shape[1] - 1, size).astype(int)
-            noise = np.random.default_rng(i).normal(0, 0.02, (size, size))
-            preds.append(np.clip(alpha[np.ix_(rows, columns)] + noise, 0, 1))
-        batch = {
-            "hw": torch.tensor(sizes),
-            "image_name": [f"t{i}.png" for i in chosen],
-            "alpha_path": [str(folder / "truth" / f"t{i}.png") for i in chosen],
-            "trimap_path": [
-                str(folder / "trimaps" / f"t{i}.png") if trimaps else "" for i in chosen
-            ],
-            "image_path": [str(folder / "images" / f"t{i}.jpg") for i in chosen],
-            "dataset": ["discs"] * len(chosen),
-        }
-        yield batch, torch.tensor(np.stack(preds)[:, None], dtype=torch.float32)
-
-
-def evaluate(folder, indices=range(5), trimaps=True, **options):
-    evaluator = MatteEvaluator("discs", "box", **options)
-    evaluator.reset()
-    for batch, preds in make_batches(folder, indices, trimaps=trimaps):
-        evaluator.process(batch, preds)
-    return evaluator, evaluator.evaluate()
 
 
 @pytest.mark.parametrize("use_trimap", [False, True])
@@ -154,32 +121,6 @@ def test_wrong_arguments(truths):
         MatteEvaluator("discs", "box").evaluate()
 
 
-SHARES = (((0, 2, 4), (1, 3)), ((0, 1, 2), (2, 3)), ((0, 1), (3,)))
-"""Pictures of both processes, in three evaluations: all, one twice, some missing."""
-
-
-def run_rank(rank, folder):
-    """Evaluates the shares of a process; gives results, or messages where there are none."""
-    results = []
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
-    )
-    try:
-        for i, share in enumerate(SHARES):
-            try:
-                options = {"output_dir": folder / f"out{i}", "num_pictures": 5}
-                results.append(evaluate(folder, share[rank], **options)[1])
-            except DataError as error:
-                results.append(str(error))
-    finally:
-        torch.distributed.destroy_process_group()
-    return results
-
-
-def run_second_rank(folder):
-    (folder / "rank1.json").write_text(json.dumps(run_rank(1, folder)))
-
-
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes(truths):
     """Shares are gathered; what is wrong in one process is an error, the same one, in both."""
@@ -194,7 +135,7 @@ def test_two_processes(truths):
     assert first[0] == whole
     assert second[0] == {}
     for results in (first, second):
-        assert "t2.png: there was" in results[1]
+        assert "more than once in discs/box: t2." in results[1]
         assert "3 pictures were predicted, the set has 5" in results[2]
     assert first[1:] == second[1:]
     assert sorted(os.listdir(truths / "out0" / "mattes")) == [f"t{i}.png" for i in range(5)]

@@ -25,7 +25,7 @@ from SDMatte.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # raise it whenever the same seed gives other pictures
+VERSION = 3  # raise it whenever the same seed gives other pictures
 MANIFEST = "samples.json"
 _FG = "Combined_Dataset/Training_set/combined_fg"
 _ALPHA = "Combined_Dataset/Training_set/combined_alpha"
@@ -233,10 +233,16 @@ def _map(work: partial, tasks: list, num_workers: int | None) -> Iterable:
         yield from map(work, tasks)
         return
     # A fork starts at once and needs no importable main module. It is safe here because a worker
-    # uses nothing that the caller's threads may hold: no torch, no logging, OpenCV single-threaded.
+    # uses nothing that the caller's threads may hold: no torch, no logging. OpenCV's own threads
+    # are ended before the fork; to call setNumThreads in a forked worker instead can hang.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(num_workers, context, cv2.setNumThreads, (1,)) as pool:
-        yield from pool.map(work, tasks, chunksize=4)
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with ProcessPoolExecutor(num_workers, context) as pool:
+            yield from pool.map(work, tasks, chunksize=4)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _cores() -> int:
@@ -255,7 +261,7 @@ def _write_one(root: Path, size: int, seed: int, task: tuple[str, int]) -> tuple
         image, _ = background(rng, h, w, held_out=False)
         return part, {}, _write(root, f"{_BG}/{index:04d}.jpg", _jpeg(image, 92))
     if part == "train":
-        kind = _schedule(seed, held_out=False, index=index)
+        kind = _schedule(seed, part, False, index)
         h, w = _sides(rng, size)
         colour, alpha = foreground(rng, kind, h, w, textures(False))
         name = f"{index:04d}_{kind}"
@@ -277,12 +283,22 @@ def _sides(rng: Rng, size: float) -> tuple[int, int]:
     return int(h), int(w)
 
 
-def _schedule(seed: int, *, held_out: bool, index: int) -> str:
-    """The kind of the index-th foreground: every kind by its weight, in shuffled rounds."""
-    names = [n for n, k in kinds.items() if k.held_out == held_out for _ in range(k.weight)]
+def _schedule(seed: int, part: str, held_out: bool, index: int) -> str:
+    """The kind of the index-th foreground, in shuffled rounds.
+
+    A round holds every kind as often as its weight says, but in the test part every training kind
+    once, so that few pictures show them all.
+    """
+    once = part == "test" and not held_out
+    names = [
+        name
+        for name, kind in kinds.items()
+        if kind.held_out == held_out
+        for _ in range(1 if once else kind.weight)
+    ]
     turn, at = divmod(index, len(names))
-    order = np.random.default_rng([seed, 9, held_out, turn]).permutation(len(names))
-    return names[order[at]]
+    order = np.random.default_rng([seed, 9, _PARTS.index(part), held_out, turn])
+    return names[order.permutation(len(names))[at]]
 
 
 def compose_test_picture(
@@ -298,7 +314,7 @@ def compose_test_picture(
         sample's entry in the manifest.
     """
     held_out = index % 2 == 0
-    kind = _schedule(seed, held_out=held_out, index=index // 2)
+    kind = _schedule(seed, "test", held_out, index // 2)
     h, w = _sides(rng, size)
     second = rng.random() < 0.4
     spread = rng.uniform(1.3, 1.6) if second else rng.uniform(1, 1.15)
@@ -307,7 +323,7 @@ def compose_test_picture(
     image, photo = background(rng, h, full, held_out=True)
     other = None
     if second:
-        other = _schedule(seed, held_out=bool(rng.random() < 0.5), index=int(rng.integers(1000)))
+        other = _schedule(seed, "test", bool(rng.random() < 0.5), int(rng.integers(1000)))
         _compose(rng, image, other, full - w - left, w)
     alpha = _compose(rng, image, kind, left, w)
     entry = {

@@ -1,0 +1,75 @@
+"""The command line as a user meets it: what goes wrong is one sentence, and status 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from SDMatte.cli.common import split_positionals
+from SDMatte.cli.main import COMMANDS, main
+from SDMatte.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert command in capsys.readouterr().out
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = ("torch", "diffusers", "detectron2", "cv2", "numpy")
+    code = f"import SDMatte, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["train", "nowhere.py"], "There is no config file nowhere.py."),
+        (["train", "train.epoch=1"], "There is no setting 'train.epoch'"),
+        (["train", "a.py", "b.py"], "'b.py' is one word too many"),
+        (["train", "--num-machines", "2"], "need --dist-url"),
+        (["train", "dataloader.train.dataset.root=nowhere"], "nowhere"),
+        (["train", "dataloader.train.dataset.names=[Compositon-1K]"], "Composition-1K"),
+        (["train", "train.device=tpu9"], "train.device=tpu9 cannot be used"),
+        (["test"], "There is no checkpoint file output/SDMatte_small/model_final.pth."),
+        (["score", "nowhere", "nowhere"], "nowhere"),
+        (["train", "model.pretrained_model_name_or_path=README.md"], "README.md"),
+    ],
+)
+def test_mistakes_are_one_sentence(argv, sentence, capsys, monkeypatch, tmp_path, sample_root):
+    monkeypatch.delenv("SDMATTE_DATA_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    if "README.md" in sentence:
+        monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
+        argv = [*argv, f"train.output_dir={tmp_path / 'run'}"]
+    assert main(argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and sentence in error
+    assert "Traceback" not in error
+
+
+def test_the_shell_scripts_pass_errors_on():
+    for script, words, sentence in (
+        ("train.sh", ["nowhere.py"], "There is no config file nowhere.py."),
+        ("test.sh", ["configs/SDMatte_small.py", "nowhere.pth"], "no checkpoint file nowhere.pth"),
+    ):
+        command = ["bash", f"script/{script}", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_files_and_settings_are_told_apart():
+    words = ["a.py", "train.epochs=3", "run=1/model.pth", "x.names=[{image: a b, alpha: c}]"]
+    files, overrides = split_positionals(words, most=2)
+    assert files == ["a.py", None]
+    assert overrides == words[1:]
+    with pytest.raises(ConfigError, match="one word too many"):
+        split_positionals(["a", "b", "c"], most=2)

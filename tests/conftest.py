@@ -1,0 +1,22 @@
+"""Fixtures that several parts share."""
+
+import pytest
+import torch
+
+from SDMatte.data.synthetic import make_sample_set
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def sample_root(tmp_path_factory):
+    """A tiny embedded sample set: Composition-1K and AIM-500 layouts."""
+    root = tmp_path_factory.mktemp("samples") / "set"
+    make_sample_set(root, num_train=6, num_test=4, size=96, num_workers=1, progress=False)
+    return root
+
+
+@pytest.fixture
+def no_data_root(monkeypatch):
+    """Takes the user's own data root out of the environment."""
+    monkeypatch.delenv("SDMATTE_DATA_ROOT", raising=False)

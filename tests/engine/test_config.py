@@ -1,0 +1,117 @@
+"""Configs: they load without touching the disk, and refuse what they do not know."""
+
+import builtins
+from pathlib import Path
+
+import pytest
+import torch
+
+from SDMatte.engine.config import build, derive_max_iter, load_config, resolve_device
+from SDMatte.engine.schedule import exponential_schedule
+from SDMatte.errors import ConfigError
+from SDMatte.modeling.losses import MattingCriterion
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = ["SDMatte", "SDMatte_star", "LiteSDMatte", "SDMatte_small"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_load(name):
+    config = load_config(CONFIGS / f"{name}.py")
+    assert isinstance(build(config.criterion), MattingCriterion)
+    assert build(config.lr_multiplier, max_iter=100)(0.5) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loading_reads_no_data(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # nothing of what a config names is here
+    opened = []
+    original = builtins.open
+
+    def spy(file, *args, **kwargs):
+        opened.append(str(file))
+        return original(file, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "open", spy)
+    load_config(CONFIGS / f"{name}.py")
+    assert all(path.endswith((".py", ".pyc")) for path in opened), opened
+
+
+def test_published_recipe():
+    config = load_config(CONFIGS / "SDMatte.py")
+    assert derive_max_iter(config, num_samples=24_401, num_processes=8) == 30_501
+    schedule = exponential_schedule(30_501)
+    assert schedule(0.0) == pytest.approx(0.001)
+    assert schedule(0.5) == pytest.approx(0.005**0.5)
+    assert schedule(1.0) == pytest.approx(0.005)
+    assert schedule(100 / 30_501) == pytest.approx(0.5, abs=0.02)
+    assert config.optimizer.lr == 5e-5 and config.optimizer.weight_decay == 0.1
+    assert config.model.aux_input is None
+    star = load_config(CONFIGS / "SDMatte_star.py")
+    assert star.model.aux_input == "bbox_mask"
+    lite = load_config(CONFIGS / "LiteSDMatte.py")
+    assert list(lite.model.aux_input_list).count("point_mask") == 3
+    assert lite.distillation.teacher.pretrained_model_name_or_path == "pretrained/SDMatte"
+
+
+def test_steps_follow_from_what_is_overridden():
+    path = CONFIGS / "SDMatte_small.py"
+    words = ["train.epochs=2", "dataloader.train.batch_size=3", "train.accumulate=2"]
+    assert derive_max_iter(load_config(path, words), 100, 2) == 2 * 100 // 12
+    assert derive_max_iter(load_config(path, ["train.max_iter=7"]), 100, 2) == 7
+    with pytest.raises(ConfigError, match="less than one step"):
+        derive_max_iter(load_config(path, words), 5, 2)
+
+
+def test_an_override_holds_everywhere():
+    config = load_config(CONFIGS / "SDMatte.py", ["dataloader.train.dataset.size=256"])
+    assert build(config.criterion).size == 256
+    config = load_config(CONFIGS / "SDMatte.py", ["dataloader.train.dataset.root=/elsewhere"])
+    assert config.dataloader.test.dataset.root == "/elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "There is no setting 'train.epoch'.*epochs"),
+        ("trian.epochs=3", "the config has no 'trian', but train"),
+        ("model.use_coord_input=True", "model has no 'use_coord_input', but use_coor_input"),
+        ("train.epochs.x=3", "train.epochs is a value"),
+        ("train.epochs", "written key=value"),
+        ("dataloader.train.dataset.names=[a", "are not valid"),
+    ],
+)
+def test_unknown_and_malformed_overrides_are_named(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(CONFIGS / "SDMatte.py", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_the_config_does_not_mention_can_be_set():
+    config = load_config(
+        CONFIGS / "SDMatte.py", ["model.attention_mask_mode=log", "optimizer.eps=1e-6"]
+    )
+    assert config.model.attention_mask_mode == "log" and config.optimizer.eps == 1e-6
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="There is no config file"):
+        load_config(tmp_path / "nowhere.py")
+    broken = tmp_path / "broken.py"
+    broken.write_text("train = dict(")
+    with pytest.raises(ConfigError, match="does not load: SyntaxError"):
+        load_config(broken)
+    broken.write_text("train = dict()")
+    with pytest.raises(ConfigError, match="lacks model, criterion"):
+        load_config(broken)
+    config = load_config(CONFIGS / "SDMatte.py")
+    config.criterion.sizes = 3
+    with pytest.raises(ConfigError, match="MattingCriterion has no setting sizes; it takes"):
+        build(config.criterion)
+
+
+def test_devices():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ConfigError, match="train.device=gpu cannot be used"):
+        resolve_device("gpu")

@@ -1,0 +1,352 @@
+"""What the models promise beyond the reference's numbers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import GOLDEN, filled_state_dict
+from models import SMALL, make_batch, small_model
+from safetensors.torch import load_file, save_file
+
+from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
+from SDMatte.modeling import LiteSDMatte, SDMatte, weights
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@torch.no_grad()
+def run(model, batch, **kwargs):
+    return model(batch, **kwargs)
+
+
+def test_alpha_is_in_range_for_every_prompt(model):
+    batch = make_batch()
+    seen = []
+    for name in ("point_mask", "bbox_mask", "mask", "auto_mask", "trimap"):
+        alpha = run(model, batch, aux_input=name)
+        assert alpha.shape == (2, 1, 64, 64) and alpha.min() >= 0 and alpha.max() <= 1
+        seen.append(alpha)
+    assert not torch.allclose(seen[0], seen[1])
+
+
+def test_any_multiple_of_64_works_and_others_are_refused(model):
+    assert run(model, make_batch(1, 64, 192)).shape == (1, 1, 64, 192)
+    with pytest.raises(DataError, match="100x64; width and height must be multiples of 64"):
+        run(model, make_batch(1, 64, 100))
+
+
+def test_pictures_of_a_batch_do_not_touch_each_other(model):
+    batch = make_batch(2)
+    batch["bbox_mask"][1] = -1
+    batch["bbox_mask"][1, :, 5:9, 5:60] = 1
+    both = run(model, batch)
+    for i in range(2):
+        one = {k: v[i : i + 1] for k, v in batch.items()}
+        torch.testing.assert_close(run(model, one), both[i : i + 1], atol=1e-5, rtol=1e-4)
+
+
+def test_keep_all_mask_equals_no_mask(model):
+    batch = make_batch()
+    batch["bbox_mask"] = torch.ones_like(batch["bbox_mask"])
+    unmasked = small_model(use_attention_mask=False)
+    torch.testing.assert_close(run(model, batch), run(unmasked, batch))
+    batch = make_batch()
+    assert not torch.allclose(run(model, batch), run(unmasked, batch))
+
+
+def test_masked_sections_and_prompts_can_be_chosen():
+    batch = make_batch(1, 128, 128)
+    batch["bbox_mask"] = -torch.ones(1, 1, 128, 128)
+    batch["bbox_mask"][..., 32:, 32:] = 1  # one of the four tokens of the middle
+    everywhere = run(small_model(), batch)
+    nowhere = run(small_model(use_attention_mask=False), batch)
+    sections = run(small_model(use_attention_mask_list=(False, False, False)), batch)
+    prompts = run(small_model(attn_mask_aux_input=("mask",)), batch)
+    torch.testing.assert_close(sections, nowhere)
+    torch.testing.assert_close(prompts, nowhere)
+    middle = run(small_model(use_attention_mask_list=(False, True, False)), batch)
+    assert not torch.allclose(middle, everywhere) and not torch.allclose(middle, nowhere)
+
+
+def test_visual_tokens_reach_the_chosen_sections_only():
+    batch = make_batch()
+    seen = [
+        run(small_model(use_encoder_hidden_states_list=sections), batch)
+        for sections in ((False, True, False), (True, True, True), (False, False, False))
+    ]
+    assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[0], seen[2])
+    switched_off = run(small_model(use_encoder_hidden_states=False), batch)
+    torch.testing.assert_close(switched_off, seen[2])
+
+
+def test_residual_connection_changes_the_first_level():
+    batch = make_batch()
+    off, on = (run(small_model(residual_connection=r), batch) for r in (False, True))
+    assert not torch.allclose(off, on)
+
+
+def test_opacity_coordinates_and_caption_matter(model):
+    batch = make_batch()
+    base = run(model, batch)
+    for change in (
+        {"is_trans": 1 - batch["is_trans"]},
+        {"bbox_coords": 1 - batch["bbox_coords"]},
+        {"caption": ["a cat", ""]},
+    ):
+        assert not torch.allclose(run(model, {**batch, **change}), base), change
+
+
+def test_coordinates_can_be_switched_off():
+    batch = make_batch()
+    without = small_model(use_coor_input=False)
+    whole = {"bbox_coords": torch.tensor([[0.0, 0, 1, 1]] * 2)}
+    torch.testing.assert_close(run(without, batch), run(small_model(), {**batch, **whole}))
+    zeros = {"point_coords": torch.zeros(2, 20)}
+    torch.testing.assert_close(
+        run(without, batch, aux_input="point_mask"),
+        run(small_model(), {**batch, **zeros}, aux_input="point_mask"),
+    )
+
+
+def test_fixed_prompts_ignore_the_coordinates_given(model):
+    batch = make_batch()
+    other = {**batch, "auto_coords": batch["auto_coords"] / 2}
+    torch.testing.assert_close(
+        run(model, batch, aux_input="auto_mask"), run(model, other, aux_input="auto_mask")
+    )
+
+
+def test_missing_opacity_and_caption_mean_opaque_and_empty(model):
+    batch = make_batch()
+    batch["is_trans"] = torch.zeros(2, dtype=torch.long)
+    bare = {k: v for k, v in batch.items() if k not in ("is_trans", "caption")}
+    torch.testing.assert_close(run(model, batch), run(model, bare))
+
+
+def test_prompt_is_drawn_in_training_and_points_in_evaluation():
+    model = small_model(aux_input=None, aux_input_list=["mask", "bbox_mask", "mask", "mask"])
+    assert model.choose_prompt().mask_key == "point_mask"
+    model.train()
+    random = np.random.default_rng(0)
+    drawn = [model.choose_prompt(generator=random).mask_key for _ in range(2000)]
+    assert set(drawn) == {"mask", "bbox_mask"}
+    assert drawn.count("mask") / 2000 == pytest.approx(0.75, abs=0.04)
+    assert model.choose_prompt("trimap").mask_key == "trimap"
+
+
+def test_frozen_parts_get_no_gradient_and_stay_in_evaluation_mode():
+    model = small_model(aux_input="point_mask").train()
+    model(make_batch()).mean().backward()
+    assert not model.vae.training and not model.text_encoder.training
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == name.startswith("unet."), name
+        unused = name.startswith("unet.bbox_embedding")
+        assert (parameter.grad is not None) == (parameter.requires_grad and not unused), name
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_model().train()
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        model(make_batch()).mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("prompt", ["bbox_mask", "point_mask"])
+def test_bfloat16_and_autocast_stay_near_float32(model, prompt):
+    batch = make_batch()
+    exact = run(model, batch, aux_input=prompt)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = run(model, batch, aux_input=prompt)
+    low = run(small_model().to(torch.bfloat16), batch, aux_input=prompt)
+    for alpha in (mixed, low):
+        assert alpha.dtype == torch.float32
+        assert (alpha - exact).abs().mean() < 0.03
+
+
+def test_features_are_returned_and_not_kept(model):
+    alpha, features = run(model, make_batch(), return_features=True)
+    assert [list(f.shape) for f in features] == [[2, 128, 1, 1], [2, 128, 1, 1], [2, 64, 8, 8]]
+    torch.testing.assert_close(alpha, run(model, make_batch()))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_empty_caption_is_encoded_once_and_again_after_a_change(model, monkeypatch):
+    calls = []
+    original = SDMatte._run_text_encoder
+    monkeypatch.setattr(
+        SDMatte, "_run_text_encoder", lambda self, c: calls.append(c) or original(self, c)
+    )
+    model = small_model()
+    first = model.encode_caption(None, 2)
+    assert torch.equal(model.encode_caption(["", ""], 2), first) and len(calls) == 1
+    with torch.no_grad():
+        next(model.text_encoder.parameters()).add_(1)
+    assert not torch.equal(model.encode_caption(None, 2), first) and len(calls) == 2
+    with pytest.raises(DataError, match="1 captions for 2"):
+        model.encode_caption(["a"], 2)
+
+
+def test_save_and_load_is_identity(tmp_path, model):
+    model.save_pretrained(tmp_path / "saved")
+    loaded = SDMatte.from_pretrained(tmp_path / "saved")
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert loaded._arguments == model._arguments
+    torch.testing.assert_close(run(loaded, make_batch()), run(model, make_batch()))
+    assert not loaded.training and not loaded.vae.encoder.conv_in.weight.requires_grad
+    half = SDMatte.from_pretrained(tmp_path / "saved", dtype="bfloat16")
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    with pytest.raises(CheckpointError, match="holds a SDMatte, not a LiteSDMatte"):
+        LiteSDMatte.from_pretrained(tmp_path / "saved")
+
+
+def test_published_layout_loads_with_the_checkpoint_beside_the_configs(tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for path in (GOLDEN / "pretrained_sdmatte").iterdir():
+        (folder / path.name).symlink_to(path)
+    tensors = filled_state_dict("sdmatte", 3)
+    torch.save({"model": tensors}, folder / "SDMatte.pth")
+    model = SDMatte.from_pretrained(folder)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, tensors[name]), name
+    with pytest.raises(CheckpointError, match="no checkpoint named SDMatte_plus.pth"):
+        SDMatte.from_pretrained(folder, checkpoint="SDMatte_plus.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("spelling", ["published", "transformers 5", "with position ids"])
+def test_checkpoints_load_in_every_spelling(tmp_path, model, suffix, spelling):
+    tensors = dict(model.state_dict())
+    if spelling == "transformers 5":
+        weights.rename_text_encoder(tensors, "", with_level=False)
+        assert not any(".text_model." in name for name in tensors)
+    elif spelling == "with position ids":
+        tensors["text_encoder.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    path = tmp_path / f"model{suffix}"
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+    other = small_model(seed=5)
+    weights.load_checkpoint(other, path)
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_plain_load_state_dict_takes_both_spellings_and_is_strict(model):
+    tensors = dict(model.state_dict())
+    other = small_model(seed=5)
+    other.load_state_dict(tensors)
+    weights.rename_text_encoder(tensors, "", with_level=False)
+    other.load_state_dict(tensors)
+    del tensors["unet.conv_out.bias"]
+    with pytest.raises(RuntimeError, match=r"unet\.conv_out\.bias"):
+        other.load_state_dict(tensors)
+
+
+def test_bad_checkpoints_are_named(tmp_path, model):
+    good = tmp_path / "good.pth"
+    torch.save(model.state_dict(), good)
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    cases = {
+        "missing.pth": (None, "There is no checkpoint file"),
+        "cut.pth": (good.read_bytes()[:100_000], "cannot be read as a checkpoint"),
+        "empty.pth": (b"", "cannot be read as a checkpoint"),
+        "text.pth": (b"hello, this is a text file", "not a checkpoint|cannot be read"),
+        "cut.safetensors": (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot be read"),
+        "evil.pth": (Evil(), "not a checkpoint of tensors alone"),
+        "list.pth": ([torch.zeros(1)], "holds no state dict"),
+        "numbers.pth": ({"a": 1}, "a are not tensors"),
+        "lite.pth": (
+            {"unet.aux_conv_in.weight": torch.zeros(1), "vae.encoder.layers.0.x": torch.zeros(1)},
+            "is a LiteSDMatte checkpoint and does not fit this SDMatte",
+        ),
+        "sd.pth": ({"model.diffusion_model.x": torch.zeros(1)}, "original one-file format"),
+        "missing_key.pth": (
+            {k: v for k, v in model.state_dict().items() if k != "unet.conv_out.bias"},
+            r"1 missing \(unet\.conv_out\.bias\)",
+        ),
+        "shape.pth": (
+            {**model.state_dict(), "unet.conv_out.bias": torch.zeros(7)},
+            r"unet\.conv_out\.bias is \[7\], not \[16\]",
+        ),
+    }
+    for name, (content, message) in cases.items():
+        path = tmp_path / name
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif content is not None:
+            torch.save(content, path)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        with pytest.raises(CheckpointError, match=message) as caught:
+            weights.load_checkpoint(model, path)
+        assert "\n" not in str(caught.value)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), name
+    assert not (tmp_path / "executed").exists()
+
+
+def test_bad_settings_are_named():
+    for settings, message in (
+        ({"use_aux_input": False}, "needs a visual prompt"),
+        ({"conv_scale": 2}, "conv_scale=2 cannot work"),
+        ({"aux_input": "boxes"}, "Unknown prompt 'boxes'"),
+        ({"aux_input_list": ["box"]}, "Unknown prompt 'box'"),
+        ({"use_attention_mask_list": [True]}, "one value for each of down, mid, up"),
+        ({"attention_mask_mode": "soft"}, "attention_mask_mode is one of"),
+        ({"colour": 1}, "Unknown model setting: colour"),
+        ({"load_weight": ["unet2"]}, "load_weight is True, False or some of"),
+        ({"dtype": "float8"}, "dtype is float32"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            SDMatte(SMALL, **{"load_weight": False, **settings})
+
+
+def test_settings_without_effect_are_warned_about(caplog):
+    SDMatte(SMALL, load_weight=False, add_noise=True, num_inference_steps=1, use_dis_loss=False)
+    assert "add_noise=True does nothing" in caplog.text
+    assert "num_inference_steps=1 does nothing" in caplog.text
+    assert "use_dis_loss" not in caplog.text
+
+
+def test_bad_batches_are_named(model):
+    batch = make_batch()
+    with pytest.raises(PromptError, match="needs mask_coords in the batch"):
+        run(model, {k: v for k, v in batch.items() if k != "mask_coords"}, aux_input="mask")
+    with pytest.raises(PromptError, match="Unknown prompt 'box'"):
+        run(model, batch, aux_input="box")
+    with pytest.raises(DataError, match=r"bbox_mask is \[2, 1, 32, 64\]"):
+        run(model, {**batch, "bbox_mask": batch["bbox_mask"][..., ::2, :]})
+
+
+def test_wrong_pretrained_folders_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a folder nor a model on the"):
+        SDMatte(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="has no unet/config.json"):
+        SDMatte(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="holds an AutoencoderKL.*needs an AutoencoderTiny"):
+        LiteSDMatte(GOLDEN / "pretrained_sdmatte", load_weight=False)
+    with pytest.raises(CheckpointError, match="cannot be loaded|no file"):
+        SDMatte(GOLDEN / "pretrained_sdmatte", load_weight=True)
+
+
+def test_small_autoencoder_ships_and_loads_by_name_alone():
+    model = SDMatte(SMALL, load_weight=["vae"])
+    shipped = load_file(SMALL / "vae" / "diffusion_pytorch_model.safetensors")
+    for name, value in model.vae.state_dict().items():
+        assert torch.equal(value, shipped[name].float()), name
+    config = json.loads((SMALL / "vae" / "config.json").read_text())
+    assert model.vae.config.scaling_factor == config["scaling_factor"] != 1.0

@@ -1,0 +1,48 @@
+"""Small models and batches for tests."""
+
+from pathlib import Path
+
+import torch
+
+import SDMatte as package
+from SDMatte.modeling import SDMatte
+from SDMatte.prompts import PROMPT_TYPES
+
+SMALL = Path(package.__file__).parent / "assets" / "small"
+
+
+def small_model(seed: int = 0, **settings) -> SDMatte:
+    """The small model with random weights that give a matte that varies."""
+    torch.manual_seed(seed)
+    settings = {"load_weight": False, "aux_input": "bbox_mask", **settings}
+    model = SDMatte(SMALL, **settings).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter += 0.02 * noise.to(parameter)
+    return model
+
+
+def make_batch(size: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> dict:
+    """A batch with every prompt, as the loader gives it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    alpha = (rand(size, 1, height, width) > 0.5).float() * 2 - 1
+    batch = {
+        "image": rand(size, 3, height, width) * 2 - 1,
+        "alpha": alpha,
+        "trimap": (rand(size, 1, height, width) * 3).floor() - 1,
+        "is_trans": torch.tensor([0, 1] * size)[:size],
+        "caption": [""] * size,
+        "image_name": [f"{i}.png" for i in range(size)],
+    }
+    for kind in PROMPT_TYPES.values():
+        box = -torch.ones(size, 1, height, width)
+        box[..., height // 4 : height // 2, width // 4 :] = 1
+        batch.setdefault(kind.mask_key, box)
+        batch[kind.coords_key] = rand(size, kind.num_coords)
+    return batch
