@@ -360,7 +360,7 @@ class Clone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=280,
         )
         return result.returncode, result.stdout
 

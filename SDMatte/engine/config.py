@@ -1,5 +1,6 @@
 """Loading configs: LazyConfig files with checked overrides, and what is derived from them."""
 
+import builtins
 import copy
 import difflib
 import inspect
@@ -36,12 +37,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """
     if not Path(path).is_file():
         raise ConfigError(f"There is no config file {path}.")
+    original_import = builtins.__import__
     try:
         config = LazyConfig.load(str(path))
     except SDMatteError:
         raise
     except Exception as error:  # a config is code, and can fail in any way
         raise ConfigError(f"{path} does not load: {type(error).__name__}: {error}") from error
+    finally:  # LazyConfig leaves its own import in place when a config fails
+        builtins.__import__ = original_import
     missing = [name for name in SECTIONS if name not in config]
     if missing:
         raise ConfigError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")

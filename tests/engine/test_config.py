@@ -99,8 +99,13 @@ def test_bad_files_are_named(tmp_path):
         load_config(tmp_path / "nowhere.py")
     broken = tmp_path / "broken.py"
     broken.write_text("train = dict(")
+    before = builtins.__import__
     with pytest.raises(ConfigError, match="does not load: SyntaxError"):
         load_config(broken)
+    broken.write_text("import nowhere_to_be_found")
+    with pytest.raises(ConfigError, match="does not load: ModuleNotFoundError"):
+        load_config(broken)
+    assert builtins.__import__ is before
     broken.write_text("train = dict()")
     with pytest.raises(ConfigError, match="lacks model, criterion"):
         load_config(broken)

@@ -130,7 +130,7 @@ def test_two_processes(truths):
     )
     process.start()
     first = run_rank(0, truths)
-    process.join()
+    process.join(timeout=120)
     second = json.loads((truths / "rank1.json").read_text())
     assert first[0] == whole
     assert second[0] == {}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden_cases import GOLDEN, filled_state_dict
-from models import SMALL, make_batch, small_model
+from models import SMALL, make_batch, tiny_model
 from safetensors.torch import load_file, save_file
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
@@ -15,7 +15,7 @@ from SDMatte.modeling import LiteSDMatte, SDMatte, weights
 
 @pytest.fixture(scope="module")
 def model():
-    return small_model()
+    return tiny_model()
 
 
 @torch.no_grad()
@@ -33,9 +33,9 @@ def test_alpha_is_in_range_for_every_prompt(model):
     assert not torch.allclose(seen[0], seen[1])
 
 
-def test_any_multiple_of_64_works_and_others_are_refused(model):
-    assert run(model, make_batch(1, 64, 192)).shape == (1, 1, 64, 192)
-    with pytest.raises(DataError, match="100x64; width and height must be multiples of 64"):
+def test_any_multiple_of_the_divisor_works_and_others_are_refused(model):
+    assert run(model, make_batch(1, 64, 160)).shape == (1, 1, 64, 160)
+    with pytest.raises(DataError, match="100x64; width and height must be multiples of 32"):
         run(model, make_batch(1, 64, 100))
 
 
@@ -52,7 +52,7 @@ def test_pictures_of_a_batch_do_not_touch_each_other(model):
 def test_keep_all_mask_equals_no_mask(model):
     batch = make_batch()
     batch["bbox_mask"] = torch.ones_like(batch["bbox_mask"])
-    unmasked = small_model(use_attention_mask=False)
+    unmasked = tiny_model(use_attention_mask=False)
     torch.testing.assert_close(run(model, batch), run(unmasked, batch))
     batch = make_batch()
     assert not torch.allclose(run(model, batch), run(unmasked, batch))
@@ -61,31 +61,31 @@ def test_keep_all_mask_equals_no_mask(model):
 def test_masked_sections_and_prompts_can_be_chosen():
     batch = make_batch(1, 128, 128)
     batch["bbox_mask"] = -torch.ones(1, 1, 128, 128)
-    batch["bbox_mask"][..., 32:, 32:] = 1  # one of the four tokens of the middle
-    everywhere = run(small_model(), batch)
-    nowhere = run(small_model(use_attention_mask=False), batch)
-    sections = run(small_model(use_attention_mask_list=(False, False, False)), batch)
-    prompts = run(small_model(attn_mask_aux_input=("mask",)), batch)
+    batch["bbox_mask"][..., 32:, 32:] = 1  # nine of the sixteen tokens of the middle
+    everywhere = run(tiny_model(), batch)
+    nowhere = run(tiny_model(use_attention_mask=False), batch)
+    sections = run(tiny_model(use_attention_mask_list=(False, False, False)), batch)
+    prompts = run(tiny_model(attn_mask_aux_input=("mask",)), batch)
     torch.testing.assert_close(sections, nowhere)
     torch.testing.assert_close(prompts, nowhere)
-    middle = run(small_model(use_attention_mask_list=(False, True, False)), batch)
+    middle = run(tiny_model(use_attention_mask_list=(False, True, False)), batch)
     assert not torch.allclose(middle, everywhere) and not torch.allclose(middle, nowhere)
 
 
 def test_visual_tokens_reach_the_chosen_sections_only():
     batch = make_batch()
     seen = [
-        run(small_model(use_encoder_hidden_states_list=sections), batch)
+        run(tiny_model(use_encoder_hidden_states_list=sections), batch)
         for sections in ((False, True, False), (True, True, True), (False, False, False))
     ]
     assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[0], seen[2])
-    switched_off = run(small_model(use_encoder_hidden_states=False), batch)
+    switched_off = run(tiny_model(use_encoder_hidden_states=False), batch)
     torch.testing.assert_close(switched_off, seen[2])
 
 
 def test_residual_connection_changes_the_first_level():
     batch = make_batch()
-    off, on = (run(small_model(residual_connection=r), batch) for r in (False, True))
+    off, on = (run(tiny_model(residual_connection=r), batch) for r in (False, True))
     assert not torch.allclose(off, on)
 
 
@@ -102,13 +102,13 @@ def test_opacity_coordinates_and_caption_matter(model):
 
 def test_coordinates_can_be_switched_off():
     batch = make_batch()
-    without = small_model(use_coor_input=False)
+    without = tiny_model(use_coor_input=False)
     whole = {"bbox_coords": torch.tensor([[0.0, 0, 1, 1]] * 2)}
-    torch.testing.assert_close(run(without, batch), run(small_model(), {**batch, **whole}))
+    torch.testing.assert_close(run(without, batch), run(tiny_model(), {**batch, **whole}))
     zeros = {"point_coords": torch.zeros(2, 20)}
     torch.testing.assert_close(
         run(without, batch, aux_input="point_mask"),
-        run(small_model(), {**batch, **zeros}, aux_input="point_mask"),
+        run(tiny_model(), {**batch, **zeros}, aux_input="point_mask"),
     )
 
 
@@ -128,7 +128,7 @@ def test_missing_opacity_and_caption_mean_opaque_and_empty(model):
 
 
 def test_prompt_is_drawn_in_training_and_points_in_evaluation():
-    model = small_model(aux_input=None, aux_input_list=["mask", "bbox_mask", "mask", "mask"])
+    model = tiny_model(aux_input=None, aux_input_list=["mask", "bbox_mask", "mask", "mask"])
     assert model.choose_prompt().mask_key == "point_mask"
     model.train()
     random = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def test_prompt_is_drawn_in_training_and_points_in_evaluation():
 
 
 def test_frozen_parts_get_no_gradient_and_stay_in_evaluation_mode():
-    model = small_model(aux_input="point_mask").train()
+    model = tiny_model(aux_input="point_mask").train()
     model(make_batch()).mean().backward()
     assert not model.vae.training and not model.text_encoder.training
     for name, parameter in model.named_parameters():
@@ -151,7 +151,7 @@ def test_frozen_parts_get_no_gradient_and_stay_in_evaluation_mode():
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
-        model = small_model().train()
+        model = tiny_model().train()
         if checkpointing:
             model.enable_gradient_checkpointing()
         model(make_batch()).mean().backward()
@@ -167,7 +167,7 @@ def test_bfloat16_and_autocast_stay_near_float32(model, prompt):
     exact = run(model, batch, aux_input=prompt)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = run(model, batch, aux_input=prompt)
-    low = run(small_model().to(torch.bfloat16), batch, aux_input=prompt)
+    low = run(tiny_model().to(torch.bfloat16), batch, aux_input=prompt)
     for alpha in (mixed, low):
         assert alpha.dtype == torch.float32
         assert (alpha - exact).abs().mean() < 0.03
@@ -175,7 +175,7 @@ def test_bfloat16_and_autocast_stay_near_float32(model, prompt):
 
 def test_features_are_returned_and_not_kept(model):
     alpha, features = run(model, make_batch(), return_features=True)
-    assert [list(f.shape) for f in features] == [[2, 128, 1, 1], [2, 128, 1, 1], [2, 64, 8, 8]]
+    assert [list(f.shape) for f in features] == [[2, 32, 2, 2], [2, 32, 2, 2], [2, 32, 16, 16]]
     torch.testing.assert_close(alpha, run(model, make_batch()))
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -186,7 +186,7 @@ def test_empty_caption_is_encoded_once_and_again_after_a_change(model, monkeypat
     monkeypatch.setattr(
         SDMatte, "_run_text_encoder", lambda self, c: calls.append(c) or original(self, c)
     )
-    model = small_model()
+    model = tiny_model()
     first = model.encode_caption(None, 2)
     assert torch.equal(model.encode_caption(["", ""], 2), first) and len(calls) == 1
     with torch.no_grad():
@@ -236,7 +236,7 @@ def test_checkpoints_load_in_every_spelling(tmp_path, model, suffix, spelling):
         tensors["text_encoder.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     path = tmp_path / f"model{suffix}"
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
-    other = small_model(seed=5)
+    other = tiny_model(seed=5)
     weights.load_checkpoint(other, path)
     for name, value in other.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
@@ -244,7 +244,7 @@ def test_checkpoints_load_in_every_spelling(tmp_path, model, suffix, spelling):
 
 def test_a_plain_load_state_dict_takes_both_spellings_and_is_strict(model):
     tensors = dict(model.state_dict())
-    other = small_model(seed=5)
+    other = tiny_model(seed=5)
     other.load_state_dict(tensors)
     weights.rename_text_encoder(tensors, "", with_level=False)
     other.load_state_dict(tensors)
@@ -281,7 +281,7 @@ def test_bad_checkpoints_are_named(tmp_path, model):
         ),
         "shape.pth": (
             {**model.state_dict(), "unet.conv_out.bias": torch.zeros(7)},
-            r"unet\.conv_out\.bias is \[7\], not \[16\]",
+            r"unet\.conv_out\.bias is \[7\], not \[8\]",
         ),
     }
     for name, (content, message) in cases.items():
