@@ -1,7 +1,7 @@
 """Pictures from and to disk: every kind of file that a matting set holds, one kind of error.
 
 Whatever is wrong with a file (missing, empty, cut short, not a picture, too large) ends in a
-:class:`~SDMatte.errors.DataError` of one sentence that names it (spec 03, step 1).
+:class:`~SDMatte.errors.DataError` of one sentence that names it (data/README.md, step 1).
 """
 
 import logging

@@ -96,10 +96,10 @@ def train(args: argparse.Namespace) -> None:
         decoded = model.decode(latent).sample
         l1 = torch.nn.functional.l1_loss(decoded, image)
         lap = laplacian_loss(decoded.flatten(0, 1)[:, None], image.flatten(0, 1)[:, None])
-        # Most of the pictures are gray, and colour is the last thing that L1 alone would learn.
+        # Most of the pictures are gray, so to L1 alone no colour is a good answer for long.
         colour, true_colour = (x - x.mean(dim=1, keepdim=True) for x in (decoded, image))
-        chroma = torch.nn.functional.l1_loss(colour, true_colour)
-        loss = l1 + lap + 4 * chroma + args.decay * latent.pow(2).mean()
+        chroma = torch.nn.functional.mse_loss(colour, true_colour)
+        loss = l1 + lap + 20 * chroma + args.decay * latent.pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -138,7 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=Path, default=Path("data/samples_vae"))
     parser.add_argument("--output", type=Path, default=Path("SDMatte/assets/small/vae"))
     parser.add_argument("--num-train", type=int, default=400)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=1e-4)

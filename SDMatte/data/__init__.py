@@ -1,4 +1,4 @@
-"""Data: from the folders of the paper's sets, or one's own, to batches (spec 03)."""
+"""Data: from the folders of the paper's sets, or one's own, to batches (data/README.md)."""
 
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, Sample, data_root, list_samples
 from SDMatte.data.dataset import MattingDataset

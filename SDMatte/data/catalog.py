@@ -1,4 +1,4 @@
-"""The data sets of the paper, one short entry each, and any folder pair (spec 03).
+"""The data sets of the paper, one short entry each, and any folder pair (data/README.md).
 
 An entry says only where a set keeps its files and what is peculiar to it; :func:`list_samples`
 turns entries into sorted lists of :class:`Sample`. Nothing is read before that call.
@@ -165,7 +165,7 @@ TRAIN_SETS: dict[str, Entry] = {
     ),
     "COCO-Matting": Entry("COCO_Matting", files=_coco_files),
 }
-"""Training sets by name (spec 03, first table)."""
+"""Training sets by name (data/README.md, first table)."""
 
 TEST_SETS: dict[str, Entry] = {
     "AIM-500": Entry("AIM-500", image="original", alpha="mask", trimap="trimap"),
@@ -184,7 +184,7 @@ TEST_SETS: dict[str, Entry] = {
     ),
     "UHRSD": Entry("UHRSD/UHRSD_TE_2K", image="image", alpha="mask"),
 }
-"""Test sets by name (spec 03, second table)."""
+"""Test sets by name (data/README.md, second table)."""
 
 _ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100"}
 _SETTINGS = ("composites", "background", "is_trans", "count", "list_file", "remap")

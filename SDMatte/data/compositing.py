@@ -1,4 +1,4 @@
-"""Training pictures made of a foreground and a background: step 2 of spec 03."""
+"""Training pictures made of a foreground and a background: step 2 of data/README.md."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""From a list of files to the samples that the model takes (spec 03, "A sample's way")."""
+"""From a list of files to the samples that the model takes (data/README.md, "A sample's way")."""
 
 import hashlib
 import logging

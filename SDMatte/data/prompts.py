@@ -1,4 +1,4 @@
-"""Visual prompts drawn from a true alpha: steps 5, 6 and 7 of spec 03.
+"""Visual prompts drawn from a true alpha: steps 5, 6 and 7 of data/README.md.
 
 Maps are float32 ``[H, W]`` in [0, 1], coordinates float32 fractions of width (x) and height (y).
 """
@@ -51,7 +51,7 @@ def mask_prompt(
     sizes: tuple[int, int] = (15, 29),
     threshold: tuple[float, float] = (0.01, 1.0),
 ) -> Prompt:
-    """Makes a coarse mask of an alpha (spec 03, step 5).
+    """Makes a coarse mask of an alpha (data/README.md, step 5).
 
     Draws the threshold, then one of erode, dilate, open, close, then the size of each erosion
     and dilation in the order in which they are done.
@@ -72,7 +72,7 @@ def mask_prompt(
 
 
 def object_box(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Finds the box of an alpha's object (spec 03, step 6).
+    """Finds the box of an alpha's object (data/README.md, step 6).
 
     It holds all of alpha > 0, or only the largest 4-connected component where that has at least
     ten times the area of the second.
@@ -103,7 +103,7 @@ def jitter_box(
     rng: np.random.Generator,
     jitter: float,
 ) -> tuple[int, int, int, int]:
-    """Moves each side of a box outwards or inwards (spec 03, step 6).
+    """Moves each side of a box outwards or inwards (data/README.md, step 6).
 
     Draws one c from [0, jitter], then the directions of x0, y0, x1, y1; a side moves by
     int(c · extent of the box along its axis) and stays in the picture.
@@ -119,7 +119,7 @@ def jitter_box(
 
 
 def box_prompt(alpha: np.ndarray, rng: np.random.Generator, jitter: float = 0.0) -> Prompt:
-    """Makes the box prompt of an alpha (spec 03, step 6).
+    """Makes the box prompt of an alpha (data/README.md, step 6).
 
     The map is 1 from the first row and column up to, but without, the last ones.
 
@@ -150,7 +150,7 @@ def _responses(length: int, sigma: float) -> tuple[np.ndarray, int]:
 
 
 def heat_map(points: Sequence[tuple[int, int]], shape: tuple[int, int], sigma: float) -> np.ndarray:
-    """Draws points as Gaussians (spec 03, step 7).
+    """Draws points as Gaussians (data/README.md, step 7).
 
     Args:
         points: (x, y) in pixels, inside the picture.
@@ -186,7 +186,7 @@ def disc_map(
 def point_prompt(
     alpha: np.ndarray, rng: np.random.Generator, radius: float = 25, psm: str = "gauss"
 ) -> Prompt:
-    """Draws ten points of an alpha's solid part (spec 03, step 7).
+    """Draws ten points of an alpha's solid part (data/README.md, step 7).
 
     Args:
         alpha: float32 ``[H, W]`` in [0, 1]; points lie where it is above .8.

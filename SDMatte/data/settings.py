@@ -12,7 +12,7 @@ _TRAIN_JITTER, _TEST_JITTER = 0.01, 0.0
 
 @dataclass(frozen=True)
 class DataSettings:
-    """How samples are made (spec 03, steps 2 to 8). Sizes are pixels of the resized picture.
+    """How samples are made (data/README.md, steps 2 to 8). Sizes are pixels of the resized picture.
 
     Attributes:
         duplicate_prob: Probability that a composite shows its object twice.

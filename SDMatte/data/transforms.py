@@ -1,4 +1,4 @@
-"""Resizing, trimaps, gray pictures and tensors: steps 3, 4, 8 and 9 of spec 03."""
+"""Resizing, trimaps, gray pictures and tensors: steps 3, 4, 8 and 9 of data/README.md."""
 
 from functools import lru_cache
 
@@ -71,7 +71,7 @@ class BilinearGrid:
 
 
 def resize_bilinear(array: np.ndarray, size: int) -> np.ndarray:
-    """Squashes a picture to ``size`` squared, without smoothing (spec 03, step 3).
+    """Squashes a picture to ``size`` squared, without smoothing (data/README.md, step 3).
 
     Args:
         array: ``[H, W]`` or ``[H, W, C]``, uint8 or float.
@@ -98,7 +98,7 @@ def draw_size(rng: np.random.Generator, sizes: tuple[int, int]) -> int:
 def make_trimap(
     alpha: np.ndarray, rng: np.random.Generator, sizes: tuple[int, int] = (15, 29)
 ) -> np.ndarray:
-    """Makes a trimap from an alpha (spec 03, step 4).
+    """Makes a trimap from an alpha (data/README.md, step 4).
 
     The two kernel sizes are drawn in the order foreground, background. "Eroded above .95" is
     the same as "above .95, eroded", which works on bits.
@@ -123,7 +123,7 @@ def make_trimap(
 
 
 def resize_trimap(trimap: np.ndarray, size: int) -> np.ndarray:
-    """Squashes a given trimap by nearest neighbour (spec 03, step 4).
+    """Squashes a given trimap by nearest neighbour (data/README.md, step 4).
 
     Args:
         trimap: uint8 ``[H, W]``: 0, 128, 255; a value between belongs to the nearest of these.
@@ -137,13 +137,13 @@ def resize_trimap(trimap: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:
-    """Takes the colours out of a picture: float32 ``[H, W, 3]`` to the same (spec 03, step 8)."""
+    """Takes the colours out of a picture, float32 ``[H, W, 3]`` (data/README.md, step 8)."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return np.repeat(gray[..., None], 3, axis=2)  # [H, W] -> [H, W, 3]
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Makes the tensor that the model takes (spec 03, step 9).
+    """Makes the tensor that the model takes (data/README.md, step 9).
 
     Args:
         array: float32 ``[H, W]`` or ``[H, W, 3]`` in [0, 1].

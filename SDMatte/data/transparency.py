@@ -1,4 +1,4 @@
-"""Which objects are transparent: by a list of file names, else by a rule on the alpha (spec 03)."""
+"""Which objects are transparent: by a list of file names, else by a rule on the alpha."""
 
 from pathlib import Path, PurePosixPath
 

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,7 @@ def quickstart(
     samples: str | Path,
     fresh: bool = False,
     overrides: Sequence[str] = (),
+    sample_settings: Mapping[str, int] | None = None,
 ) -> QuickstartResult:
     """Makes the sample set, trains, tests, and shows.
 
@@ -75,12 +76,13 @@ def quickstart(
         samples: The sample set's folder.
         fresh: Forget an earlier training in ``output``.
         overrides: ``key=value`` settings.
+        sample_settings: Arguments of `make_sample_set`, for another set than the default.
 
     Raises:
         SDMatteError: Something that was given cannot be used.
     """
     output, run_dir = Path(output), Path(output) / "train"
-    make_sample_set(samples)
+    make_sample_set(samples, **(sample_settings or {}))
     if fresh:
         shutil.rmtree(run_dir, ignore_errors=True)
     os.environ["SDMATTE_DATA_ROOT"] = str(samples)  # the user's own is for other data

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_loaders(config: DictConfig) -> Iterator[tuple[str, Any]]:
 
 def run_test(
     config: DictConfig,
-    model: torch.nn.Module,
+    model: Callable[..., torch.Tensor],
     output_dir: str | Path | None = None,
     model_name: str = "",
     prompts: Iterable[str] | None = None,
@@ -75,8 +75,8 @@ def run_test(
 
     Args:
         config: The whole config.
-        model: An `SDMatte.modeling.SDMatte` or what is called like it; it is left in the mode
-            that it is in.
+        model: An `SDMatte.modeling.SDMatte`, left in the mode that it is in; or a baseline, which
+            takes the batch alone.
         output_dir: Where mattes and reports go, ``set/prompt/`` each; None: nowhere.
         model_name: For the reports.
         prompts: Short names of prompts; None: ``test.prompts``.
@@ -109,7 +109,9 @@ def run_test(
                 model=model_name,
                 prompt_seed=loader.dataset.seed,
             )
-            predict = _Prompted(model, prompt, settings.use_captions)
+            predict = model
+            if isinstance(model, torch.nn.Module):  # baselines know their prompt
+                predict = _Prompted(model, prompt, settings.use_captions)
             results |= inference_on_dataset(predict, loader, evaluator)
     if isinstance(model, torch.nn.Module):
         model.train(training)

@@ -1,4 +1,4 @@
-"""Methods that any table needs as a floor, callable on a batch like the models (issue 5).
+"""Methods that any table needs as a floor, callable on a batch like the models.
 
 Each takes the batch of the loader and gives alpha ``[B, 1, S, S]`` float32 in [0, 1]. None of
 them learns anything; GrabCut and the closed-form solver come from OpenCV and pymatting.

@@ -1,4 +1,4 @@
-"""Scores a model's predictions picture by picture, in detectron2's evaluation loop (spec 05)."""
+"""Scores a model's predictions picture by picture, in detectron2's evaluation loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The five matting metrics as pure functions of two pictures (spec 05, SDMatte section 4.1).
+"""The five matting metrics as pure functions of two pictures (paper section 4.1).
 
 The definitions are those of Rhemann et al., "A Perceptually Motivated Online Benchmark for Image
 Matting" (CVPR 2009), as the published evaluation of SDMatte computes them: single precision

@@ -1,4 +1,4 @@
-"""How a prediction becomes the array that is scored, and how a pair is scored (spec 05 and 07).
+"""How a prediction becomes the array that is scored, and how a pair is scored.
 
 Two protocols, and every number says which of them it follows:
 

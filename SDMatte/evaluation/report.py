@@ -1,4 +1,4 @@
-"""Results of an evaluation on disk and on screen: CSV, JSON, Markdown, contact sheets (spec 05).
+"""Results of an evaluation on disk and on screen: CSV, JSON, Markdown, contact sheets.
 
 Everything stored is raw (MSE and MAD plain, as in the paper's tables); only
 :func:`score_table` with ``display=True`` multiplies, and says so in its heading.

@@ -1,4 +1,4 @@
-"""Layouts of the sets, as trees on disk, and folder pairs: spec 03, tables."""
+"""Layouts of the sets, as trees on disk, and folder pairs: data/README.md, tables."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def test_aim(tmp_path):
 
 
 def test_published_schedule_has_24401_samples(tmp_path):
-    """Trees of the real sizes (spec 03); the files are empty, only their names count."""
+    """Trees of the real sizes (data/README.md); the files are empty, only their names count."""
 
     def fill(folder, stems, **parts):
         for part, suffix in parts.items():

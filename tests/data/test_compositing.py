@@ -1,4 +1,4 @@
-"""Composites pixel by pixel: spec 03, step 2."""
+"""Composites pixel by pixel: data/README.md, step 2."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ SETTINGS = DataSettings()
 
 
 def literal(fg, alpha, background, size, duplicate, blur_size, kept):
-    """The spec's words at full size, in double precision."""
+    """The definition at full size, in double precision."""
     height, width = alpha.shape
     n = 2 if duplicate else 1
     bg = cv2.resize(background, (n * width, height))

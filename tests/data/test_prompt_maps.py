@@ -1,4 +1,4 @@
-"""Mask, box and point prompts by hand: spec 03, steps 5, 6, 7."""
+"""Mask, box and point prompts by hand: data/README.md, steps 5, 6, 7."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Resizing, trimaps, gray, tensors: spec 03, steps 3, 4, 8, 9."""
+"""Resizing, trimaps, gray, tensors: data/README.md, steps 3, 4, 8, 9."""
 
 import cv2
 import numpy as np
