@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
-from SDMatte.modeling import surgery, weights
+from SDMatte.modeling import saving, surgery, weights
 from SDMatte.modeling.attention import MASK_MODES, AttentionContext, build_key_selections
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SECTIONS, SDMatteUNet
 from SDMatte.prompts import PROMPT_TYPES, PromptType
@@ -25,8 +22,6 @@ from SDMatte.prompts import PROMPT_TYPES, PromptType
 logger = logging.getLogger(__name__)
 
 COMPONENTS = ("unet", "vae", "text_encoder")
-ARGUMENTS_FILE = "sdmatte.json"
-WEIGHTS_FILE = "model.safetensors"
 IDLE_SETTINGS = ("add_noise", "num_inference_steps", "use_dis_loss", "use_encoder_attention_mask")
 
 
@@ -438,25 +433,7 @@ class SDMatte(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` reads: weights, arguments, component configs."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        unet_config = {**self.unet.config, "in_channels": self.unet.aux_conv_in.in_channels}
-        configs = {
-            "unet": {k: v for k, v in unet_config.items() if not k.startswith("_")},
-            "vae": dict(self.vae.config),
-            "text_encoder": self.text_encoder.config.to_dict(),
-        }
-        for name, config in configs.items():
-            config = {**config, "_class_name": type(self.get_submodule(name)).__name__}
-            (folder / name).mkdir(exist_ok=True)
-            _write_json(folder / name / "config.json", config)
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        _write_json(
-            folder / ARGUMENTS_FILE,
-            {"model": type(self).__name__, "arguments": self._arguments},
-        )
+        saving.save_model(self, Path(folder), self._arguments)
 
     @classmethod
     def from_pretrained(
@@ -482,27 +459,7 @@ class SDMatte(nn.Module):
         Raises:
             CheckpointError: The folder, the model or the checkpoint are not there or do not fit.
         """
-        wanted = [WEIGHTS_FILE, f"{cls.__name__}.pth"] if checkpoint is None else [str(checkpoint)]
-        folder = weights.resolve_folder(path_or_hub_id, ["*.json", "*.txt", *wanted])
-        saved = {}
-        if (folder / ARGUMENTS_FILE).is_file():
-            saved = json.loads((folder / ARGUMENTS_FILE).read_text(encoding="utf-8"))
-            if saved.get("model", cls.__name__) != cls.__name__:
-                raise CheckpointError(f"{folder} holds a {saved['model']}, not a {cls.__name__}.")
-        found = [path for name in wanted if (path := folder / name).is_file()]
-        if not found and checkpoint is not None and Path(checkpoint).is_file():
-            found = [Path(checkpoint)]
-        if not found:
-            raise CheckpointError(f"{folder} has no checkpoint named {' or '.join(wanted)}.")
-        dtype = as_dtype(dtype)
-        with init_empty_weights(include_buffers=False):
-            model = cls(folder, **{**saved.get("arguments", {}), **arguments, "load_weight": False})
-        tensors = {
-            name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in weights.read_tensors(found[0]).items()
-        }
-        weights.load_strict(model, tensors, str(found[0]), assign=True)
-        return model.eval()
+        return saving.load_model(cls, path_or_hub_id, checkpoint, as_dtype(dtype), arguments)
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -521,10 +478,6 @@ def constructor_arguments(cls: type[SDMatte]) -> list[str]:
     """Lists the settings that a model's constructor takes."""
     names = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "idle")]
     return [*names, *IDLE_SETTINGS]
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _publish_names(module: SDMatte, state_dict: dict, prefix: str, local_metadata) -> None:

@@ -1,0 +1,74 @@
+"""Model folders: weights, constructor arguments and component configs in one place."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors.torch import save_file
+
+from SDMatte.errors import CheckpointError
+from SDMatte.modeling import weights
+
+if TYPE_CHECKING:
+    from SDMatte.modeling.sdmatte import SDMatte
+
+ARGUMENTS_FILE = "sdmatte.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save_model(model: "SDMatte", folder: Path, arguments: Mapping[str, Any]) -> None:
+    """Writes a model folder; see `SDMatte.save_pretrained`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # The config is of the pretrained U-Net, whose input is widened when the model is built.
+    unet = {**model.unet.config, "in_channels": model.unet.aux_conv_in.in_channels}
+    configs = {
+        "unet": {name: value for name, value in unet.items() if not name.startswith("_")},
+        "vae": dict(model.vae.config),
+        "text_encoder": model.text_encoder.config.to_dict(),
+    }
+    for name, config in configs.items():
+        (folder / name).mkdir(exist_ok=True)
+        class_name = type(model.get_submodule(name)).__name__
+        _write_json(folder / name / "config.json", {**config, "_class_name": class_name})
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    content = {"model": type(model).__name__, "arguments": dict(arguments)}
+    _write_json(folder / ARGUMENTS_FILE, content)
+
+
+def load_model(
+    cls: type["SDMatte"],
+    path_or_hub_id: str | Path,
+    checkpoint: str | Path | None,
+    dtype: torch.dtype,
+    arguments: Mapping[str, Any],
+) -> "SDMatte":
+    """Loads a model folder; see `SDMatte.from_pretrained`."""
+    wanted = [WEIGHTS_FILE, f"{cls.__name__}.pth"] if checkpoint is None else [str(checkpoint)]
+    folder = weights.resolve_folder(path_or_hub_id, ["*.json", "*.txt", *wanted])
+    saved = {}
+    if (folder / ARGUMENTS_FILE).is_file():
+        saved = json.loads((folder / ARGUMENTS_FILE).read_text(encoding="utf-8"))
+        if saved.get("model", cls.__name__) != cls.__name__:
+            raise CheckpointError(f"{folder} holds a {saved['model']}, not a {cls.__name__}.")
+    found = [path for name in wanted if (path := folder / name).is_file()]
+    if not found and checkpoint is not None and Path(checkpoint).is_file():
+        found = [Path(checkpoint)]
+    if not found:
+        raise CheckpointError(f"{folder} has no checkpoint named {' or '.join(wanted)}.")
+    with init_empty_weights(include_buffers=False):
+        model = cls(folder, **{**saved.get("arguments", {}), **arguments, "load_weight": False})
+    tensors = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in weights.read_tensors(found[0]).items()
+    }
+    weights.load_strict(model, tensors, str(found[0]), assign=True)
+    return model.eval()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
