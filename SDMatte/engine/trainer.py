@@ -124,7 +124,7 @@ class MatteTrainer(SimpleTrainer):
                 losses = self.model(batch, prompt)
                 loss = sum(losses.values()) / self.accumulate
             if not torch.isfinite(loss):
-                values = {name: float(value) for name, value in losses.items()}
+                values = {name: value.item() for name, value in losses.items()}
                 raise DataError(
                     f"The loss is not finite at step {self.iter} ({values}), on a batch of "
                     f"{', '.join(batch['image_name'])} with the prompt {prompt}."

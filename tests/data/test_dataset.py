@@ -70,8 +70,9 @@ def test_keys_shapes_and_ranges(root, make):
     assert sample["is_trans"].dtype == torch.int64 and sample["is_trans"].shape == ()
     assert sample["hw"].dtype == torch.int64
     assert sample["caption"] == ""
-    others = {"is_trans", "hw", "caption", "image_name", "alpha_path", "trimap_path", "dataset"}
-    assert sample.keys() == maps | {"image"} | others | {
+    others = {"is_trans", "hw", "caption", "image_name", "dataset"}
+    paths = {"image_path", "alpha_path", "trimap_path"}
+    assert sample.keys() == maps | {"image"} | others | paths | {
         p.coords_key for p in PROMPT_TYPES.values()
     }
 
@@ -88,6 +89,7 @@ def test_test_sample_is_the_resized_files(root):
     assert sample["hw"].tolist() == [40, 60]
     assert sample["image_name"] == "o_2.png"
     assert sample["alpha_path"] == str(folder / "mask/o_2.png")
+    assert Path(sample["image_path"]).stem == "o_2"
     assert sample["trimap_path"] == str(folder / "trimap/o_2.png")
     assert sample["dataset"] == "AIM-500"
 
