@@ -28,7 +28,9 @@ dataloader.test.dataset.size = 128
 dataloader.test.batch_size = 8
 dataloader.test.num_workers = 1
 # Lengths in pixels go with the size: the published ones, 15 to 29 and 25, are for 512.
-dataloader.train.dataset.settings = dict(kernel_sizes=(3, 6), point_radius=5.0, duplicate_prob=0.5)
+dataloader.train.dataset.settings = dict(
+    kernel_sizes=(3, 6), point_radius=5.0, duplicate_prob=0.5
+)
 dataloader.test.dataset.settings = dict(kernel_sizes=(4, 8), point_radius=5.0)
 
 # From scratch and short, where the published recipe fine-tunes for long.

@@ -122,7 +122,6 @@ class SDMatte(nn.Module):
             use_attention_mask_list,
             use_encoder_hidden_states_list if use_encoder_hidden_states else (False,) * 3,
         )
-        surgery.save_activation_memory(self.vae)
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
         self._empty_caption: tuple[Any, torch.Tensor] | None = None

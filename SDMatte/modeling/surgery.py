@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
@@ -83,27 +82,6 @@ def set_attention_residual(unet: UNet2DConditionModel, value: bool) -> None:
     for module in unet.modules():
         if isinstance(module, Attention) and module.query_dim == width:
             module.residual_connection = value
-
-
-class FrugalSiLU(nn.SiLU):
-    """SiLU that overwrites its input where no gradient is wanted."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Applies it, to the values themselves if autograd does not watch."""
-        return F.silu(input, inplace=not torch.is_grad_enabled())
-
-
-def save_activation_memory(vae: nn.Module) -> None:
-    """Lets an autoencoder's activations overwrite their inputs in inference.
-
-    At full resolution each of them is a gigabyte at 1024 x 1024. There the input is always the
-    output of a normalisation that nothing else reads; in a U-Net, whose blocks share the time
-    embedding, it is not.
-    """
-    for module in vae.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.SiLU:
-                setattr(module, name, FrugalSiLU())
 
 
 def coordinate_weights(
