@@ -27,12 +27,13 @@ def save_model(model: "SDMatte", folder: Path, arguments: Mapping[str, Any]) -> 
     # The config is of the pretrained U-Net, whose input is widened when the model is built.
     unet = {**model.unet.config, "in_channels": model.unet.aux_conv_in.in_channels}
     configs = {
-        "unet": {name: value for name, value in unet.items() if not name.startswith("_")},
-        "vae": dict(model.vae.config),
+        "unet": unet,
+        "vae": model.vae.config,
         "text_encoder": model.text_encoder.config.to_dict(),
     }
     for name, config in configs.items():
         (folder / name).mkdir(exist_ok=True)
+        config = {key: value for key, value in config.items() if not key.startswith("_")}
         class_name = type(model.get_submodule(name)).__name__
         _write_json(folder / name / "config.json", {**config, "_class_name": class_name})
     model.tokenizer.save_pretrained(folder / "tokenizer")
@@ -61,11 +62,9 @@ def load_model(
     if not found:
         raise CheckpointError(f"{folder} has no checkpoint named {' or '.join(wanted)}.")
     with init_empty_weights(include_buffers=False):
-        model = cls(folder, **{**saved.get("arguments", {}), **arguments, "load_weight": False})
-    tensors = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in weights.read_tensors(found[0]).items()
-    }
+        settings = {**saved.get("arguments", {}), **arguments, "load_weight": False}
+        model = cls(folder, **settings, dtype=dtype)
+    tensors = weights.read_tensors(found[0])
     weights.load_strict(model, tensors, str(found[0]), assign=True)
     return model.eval()
 

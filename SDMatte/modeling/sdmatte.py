@@ -317,7 +317,8 @@ class SDMatte(nn.Module):
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Decodes latents [B, C, h, w] to alpha [B, 1, H, W] in [0, 1]."""
         latent = latent / self.vae.config.scaling_factor
-        decoded = self.vae.decode(latent.to(self.vae.dtype)).sample
+        latent = latent.to(self.vae.dtype, memory_format=torch.channels_last)
+        decoded = self.vae.decode(latent).sample
         alpha = decoded.float().mean(dim=1, keepdim=True).clip(-1, 1)
         return (alpha + 1) / 2  # [-1, 1] -> [0, 1]
 

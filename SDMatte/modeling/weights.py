@@ -118,15 +118,16 @@ def load_strict(
         model: An `SDMatte` or `LiteSDMatte`.
         tensors: Tensors by published name.
         source: What the message calls them, usually the file.
-        assign: Put the tensors in place instead of copying them: for models built without
-            memory.
+        assign: Put the tensors in place, in the model's own types, instead of copying them: for
+            models built without memory.
 
     Raises:
         CheckpointError: Names are missing or unexpected, or shapes differ; nothing was loaded.
     """
     tensors = dict(tensors)
     rename_text_encoder(tensors, "", with_level=True)
-    expected = {name: value.shape for name, value in model.state_dict().items()}
+    own = model.state_dict()
+    expected = {name: value.shape for name, value in own.items()}
     missing = expected.keys() - tensors.keys()
     unexpected = tensors.keys() - expected.keys()
     reshaped = [
@@ -147,6 +148,8 @@ def load_strict(
             f"{source} is {kind} and does not fit this {type(model).__name__}: "
             f"{'; '.join(problems)}."
         )
+    if assign:
+        tensors = {name: value.to(own[name].dtype) for name, value in tensors.items()}
     model.load_state_dict(tensors, assign=assign)
 
 

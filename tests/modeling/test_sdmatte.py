@@ -225,6 +225,14 @@ def test_published_layout_loads_with_the_checkpoint_beside_the_configs(tmp_path)
         SDMatte.from_pretrained(folder, checkpoint="SDMatte_plus.pth")
 
 
+def test_a_checkpoint_of_another_type_takes_the_models(model):
+    half = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    other = tiny_model()
+    weights.load_strict(other, half, "half", assign=True)
+    for name, value in other.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, half[name].float()), name
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("spelling", ["published", "transformers 5", "with position ids"])
 def test_checkpoints_load_in_every_spelling(tmp_path, model, suffix, spelling):
