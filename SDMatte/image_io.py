@@ -6,6 +6,7 @@ Whatever is wrong with a file (missing, empty, cut short, not a picture, too lar
 
 import logging
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 170_000_000
 """Pictures with more pixels are refused: a small file can claim a size that fills the memory."""
 
+_REDUCTIONS = (8, 4, 2, 1)  # what a JPEG decoder can do at less cost than all of it
+_REDUCED_BY_DECODER = ("JPEG", "MPO")
 _EXIF_ORIENTATION = 0x0112
 _FORMATS = {
     ".png": ("PNG", {"compress_level": 4}),
@@ -48,11 +51,72 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: The file cannot be read as a picture.
     """
-    picture = _load(path, max_pixels)
-    if _is_wide(picture.mode):
-        gray = np.round(255 * _wide_to_unit(picture, path)).astype(np.uint8)  # [0, 1] -> [0, 255]
-        return np.repeat(gray[..., None], 3, axis=2)  # [H, W] -> [H, W, 3]
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    picture, _ = _load(path, max_pixels)
+    return np.array(_to_rgb(picture, path))
+
+
+def pillow_to_rgb(picture: Image.Image) -> np.ndarray:
+    """Takes the colours of a Pillow picture of any mode, as it stands: uint8 ``[H, W, 3]``.
+
+    Raises:
+        DataError: It cannot be decoded, or its values have no known range.
+    """
+    try:
+        return np.array(_to_rgb(picture, "the picture"))
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
+        raise DataError(f"The picture cannot be decoded: {error}.") from error
+
+
+def read_icc_profile(path: str | Path) -> bytes | None:
+    """Reads the colour profile of an RGB picture, None where there is none of RGB colours.
+
+    Raises:
+        DataError: The file cannot be read as a picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            profile = picture.info.get("icc_profile")
+    except Exception as error:
+        raise DataError(f"Cannot read {path}: {_reason(Path(path), error)}.") from error
+    is_rgb = isinstance(profile, bytes) and profile[16:20] == b"RGB "
+    return profile if is_rgb else None
+
+
+def read_reduced(
+    path: str | Path, at_least: tuple[int, int], max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Reads the colours of a picture at a half, a quarter or an eighth of its size, where it can.
+
+    Squares of pixels are averaged to one; at the right and the bottom, what is left of them. Of
+    JPEG files only the coefficients that this needs are transformed, which is faster.
+
+    Args:
+        path: As for :func:`read_image`.
+        at_least: Rows and columns that must remain, see :func:`reduction`.
+        max_pixels: Larger pictures are refused.
+
+    Returns:
+        uint8 ``[h, w, 3]``, RGB, and height and width of the whole picture.
+
+    Raises:
+        DataError: The file cannot be read as a picture.
+    """
+    picture, hw = _load(path, max_pixels, at_least)
+    factor = reduction(hw, at_least)
+    picture = _to_rgb(picture, path)
+    if picture.size == hw[::-1] and factor > 1:  # the decoder could not
+        picture = picture.reduce(factor)
+    return np.array(picture), hw
+
+
+def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
+    """By what a picture can be divided, 1, 2, 4 or 8, so that enough rows and columns remain."""
+    fits = (
+        f for f in _REDUCTIONS if all(-(-n // f) >= m for n, m in zip(hw, at_least, strict=True))
+    )
+    return next(fits, 1)
 
 
 def read_alpha(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -72,10 +136,21 @@ def read_alpha(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: The file cannot be read as a picture.
     """
-    picture = _load(path, max_pixels)
-    if _is_wide(picture.mode):
-        return _wide_to_unit(picture, path)
-    return _gray(picture).astype(np.float32) / 255  # [0, 255] -> [0, 1]
+    matte = read_matte(path, max_pixels)
+    return matte.astype(np.float32) / 255 if matte.dtype == np.uint8 else matte  # -> [0, 1]
+
+
+def read_matte(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Reads an alpha matte like :func:`read_alpha`, but leaves 8 bits as they are.
+
+    Returns:
+        ``[H, W]``: uint8 of a file of 8 bits or fewer, else float32 in [0, 1].
+
+    Raises:
+        DataError: The file cannot be read as a picture.
+    """
+    picture, _ = _load(path, max_pixels)
+    return _wide_to_unit(picture, path) if _is_wide(picture.mode) else _gray(picture)
 
 
 def read_trimap(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -91,13 +166,23 @@ def read_trimap(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: The file cannot be read as a picture.
     """
-    picture = _load(path, max_pixels)
+    picture, _ = _load(path, max_pixels)
     if _is_wide(picture.mode):
         return np.round(255 * _wide_to_unit(picture, path)).astype(np.uint8)  # -> [0, 255]
     return _gray(picture)
 
 
-def write_image(path: str | Path, array: np.ndarray) -> Path:
+def reduce_matte(matte: np.ndarray, factor: int) -> np.ndarray:
+    """Divides a matte as :func:`read_reduced` does a picture.
+
+    Args:
+        matte: ``[H, W]``, uint8 or float32.
+        factor: Side of the squares that are averaged to one pixel.
+    """
+    return matte if factor == 1 else np.array(Image.fromarray(matte).reduce(factor))
+
+
+def write_image(path: str | Path, array: np.ndarray, icc_profile: bytes | None = None) -> Path:
     """Writes a picture in one piece: a reader sees the old file or the whole new one.
 
     Args:
@@ -105,6 +190,7 @@ def write_image(path: str | Path, array: np.ndarray) -> Path:
             folders are made.
         array: ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, uint8, uint16 (gray PNG or TIFF only),
             bool, or floating point in [0, 1], which is rounded to 8 bits.
+        icc_profile: The colour profile to write into it; BMP files hold none.
 
     Returns:
         The path written.
@@ -116,6 +202,8 @@ def write_image(path: str | Path, array: np.ndarray) -> Path:
     if path.suffix.lower() not in _FORMATS:
         raise DataError(f"Cannot write {path}: the suffix must be one of {', '.join(_FORMATS)}.")
     kind, options = _FORMATS[path.suffix.lower()]
+    if icc_profile is not None:
+        options = {**options, "icc_profile": icc_profile}
     picture = Image.fromarray(_to_integers(np.asarray(array), path, kind))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -125,8 +213,9 @@ def write_image(path: str | Path, array: np.ndarray) -> Path:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"Cannot write {path}: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:  # of a WebP with too many pixels: ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"Cannot write {path}: {reason}.") from error
     return path
 
 
@@ -199,10 +288,20 @@ def _is_picture_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def _load(path: str | Path, max_pixels: int) -> Image.Image:
-    """Decodes a file in full and turns it as its EXIF tag says."""
+def _load(
+    path: str | Path, max_pixels: int, at_least: tuple[int, int] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Reads a file and turns it as its EXIF tag says.
+
+    Returns:
+        The picture, smaller where ``at_least`` and the decoder allow it; its whole height and
+        width.
+    """
     path = Path(path)
     try:
+        # To open a named pipe waits for its other end, and a device may have none.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"Cannot read {path}: it is not a file.")
         # Pillow warns of bombs at half its own limit; our own limit is an error, and lower.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -210,16 +309,34 @@ def _load(path: str | Path, max_pixels: int) -> Image.Image:
                 width, height = picture.size
                 if width * height > max_pixels:
                     raise _too_large(path, f"{width}x{height} pixels", max_pixels)
-                picture.load()
-        if picture.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-            picture = ImageOps.exif_transpose(picture)
+                return _decode(picture, at_least)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(path, "a size that no honest file of its kind has", max_pixels) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
         raise DataError(f"Cannot read {path}: {_reason(path, error)}.") from error
-    return picture
+
+
+def _decode(
+    picture: Image.Image, at_least: tuple[int, int] | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    width, height = picture.size
+    hw = (height, width)
+    if at_least is not None and picture.format in _REDUCED_BY_DECODER:
+        factor = reduction(hw[::-1] if _orientation(picture) >= 5 else hw, at_least)
+        picture.draft(None, (max(1, width // factor), max(1, height // factor)))
+    picture.load()
+    orientation = _orientation(picture)  # a PNG may have it behind the pixels
+    if orientation != 1:
+        picture = ImageOps.exif_transpose(picture)
+    return picture, hw[::-1] if orientation >= 5 else hw
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; from 5 on, height and width change places."""
+    value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def _too_large(path: Path, size: str, max_pixels: int) -> DataError:
@@ -232,8 +349,6 @@ def _reason(path: Path, error: Exception) -> str:
     """Says in words why a file could not be decoded."""
     if not path.exists():
         return "the file does not exist"
-    if not path.is_file():
-        return "it is not a file"
     if isinstance(error, PermissionError):
         return "its permissions forbid it"
     if path.stat().st_size == 0:
@@ -246,6 +361,16 @@ def _reason(path: Path, error: Exception) -> str:
 def _is_wide(mode: str) -> bool:
     """Whether a Pillow mode holds one channel of more than 8 bits."""
     return mode == "F" or mode.startswith("I")
+
+
+def _to_rgb(picture: Image.Image, path: str | Path) -> Image.Image:
+    """Brings a picture of any mode to RGB."""
+    if _is_wide(picture.mode):
+        unit = _wide_to_unit(picture, path)
+        picture = Image.fromarray(np.round(255 * unit).astype(np.uint8))  # [0, 1] -> [0, 255]
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # straight to RGB, Pillow warns
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _wide_to_unit(picture: Image.Image, path: str | Path) -> np.ndarray:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from SDMatte.data.synthetic import make_sample_set
+from SDMatte.data.synthetic import make_layouts, make_sample_set
 
 torch.set_num_threads(2)
 
@@ -14,6 +14,12 @@ def sample_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("samples") / "set"
     make_sample_set(root, num_train=6, num_test=4, size=96, num_workers=1, progress=False)
     return root
+
+
+@pytest.fixture(scope="session")
+def layout_root(tmp_path_factory):
+    """Miniature trees of all known sets, two pictures a folder; not to be written to."""
+    return make_layouts(tmp_path_factory.mktemp("layouts") / "trees", num=2, size=80)
 
 
 @pytest.fixture

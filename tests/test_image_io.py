@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ from SDMatte.image_io import (
     names_by_stem,
     read_alpha,
     read_image,
+    read_matte,
+    read_reduced,
     read_trimap,
+    reduce_matte,
+    reduction,
     write_image,
 )
 
@@ -119,6 +124,107 @@ def test_trimap_keeps_its_values(tmp_path):
         np.testing.assert_array_equal(read_trimap(save(tmp_path / "t.png", trimap, mode)), trimap)
 
 
+def test_matte_keeps_8_bits_and_no_more(tmp_path):
+    matte = read_matte(save(tmp_path / "a.png", RAMP))
+    assert matte.dtype == np.uint8
+    np.testing.assert_array_equal(matte, RAMP)
+    wide = save(tmp_path / "w.png", np.array([[0, 300, 65535]], np.uint16))
+    np.testing.assert_array_equal(read_matte(wide), read_alpha(wide))
+
+
+def test_palettes_with_transparency(tmp_path):
+    palette = Image.fromarray(np.tile(np.uint8([0, 1, 2]), (4, 2)), "P")
+    palette.putpalette([10, 20, 30, 200, 100, 50, 5, 5, 5])
+    palette.save(tmp_path / "p.png", transparency=bytes([0, 128, 255]))
+    np.testing.assert_array_equal(read_matte(tmp_path / "p.png")[0, :3], [0, 128, 255])
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png")[0, 1], [200, 100, 50])
+
+
+def test_a_hundred_megapixels(tmp_path):
+    large = Image.new("L", (10_000, 10_000), 7)
+    large.putpixel((9_999, 9_999), 200)
+    large.save(tmp_path / "l.png", compress_level=1)
+    matte = read_matte(tmp_path / "l.png")
+    assert matte.shape == (10_000, 10_000) and matte[0, 0] == 7 and matte[-1, -1] == 200
+
+
+# --------------------------------------------------------------------- reduced
+
+
+@pytest.mark.parametrize(
+    ("hw", "at_least", "factor"),
+    [
+        ((2000, 3000), (512, 512), 2),
+        ((2000, 3000), (500, 750), 4),
+        ((2000, 3000), (501, 1), 2),
+        ((1999, 3000), (500, 512), 4),  # of 1999 rows 500 squares, the last one cut off
+        ((2000, 3000), (1, 1), 8),
+        ((2000, 3000), (2001, 1), 1),
+        ((1, 1), (1, 1), 8),
+    ],
+)
+def test_reduction(hw, at_least, factor):
+    assert reduction(hw, at_least) == factor
+
+
+def smooth(height, width):
+    ys, xs = np.mgrid[:height, :width]
+    waves = [np.sin(ys / 9), np.cos(xs / 7), np.sin((xs + ys) / 11)]
+    return np.round(127 + 100 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def averages(array, factor):
+    """Means of squares, those at the edges of what is left of them."""
+    height, width = (-(-n // factor) for n in array.shape[:2])
+    return np.array([
+        [array[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor].mean(axis=(0, 1))
+         for x in range(width)]
+        for y in range(height)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize(("name", "tolerance"), [("a.png", 0.51), ("a.jpg", 5), ("g.jpg", 1)])
+def test_reduced_pictures_are_averages(tmp_path, factor, name, tolerance):
+    array = smooth(67, 101)
+    array = array[..., 0] if name == "g.jpg" else array
+    path = save(tmp_path / name, array, **({"quality": 100} if name == "a.jpg" else {}))
+    at_least = (-(-67 // factor), -(-101 // factor))
+    image, hw = read_reduced(path, at_least)
+    assert hw == (67, 101) and image.shape == (*at_least, 3) and image.dtype == np.uint8
+    error = abs(image - averages(read_image(path).astype(float), factor))
+    assert error[:-1, :-1].max() <= tolerance
+    assert error.max() < 15  # squares that are cut off; a decoder fills them up in its own way
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_reduced_mattes_are_averages(factor):
+    for matte, tolerance in ((smooth(67, 101)[..., 0], 0.7), (smooth(67, 101)[..., 0] / 255, 1e-6)):
+        matte = matte.astype(np.float32) if tolerance < 0.1 else matte
+        reduced = reduce_matte(matte, factor)
+        assert reduced.dtype == matte.dtype
+        np.testing.assert_allclose(reduced, averages(matte.astype(float), factor), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_reduced_and_turned(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / name, smooth(64, 96), exif=exif)
+    image, hw = read_reduced(path, (24, 10))  # 96 x 64 as it is shown
+    assert hw == (96, 64) and image.shape == (24, 16, 3)
+    assert abs(image - averages(read_image(path).astype(float), 4)).mean() < 2
+
+
+def test_reduced_cmyk_and_16_bit(tmp_path):
+    flat = np.full((64, 64, 3), (200, 100, 50), np.uint8)
+    image, _ = read_reduced(save(tmp_path / "c.jpg", flat, "CMYK", quality=100), (16, 16))
+    assert image.shape == (16, 16, 3) and np.abs(image.astype(int) - flat[:16, :16]).max() <= 3
+    wide = save(tmp_path / "w.png", np.full((64, 64), 100 * 257, np.uint16))
+    image, hw = read_reduced(wide, (8, 8))
+    assert hw == (64, 64) and image.shape == (8, 8, 3) and (image == 100).all()
+
+
 # ------------------------------------------------------------------- bad files
 
 
@@ -148,6 +254,9 @@ def bad_files(folder):
     damaged[3000:3100] = bytes(100)
     (folder / "damaged.png").write_bytes(damaged)
     (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")  # to open it would wait for a writer
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     bomb(folder / "bomb.png", 60_000)
     bomb(folder / "large.png", 13_100)
     return {
@@ -159,12 +268,17 @@ def bad_files(folder):
         "head.png": "cut short|not a picture",
         "damaged.png": "damaged",
         "folder.png": "not a file",
+        "pipe.png": "not a file",
+        "device.png": "not a file",
+        "dangling.png": "does not exist",
         "bomb.png": "limit is 170 megapixels",
         "large.png": "13100x13100 pixels, the limit is 170 megapixels",
     }
 
 
-@pytest.mark.parametrize("reader", [read_image, read_alpha, read_trimap])
+@pytest.mark.parametrize(
+    "reader", [read_image, read_alpha, read_trimap, partial(read_reduced, at_least=(8, 8))]
+)
 def test_bad_files_end_in_one_sentence(tmp_path, reader, recwarn):
     for name, reason in bad_files(tmp_path).items():
         with pytest.raises(DataError, match=reason) as caught:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from SDMatte.errors import ConfigError, SDMatteError
+from SDMatte.errors import ConfigError, RunStopped, SDMatteError
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
 
@@ -28,6 +28,9 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return function(args) or 0
+    except RunStopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return stopped.status
     except SDMatteError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
@@ -52,6 +55,11 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
 
 
+def is_setting(word: str) -> bool:
+    """Whether a word is a ``key=value`` setting."""
+    return bool(re.match(r"[+~\w.]+=", word))
+
+
 def split_positionals(words: Sequence[str], most: int) -> tuple[list[str | None], list[str]]:
     """Parts files from ``key=value`` settings.
 
@@ -65,7 +73,7 @@ def split_positionals(words: Sequence[str], most: int) -> tuple[list[str | None]
     Raises:
         ConfigError: There are more files.
     """
-    overrides = [word for word in words if re.match(r"[+~\w.]+=", word)]
+    overrides = [word for word in words if is_setting(word)]
     files: list[str | None] = [word for word in words if word not in overrides]
     if len(files) > most:
         raise ConfigError(
@@ -75,3 +83,28 @@ def split_positionals(words: Sequence[str], most: int) -> tuple[list[str | None]
     if most:
         files[0] = files[0] or DEFAULT_CONFIG
     return files, overrides
+
+
+def split_runs(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
+    """Parts configs, each followed by its checkpoints, from ``key=value`` settings.
+
+    Args:
+        words: The positional arguments. What ends as configs do (.py, .yaml) is one; checkpoints
+            before the first one belong to the default.
+
+    Returns:
+        Pairs of config and checkpoint, None where a config has no checkpoint; and the settings.
+    """
+    overrides = [word for word in words if is_setting(word)]
+    configs: list[tuple[str, list[str]]] = []
+    for word in words:
+        if is_setting(word):
+            continue
+        if word.endswith((".py", ".yaml", ".yml")):
+            configs.append((word, []))
+            continue
+        if not configs:
+            configs.append((DEFAULT_CONFIG, []))
+        configs[-1][1].append(word)
+    configs = configs or [(DEFAULT_CONFIG, [])]
+    return [(file, path) for file, paths in configs for path in paths or [None]], overrides

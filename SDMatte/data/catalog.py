@@ -85,6 +85,7 @@ class Entry:
         count: So many alphas are drawn, once and for all; None takes them all.
         list_file: A text file with one alpha path a line, in place of ``count``.
         remap: (old, new): replaces a prefix of the lines of ``list_file``.
+        expected: Alphas that the set was published with; None: not known.
     """
 
     folder: str | tuple[str, ...]
@@ -100,6 +101,7 @@ class Entry:
     count: int | None = None
     list_file: str = ""
     remap: tuple[str, str] = ("", "")
+    expected: int | None = None
 
 
 def _coco_files(root: Path, entry: Entry) -> list[Row]:
@@ -108,7 +110,9 @@ def _coco_files(root: Path, entry: Entry) -> list[Row]:
     content = _read_json(label_file)
     items = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(items, list) or not all(
-        isinstance(r, dict) and {"image_path", "alpha_path"} <= r.keys() for r in items
+        isinstance(r, dict) and isinstance(r.get(key), str)
+        for r in items
+        for key in ("image_path", "alpha_path")
     ):
         raise DataError(f"{label_file} must be a list of entries with image_path and alpha_path.")
     # The paths start at the data root or at the set's own folder.
@@ -142,14 +146,29 @@ def _refmatte_rw_files(root: Path, entry: Entry) -> list[Row]:
 
 TRAIN_SETS: dict[str, Entry] = {
     "Composition-1K": Entry(
-        "Combined_Dataset/Training_set", fg="combined_fg", alpha="combined_alpha", composites=3
+        "Combined_Dataset/Training_set",
+        fg="combined_fg",
+        alpha="combined_alpha",
+        composites=3,
+        expected=431,
     ),
-    "DIS-646": Entry("Distinctions-646/Train", fg="FG", alpha="GT", composites=3),
+    "DIS-646": Entry("Distinctions-646/Train", fg="FG", alpha="GT", composites=3, expected=596),
     # The released list builder makes 4 composites, the published schedule counts 2.
     "AM-2K": Entry(
-        "AM-2K/train", image="original", fg="fg", alpha="mask", composites=2, is_trans=0
+        "AM-2K/train",
+        image="original",
+        fg="fg",
+        alpha="mask",
+        composites=2,
+        is_trans=0,
+        expected=1800,
     ),
-    "UHRSD": Entry(("UHRSD/UHRSD_TR_2K", "UHRSD/UHRSD_TE_2K"), image="image", alpha="mask"),
+    "UHRSD": Entry(
+        ("UHRSD/UHRSD_TR_2K", "UHRSD/UHRSD_TE_2K"),
+        image="image",
+        alpha="mask",
+        expected=4932 + 988,
+    ),
     "RefMatte": Entry(
         "RefMatte/RefMatte/train",
         image="img",
@@ -158,35 +177,60 @@ TRAIN_SETS: dict[str, Entry] = {
         count=10_000,
         image_stem=lambda stem: stem.rpartition("_")[0],
     ),
-    "P3M-10K": Entry("P3M-10k/train", image="blurred_image", alpha="mask", is_trans=0),
-    "RWP-636": Entry("RealWorldPortrait-636", image="image", alpha="alpha", is_trans=0),
-    "Trans-460": Entry(
-        "Transparent-460/Train", image="fg", fg="fg", alpha="alpha", composites=5, is_trans=1
+    "P3M-10K": Entry(
+        "P3M-10k/train", image="blurred_image", alpha="mask", is_trans=0, expected=9421
     ),
-    "COCO-Matting": Entry("COCO_Matting", files=_coco_files),
+    "RWP-636": Entry(
+        "RealWorldPortrait-636", image="image", alpha="alpha", is_trans=0, expected=636
+    ),
+    "Trans-460": Entry(
+        "Transparent-460/Train",
+        image="fg",
+        fg="fg",
+        alpha="alpha",
+        composites=5,
+        is_trans=1,
+        expected=410,
+    ),
+    "COCO-Matting": Entry("COCO_Matting", files=_coco_files, expected=38_251),
 }
 """Training sets by name (data/README.md, first table)."""
 
 TEST_SETS: dict[str, Entry] = {
-    "AIM-500": Entry("AIM-500", image="original", alpha="mask", trimap="trimap"),
-    "AM-2K": Entry("AM-2K/validation", image="original", alpha="mask", trimap="trimap", is_trans=0),
+    "AIM-500": Entry("AIM-500", image="original", alpha="mask", trimap="trimap", expected=500),
+    "AM-2K": Entry(
+        "AM-2K/validation",
+        image="original",
+        alpha="mask",
+        trimap="trimap",
+        is_trans=0,
+        expected=200,
+    ),
     "P3M-500-NP": Entry(
-        "P3M-10k/validation/P3M-500-NP", image="original_image", alpha="mask", is_trans=0
+        "P3M-10k/validation/P3M-500-NP",
+        image="original_image",
+        alpha="mask",
+        is_trans=0,
+        expected=500,
     ),
     "RefMatte-RW-100": Entry(
         "RefMatte_RW_100", image="image", alpha="mask", is_trans=0, files=_refmatte_rw_files
     ),
     "Trans-460": Entry(
-        "Transparent-460/Test", image="fg", alpha="alpha", trimap="trimap", is_trans=1
+        "Transparent-460/Test", image="fg", alpha="alpha", trimap="trimap", is_trans=1, expected=50
     ),
     "Composition-1K": Entry(
-        "Combined_Dataset/Test_set", image="merged", alpha="alpha_copy", trimap="trimaps"
+        "Combined_Dataset/Test_set",
+        image="merged",
+        alpha="alpha_copy",
+        trimap="trimaps",
+        expected=1000,
     ),
-    "UHRSD": Entry("UHRSD/UHRSD_TE_2K", image="image", alpha="mask"),
+    "UHRSD": Entry("UHRSD/UHRSD_TE_2K", image="image", alpha="mask", expected=988),
 }
 """Test sets by name (data/README.md, second table)."""
 
-_ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100"}
+_ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100", "COCO_Matting": "COCO-Matting"}
 _SETTINGS = ("composites", "background", "is_trans", "count", "list_file", "remap")
 _PAIR_KEYS = ("image", "alpha", "trimap", "composites", "background", "is_trans")
 
@@ -220,8 +264,8 @@ def list_samples(
         raise DataError(f"No data set is named; known are {_known(training)} and folder pairs.")
     samples: list[Sample] = []
     for item in items:
-        name, entry = _resolve(item, base, training)
-        found = list(_samples_of(name, entry, base, training))
+        name, entry = resolve_set(item, base, training)
+        found = list(samples_of_set(name, entry, base, training))
         if not found:
             raise DataError(f"The data set {name} is empty: no picture in {_places(entry, base)}.")
         logger.info("%s: %d samples", name, len(found))
@@ -233,8 +277,12 @@ def _known(training: bool) -> str:
     return ", ".join(TRAIN_SETS if training else TEST_SETS)
 
 
-def _resolve(item: str | Mapping[str, Any], root: Path, training: bool) -> tuple[str, Entry]:
-    """Turns an item of the config into a name and an entry."""
+def resolve_set(
+    item: str | Mapping[str, Any], root: Path, training: bool = True
+) -> tuple[str, Entry]:
+    """Turns an item of the config into a name and an entry; ``root`` is the data root."""
+    if not isinstance(item, str | Mapping):
+        raise DataError(f"A data set is a name or {{image: DIR, alpha: DIR}}, not {item!r}.")
     options = {"name": item} if isinstance(item, str) else dict(item)
     if "image" in options or "alpha" in options:
         return _resolve_pair(options, root)
@@ -249,9 +297,16 @@ def _resolve(item: str | Mapping[str, Any], root: Path, training: bool) -> tuple
             f"pair as {{image: DIR, alpha: DIR}}."
         )
     _check_keys(name, options, _SETTINGS)
-    if "remap" in options:
-        options["remap"] = tuple(options["remap"])
-    return name, replace(table[name], **options)
+    entry = replace(table[name], **_checked(name, options))
+    one_folder = not entry.files and isinstance(entry.folder, str)
+    unused = [] if one_folder else [k for k in ("count", "list_file", "remap") if k in options]
+    if entry.composites and not entry.fg:
+        unused.append("composites")
+    if unused:
+        raise DataError(f"{name} has no use for {', '.join(unused)}.")
+    if not (entry.composites or entry.image or entry.files):
+        raise DataError(f"{name} has foregrounds only: composites must be at least 1.")
+    return name, entry
 
 
 def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
@@ -260,9 +315,10 @@ def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
     _check_keys("a folder pair", options, _PAIR_KEYS)
     if not options.get("image") or not options.get("alpha"):
         raise DataError("A folder pair needs both folders: {image: DIR, alpha: DIR}.")
+    options = _checked(name, options)
     for key in ("image", "alpha", "trimap", "background"):
         if options.get(key):
-            options[key] = _here_or_root(options[key], root)
+            options[key] = _here_or_root(str(options[key]), root)
     if options.get("composites"):
         options["fg"] = options.pop("image")
     return name, Entry("", **options)
@@ -283,13 +339,39 @@ def _check_keys(name: str, options: Mapping[str, Any], known: Sequence[str]) -> 
         raise DataError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(known)}.")
 
 
+def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks the values of settings; a list of a config becomes a tuple."""
+
+    def refuse(key: str, allowed: str) -> DataError:
+        return DataError(f"{name}: {key} must be {allowed}, not {options[key]!r}.")
+
+    checked = dict(options)
+    for key in ("composites", "count"):
+        value = options.get(key, 0)
+        if not (isinstance(value, int) and value >= 0 or key == "count" and value is None):
+            raise refuse(key, "a number from 0")
+    if options.get("is_trans") not in (None, 0, 1):
+        raise refuse("is_trans", "0, 1 or null")
+    if "remap" in options:
+        remap = options["remap"]
+        if isinstance(remap, str) or not isinstance(remap, Sequence) or len(remap) != 2:
+            raise refuse("remap", "two prefixes, [OLD, NEW]")
+        checked["remap"] = (str(remap[0]), str(remap[1]))
+    return checked
+
+
 def _places(entry: Entry, root: Path) -> str:
     folders = (entry.folder,) if isinstance(entry.folder, str) else entry.folder
     return " or ".join(str(root / folder / entry.alpha) for folder in folders)
 
 
-def _samples_of(name: str, entry: Entry, root: Path, training: bool) -> Iterator[Sample]:
-    """Lists one set: first its natural pictures, then its composites."""
+def samples_of_set(
+    name: str, entry: Entry, root: Path, training: bool, check_files: bool = True
+) -> Iterator[Sample]:
+    """Lists one set, as :func:`list_samples` does: its natural pictures, then its composites.
+
+    ``check_files`` False leaves it to the caller to see which partners are missing.
+    """
     if entry.folder and not root.is_dir():
         raise DataError(
             f"{name}: the data root {root} does not exist; set root in the config, or the "
@@ -302,14 +384,16 @@ def _samples_of(name: str, entry: Entry, root: Path, training: bool) -> Iterator
 
     if entry.image or entry.files:
         rows = entry.files(root, entry) if entry.files else _rows(root, entry, entry.image, ".jpg")
-        _check_files(name, rows, root, training)
+        if check_files:
+            _check_files(name, rows, root, training)
         for row in rows:
             yield Sample(
                 name, row.image, row.alpha, row.trimap, "", opacity(row.alpha), row.caption
             )
     if entry.fg and entry.composites > 0:
         rows = _rows(root, entry, entry.fg, ".png")
-        _check_files(name, rows, root, training)
+        if check_files:
+            _check_files(name, rows, root, training)
         backgrounds = _backgrounds(root, entry)
         n = entry.composites
         for f, row in enumerate(rows):
@@ -325,12 +409,17 @@ def _rows(root: Path, entry: Entry, images: str, preferred: str) -> list[Row]:
         image_dir, trimap_dir = _join(folder, images), _join(folder, entry.trimap)
         by_stem = names_by_stem(root / image_dir, preferred)
         trimaps = names_by_stem(root / trimap_dir, ".png") if entry.trimap else {}
-        for alpha in _alphas(root, folder, entry):
+        alphas = _alphas(root, folder, entry)
+        for alpha in alphas:
             stem = _stem(alpha)
             trimap = _join(trimap_dir, trimaps.get(stem, f"{stem}.png")) if entry.trimap else ""
             stem = entry.image_stem(stem) if entry.image_stem else stem
             image = _join(image_dir, by_stem.get(stem, f"{stem}{preferred}"))
             rows.append(Row(image, alpha, trimap))
+        spare = sorted(by_stem.keys() - {_stem(alpha) for alpha in alphas})
+        if spare and not (entry.image_stem or entry.list_file or entry.count is not None):
+            name = _join(image_dir, by_stem[spare[0]])
+            logger.warning("%d pictures have no alpha and are left out: %s ...", len(spare), name)
     return rows
 
 
@@ -354,8 +443,14 @@ def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
 def _backgrounds(root: Path, entry: Entry) -> list[str]:
     """Lists the backgrounds, in any sub-folders, sorted by their path."""
     top = root / entry.background
-    found = []
-    for directory, _, _ in os.walk(top, followlinks=True):
+    found, seen = [], set()
+    for directory, folders, _ in os.walk(top, followlinks=True):
+        place = os.path.realpath(directory)
+        if place in seen:  # links may lead back
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
         folder = _join(entry.background, Path(directory).relative_to(top).as_posix())
         found += [_join(folder, name) for name in list_names(directory)]
     if not found:
@@ -402,7 +497,7 @@ def _join(folder: str, name: str) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

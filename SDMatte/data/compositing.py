@@ -1,10 +1,14 @@
 """Training pictures made of a foreground and a background: step 2 of data/README.md."""
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
+from SDMatte.data.augment import crop_window
+from SDMatte.data.prompts import extent
 from SDMatte.data.settings import DataSettings
-from SDMatte.data.transforms import BilinearGrid
+from SDMatte.data.transforms import BilinearGrid, Window, pick, unit
 
 
 def composite(
@@ -14,6 +18,9 @@ def composite(
     size: int,
     rng: np.random.Generator,
     settings: DataSettings,
+    *,
+    hw: tuple[int, int] | None = None,
+    crop: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Puts an object on a background, twice side by side, and keeps one of the two as target.
 
@@ -22,37 +29,91 @@ def composite(
     only the pixels that the resize reads are computed. The background is resized, and blurred,
     as the 8-bit picture that it is.
 
-    Random draws, in this order, all of them always: whether to duplicate, whether to blur, the
-    blur's size, which copy stays (0 the left one).
+    With ``keep_aspect`` the background becomes a square that holds both copies, and ``crop``
+    draws a part of it.
 
     Args:
         fg: uint8 ``[H, W, 3]``, the foreground's colours.
-        alpha: float32 ``[H, W]`` in [0, 1].
+        alpha: ``[H, W]``, uint8, or float32 in [0, 1].
         background: uint8 ``[h, w, 3]`` of any size.
         size: Side of the result.
         rng: Source of the choices.
         settings: The knobs.
+        hw: Height and width of the foreground's file. Where it was read at a reduced size, it is
+            composited at the result's, and the blur is reduced likewise.
+        crop: Source of the window; None takes the whole.
 
     Returns:
         The picture, float32 ``[size, size, 3]`` in [0, 1]; the target's alpha, float32
-        ``[size, size]`` in [0, 1]; height and width of the composite before resizing.
+        ``[size, size]`` in [0, 1]; height and width before resizing, as in the files.
+    """
+    choices = _choose(rng, settings)
+    hw = hw or alpha.shape
+    if hw != alpha.shape and not settings.keep_aspect:
+        each = (-(-size // choices.copies), size)  # width and height of a copy
+        fg, alpha = (cv2.resize(a, each, interpolation=cv2.INTER_LINEAR) for a in (fg, alpha))
+    height, width = alpha.shape
+    total = choices.copies * width
+    canvas = (height, total)
+    if settings.keep_aspect:
+        canvas = (max(canvas), max(canvas))
+        background = _middle_square(background)
+    top, left = (canvas[0] - height) // 2, (canvas[1] - total) // 2
+    blur = tuple(choices.blur * part / whole for part, whole in zip(alpha.shape, hw, strict=True))
+    background = _stretch(background, canvas, blur)
+
+    window = Window.whole(canvas)
+    if crop is not None:
+        box = extent(alpha > 0)
+        x, y = left + choices.kept * width, top
+        box = box and (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
+        window = crop_window(box, canvas, crop)
+    grid = BilinearGrid(window, size)
+    rows, columns = grid.rows - top, grid.columns - left  # of the foreground and its copy
+    fg_rows, fg_columns = np.clip(rows, 0, height - 1), columns % width
+    part = unit(pick(alpha, fg_rows, fg_columns))
+    if canvas != (height, total):  # nothing but background around the objects
+        part[fg_rows != rows] = 0
+        part[:, (columns < 0) | (columns >= total)] = 0
+    image = pick(background, grid.rows, grid.columns).astype(np.float32)
+    image += (pick(fg, fg_rows, fg_columns) - image) * part[..., None]  # fg·α + bg·(1 - α)
+    target = part * (columns // width == choices.kept)
+    small = grid.combine(image) / np.float32(255)  # [0, 255] -> [0, 1]
+    shown = window.scaled((height, width), hw)
+    return small, grid.combine(target), (shown.height, shown.width)
+
+
+class _Choices(NamedTuple):
+    copies: int
+    blur: int  # box size in pixels of the files, 0 for none
+    kept: int
+
+
+def _choose(rng: np.random.Generator, settings: DataSettings) -> _Choices:
+    """Draws what is left to chance.
+
+    Always all of it, in this order: whether to duplicate, whether to blur, the blur's size, which
+    copy stays (0 the left one; drawn only if there are two).
     """
     duplicate = rng.random() < settings.duplicate_prob
     blur = rng.random() < settings.blur_prob
     blur_size = int(rng.choice(settings.blur_sizes))
     kept = int(rng.integers(2)) if duplicate else 0
+    return _Choices(2 if duplicate else 1, blur_size if blur else 0, kept)
 
-    height, width = alpha.shape
-    total = 2 * width if duplicate else width
-    background = cv2.resize(background, (total, height), interpolation=cv2.INTER_LINEAR)
-    if blur:
-        background = cv2.blur(background, (blur_size, blur_size))
 
-    grid = BilinearGrid(height, total, size)
-    part = grid.gather(alpha)
-    weight = part[..., None]
-    image = grid.gather(background)
-    image += (grid.gather(fg) - image) * weight  # fg·α + bg·(1 - α)
-    target = part * (grid.columns // width == kept)
-    small = grid.combine(image) / np.float32(255)  # [0, 255] -> [0, 1]
-    return small, grid.combine(target), (height, total)
+def _stretch(
+    background: np.ndarray, canvas: tuple[int, int], blur: tuple[float, ...]
+) -> np.ndarray:
+    """Resizes a background to a canvas, and blurs it there by boxes of these heights and widths."""
+    background = cv2.resize(background, canvas[::-1], interpolation=cv2.INTER_LINEAR)
+    if not any(blur):
+        return background
+    box_height, box_width = (max(1, round(side)) for side in blur)
+    return cv2.blur(background, (box_width, box_height))
+
+
+def _middle_square(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    return Window((height - side) // 2, (width - side) // 2, side, side).cut(picture)

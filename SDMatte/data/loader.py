@@ -1,7 +1,10 @@
 """Batches for training and test: samplers that any number of processes share, and loaders."""
 
+import atexit
 import logging
+import signal
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from typing import Any
 
 import cv2
@@ -11,18 +14,20 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Sampler
 
 from SDMatte.data.dataset import MattingDataset
+from SDMatte.data.mix import Mix
 from SDMatte.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """An endless stream of (epoch, index), the same for every number of processes.
+    """An endless stream of (visit, index), the same for every number of processes.
 
     Each epoch is a permutation that follows from seed and epoch alone; the epochs stand one
     behind the other, and rank r takes the positions r, r + world_size, ... of that stream. So
     every sample comes once an epoch over all ranks, nothing is repeated to fill up, and after
-    n samples a rank stands where ``start=n`` begins.
+    n samples a rank stands where ``start=n`` begins. The visit counts how often a sample came
+    before, so that its random choices are new ones each time; here that is the epoch.
     """
 
     def __init__(
@@ -52,18 +57,48 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.start = start
 
     def order(self, epoch: int) -> np.ndarray:
-        """The permutation of an epoch, int ``[length]``."""
-        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        """What an epoch consists of: int ``[length, 2]``, rows of visit and index."""
+        indices = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return np.stack([np.full_like(indices, epoch), indices], axis=1)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yields (epoch, index) without end."""
+        """Yields (visit, index) without end."""
         position = self.rank + self.start * self.world_size
         while True:
             epoch, offset = divmod(position, self.length)
-            order = self.order(epoch)
-            for index in order[offset :: self.world_size].tolist():
-                yield epoch, index
+            for visit, index in self.order(epoch)[offset :: self.world_size].tolist():
+                yield visit, index
                 position += self.world_size
+
+
+class WeightedSampler(EpochSampler):
+    """The stream of a weighted mix: each set has its quota in every epoch.
+
+    Each set has a stream of its own, one permutation of its samples behind the other, and an
+    epoch takes the next ``quota`` of it. So at any time no sample of a set has come more than
+    once more often than another, however large or small the quota is. All of that follows from
+    seed and epoch, as in :class:`EpochSampler`.
+    """
+
+    def __init__(
+        self, mix: Mix, seed: int = 0, rank: int = 0, world_size: int = 1, start: int = 0
+    ) -> None:
+        """Plans the stream; see :class:`EpochSampler` for what is not the mix."""
+        super().__init__(sum(mix.sizes), seed, rank, world_size, start)
+        self.mix = mix
+
+    def order(self, epoch: int) -> np.ndarray:
+        """What an epoch consists of: int ``[length, 2]``, rows of visit and index."""
+        rows, first = [], 0
+        for part, (size, quota) in enumerate(zip(self.mix.sizes, self.mix.quotas(), strict=True)):
+            places = np.arange(epoch * quota, (epoch + 1) * quota)
+            visits, offsets = places // size, places % size
+            for visit in range(visits[0], visits[-1] + 1):
+                shuffled = np.random.default_rng((self.seed, 1 + part, visit)).permutation(size)
+                chosen = shuffled[offsets[visits == visit]]
+                rows.append(np.stack([np.full_like(chosen, visit), first + chosen], axis=1))
+            first += size
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(np.concatenate(rows))
 
 
 class ShareSampler(Sampler[int]):
@@ -83,23 +118,64 @@ class ShareSampler(Sampler[int]):
 
 
 class MattingLoader(DataLoader):
-    """A DataLoader whose workers' data errors arrive as the sentence that they are."""
+    """A DataLoader whose workers' errors arrive as the sentence that they are."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields batches.
 
         Raises:
-            DataError: As raised by the data set, without the worker's stack trace.
+            DataError: As raised by the data set, without the worker's stack trace; or a worker was
+                killed, or hangs.
         """
+        iterator = super().__iter__()
+        # One of the two is called at the end of a process, depending on what has started it; both
+        # before torch's own end, after which a loader leaves its workers alone.
+        end = Finalize(None, _end_workers, args=(iterator,), exitpriority=10)
+        atexit.register(end)
         try:
-            yield from super().__iter__()
+            yield from iterator
         except DataError as error:
             # torch wraps what a worker raises into a message that holds the whole trace.
             raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        except RuntimeError as error:
+            reason = _worker_failure(str(error), self.timeout, self.dataset.being_made())
+            if reason is None:
+                raise
+            raise DataError(reason) from None
+        finally:
+            atexit.unregister(end)
+            end()
+
+
+def _worker_failure(message: str, timeout: float, files: list[str]) -> str | None:
+    """Says in a sentence what torch says of a worker; None where it speaks of something else."""
+    at = f", while it made samples of {', '.join(files)}" if files else ""
+    if "timed out" in message:
+        return (
+            f"The loader gave no batch for {timeout:g} s (timeout){at}. Can the disk be reached, "
+            f"and is it fast enough?"
+        )
+    if "DataLoader worker" in message:
+        return (
+            f"A worker of the loader was killed{at}. Most often the memory is short: fewer workers "
+            f"(num_workers) or a smaller cache (cache_mb) need less."
+        )
+    return None
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Makes a batch: tensors are stacked, strings become a list of B."""
+    """Makes a batch: tensors are stacked, strings become a list of B.
+
+    Raises:
+        DataError: The pictures have different shapes.
+    """
+    shapes = sorted({tuple(sample["image"].shape[1:]) for sample in samples})
+    if len(shapes) > 1:
+        sizes = " and ".join(f"{width}x{height}" for height, width in shapes)
+        raise DataError(
+            f"Pictures of {sizes} pixels cannot form a batch; a test with keep_aspect needs "
+            f"batch_size=1."
+        )
     return {
         key: torch.stack([sample[key] for sample in samples])
         if isinstance(value, torch.Tensor)
@@ -117,11 +193,12 @@ def build_train_loader(
     world_size: int | None = None,
     start_iteration: int = 0,
     pin_memory: bool = False,
+    timeout: float = 600,
 ) -> MattingLoader:
     """Makes the endless loader of training batches.
 
     Args:
-        dataset: The samples.
+        dataset: The samples; if its sets have weights, they get shares of an epoch.
         batch_size: Samples a batch, of this process.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
         seed: Seed of the order.
@@ -129,12 +206,20 @@ def build_train_loader(
         world_size: The number of processes; None asks torch.distributed.
         start_iteration: Batches that this rank has had already, to go on from there.
         pin_memory: Whether batches lie in page-locked memory.
+        timeout: After so many seconds without a batch the workers count as hanging; 0 waits on.
     """
     rank, world_size = _place(rank, world_size)
     start = start_iteration * batch_size
-    sampler = EpochSampler(len(dataset), seed, rank, world_size, start)
+    if dataset.mix is None:
+        sampler = EpochSampler(len(dataset), seed, rank, world_size, start)
+    else:
+        logger.info(dataset.mix.describe())
+        sampler = WeightedSampler(dataset.mix, seed, rank, world_size, start)
     return MattingLoader(
-        dataset, sampler=sampler, drop_last=True, **_options(batch_size, num_workers, pin_memory)
+        dataset,
+        sampler=sampler,
+        drop_last=True,
+        **_options(batch_size, num_workers, pin_memory, timeout),
     )
 
 
@@ -145,6 +230,7 @@ def build_test_loader(
     rank: int | None = None,
     world_size: int | None = None,
     pin_memory: bool = False,
+    timeout: float = 600,
 ) -> MattingLoader:
     """Makes the loader of this rank's contiguous share of a test set.
 
@@ -155,9 +241,12 @@ def build_test_loader(
         rank: This process; None asks torch.distributed.
         world_size: The number of processes; None asks torch.distributed.
         pin_memory: Whether batches lie in page-locked memory.
+        timeout: After so many seconds without a batch the workers count as hanging; 0 waits on.
     """
     sampler = ShareSampler(len(dataset), *_place(rank, world_size))
-    return MattingLoader(dataset, sampler=sampler, **_options(batch_size, num_workers, pin_memory))
+    return MattingLoader(
+        dataset, sampler=sampler, **_options(batch_size, num_workers, pin_memory, timeout)
+    )
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -170,24 +259,43 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _options(batch_size: int, num_workers: int, pin_memory: bool) -> dict[str, Any]:
+def _options(batch_size: int, num_workers: int, pin_memory: bool, timeout: float) -> dict[str, Any]:
     if batch_size < 1 or num_workers < 0:
         raise ConfigError(
             f"batch_size must be at least 1 and num_workers at least 0, not {batch_size} and "
             f"{num_workers}."
         )
+    if timeout < 0:
+        raise ConfigError(f"timeout must be at least 0 seconds, not {timeout}.")
     return {
         "batch_size": batch_size,
         "num_workers": num_workers,
         "collate_fn": collate,
         "pin_memory": pin_memory,
+        "timeout": timeout if num_workers else 0,  # without workers nobody can wait
         # Without one of its own, a loader draws from torch's global generator when it starts.
         "generator": torch.Generator(),
         "worker_init_fn": _start_worker,
     }
 
 
+def _end_workers(iterator: Iterator) -> None:
+    """Ends the workers of a loader: asks them to, and kills those that hang.
+
+    They take no other signal (see _start_worker), so who waits for one to end may wait for ever.
+    """
+    if hasattr(iterator, "_shutdown_workers"):  # none without workers
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()
+
+
 def _start_worker(worker: int) -> None:
     """Keeps a worker to one core; the workers are the parallelism."""
+    # Not 1, which has OpenCV wait for threads that a fork leaves behind; 0 means none, too.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # Schedulers signal all processes. What a signal means is the trainer's to say; until then its
+    # workers go on.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -66,8 +66,13 @@ def mask_prompt(
     for name in _OPERATIONS[rng.integers(len(_OPERATIONS))]:
         operation = cv2.erode if name == "erode" else cv2.dilate
         mask = operation(mask, ellipse(draw_size(rng, sizes)))
+    return prompt_of_mask(mask)
+
+
+def prompt_of_mask(mask: np.ndarray) -> Prompt:
+    """Makes the prompt of a mask, ``[H, W]`` of 0 and 1 or bool: its coordinates are its extent."""
     box = extent(mask)
-    coords = whole_picture() if box is None else _fractions(box, alpha.shape)
+    coords = whole_picture() if box is None else _fractions(box, mask.shape)
     return Prompt(mask.astype(np.float32), coords)
 
 
@@ -118,23 +123,59 @@ def jitter_box(
     return x0, y0, x1, y1
 
 
-def box_prompt(alpha: np.ndarray, rng: np.random.Generator, jitter: float = 0.0) -> Prompt:
-    """Makes the box prompt of an alpha (data/README.md, step 6).
+def loosen_box(
+    box: tuple[int, int, int, int],
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    loosen: float,
+) -> tuple[int, int, int, int]:
+    """Moves each side of a box outwards by its own share of the box's extent.
 
-    The map is 1 from the first row and column up to, but without, the last ones.
+    Draws the shares of x0, y0, x1, y1 from [0, loosen]; a side moves by a whole number of pixels,
+    rounded, and stays in the picture.
+    """
+    height, width = shape[:2]
+    x0, y0, x1, y1 = box
+    across, down = x1 - x0, y1 - y0
+    steps = np.rint(rng.uniform(0, loosen, 4) * (across, down, across, down)).astype(int)
+    moved = np.array(box) + steps * (-1, -1, 1, 1)
+    x0, y0, x1, y1 = np.clip(moved, 0, (width - 1, height - 1, width - 1, height - 1)).tolist()
+    return x0, y0, x1, y1
+
+
+def box_prompt(
+    alpha: np.ndarray, rng: np.random.Generator, jitter: float = 0.0, loosen: float = 0.0
+) -> Prompt:
+    """Makes the box prompt of an alpha (data/README.md, step 6).
 
     Args:
         alpha: float32 ``[H, W]`` in [0, 1].
-        rng: Source of the jitter.
+        rng: Source of the jitter, then of the loosening.
         jitter: Largest shift of a side as a share of the box's extent.
+        loosen: Largest shift outwards, likewise, on top.
     """
-    mask = np.zeros(alpha.shape, np.float32)
     box = object_box(alpha)
+    if box is not None:
+        box = jitter_box(box, alpha.shape, rng, jitter)
+        if loosen:
+            box = loosen_box(box, alpha.shape, rng, loosen)
+    return prompt_of_box(box, alpha.shape)
+
+
+def prompt_of_box(box: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> Prompt:
+    """Makes the prompt of a box.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels; the map is 1 from the first row and column up to, but
+            without, the last ones. None: an empty map, and the coordinates 0, 0, 1, 1.
+        shape: Height and width of the picture.
+    """
+    mask = np.zeros(shape, np.float32)
     if box is None:
         return Prompt(mask, whole_picture())
-    x0, y0, x1, y1 = box = jitter_box(box, alpha.shape, rng, jitter)
+    x0, y0, x1, y1 = box
     mask[y0:y1, x0:x1] = 1
-    return Prompt(mask, _fractions(box, alpha.shape))
+    return Prompt(mask, _fractions(box, shape))
 
 
 @lru_cache(maxsize=8)
@@ -198,16 +239,35 @@ def point_prompt(
         Coordinates x, y of each point in the order drawn; with fewer than ten solid pixels an
         empty map and zeros.
     """
-    height, width = alpha.shape
-    coords = np.zeros(2 * NUM_POINTS, np.float32)
+    points = []
     solid = np.flatnonzero(alpha > _SOLID)
-    if len(solid) < NUM_POINTS:
-        return Prompt(np.zeros(alpha.shape, np.float32), coords)
-    ys, xs = np.divmod(rng.choice(solid, NUM_POINTS, replace=False), width)
-    coords[0::2], coords[1::2] = xs / width, ys / height
+    if len(solid) >= NUM_POINTS:
+        ys, xs = np.divmod(rng.choice(solid, NUM_POINTS, replace=False), alpha.shape[1])
+        points = list(zip(xs.tolist(), ys.tolist(), strict=True))
+    return prompt_of_points(points, alpha.shape, radius, psm)
+
+
+def prompt_of_points(
+    points: Sequence[tuple[int, int]],
+    shape: tuple[int, int],
+    radius: float = 25,
+    psm: str = "gauss",
+) -> Prompt:
+    """Makes the prompt of up to ten points.
+
+    Args:
+        points: (x, y) in pixels, inside the picture; the coordinates of missing ones are 0.
+        shape: Height and width of the picture.
+        radius: Sigma of the Gaussians or radius of the discs.
+        psm: ``"gauss"`` or ``"circle"``.
+    """
+    height, width = shape
+    coords = np.zeros(2 * NUM_POINTS, np.float32)
+    if points:
+        fractions = np.asarray(points) / (width, height)
+        coords[: fractions.size] = fractions.ravel()
     draw = heat_map if psm == "gauss" else disc_map
-    points = list(zip(xs.tolist(), ys.tolist(), strict=True))
-    return Prompt(draw(points, alpha.shape, radius), coords)
+    return Prompt(draw(points, shape, radius), coords)
 
 
 def auto_prompt(shape: tuple[int, int]) -> Prompt:

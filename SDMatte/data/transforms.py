@@ -1,6 +1,8 @@
 """Resizing, trimaps, gray pictures and tensors: steps 3, 4, 8 and 9 of data/README.md."""
 
+import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,65 +25,119 @@ def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     return pairs.ravel(), (centre - low).astype(np.float32)
 
 
+class Window(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> "Window":
+        """All of a picture of a shape ``[H, W, ...]``."""
+        return cls(0, 0, *shape[:2])
+
+    def cut(self, array: np.ndarray) -> np.ndarray:
+        """The part of ``[H, W]`` or ``[H, W, C]``, a view."""
+        return array[self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def scaled(self, shape: tuple[int, ...], other: tuple[int, ...]) -> "Window":
+        """The same part of the same picture in another size.
+
+        Args:
+            shape: Height and width that the window is of.
+            other: Height and width that the result is of.
+        """
+        y, x = other[0] / shape[0], other[1] / shape[1]
+        top, left = round(self.top * y), round(self.left * x)
+        bottom = round((self.top + self.height) * y)
+        right = round((self.left + self.width) * x)
+        return Window(top, left, bottom - top, right - left)
+
+
 class BilinearGrid:
-    """A bilinear resize to a square, split so that work between happens only on pixels it reads.
+    """A bilinear resize of a window, split so that work between happens only on pixels it reads.
 
     The resize (cv2's INTER_LINEAR, without smoothing) reads at most 2 x 2 pixels per output
     pixel: of 12 megapixels to 512 squared a twelfth. Whatever works pixel by pixel, such as
     compositing, gives the same result on those alone::
 
-        grid.combine(work(grid.gather(a), grid.gather(b))) == resize_bilinear(work(a, b), size)
+        pick(a, b) = work(pick(a, grid.rows, grid.columns), pick(b, grid.rows, grid.columns))
+        grid.combine(pick(a, b)) == resize_bilinear(window.cut(work(a, b)), size)
+
+    Attributes:
+        rows: int ``[R]``, the rows of the picture that the resize reads.
+        columns: int ``[Q]``, likewise.
     """
 
-    def __init__(self, height: int, width: int, size: int) -> None:
-        """Plans the resize from ``height`` x ``width`` to ``size`` x ``size``."""
+    def __init__(self, window: Window, size: int) -> None:
+        """Plans the resize of a window to ``size`` x ``size``."""
         self._size = size
-        self._sparse = 4 * size * size < height * width
+        self._sparse = 4 * size * size < window.height * window.width
         if self._sparse:
-            self.rows, self._row_share = _taps(height, size)
-            self.columns, self._column_share = _taps(width, size)
+            rows, self._row_share = _taps(window.height, size)
+            columns, self._column_share = _taps(window.width, size)
         else:
-            self.rows, self.columns = np.arange(height), np.arange(width)
+            rows, columns = np.arange(window.height), np.arange(window.width)
+        self.rows, self.columns = rows + window.top, columns + window.left
 
-    def gather(self, array: np.ndarray) -> np.ndarray:
-        """Picks the pixels that the resize reads.
-
-        Args:
-            array: ``[H, W]`` or ``[H, W, C]``, uint8 or float. One narrower than the grid is
-                repeated sideways.
-
-        Returns:
-            float32 ``[R, Q]`` or ``[R, Q, C]``, values as they were.
-        """
-        columns = self.columns % array.shape[1]
-        return array.take(self.rows, axis=0).take(columns, axis=1).astype(np.float32)
-
-    def combine(self, gathered: np.ndarray) -> np.ndarray:
-        """Finishes the resize: ``[R, Q(, C)]`` to float32 ``[size, size(, C)]``."""
+    def combine(self, picked: np.ndarray) -> np.ndarray:
+        """Finishes the resize: float32 ``[R, Q(, C)]`` to ``[size, size(, C)]``."""
         if not self._sparse:
-            return resize_bilinear(gathered, self._size)
-        extra = (1,) * (gathered.ndim - 2)
-        rows = gathered[1::2] - gathered[0::2]
+            return resize_bilinear(picked, self._size)
+        extra = (1,) * (picked.ndim - 2)
+        rows = picked[1::2] - picked[0::2]
         rows *= self._row_share.reshape(-1, 1, *extra)
-        rows += gathered[0::2]
+        rows += picked[0::2]
         result = rows[:, 1::2] - rows[:, 0::2]
         result *= self._column_share.reshape(1, -1, *extra)
         result += rows[:, 0::2]
         return result
 
 
-def resize_bilinear(array: np.ndarray, size: int) -> np.ndarray:
-    """Squashes a picture to ``size`` squared, without smoothing (data/README.md, step 3).
+def pick(array: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Takes the pixels where some rows and columns cross: ``[R, Q(, C)]``, values as they are."""
+    return array.take(rows, axis=0).take(columns, axis=1)
+
+
+def unit(array: np.ndarray) -> np.ndarray:
+    """Scales 8-bit values to float32 in [0, 1]; what is floating is in that range already."""
+    if array.dtype != np.uint8:
+        return array
+    return array.astype(np.float32) / np.float32(255)  # [0, 255] -> [0, 1]
+
+
+def resize_bilinear(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Resizes a picture without smoothing and without keeping its aspect (data/README.md, step 3).
 
     Args:
         array: ``[H, W]`` or ``[H, W, C]``, uint8 or float.
-        size: Side of the result.
+        size: Height and width of the result, or the side of a square.
 
     Returns:
-        float32 ``[size, size(, C)]`` in the same range, unrounded.
+        float32 ``[height, width(, C)]`` in the same range, unrounded.
     """
     array = array.astype(np.float32, copy=False)
-    return cv2.resize(array, (size, size), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(array, _width_height(size), interpolation=cv2.INTER_LINEAR)
+
+
+def aspect_shape(shape: tuple[int, ...], size: int, multiple: int) -> tuple[int, int]:
+    """Finds height and width of about ``size`` squared pixels in the proportions of a picture.
+
+    Args:
+        shape: Height and width of the picture.
+        size: Side of the square that has as many pixels.
+        multiple: What both sides are multiples of, at least one of each.
+    """
+    ratio = math.sqrt(shape[0] / shape[1])
+    height, width = (max(1, round(side / multiple)) for side in (size * ratio, size / ratio))
+    return height * multiple, width * multiple
+
+
+def _width_height(size: int | tuple[int, int]) -> tuple[int, int]:
+    """A size in the order in which cv2 wants it."""
+    return (size, size) if isinstance(size, int) else (size[1], size[0])
 
 
 @lru_cache(maxsize=64)
@@ -122,17 +178,17 @@ def make_trimap(
     return trimap
 
 
-def resize_trimap(trimap: np.ndarray, size: int) -> np.ndarray:
-    """Squashes a given trimap by nearest neighbour (data/README.md, step 4).
+def resize_trimap(trimap: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Resizes a given trimap by nearest neighbour (data/README.md, step 4).
 
     Args:
         trimap: uint8 ``[H, W]``: 0, 128, 255; a value between belongs to the nearest of these.
-        size: Side of the result.
+        size: Height and width of the result, or the side of a square.
 
     Returns:
-        float32 ``[size, size]``: 0, .5, 1.
+        float32 ``[height, width]``: 0, .5, 1.
     """
-    small = cv2.resize(trimap, (size, size), interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(trimap, _width_height(size), interpolation=cv2.INTER_NEAREST)
     return _TRIMAP_LEVELS[small]  # [0, 255] -> {0, .5, 1}
 
 
@@ -153,4 +209,6 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     """
     planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     # A tensor of its own: it crosses from a worker's memory, and is written to by nobody else.
-    return torch.from_numpy(np.ascontiguousarray(planes * np.float32(2) - 1))  # [0, 1] -> [-1, 1]
+    scaled = np.multiply(planes, np.float32(2), order="C")
+    scaled -= 1  # [0, 1] -> [-1, 1]
+    return torch.from_numpy(scaled)

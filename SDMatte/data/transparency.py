@@ -1,19 +1,26 @@
 """Which objects are transparent: by a list of file names, else by a rule on the alpha."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
 
+from SDMatte.data.parallel import map_in_processes
 from SDMatte.errors import DataError
+from SDMatte.image_io import read_alpha
 
 REPOSITORY_LISTS = Path(__file__).resolve().parents[2] / "data" / "txt"
 """The lists that come with the repository; those under the data root win."""
 
-_SIDE = 256
+THRESHOLD = 0.25
+"""An object is transparent if more than this share of its interior is partly transparent."""
+
+SIDE = 256
+"""Longer sides of an alpha are averaged down to so many pixels before its share is measured."""
+
 _INTERIOR = 17
 _PARTLY = (0.05, 0.95)
-_SHARE = 0.25
 
 
 def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
@@ -33,30 +40,60 @@ def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
     for path in (root / "txt" / name, REPOSITORY_LISTS / name):
         if path.is_file():
             try:
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"Cannot read {path}: it must be a text in UTF-8.") from error
-            return frozenset(
-                PurePosixPath(line.strip()).stem for line in lines if line.strip(" \t#")
-            )
+            return frozenset(PurePosixPath(line.strip()).stem for line in lines if line.strip())
     return None
 
 
-def is_transparent_alpha(alpha: np.ndarray) -> bool:
-    """Guesses from an alpha whether its object is transparent.
+def transparent_share(alpha: np.ndarray) -> float:
+    """Measures how much of an object's interior is partly transparent (.05 < alpha < .95).
 
     The alpha is averaged down to at most 256 pixels a side. The interior is what is left of
     alpha > .05 after an erosion by an ellipse of 17 pixels, which takes away the soft edges of
-    hair, fur and motion blur. The object is transparent if more than a quarter of the interior
-    is partly transparent (.05 < alpha < .95). An object without interior counts as opaque.
+    hair, fur and motion blur.
 
     Args:
         alpha: float32 ``[H, W]`` in [0, 1].
+
+    Returns:
+        In [0, 1]; 0 for an object without interior.
     """
-    scale = min(1.0, _SIDE / max(alpha.shape))
+    scale = min(1.0, SIDE / max(alpha.shape))
     height, width = (max(1, round(side * scale)) for side in alpha.shape)
     small = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_AREA)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_INTERIOR, _INTERIOR))
     low, high = _PARTLY
     interior = cv2.erode((small > low).astype(np.uint8), kernel) > 0
-    return bool(interior.any() and (small[interior] < high).mean() > _SHARE)
+    return float((small[interior] < high).mean()) if interior.any() else 0.0
+
+
+def is_transparent_alpha(alpha: np.ndarray, threshold: float = THRESHOLD) -> bool:
+    """Guesses from an alpha, float32 ``[H, W]`` in [0, 1], whether its object is transparent.
+
+    It is if :func:`transparent_share` exceeds the threshold.
+    """
+    return transparent_share(alpha) > threshold
+
+
+def transparent_shares(
+    paths: Sequence[str | Path], num_workers: int | None = None
+) -> Iterator[float | DataError]:
+    """Measures the :func:`transparent_share` of alpha files, in several processes.
+
+    Args:
+        paths: The files.
+        num_workers: See :func:`~SDMatte.data.parallel.map_in_processes`.
+
+    Yields:
+        For each file in turn its share, or the error that says why it cannot be read.
+    """
+    yield from map_in_processes(_share_of_file, paths, num_workers)
+
+
+def _share_of_file(path: str | Path) -> float | DataError:
+    try:
+        return transparent_share(read_alpha(path))
+    except DataError as error:
+        return error

@@ -2,12 +2,22 @@
 
 dataloader.train.dataset.names=[{image:DIR,alpha:DIR}]
 
-Loading this file touches no disk; the data root may be overridden by SDMATTE_DATA_ROOT.
+With weights each training set gets its share of an epoch, whatever its size; without, each sample
+comes once. All sets have a weight or none has, and an epoch is as long as all sets together:
+
+dataloader.train.dataset.names=[{name:Composition-1K,weight:2},{image:DIR,alpha:DIR,weight:1}]
+
+The settings of samples are explained in SDMatte.data.settings.DataSettings; these, the defaults,
+are the official preset. Loading this file touches no disk; the data root may be overridden by
+SDMATTE_DATA_ROOT.
 """
+
+from dataclasses import asdict
 
 from detectron2.config import LazyCall as L
 
-from SDMatte.data import MattingDataset, build_test_loader, build_train_loader
+from SDMatte.data import DataSettings, MattingDataset, build_test_loader, build_train_loader
+from SDMatte.data.worsen import WorsePrompts
 
 dataloader = dict(
     train=L(build_train_loader)(
@@ -17,7 +27,7 @@ dataloader = dict(
             size=512,
             training=True,
             seed=0,
-            settings={},  # see SDMatte.data.settings.DataSettings; empty is the official preset
+            settings=asdict(DataSettings()),
             max_bad_samples=100,
         ),
         batch_size=1,
@@ -31,7 +41,9 @@ dataloader = dict(
             size=1024,
             training=False,
             seed=0,
-            settings={},
+            settings=asdict(DataSettings()),
+            prompts_from=None,  # a file of --save-prompts, in place of prompts drawn by the seed
+            worsen=asdict(WorsePrompts()),  # how prompts are made worse: by nothing
         ),
         batch_size=1,
         num_workers=4,

@@ -5,12 +5,17 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_trees import write_aim, write_backgrounds, write_composition, write_pairs
 
+from SDMatte.data import MattingDataset
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, Sample, data_root, list_samples
+from SDMatte.engine.config import build, derive_max_iter, load_config
 from SDMatte.errors import DataError
-from SDMatte.image_io import IMAGE_EXTENSIONS
+from SDMatte.image_io import IMAGE_EXTENSIONS, write_image
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def touch(root, *paths):
@@ -20,6 +25,8 @@ def touch(root, *paths):
 
 
 def test_data_root(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert data_root("~/sets") == Path("/home/me/sets")
     assert data_root() == Path("data/datasets")
     assert data_root("somewhere") == Path("somewhere")
     monkeypatch.setenv("SDMATTE_DATA_ROOT", "/over/all")
@@ -52,14 +59,15 @@ def test_aim(tmp_path):
     assert len(samples) == 3 and samples[1].kind == "natural"
 
 
-def test_published_schedule_has_24401_samples(tmp_path):
-    """Trees of the real sizes (data/README.md); the files are empty, only their names count."""
+def write_full_size_trees(root):
+    """Trees of the published sizes (data/README.md); all files are links to one of 1 x 1 pixel."""
+    write_image(root / "one.png", np.full((1, 1), 255, np.uint8))
 
     def fill(folder, stems, **parts):
         for part, suffix in parts.items():
-            (tmp_path / folder / part).mkdir(parents=True)
+            (root / folder / part).mkdir(parents=True)
             for stem in stems:
-                os.close(os.open(tmp_path / folder / part / (stem + suffix), os.O_CREAT))
+                os.link(root / "one.png", root / folder / part / (stem + suffix))
 
     def numbers(count):
         return [f"{i:05d}" for i in range(count)]
@@ -72,23 +80,34 @@ def test_published_schedule_has_24401_samples(tmp_path):
     fill("RefMatte/RefMatte/train", [f"rim_train_{i:08d}" for i in range(600)], img=".jpg")
     masks = [f"rim_train_{i:08d}_{k}" for i in range(600) for k in range(18)]
     fill("RefMatte/RefMatte/train", masks, mask=".png")
-    touch(tmp_path, "BG-20K/train/a.jpg", "BG-20K/testval/b.jpg")
-    names = ["Composition-1K", "DIS-646", "AM-2K", "RefMatte", "UHRSD"]
-    samples = list_samples(names, tmp_path)
-    assert Counter(s.dataset for s in samples) == {
+    fill("BG-20K", ["a", "b"], train=".jpg", testval=".jpg")
+
+
+def test_the_published_schedule_has_24401_samples(tmp_path):
+    write_full_size_trees(tmp_path)
+    config = load_config(CONFIGS / "SDMatte.py")
+    names = list(config.dataloader.train.dataset.names)
+    dataset = MattingDataset(names, root=tmp_path, size=8)
+    assert Counter(s.dataset for s in dataset.samples) == {
         "Composition-1K": 431 * 3,
         "DIS-646": 596 * 3,
         "AM-2K": 1800 + 1800 * 2,
         "RefMatte": 10_000,
         "UHRSD": 4932 + 988,
     }
-    assert len(samples) == 24_401
-    refmatte = [s for s in samples if s.dataset == "RefMatte"]
+    assert len(dataset) == 24_401
+    assert derive_max_iter(config, len(dataset), num_processes=8) == 30_501
+    for i in range(0, len(dataset), 2000):  # some of each
+        assert (dataset[i]["alpha"].max(), dataset[i]["image"].min()) == (1, 1)
+
+    refmatte = [s for s in dataset.samples if s.dataset == "RefMatte"]
     assert all(Path(s.image).stem == Path(s.alpha).stem.rpartition("_")[0] for s in refmatte)
     assert len({s.alpha for s in refmatte}) == 10_000
     assert refmatte == list_samples("RefMatte", tmp_path)  # drawn once and for all
-    released = list_samples([{"name": "AM-2K", "composites": 4}, *names[:2], *names[3:]], tmp_path)
-    assert len(released) == 28_001
+    released = [{"name": "AM-2K", "composites": 4} if name == "AM-2K" else name for name in names]
+    assert len(list_samples(released, tmp_path)) == 28_001
+    star = load_config(CONFIGS / "SDMatte_star.py").dataloader.train.dataset.names
+    assert len(list_samples([n for n in star if n != "COCO-Matting"], tmp_path)) == 8_481
 
 
 def test_am2k_natural_and_composite(tmp_path):
@@ -140,6 +159,14 @@ def test_test_sets_with_trimap(tmp_path, name):
     assert sample.is_trans == {"AM-2K": 0, "Trans-460": 1, "Composition-1K": None}[name]
 
 
+def test_a_data_root_with_spaces_and_other_letters(tmp_path, monkeypatch):
+    root = write_composition(tmp_path / "my sets/köln 東京", ("b c", "ä"))
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(root))
+    samples = list_samples("Composition-1K", "elsewhere")
+    assert [Path(s.alpha).name for s in samples[::3]] == ["b c.png", "ä.png"]
+    assert all((root / s.alpha).is_file() and (root / s.background).is_file() for s in samples)
+
+
 def test_refmatte_list_file(tmp_path):
     base = "RefMatte/RefMatte/train"
     stems = [f"rim_train_{i:08d}" for i in range(3)]
@@ -160,6 +187,62 @@ def test_refmatte_list_file(tmp_path):
     ]
     with pytest.raises(DataError, match="none.txt"):
         list_samples([{"name": "RefMatte", "list_file": "none.txt"}], tmp_path)
+    # As an editor of another system saves it, and by its own path.
+    text = "\ufeffrim_train_00000001_1.png\r\n"
+    (tmp_path / "its.txt").write_bytes(text.encode())
+    (sample,) = list_samples({"name": "RefMatte", "list_file": f"{tmp_path}/its.txt"}, tmp_path)
+    assert Path(sample.alpha).name == "rim_train_00000001_1.png"
+
+
+def test_missing_masks_of_a_list_file(tmp_path, caplog):
+    base = "RefMatte/RefMatte/train"
+    touch(tmp_path, f"{base}/img/rim_train_1.jpg", f"{base}/mask/rim_train_1_0.png")
+    item = {"name": "RefMatte", "list_file": "my.txt"}
+    (tmp_path / "my.txt").write_text("rim_train_1_0.png\nrim_train_1_7.png\n/old/rim_train_1_8.png")
+    assert len(list_samples(item, tmp_path)) == 3  # two are met, and counted, when loaded
+    assert "2 files are missing" in caplog.text and "/old/rim_train_1_8.png" in caplog.text
+    (tmp_path / "my.txt").write_text("/old/rim_train_1_0.png\n")
+    with pytest.raises(DataError, match="1 files are missing.* /old/rim_train_1_0.png"):
+        list_samples(item, tmp_path)
+
+
+def test_number_of_masks_drawn(tmp_path):
+    base = "RefMatte/RefMatte/train"
+    touch(tmp_path, *(f"{base}/img/rim_train_{i}.jpg" for i in range(9)))
+    touch(tmp_path, *(f"{base}/mask/rim_train_{i}_0.png" for i in range(9)))
+    for count, expected in ((4, 4), (20, 9), (None, 9)):
+        samples = list_samples({"name": "RefMatte", "count": count}, tmp_path)
+        assert len({s.alpha for s in samples}) == len(samples) == expected
+        assert samples == sorted(samples, key=lambda s: s.alpha)
+
+
+@pytest.mark.parametrize("by", ["command line", "config file"])
+def test_sets_pairs_and_their_settings_in_a_config(tmp_path, by):
+    base = "RefMatte/RefMatte/train"
+    touch(tmp_path, f"{base}/img/rim_train_1.jpg", f"{base}/mask/rim_train_1_0.png")
+    (tmp_path / "my.txt").write_text(f"/old/{base}/mask/rim_train_1_0.png\n")
+    write_pairs(tmp_path / "my own", ["1", "ä 2"])
+    write_backgrounds(tmp_path)
+    image, alpha = f"{tmp_path}/my own/image", f"{tmp_path}/my own/alpha"
+    path, overrides = CONFIGS / "SDMatte_small.py", [f"dataloader.train.dataset.root={tmp_path}"]
+    if by == "command line":
+        overrides.append(
+            f"dataloader.train.dataset.names=[{{image: '{image}', alpha: '{alpha}'}}, "
+            f"{{image: {image}, alpha: {alpha}, name: mine, composites: 2}}, "
+            f"{{name: RefMatte, list_file: my.txt, remap: [/old, {tmp_path}]}}]"
+        )
+    else:
+        pair = {"image": image, "alpha": alpha}
+        listed = {"name": "RefMatte", "list_file": "my.txt", "remap": ["/old", str(tmp_path)]}
+        names = [pair, {**pair, "name": "mine", "composites": 2}, listed]
+        own = f"{path.read_text()}\ndataloader.train.dataset.names = {names!r}\n"
+        path = tmp_path / "own.py"
+        path.write_text(own, encoding="utf-8")
+        (tmp_path / "common").symlink_to(CONFIGS / "common")
+    samples = build(load_config(path, overrides).dataloader.train.dataset).samples
+    assert Counter(s.dataset for s in samples) == {"pair": 2, "mine": 4, "RefMatte": 1}
+    assert [Path(s.alpha).name for s in samples[:2]] == ["1.png", "ä 2.png"]
+    assert samples[-1].alpha == f"{tmp_path}/{base}/mask/rim_train_1_0.png"
 
 
 def test_refmatte_rw100(tmp_path):
@@ -188,12 +271,19 @@ def test_coco_matting(tmp_path, prefix):
     rows = [{"image_path": f"{prefix}img/1.jpg", "alpha_path": f"{prefix}alpha/1.png"}]
     (tmp_path / folder / "COCO_Matte.json").write_text(json.dumps(rows))
     (sample,) = list_samples("COCO-Matting", tmp_path)
+    assert list_samples("COCO_Matting", tmp_path) == [sample]
     assert (sample.image, sample.alpha, sample.trimap) == (
         f"{folder}/img/1.jpg",
         f"{folder}/alpha/1.png",
         f"{folder}/trimap/1.png",
     )
-    for text, reason in (("[1]", "image_path"), ("{", "not valid JSON"), ("[]", "is empty")):
+    broken = '[{"image_path": 1, "alpha_path": 2}]'
+    for text, reason in (
+        ("[1]", "image_path"),
+        (broken, "image_path"),
+        ("{", "not valid JSON"),
+        ("[]", "is empty"),
+    ):
         (tmp_path / folder / "COCO_Matte.json").write_text(text)
         with pytest.raises(DataError, match=reason):
             list_samples("COCO-Matting", tmp_path)
@@ -258,6 +348,58 @@ def test_symlinked_folders(tmp_path):
     assert list_samples("Composition-1K", tmp_path / "mixed") == expected
 
 
+def test_links_to_files_and_links_that_lead_back(tmp_path):
+    write_composition(tmp_path / "real")
+    for path in sorted((tmp_path / "real").rglob("*")):
+        link = tmp_path / "links" / path.relative_to(tmp_path / "real")
+        link.mkdir(parents=True) if path.is_dir() else link.symlink_to(path)
+    expected = list_samples("Composition-1K", tmp_path / "real")
+    (tmp_path / "links/BG-20K/again").symlink_to(tmp_path / "links/BG-20K")
+    assert list_samples("Composition-1K", tmp_path / "links") == expected
+    dataset = MattingDataset("Composition-1K", root=tmp_path / "links", size=8)
+    assert [dataset[i]["image_name"] for i in (0, 3, 6)] == ["x.png", "y.png", "z.png"]
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    write_pairs(tmp_path, ["1", "2"])
+    (tmp_path / "image/2.jpg").unlink()
+    (tmp_path / "image/2.jpg").symlink_to(tmp_path / "gone.jpg")
+    pair = {"image": "image", "alpha": "alpha"}
+    dataset = MattingDataset(pair, root=tmp_path, size=8, training=False)
+    assert dataset[0]["image_name"] == "1.png"
+    with pytest.raises(DataError, match=r"image/2\.jpg: the file does not exist"):
+        dataset[1]
+
+
+def test_nothing_is_written_to_the_data_root(tmp_path):
+    """So that it may be read-only."""
+    write_composition(tmp_path)
+    for path in [*tmp_path.rglob("*"), tmp_path]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def state():
+        return {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+
+    try:
+        before = state()
+        dataset = MattingDataset("Composition-1K", root=tmp_path, size=8, max_bad_samples=0)
+        assert len([dataset[i] for i in range(len(dataset))]) == 9
+        assert state() == before
+    finally:  # pytest has to take it away again
+        for path in [tmp_path, *tmp_path.rglob("*")]:
+            path.chmod(0o755)
+
+
+def test_pictures_without_an_alpha_are_told_of(tmp_path, caplog):
+    write_pairs(tmp_path, ["1", "2"])
+    pair = {"image": "image", "alpha": "alpha"}
+    list_samples(pair, tmp_path)
+    assert "no alpha" not in caplog.text
+    touch(tmp_path, "image/0.jpg", "image/9.png")
+    assert [Path(s.image).name for s in list_samples(pair, tmp_path)] == ["1.jpg", "2.jpg"]
+    assert "2 pictures have no alpha and are left out: image/0.jpg" in caplog.text
+
+
 # -------------------------------------------------------------------- mistakes
 
 
@@ -270,6 +412,17 @@ def test_symlinked_folders(tmp_path):
         ([], True, "No data set is named"),
         ([{"nam": "AIM-500"}], True, "Unknown training set ''"),
         ([{"name": "AM-2K", "composite": 4}], True, "AM-2K: unknown composite; known are"),
+        ([3], True, "A data set is a name or {image: DIR, alpha: DIR}, not 3"),
+        ([{"name": "AM-2K", "composites": "4"}], True, "AM-2K: composites must be a number"),
+        ([{"name": "AM-2K", "composites": -1}], True, "AM-2K: composites must be a number"),
+        ([{"name": "P3M-10K", "composites": 2}], True, "P3M-10K has no use for composites"),
+        ([{"name": "DIS-646", "composites": 0}], True, "DIS-646 has foregrounds only"),
+        ([{"name": "DIS-646", "is_trans": 2}], True, "is_trans must be 0, 1 or null, not 2"),
+        ([{"name": "RefMatte", "count": 1.5}], True, "count must be a number from 0, not 1.5"),
+        ([{"name": "RefMatte", "remap": "/a:/b"}], True, "remap must be two prefixes"),
+        ([{"name": "COCO-Matting", "count": 5}], True, "COCO-Matting has no use for count"),
+        ([{"name": "UHRSD", "list_file": "x"}], True, "UHRSD has no use for list_file"),
+        ([{"image": "x", "alpha": "y", "is_trans": "no"}], True, "pair: is_trans must be 0, 1"),
         ([{"image": "x"}], True, "needs both folders"),
         ([{"image": "x", "alpha": "y", "alhpa": "z"}], True, "unknown alhpa"),
         ([{"image": "x", "alpha": "y"}], True, "/x does not exist"),

@@ -4,8 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from SDMatte.data.augment import crop_window
 from SDMatte.data.compositing import composite
 from SDMatte.data.settings import DataSettings
+from SDMatte.data.transforms import resize_bilinear
 
 SETTINGS = DataSettings()
 
@@ -81,6 +83,102 @@ def test_what_is_drawn_and_how_often():
     assert abs(single - 500) < 80
     assert abs(left / (2000 - single) - 0.5) < 0.05
     assert abs(blurred / (2000 - single) - 0.5) < 0.05
+
+
+def test_blur_sizes_are_drawn_alike():
+    # All background, with a step in the middle: a blur of k pixels leaves k - 1 values between.
+    clear = np.zeros((200, 200), np.float32)
+    step = np.zeros((200, 200, 3), np.uint8)
+    step[:, 100:] = 255
+    settings = DataSettings(duplicate_prob=0, blur_prob=1)
+    rng = np.random.default_rng(0)
+    widths = []
+    for _ in range(400):
+        image, _, _ = composite(step, clear, step, 200, rng, settings)
+        widths.append(1 + int(((image[100, :, 0] > 0) & (image[100, :, 0] < 1)).sum()))
+    counts = [widths.count(k) for k in (20, 30, 40, 50, 60)]
+    assert sum(counts) == 400
+    np.testing.assert_allclose(counts, 80, atol=32)
+
+
+def test_alphas_of_8_bits_and_floating_ones_are_alike():
+    fg, alpha, background = sources(150, 200)
+    eight_bit = np.round(alpha * 255).astype(np.uint8)
+    results = [
+        composite(fg, a, background, 32, np.random.default_rng(1), SETTINGS)
+        for a in (eight_bit, eight_bit.astype(np.float32) / 255)
+    ]
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_of_reduced_pictures_the_blur_is_reduced_too():
+    step = np.zeros((100, 100, 3), np.uint8)
+    step[:, 50:] = 255
+    settings = DataSettings(duplicate_prob=0, blur_prob=1, blur_sizes=[40])
+    clear = np.zeros((100, 100), np.float32)
+    image, _, hw = composite(
+        step, clear, step, 100, np.random.default_rng(0), settings, hw=(199, 200)
+    )
+    assert ((image[50, :, 0] > 0) & (image[50, :, 0] < 1)).sum() == 20 - 1
+    assert hw == (199, 200)
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (100, 40)])
+@pytest.mark.parametrize("duplicate", [0, 1])
+def test_keep_aspect_puts_the_objects_into_a_square(shape, duplicate):
+    height, width = shape
+    total = width * (1 + duplicate)
+    side = max(height, total)
+    settings = DataSettings(keep_aspect=True, duplicate_prob=duplicate, blur_prob=0)
+    white = np.full((*shape, 3), 255, np.uint8)
+    alpha = np.full(shape, 255, np.uint8)
+    black = np.zeros((9, 50, 3), np.uint8)
+    image, target, hw = composite(white, alpha, black, side, np.random.default_rng(0), settings)
+    top, left = (side - height) // 2, (side - total) // 2
+    expected = np.zeros((side, side), np.float32)
+    expected[top : top + height, left : left + total] = 1
+    np.testing.assert_array_equal(image[..., 1], expected)
+    assert hw == (side, side)
+    assert target.sum() == height * width and (target <= expected).all()
+
+
+def test_keep_aspect_takes_the_middle_of_the_background():
+    background = np.zeros((10, 30, 3), np.uint8)
+    background[:, 10:20] = np.arange(10)[:, None, None] * 20
+    clear = np.zeros((10, 10), np.float32)
+    settings = DataSettings(keep_aspect=True, duplicate_prob=0, blur_prob=0)
+    image, _, _ = composite(
+        background[:, :10], clear, background, 10, np.random.default_rng(0), settings
+    )
+    np.testing.assert_allclose(image * 255, background[:, 10:20], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (200, 60)])
+def test_a_crop_is_a_part_of_the_whole(shape):
+    fg, _, background = sources(*shape)
+    alpha = np.zeros(shape, np.float32)
+    alpha[10:30, 20:50] = 1
+    settings = DataSettings(keep_aspect=True)
+    side = max(shape[0], 2 * shape[1])
+    found = set()
+    for seed in range(12):
+        whole, whole_target, _ = composite(
+            fg, alpha, background, side, np.random.default_rng(seed), settings
+        )
+        rng, crop = np.random.default_rng(seed), np.random.default_rng(seed)
+        image, target, hw = composite(
+            fg, alpha, background, 32, rng, settings, crop=np.random.default_rng(seed)
+        )
+        ys, xs = np.nonzero(whole_target)
+        box = (xs.min(), ys.min(), xs.max(), ys.max())
+        window = crop_window(box, whole_target.shape, crop)
+        assert hw == (window.height, window.width)
+        np.testing.assert_allclose(image, resize_bilinear(window.cut(whole), 32), atol=1e-5)
+        np.testing.assert_allclose(target, resize_bilinear(window.cut(whole_target), 32), atol=1e-5)
+        assert window.cut(whole_target).sum() == alpha.sum()  # all of the object is in it
+        found.add(window)
+    assert len(found) > 6
 
 
 def test_inputs_are_left_alone():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from data_trees import disc, picture, write_aim, write_backgrounds, write_composition, write_pairs
 
-from SDMatte.data import DataSettings, MattingDataset, Sample
+from SDMatte.data import MattingDataset, Sample
 from SDMatte.data.transforms import resize_bilinear
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.image_io import read_alpha, read_image, write_image
@@ -146,14 +146,6 @@ def test_gray_only_in_training(root, tmp_path):
     assert count(True, 4, gray_prob=1) == 20
 
 
-def test_box_jitter_and_radius_follow_the_phase():
-    settings = DataSettings()
-    assert (settings.jitter(True), settings.jitter(False)) == (0.01, 0)
-    assert (settings.radius(True), settings.radius(False)) == (25, 35)
-    own = DataSettings(box_jitter=0.2, point_radius=7)
-    assert (own.jitter(False), own.radius(True), own.radius(False)) == (0.2, 7, 7)
-
-
 def test_natural_training_sample_keeps_aspect_out_and_hw_in(tmp_path):
     write_pairs(tmp_path, ["a"], shape=(50, 20))
     dataset = MattingDataset({"image": "image", "alpha": "alpha"}, root=tmp_path, size=16)
@@ -182,6 +174,19 @@ def test_draws_of_one_stage_leave_the_others_alone(root):
     for key in ("alpha", "trimap", "mask", "bbox_mask", "point_coords"):
         assert torch.equal(plain[key], other[key]), key
     assert not torch.equal(plain["point_mask"], other["point_mask"])
+
+
+def test_streams_are_the_sample_s(root):
+    dataset = train_set(root, seed=5)
+    draws = dataset.streams(4, 2)
+    assert draws["box"].random() == dataset.streams(4, 2)["box"].random()
+    firsts = {name: rng.random() for name, rng in dataset.streams(4, 2).items()}
+    assert len(set(firsts.values())) == len(firsts)
+    # The streams of new stages come behind: those of the published steps stay as they are.
+    seeds = np.random.SeedSequence((0, 5, 2, 4)).spawn(6)
+    expected = [np.random.default_rng(seed).random() for seed in seeds]
+    steps = ("composite", "trimap", "mask", "box", "point", "gray")
+    assert [firsts[step] for step in steps] == expected
 
 
 def test_test_prompts_depend_on_the_name_alone(root, tmp_path):
@@ -295,12 +300,7 @@ def test_limit_and_index_range(root):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"settings": {"duplicate": 1}}, "Unknown data settings duplicate; known are dupl"),
-        ({"settings": {"duplicate_prob": 2}}, "duplicate_prob is a probability"),
         ({"settings": {"psm": "square"}}, "psm must be"),
-        ({"settings": {"kernel_sizes": [9, 3]}}, "kernel_sizes"),
-        ({"settings": {"point_radius": 0}}, "point_radius"),
-        ({"settings": {"box_jitter": 3}}, "box_jitter"),
         ({"size": 0}, "size"),
         ({"samples": []}, "either names or samples"),
     ],

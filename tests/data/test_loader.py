@@ -1,5 +1,8 @@
 """Sampling over ranks and restarts, loaders, collation."""
 
+import os
+import signal
+import time
 from collections import Counter
 from itertools import islice
 
@@ -185,6 +188,67 @@ def test_the_limit_of_bad_samples_holds_over_all_workers(tmp_path):
         names(5)
 
 
+def test_a_named_pipe_is_no_file_to_wait_for(tmp_path):
+    write_pairs(tmp_path, ["0", "1"])
+    (tmp_path / "alpha/1.png").unlink()
+    os.mkfifo(tmp_path / "alpha/1.png")
+    pair = {"image": "image", "alpha": "alpha"}
+    training = MattingDataset(pair, root=tmp_path, size=16)
+    for batch in islice(build_train_loader(training, 1, num_workers=1), 3):
+        assert batch["image_name"] == ["0.png"]
+    test = MattingDataset(pair, root=tmp_path, size=16, training=False)
+    with pytest.raises(DataError, match=r"1\.png: it is not a file"):
+        list(build_test_loader(test, num_workers=1, timeout=60))
+
+
+class HangingSet(MattingDataset):
+    """A disk that stops answering at the second picture, for a while."""
+
+    def _draw(self, sample, rng):
+        if sample.alpha.endswith("1.png"):
+            time.sleep(4)
+        return super()._draw(sample, rng)
+
+
+class DeadlySet(MattingDataset):
+    """The operating system ends whoever reads the second picture."""
+
+    def _draw(self, sample, rng):
+        if sample.alpha.endswith("1.png"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._draw(sample, rng)
+
+
+@pytest.mark.parametrize(
+    ("kind", "timeout", "reason"),
+    [
+        (HangingSet, 2, r"no batch for 2 s \(timeout\), while it made samples of .*alpha/1\.png"),
+        (DeadlySet, 60, r"worker .* was killed, while it made samples of .*alpha/1\.png"),
+    ],
+)
+def test_workers_that_hang_or_die(tmp_path, kind, timeout, reason):
+    write_pairs(tmp_path, ["0", "1"])
+    dataset = kind({"image": "image", "alpha": "alpha"}, root=tmp_path, size=16, training=False)
+    with pytest.raises(DataError, match=reason) as caught:
+        list(build_test_loader(dataset, num_workers=1, timeout=timeout))
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_of_several_shapes_cannot_form_a_batch(tmp_path):
+    write_pairs(tmp_path / "a", ["0"], shape=(40, 60))
+    write_pairs(tmp_path / "b", ["1"], shape=(60, 40))
+    pairs = [{"image": f"{n}/image", "alpha": f"{n}/alpha", "name": n} for n in "ab"]
+    dataset = MattingDataset(
+        pairs, root=tmp_path, size=64, training=False,
+        settings={**SETTINGS, "keep_aspect": True, "size_multiple": 16},
+    )  # fmt: skip
+    with pytest.raises(DataError, match="80x48 and 48x80 pixels.* batch_size=1") as caught:
+        list(build_test_loader(dataset, 2, num_workers=1))
+    assert "\n" not in str(caught.value)
+    shapes = [b["image"].shape[2:] for b in build_test_loader(dataset, 1, num_workers=0)]
+    assert shapes == [(48, 80), (80, 48)]
+
+
 def test_spawned_workers(root):
     dataset = train_set(root)
     loader = build_train_loader(dataset, 2, num_workers=1)
@@ -196,6 +260,8 @@ def test_spawned_workers(root):
 def test_loader_refuses(root, batch_size, workers):
     with pytest.raises(ConfigError, match="batch_size"):
         build_train_loader(train_set(root), batch_size, num_workers=workers)
+    with pytest.raises(ConfigError, match="timeout must be at least 0"):
+        build_train_loader(train_set(root), num_workers=0, timeout=-1)
 
 
 def test_no_global_random_state_is_touched(root):

@@ -7,12 +7,17 @@ import torch
 
 from SDMatte.data.transforms import (
     BilinearGrid,
+    Window,
+    aspect_shape,
+    draw_size,
     ellipse,
     make_trimap,
+    pick,
     resize_bilinear,
     resize_trimap,
     to_gray,
     to_tensor,
+    unit,
 )
 
 
@@ -37,21 +42,75 @@ def test_resize_by_hand():
     assert resize_bilinear(np.zeros((5, 9, 3), np.uint8), 4).shape == (4, 4, 3)
 
 
+def test_resize_to_any_shape():
+    image = np.arange(12, dtype=np.uint8).reshape(2, 6)
+    np.testing.assert_allclose(resize_bilinear(image, (2, 3)), [[0.5, 2.5, 4.5], [6.5, 8.5, 10.5]])
+    assert resize_trimap(np.zeros((5, 9), np.uint8), (3, 4)).shape == (3, 4)
+
+
+def resize_by_grid(array, window, size):
+    grid = BilinearGrid(window, size)
+    return grid.combine(pick(array, grid.rows, grid.columns))
+
+
 @pytest.mark.parametrize("shape", [(97, 131), (40, 300), (300, 40), (20, 30), (64, 64), (1, 9000)])
 @pytest.mark.parametrize("channels", [(), (3,)])
 def test_grid_is_the_resize(shape, channels):
     array = np.random.default_rng(0).random((*shape, *channels), np.float32)
-    grid = BilinearGrid(*shape, 32)
-    np.testing.assert_allclose(
-        grid.combine(grid.gather(array)), resize_bilinear(array, 32), atol=2e-6
+    resized = resize_by_grid(array, Window.whole(array.shape), 32)
+    np.testing.assert_allclose(resized, resize_bilinear(array, 32), atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [Window(3, 5, 90, 90), Window(20, 0, 20, 20)])
+def test_grid_of_a_window_is_the_resize_of_the_part(window):
+    array = np.random.default_rng(0).random((97, 131), np.float32)
+    part = array[window.top :, window.left :][: window.height, : window.width]
+    np.testing.assert_array_equal(window.cut(array), part)
+    resized = resize_by_grid(array, window, 32)
+    np.testing.assert_allclose(resized, resize_bilinear(part, 32), atol=2e-6)
+
+
+def test_grid_reads_few_pixels():
+    grid = BilinearGrid(Window(100, 0, 2000, 3000), 32)
+    assert len(grid.rows) == len(grid.columns) == 64
+    assert grid.rows.min() >= 100 and grid.rows.max() < 2100
+
+
+def test_window_in_another_size():
+    assert Window(10, 20, 30, 40).scaled((100, 200), (50, 50)) == Window(5, 5, 15, 10)
+    whole = Window.whole((34, 51, 3))
+    assert whole == (0, 0, 34, 51)
+    assert whole.scaled((34, 51), (67, 101)) == Window.whole((67, 101))
+    assert Window(1, 2, 3, 4).scaled((9, 9), (9, 9)) == Window(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "multiple", "expected"),
+    [
+        ((2000, 2000), 1024, 64, (1024, 1024)),
+        ((1000, 4000), 1024, 64, (512, 2048)),
+        ((4000, 1000), 1024, 64, (2048, 512)),
+        ((2000, 3000), 1024, 64, (832, 1280)),  # 836.1 and 1254.1
+        ((10, 10_000), 128, 32, (32, 4032)),  # 4.05 becomes one multiple; 4047.7
+    ],
+)
+def test_aspect_shape(shape, size, multiple, expected):
+    assert aspect_shape(shape, size, multiple) == expected
+
+
+def test_unit():
+    np.testing.assert_array_equal(
+        unit(np.array([[0, 51, 255]], np.uint8)), np.float32([[0, 0.2, 1]])
     )
+    floating = np.array([[0.25]], np.float32)
+    assert unit(floating) is floating
 
 
-def test_grid_works_on_few_pixels_and_repeats_narrow_arrays():
-    grid = BilinearGrid(2000, 3000, 32)
-    assert grid.gather(np.zeros((2000, 3000), np.uint8)).shape == (64, 64)
-    half = np.random.default_rng(0).random((2000, 1500), np.float32)
-    np.testing.assert_array_equal(grid.gather(half), grid.gather(np.hstack([half, half])))
+def test_sizes_are_drawn_with_both_ends():
+    rng = np.random.default_rng(0)
+    counts = np.bincount([draw_size(rng, (15, 29)) for _ in range(3000)], minlength=30)
+    assert not counts[:15].any() and len(counts) == 30
+    np.testing.assert_allclose(counts[15:], 200, atol=60)
 
 
 def test_trimap_widths_by_hand():

@@ -1,4 +1,7 @@
-"""Lists of transparent samples, and the rule where there is none."""
+"""Lists of transparent samples, the rule where there is none, and the script that writes lists."""
+
+import importlib.util
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,8 +9,14 @@ import pytest
 from data_trees import disc, write_aim, write_composition
 
 from SDMatte.data import catalog, transparency
-from SDMatte.data.transparency import is_transparent_alpha, read_transparent_list
+from SDMatte.data.transparency import (
+    is_transparent_alpha,
+    read_transparent_list,
+    transparent_share,
+    transparent_shares,
+)
 from SDMatte.errors import DataError
+from SDMatte.image_io import read_image, write_image
 
 NAME = "Composition-1K_transparent_samples.txt"
 
@@ -20,7 +29,11 @@ def test_list(tmp_path, monkeypatch):
     assert read_transparent_list("Composition-1K", tmp_path) == {"x"}
     (tmp_path / "txt").mkdir()
     (tmp_path / "txt" / NAME).write_text("y.jpg\n\n  a b.1.png  \r\nä\n", encoding="utf-8")
-    assert read_transparent_list("Composition-1K", tmp_path) >= {"y", "a b.1", "ä"}
+    assert read_transparent_list("Composition-1K", tmp_path) == {"y", "a b.1", "ä"}
+    (tmp_path / "txt" / NAME).write_text("y.jpg\r\n", encoding="utf-8-sig")
+    assert read_transparent_list("Composition-1K", tmp_path) == {"y"}
+    (tmp_path / "txt" / NAME).write_text("")
+    assert read_transparent_list("Composition-1K", tmp_path) == frozenset()
     (tmp_path / "txt" / NAME).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=NAME):
         read_transparent_list("Composition-1K", tmp_path)
@@ -72,3 +85,108 @@ def test_rule():
 def test_rule_at_any_size(shape):
     assert not is_transparent_alpha(np.ones(shape, np.float32))
     assert is_transparent_alpha(np.full(shape, 0.5, np.float32))
+
+
+def half_glass(part, size=256):
+    """A square, of whose interior about a part is glass: its upper rows."""
+    alpha = np.ones((size, size), np.float32)
+    alpha[: round(part * size)] = 0.5
+    return alpha
+
+
+@pytest.mark.parametrize("part", [0, 0.2, 0.5, 1])
+def test_share(part):
+    assert transparent_share(half_glass(part)) == pytest.approx(part, abs=0.01)
+    assert is_transparent_alpha(half_glass(part)) == (part > 0.25)
+    assert is_transparent_alpha(half_glass(part), threshold=0.6) == (part > 0.6)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_shares_of_files(tmp_path, num_workers):
+    parts = [0.1, 0.3, 0.6, 0.9] * 3
+    paths = [write_image(tmp_path / f"{i}.png", half_glass(p)) for i, p in enumerate(parts)]
+    paths[5].write_bytes(b"")
+    shares = list(transparent_shares(paths, num_workers))
+    error = shares.pop(5)
+    parts.pop(5)
+    assert shares == pytest.approx(parts, abs=0.01)
+    assert isinstance(error, DataError) and str(paths[5]) in str(error)
+
+
+# ------------------------------------------------- script/make_transparent_list.py
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).resolve().parents[2] / "script/make_transparent_list.py"
+    spec = importlib.util.spec_from_file_location("make_transparent_list", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def alphas(tmp_path):
+    """Alphas whose shares are their names, one that cannot be read, and no picture at all."""
+    folder = tmp_path / "GT"
+    for part in (0.0, 0.1, 0.2, 0.3, 0.9):
+        write_image(folder / f"ä {part:.1f}.png", half_glass(part))
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("")
+    return folder
+
+
+def test_script_writes_list_and_sheet(script, alphas, tmp_path, caplog):
+    out, sheet = tmp_path / "new/txt" / NAME, tmp_path / "sheet.png"
+    argv = [str(alphas), str(out), "--sheet", str(sheet), "--num-workers", "2"]
+    assert script(argv) == 0
+    assert out.read_text(encoding="utf-8") == "ä 0.3.png\nä 0.9.png\n"
+    assert read_transparent_list("Composition-1K", tmp_path / "new") == {"ä 0.3", "ä 0.9"}
+    assert "broken.png: it is not a picture" in caplog.text
+    # The two that are listed, and the one that nearly is: white below the glass.
+    picture = read_image(sheet)
+    upper = picture[60:70]  # of the first row of 160 pixels, below a line of labels
+    glass = [bool((upper[:, x : x + 120] == 128).all()) for x in range(20, 1280, 160)]
+    assert glass == [True, False, False, False, False, False, False, False]
+    lower = picture[158:164]
+    white = [bool((lower[:, x : x + 120] == 255).all()) for x in range(20, 1280, 160)]
+    assert white == [False, True, True, False, False, False, False, False]
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
+
+
+def test_script_with_another_threshold(script, alphas, tmp_path, caplog):
+    out, sheet = tmp_path / "list.txt", tmp_path / "sheet.png"
+    more = ["--threshold", "0.15", "--sheet", str(sheet), "--most", "2"]
+    caplog.set_level("INFO")
+    assert script([str(alphas), str(out), *more]) == 0
+    assert out.read_text(encoding="utf-8") == "ä 0.2.png\nä 0.3.png\nä 0.9.png\n"
+    assert "shows 2 of 4" in caplog.text
+    assert script([str(alphas), str(out), "--threshold", "1", "--sheet", str(sheet)]) == 0
+    assert out.read_text(encoding="utf-8") == ""
+
+
+@pytest.mark.parametrize(
+    ("folder", "more", "sentence"),
+    [
+        ("nowhere", [], "nowhere does not exist"),
+        ("broken", [], "There is no readable picture in"),
+        ("GT", ["--threshold", "25"], "--threshold is a share in [0, 1], not 25.0."),
+    ],
+)
+def test_script_keeps_the_old_list_when_it_fails(
+    script, alphas, tmp_path, capsys, folder, more, sentence
+):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/1.png").write_bytes(b"")
+    out = tmp_path / "list.txt"
+    out.write_text("mine.png\n")
+    assert script([str(tmp_path / folder), str(out), *more]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and sentence in error
+    assert out.read_text() == "mine.png\n"
+
+
+def test_script_names_a_list_that_cannot_be_written(script, alphas, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert script([str(alphas), str(tmp_path / "file/list.txt")]) == 2
+    assert "Cannot write" in capsys.readouterr().err

@@ -3,13 +3,9 @@
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +14,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from SDMatte.data.parallel import map_in_processes
 from SDMatte.data.synthetic.drawing import Rng
 from SDMatte.data.synthetic.photos import background, real_photographs, textures
 from SDMatte.data.synthetic.registry import foreground, kinds
@@ -143,7 +140,7 @@ def _draw_all(
     for folder in (_FG, _ALPHA, _BG, "txt", *(f"{_TEST}/{f}" for f in _TEST_FOLDERS)):
         (root / folder).mkdir(parents=True)
     tasks = [(part, i) for part in _PARTS for i in range(counts[part])]
-    results = _map(
+    results = map_in_processes(
         partial(_write_one, root, parameters["size"], parameters["seed"]), tasks, num_workers
     )
     samples, files = {"train": {}, "test": {}}, {}
@@ -225,44 +222,17 @@ def _replace_text(path: Path, content: dict) -> None:
     os.replace(draft, path)
 
 
-def _map(work: partial, tasks: list, num_workers: int | None) -> Iterable:
-    """Run the tasks in this process or several; results in the tasks' order."""
-    if num_workers is None:
-        num_workers = min(_cores(), 8, len(tasks) // 12)
-    if num_workers <= 1:
-        yield from map(work, tasks)
-        return
-    # A fork starts at once and needs no importable main module. It is safe here because a worker
-    # uses nothing that the caller's threads may hold: no torch, no logging. OpenCV's own threads
-    # are ended before the fork; to call setNumThreads in a forked worker instead can hang.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with ProcessPoolExecutor(num_workers, context) as pool:
-            yield from pool.map(work, tasks, chunksize=4)
-    finally:
-        cv2.setNumThreads(threads)
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
-
-
 def _write_one(root: Path, size: int, seed: int, task: tuple[str, int]) -> tuple[str, dict, dict]:
     """Draw and write one item; its part, its entry by name, and its files."""
     part, index = task
     rng = np.random.default_rng([seed, _PARTS.index(part), index])
     if part == "background":
-        h, w = _sides(rng, size * 1.1)
+        h, w = sides(rng, size * 1.1)
         image, _ = background(rng, h, w, held_out=False)
         return part, {}, _write(root, f"{_BG}/{index:04d}.jpg", _jpeg(image, 92))
     if part == "train":
         kind = _schedule(seed, part, False, index)
-        h, w = _sides(rng, size)
+        h, w = sides(rng, size)
         colour, alpha = foreground(rng, kind, h, w, textures(False))
         name = f"{index:04d}_{kind}"
         files = _write(root, f"{_FG}/{name}.jpg", _jpeg(colour, 92))
@@ -278,7 +248,8 @@ def _write_one(root: Path, size: int, seed: int, task: tuple[str, int]) -> tuple
     return part, {f"{name}.png": entry}, files
 
 
-def _sides(rng: Rng, size: float) -> tuple[int, int]:
+def sides(rng: Rng, size: float) -> tuple[int, int]:
+    """Draw height and width of a picture of about `size` pixels a side."""
     h, w = size * np.exp(rng.uniform(-0.18, 0.18, 2))
     return int(h), int(w)
 
@@ -315,7 +286,7 @@ def compose_test_picture(
     """
     held_out = index % 2 == 0
     kind = _schedule(seed, "test", held_out, index // 2)
-    h, w = _sides(rng, size)
+    h, w = sides(rng, size)
     second = rng.random() < 0.4
     spread = rng.uniform(1.3, 1.6) if second else rng.uniform(1, 1.15)
     full = int(w * spread)
