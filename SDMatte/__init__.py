@@ -1,1 +1,24 @@
-"""SDMatte: interactive image matting with a one-step Stable Diffusion."""
+"""SDMatte: interactive image matting with a one-step Stable Diffusion.
+
+The public names are imported when they are first used, so that importing the package is fast::
+
+    from SDMatte import MattePredictor
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from SDMatte.inference import MattePredictor, MatteResult
+
+__all__ = ["MattePredictor", "MatteResult"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("SDMatte.inference"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

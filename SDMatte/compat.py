@@ -117,6 +117,7 @@ def _silence() -> None:
     for message, category in (
         (r"`torch\.jit\.script` is ", FutureWarning),  # decorators in detectron2 and fvcore
         (r"TypedStorage is deprecated", UserWarning),  # detectron2.utils.comm
+        (r"`broadcast_buffers` is deprecated", FutureWarning),  # older torch has nothing else
     ):
         warnings.filterwarnings("ignore", message=message, category=category)
 

@@ -27,3 +27,23 @@ class PromptError(SDMatteError):
 
 class DependencyError(SDMatteError):
     """A package that is not installed, or not in a usable version."""
+
+
+class OutputError(SDMatteError):
+    """A folder or a file that cannot be written."""
+
+
+class ProcessError(SDMatteError):
+    """A process of a run that died, or no longer answers."""
+
+
+class RunStopped(SDMatteError):
+    """A run that a signal asked to stop.
+
+    Attributes:
+        status: The exit status that says so to a shell: 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status

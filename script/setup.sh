@@ -9,8 +9,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
-sources=(requirements.txt requirements-dev.txt constraints.txt pyproject.toml
-    script/setup.sh script/install_detectron2.py)
+sources=(requirements.txt requirements-dev.txt requirements-finetune.txt constraints.txt
+    pyproject.toml script/setup.sh script/install_detectron2.py)
 stamp="$venv/.sdmatte-stamp"     # what was installed, by hash; there once everything is
 pending="$venv/.sdmatte-pending" # there while pip works: found at the start, it was interrupted
 

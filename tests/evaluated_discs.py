@@ -10,6 +10,8 @@ import torch
 
 from SDMatte.errors import DataError
 from SDMatte.evaluation import MatteEvaluator
+from SDMatte.evaluation.journal import Journal
+from SDMatte.evaluation.scoring import Target
 from SDMatte.image_io import read_alpha
 
 
@@ -52,18 +54,33 @@ SHARES = (((0, 2, 4), (1, 3)), ((0, 1, 2), (2, 3)), ((0, 1), (3,)))
 
 
 def run_rank(rank, folder):
-    """Evaluates the shares of a process; gives results, or messages where there are none."""
+    """Evaluates the shares of a process; gives results, or messages where there are none.
+
+    The last evaluation goes on with the first: t0 is predicted again, t3 scored from its file.
+    """
     results = []
+    journal = Journal(folder / "out0", {"model": "discs"})
+    if rank == 0:
+        journal.begin([])
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     try:
+        torch.distributed.barrier()
         for i, share in enumerate(SHARES):
             try:
                 options = {"output_dir": folder / f"out{i}", "num_pictures": 5}
+                options["journal"] = None if i else journal
                 results.append(evaluate(folder, share[rank], **options)[1])
             except DataError as error:
                 results.append(str(error))
+        torch.distributed.barrier()
+        done = Journal(folder / "out0", {"model": "discs"}).read()
+        file = Target(str(folder / "truth" / "t3.png")), done.pop("t3").pred_path
+        del done["t0"]
+        options = {"output_dir": folder / "out0", "num_pictures": 5, "journal": journal}
+        options |= {"done": done.values(), "written": [file]}
+        results.append(evaluate(folder, [[], [0]][rank], **options)[1])
     finally:
         torch.distributed.destroy_process_group()
     return results

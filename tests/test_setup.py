@@ -64,6 +64,7 @@ def read_requirements(name):
 
 REQUIREMENTS = read_requirements("requirements.txt")
 DEVELOPMENT = read_requirements("requirements-dev.txt")
+FINETUNE = read_requirements("requirements-finetune.txt")
 CONSTRAINTS = read_requirements("constraints.txt")
 
 
@@ -122,7 +123,7 @@ def test_requirements_cover_every_import(folder, required):
     assert not missing
 
 
-@pytest.mark.parametrize("requirement", REQUIREMENTS + DEVELOPMENT, ids=lambda r: r.name)
+@pytest.mark.parametrize("requirement", REQUIREMENTS + DEVELOPMENT + FINETUNE, ids=lambda r: r.name)
 def test_requirements_have_a_lower_bound_and_a_tested_version(requirement):
     assert any(spec.operator in (">=", "==") for spec in requirement.specifier)
     for python in PYTHONS:
@@ -149,7 +150,8 @@ def test_the_installed_package_declares_what_the_files_say():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("SDMatte is used from its folder, not installed")
     declared = {canonicalize_name(Requirement(text).name) for text in distribution.requires}
-    assert declared == {canonicalize_name(r.name) for r in REQUIREMENTS + DEVELOPMENT}
+    listed = REQUIREMENTS + DEVELOPMENT + FINETUNE
+    assert declared == {canonicalize_name(r.name) for r in listed}
     (command,) = distribution.entry_points.select(group="console_scripts")
     assert (command.name, command.value) == ("sdmatte", "SDMatte.cli.main:main")
 
@@ -322,8 +324,8 @@ class Clone:
         self.root = folder
         self.venv = folder / ".venv"
         shutil.copytree(ROOT / "script", folder / "script")
-        for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
-            shutil.copy(ROOT / name, folder)
+        for path in (*ROOT.glob("requirements*.txt"), ROOT / "constraints.txt"):
+            shutil.copy(path, folder)
         shutil.copy(ROOT / "pyproject.toml", folder)
         (folder / "SDMatte").mkdir()
         for name in ("__init__.py", "errors.py", "compat.py"):

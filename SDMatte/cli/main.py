@@ -11,7 +11,11 @@ COMMANDS = {
     "train": "train a model",
     "test": "predict and score test sets",
     "score": "score mattes made by any method",
-    "data": "make the embedded sample set",
+    "report": "compare runs with each other and with the paper",
+    "robustness": "measure how scores change with worse prompts",
+    "matte": "cut objects out of pictures",
+    "data": "list, check, show and make data sets",
+    "export-weights": "write the weights of a checkpoint alone",
     "quickstart": "make samples, train the small model, test it, and show the results",
 }
 
@@ -24,7 +28,8 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         if name == chosen:
-            importlib.import_module(f"SDMatte.cli.{name}").add_parser(subparsers)
+            module = importlib.import_module(f"SDMatte.cli.{name.replace('-', '_')}")
+            module.add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=text)
     return parser

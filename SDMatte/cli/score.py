@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from SDMatte.errors import ConfigError
 from SDMatte.evaluation.folder import score_folder
 from SDMatte.evaluation.protocols import PROTOCOLS, get_protocol
-from SDMatte.evaluation.report import contact_sheet, score_table, write_report
+from SDMatte.evaluation.report import (
+    contact_sheet,
+    score_table,
+    write_error_maps,
+    write_report,
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -23,10 +29,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument("--trimaps", type=Path, help="score only the unknown pixels of these")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="official")
     parser.add_argument("--output", type=Path, help="folder for CSV, JSON, Markdown and a sheet")
+    parser.add_argument(
+        "--error-maps", action="store_true", help="also write a picture of each matte's errors"
+    )
     parser.add_argument("--dataset", default="", help="name of the set, for the report")
     parser.add_argument("--prompt", default="", help="prompt that was used, for the report")
     parser.add_argument("--model", default="", help="name of the method, for the report")
-    parser.add_argument("-j", "--num-workers", type=int, default=1, help="threads")
+    parser.add_argument(
+        "-j",
+        "--num-workers",
+        type=int,
+        default=0,
+        help="processes that share the work (default: this one)",
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -35,8 +50,11 @@ def run(args: argparse.Namespace) -> int:
     """Scores, prints a table (MSE and MAD times 1000), writes reports if asked to.
 
     Raises:
+        ConfigError: Maps are asked for, but no output.
         DataError: The folders do not fit together; the message lists all that is wrong.
     """
+    if args.error_maps and args.output is None:
+        raise ConfigError("--error-maps needs --output.")
     result = score_folder(
         args.pred_dir,
         args.truth_dir,
@@ -55,5 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         write_report(result, args.output)
         contact_sheet(result, args.output / "worst_and_best.png")
+        if args.error_maps:
+            write_error_maps(result.pictures, args.output, args.num_workers)
         print(f"Reports are in {args.output}.")
     return 0

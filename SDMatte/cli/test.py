@@ -1,8 +1,11 @@
-"""``python -m SDMatte test [CONFIG] [CHECKPOINT] [key=value ...]``: predicts and scores sets."""
+"""``python -m SDMatte test [CONFIG CHECKPOINT ...] [key=value ...]``: predicts and scores sets."""
 
 import argparse
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
 
-from SDMatte.cli.common import add_process_arguments, split_positionals
+from SDMatte.cli.common import add_process_arguments, split_runs
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -12,55 +15,167 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         help="predict and score test sets",
         description="Predicts test sets, writes the mattes, and prints MSE, MAD, SAD, Grad and "
         "Conn. Sets and prompts are settings: dataloader.test.dataset.names=[AIM-500] or "
-        "[{image:DIR,alpha:DIR}], test.prompts=[box,point,mask], test.protocol=corrected.",
+        "[{image:DIR,alpha:DIR}], test.prompts=[box,point,mask], test.protocol=corrected, "
+        "test.error_maps=True, test.save_mattes=False. A test that was interrupted goes on where "
+        "it was.",
+    )
+    add_subject_arguments(parser)
+    parser.add_argument(
+        "--output",
+        help="folder for mattes and reports (default: test/ beside the checkpoint; of several "
+        "models, output/test, with a folder for each)",
     )
     parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="CONFIG CHECKPOINT key=value",
-        help="a config file (default: configs/SDMatte_small.py), a checkpoint (default: the "
-        "config's train.output_dir/model_final.pth), and settings",
+        "--only",
+        choices=("predict", "score"),
+        help="only write the mattes, or only score those that were written so; both with the "
+        "arguments that the whole test would have",
     )
     parser.add_argument(
-        "--output", help="folder for mattes and reports (default: test/ beside the checkpoint)"
+        "--save-prompts",
+        metavar="FILE",
+        help="keep the boxes, points and masks of this run in a file (JSON)",
+    )
+    parser.add_argument(
+        "--prompts-from",
+        metavar="FILE",
+        help="use the boxes, points and masks of such a file, in place of drawn ones",
     )
     add_process_arguments(parser)
     parser.set_defaults(run=run)
     return parser
 
 
+def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say what is tested; ``robustness`` has them, too."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG CHECKPOINT key=value",
+        help="configs (default: configs/SDMatte_small.py), each followed by its checkpoints "
+        "(default: train.output_dir/model_final.pth), and settings for all of them",
+    )
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a method to test as well, on the sets of the first config: prompt (the prompt as "
+        "alpha), grabcut, closed-form (of a trimap). Then only the checkpoints named are tested",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="start over: delete the results that are in the output's folders",
+    )
+    parser.add_argument(
+        "-j",
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="processes that score beside each model; the same as test.num_workers=N (default: 1, "
+        "a thread)",
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for, in what can be sent to other processes."""
+
+    runs: list[tuple[str, str | None]]
+    baselines: list[str]
+    overrides: list[str]
+    output: str | None
+    only: str | None
+    restart: bool
+    num_workers: int | None
+    save_prompts: str | None
+    prompts_from: str | None
+
+
 def run(args: argparse.Namespace) -> None:
     """Tests, in as many processes as asked for."""
-    (config_file, checkpoint), overrides = split_positionals(args.words, most=2)
+    runs, overrides = split_runs(args.words)
 
+    from SDMatte.engine.config import load_config
     from SDMatte.engine.distributed import launch
 
+    settings = load_config(runs[0][0], overrides).train
+    request = Request(
+        runs,
+        args.baseline,
+        overrides,
+        args.output,
+        args.only,
+        args.restart,
+        args.num_workers,
+        args.save_prompts,
+        args.prompts_from,
+    )
     launch(
         test,
         args.num_processes,
         args.num_machines,
         args.machine_rank,
         args.dist_url,
-        args=(config_file, checkpoint, overrides, args.output),
+        args=(request,),
+        device=settings.device,
+        timeout=settings.ddp.timeout,
     )
 
 
-def test(config_file: str, checkpoint: str | None, overrides: list[str], output: str | None):
+def test(request: Request) -> None:
     """Loads, tests and prints; called in every process."""
-    from pathlib import Path
+    from SDMatte.engine.subjects import find_subjects
+    from SDMatte.engine.testing import plan_test, run_plan, save_prompts
+    from SDMatte.errors import ConfigError
 
-    from SDMatte.engine.config import load_config, resolve_device
-    from SDMatte.engine.testing import load_trained, run_test
+    subjects = find_subjects(request.runs, request.baselines, request.overrides)
+    for config in {id(subject.config): subject.config for subject in subjects}.values():
+        if request.prompts_from is not None:
+            config.dataloader.test.dataset.prompts_from = request.prompts_from
+        if request.num_workers is not None:
+            config.test.num_workers = request.num_workers
+    folders = output_folders(subjects, request.output, "test")
+    plans = [
+        plan_test(s.config, folder, s.prompts, s.identity, request.restart)
+        for s, folder in zip(subjects, folders, strict=True)
+    ]
+    if request.save_prompts is not None:
+        if len({file for file, _ in request.runs}) > 1:
+            raise ConfigError("--save-prompts takes the prompts of one config, not of several.")
+        save_prompts(subjects[0].config, request.save_prompts)
+    rows: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for subject, plan in zip(subjects, plans, strict=True):
+        missing = any(test.missing for test in plan)
+        model = subject.load() if missing and request.only != "score" else None
+        scores = run_plan(subject.config, plan, model, subject.name, subject.info, request.only)
+        for key, values in scores.items():
+            rows[subject.config.test.protocol][f"{subject.name}, {key}"] = values
+    show(rows, folders, mattes_only=request.only == "predict")
+
+
+def output_folders(subjects: list, output: str | None, name: str) -> list[Path]:
+    """Where the results of each subject go."""
+    if len(subjects) > 1:
+        return [Path(output or f"output/{name}") / subject.name for subject in subjects]
+    beside = subjects[0].checkpoint
+    return [Path(output or (beside.parent / name if beside else f"output/{name}"))]
+
+
+def show(
+    rows: dict[str, dict[str, dict[str, float]]], folders: list[Path], mattes_only: bool
+) -> None:
+    """Prints a table for each protocol, in the main process."""
+    from detectron2.utils import comm
+
     from SDMatte.evaluation.protocols import get_protocol
     from SDMatte.evaluation.report import score_table
 
-    config = load_config(config_file, overrides)
-    path = Path(checkpoint or Path(config.train.output_dir) / "model_final.pth")
-    folder = Path(output) if output else path.parent / "test"
-    model = load_trained(config, path).to(resolve_device(config.train.device))
-    results = run_test(config, model, folder, model_name=path.stem)
-    if results:
-        protocol = get_protocol(config.test.protocol)
-        print(f"\n{path}, protocol {protocol.name}: {protocol.description}\n")
-        print(score_table(results, display=True))
-        print(f"\nMattes and reports are in {folder}.")
+    if not comm.is_main_process():
+        return
+    for name, scores in rows.items():
+        print(f"\nprotocol {name}: {get_protocol(name).description}\n")
+        print(score_table(scores, display=True))
+    what = "Mattes are" if mattes_only else "Mattes and reports are"
+    print(f"{what} in {', '.join(map(str, folders))}.")

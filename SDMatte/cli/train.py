@@ -1,6 +1,7 @@
 """``python -m SDMatte train [CONFIG] [key=value ...]``: trains a model."""
 
 import argparse
+import os
 
 from SDMatte.cli.common import add_process_arguments, split_positionals
 
@@ -22,6 +23,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "--resume", action="store_true", help="go on from the output folder's last checkpoint"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be trained, on what, how long and in how much memory; write nothing",
+    )
     add_process_arguments(parser)
     parser.set_defaults(run=run)
     return parser
@@ -30,10 +36,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 def run(args: argparse.Namespace) -> None:
     """Trains, in as many processes as asked for."""
     (config_file,), overrides = split_positionals(args.words, most=1)
+    if args.dry_run:
+        show_dry_run(args, config_file, overrides)
+        return
 
+    from SDMatte.engine.config import load_config
     from SDMatte.engine.distributed import launch
     from SDMatte.engine.train import train
 
+    settings = load_config(config_file, overrides).train
     launch(
         train,
         args.num_processes,
@@ -41,4 +52,17 @@ def run(args: argparse.Namespace) -> None:
         args.machine_rank,
         args.dist_url,
         args=(config_file, overrides, args.resume),
+        device=settings.device,
+        timeout=settings.ddp.timeout,
     )
+
+
+def show_dry_run(args: argparse.Namespace, config_file: str, overrides: list[str]) -> None:
+    """Prints what `run` would do; of several processes that were started, the first one does."""
+    from SDMatte.engine.distributed import place_of_slurm, place_of_torchrun
+    from SDMatte.engine.dry_run import dry_run
+
+    place = place_of_torchrun(os.environ) or place_of_slurm(os.environ)
+    others = args.num_machines if place is None else place.world_size
+    if place is None or place.rank == 0:
+        print(dry_run(config_file, overrides, args.num_processes * others))

@@ -5,6 +5,7 @@ import copy
 import difflib
 import inspect
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from SDMatte.devices import choose_device
 from SDMatte.errors import ConfigError, SDMatteError
 from SDMatte.modeling.sdmatte import SDMatte, constructor_arguments
 
@@ -136,17 +138,7 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: There is no such device here.
     """
-    if name == "auto":
-        if torch.cuda.is_available():
-            name = f"cuda:{torch.cuda.current_device()}"
-        else:
-            name = "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"train.device={name} cannot be used here: {error}") from error
-    return device
+    return choose_device(name, "train.device")
 
 
 def derive_max_iter(config: DictConfig, num_samples: int, num_processes: int) -> int:
@@ -164,12 +156,17 @@ def derive_max_iter(config: DictConfig, num_samples: int, num_processes: int) ->
     """
     train = config.train
     per_step = config.dataloader.train.batch_size * num_processes * train.accumulate
-    max_iter = train.max_iter
-    if max_iter is None:
-        max_iter = int(train.epochs * num_samples) // per_step
+    max_iter, epochs = train.max_iter, train.epochs
+    if max_iter is not None:
+        if not isinstance(max_iter, int) or max_iter < 1:
+            raise ConfigError(f"train.max_iter is None or a number of steps; got {max_iter!r}.")
+        return max_iter
+    if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
+        raise ConfigError(f"train.epochs is a number above 0; got {epochs!r}.")
+    max_iter = round(epochs * num_samples) // per_step
     if max_iter < 1:
         raise ConfigError(
-            f"{train.epochs} epochs of {num_samples} samples are less than one step of "
+            f"{epochs} epochs of {num_samples} samples are less than one step of "
             f"{per_step} samples."
         )
-    return int(max_iter)
+    return max_iter

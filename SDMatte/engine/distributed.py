@@ -1,22 +1,63 @@
-"""Starting the processes of a run: one, several on this machine, or a part of a cluster's."""
+"""Starting the processes of a run: one, several on this machine, or a part of a cluster's.
 
+What detectron2's `launch` does on GPUs is done here for CPUs, torchrun and SLURM alike, with its
+arguments and its groups of processes, so that all of detectron2 works in them. Its own, of release
+0.6, insists on CUDA, and when a process dies waits for the others as long as they like.
+"""
+
+import contextlib
+import datetime
 import logging
+import multiprocessing.connection
 import os
-from collections.abc import Callable
-from typing import Any
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 import SDMatte.compat  # noqa: F401
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.engine import launch as launch_on_gpus
 from detectron2.engine.launch import _find_free_port
 from detectron2.utils import comm
 
-from SDMatte.errors import ConfigError
+from SDMatte import errors
+from SDMatte.engine.signals import exit_status, handling
+from SDMatte.errors import ConfigError, ProcessError, RunStopped, SDMatteError
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT = 1800  # seconds, as in detectron2
+GRACE = 10  # seconds that the other processes get when one has failed
+_REPORT_LENGTH = 4000
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those of a run.
+
+    Attributes:
+        rank: Its number among all.
+        world_size: How many there are.
+        local_rank: Its number on its machine.
+        machine: Which machine that is.
+        address: Where rank 0 listens: ``tcp://host:port``, or ``env://``.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    machine: int
+    address: str
 
 
 def launch(
@@ -26,12 +67,14 @@ def launch(
     machine_rank: int = 0,
     dist_url: str = "auto",
     args: tuple = (),
+    device: str = "auto",
+    timeout: float = DEFAULT_TIMEOUT,
 ) -> None:
     """Runs ``main(*args)`` in every process of a run.
 
-    On GPUs this is detectron2's launch (NCCL). That of release 0.6 insists on CUDA, so on CPUs
-    the same is done here with gloo. Under torchrun this process is one of those that it started,
-    and the counts come from its environment.
+    Under torchrun, or as one of several tasks of ``srun``, this process is one of those that were
+    started, and the counts come from the environment. With ``num_processes`` under ``srun``, each
+    task is a machine.
 
     Args:
         main: A module-level function.
@@ -40,12 +83,33 @@ def launch(
         machine_rank: Number of this machine, from 0.
         dist_url: Where machine 0 listens, ``tcp://host:port``; ``auto`` on a single machine.
         args: Arguments of ``main``; they must be picklable.
+        device: ``train.device``. On GPUs the processes talk by NCCL, else by gloo.
+        timeout: After how many seconds without an answer another process counts as dead.
 
     Raises:
         ConfigError: The counts do not fit this machine or each other.
+        ProcessError: A process died, or did not answer; the others were stopped.
+        RunStopped: A signal asked the processes to stop.
+        SDMatteError: As ``main`` raised it.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
-        _join_torchrun(main, args)
+    if timeout <= 0:
+        raise ConfigError(f"train.ddp.timeout is {timeout}; it must be above 0 seconds.")
+    on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")
+    place = place_of_torchrun(os.environ)
+    if place is None:
+        slurm = place_of_slurm(os.environ)
+        if slurm is not None and num_processes == 1:
+            place = slurm
+        elif slurm is not None:
+            num_machines, machine_rank = slurm.world_size, slurm.rank
+            dist_url = slurm.address if dist_url == "auto" else dist_url
+            if slurm.machine != slurm.rank:
+                raise ConfigError(
+                    "Under srun, --num-processes needs one task a machine (--ntasks-per-node=1); "
+                    "or leave it out, and have one task for each process."
+                )
+    if place is not None:
+        _join(place, main, args, on_gpu, timeout)
         return
     if num_processes < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise ConfigError(
@@ -55,53 +119,252 @@ def launch(
         raise ConfigError("Several machines need --dist-url tcp://HOST:PORT of machine 0.")
     if num_processes * num_machines == 1:
         main(*args)
-    elif torch.cuda.is_available():
-        gpus = torch.cuda.device_count()
-        if num_processes > gpus:
-            raise ConfigError(f"{num_processes} processes need as many GPUs; {gpus} are here.")
-        launch_on_gpus(main, num_processes, num_machines, machine_rank, dist_url, args)
-    else:
-        if dist_url == "auto":
-            dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
-        worker_args = (main, num_processes, num_machines, machine_rank, dist_url, args)
-        mp.spawn(_cpu_worker, worker_args, nprocs=num_processes)
+        return
+    if on_gpu and num_processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"{num_processes} processes need as many GPUs; {torch.cuda.device_count()} are here."
+        )
+    if dist_url == "auto":
+        dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
+    first, world_size = machine_rank * num_processes, num_machines * num_processes
+    places = [
+        Place(first + index, world_size, index, machine_rank, dist_url)
+        for index in range(num_processes)
+    ]
+    _start(places, main, args, on_gpu, timeout)
 
 
-def _cpu_worker(
-    local_rank, main, num_processes, num_machines, machine_rank, dist_url, args
-) -> None:
-    # Processes that each take all cores slow each other down many times.
-    torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
-    _join(
-        main,
-        args,
-        backend="gloo",
-        local_size=num_processes,
-        init_method=dist_url,
-        world_size=num_processes * num_machines,
-        rank=machine_rank * num_processes + local_rank,
+def place_of_torchrun(environ: Mapping[str, str]) -> Place | None:
+    """Reads the environment of a process that torchrun started; None if it was not."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
+        return None
+    return Place(
+        int(environ["RANK"]),
+        int(environ["WORLD_SIZE"]),
+        int(environ.get("LOCAL_RANK", 0)),
+        int(environ.get("GROUP_RANK", 0)),
+        "env://",
     )
 
 
-def _join_torchrun(main: Callable, args: tuple) -> None:
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    _join(main, args, backend, local_size, init_method="env://")
+def place_of_slurm(environ: Mapping[str, str]) -> Place | None:
+    """Reads the environment of one of several tasks of ``srun``; None if it is not one.
+
+    MASTER_ADDR and MASTER_PORT, if set, say where rank 0 listens. Else that is on the step's first
+    machine, on a port that follows from the job's number.
+    """
+    # Not SLURM_NTASKS: a batch script has it, too, and is no task of its own.
+    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+        return None
+    host = environ.get("MASTER_ADDR") or _first_host(environ["SLURM_STEP_NODELIST"])
+    port = environ.get("MASTER_PORT") or 20000 + int(environ["SLURM_JOB_ID"]) % 20000
+    return Place(
+        int(environ["SLURM_PROCID"]),
+        int(environ["SLURM_STEP_NUM_TASKS"]),
+        int(environ["SLURM_LOCALID"]),
+        int(environ["SLURM_NODEID"]),
+        f"tcp://{host}:{port}",
+    )
 
 
-def _join(main: Callable, args: tuple, backend: str, local_size: int, **group: Any) -> None:
-    dist.init_process_group(backend, **group)
+def ask_main_process(function: Callable[[], _Result]) -> _Result:
+    """Calls a function in the main process alone; all processes get its result, or its error.
+
+    Args:
+        function: What it returns is sent to the other processes.
+
+    Raises:
+        SDMatteError: As the function raised it.
+    """
+    outcome: Any = None
+    if comm.is_main_process():
+        try:
+            outcome = function()
+        except SDMatteError as error:
+            outcome = error
+    outcome = comm.all_gather(outcome)[0]
+    if isinstance(outcome, SDMatteError):
+        raise outcome
+    return outcome
+
+
+def _first_host(hosts: str) -> str:
+    """The first of SLURM's list of hosts, such as ``gpu[07-09,12]-ib,login``."""
+    name = re.match(r"([^,\[]*)(?:\[([^\],-]*)[^\]]*\])?([^,\[]*)", hosts)
+    return "".join(part or "" for part in name.groups())
+
+
+def _join(place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: float) -> None:
+    """Joins the group of processes, and runs ``main`` in it."""
+    if on_gpu:  # a task of srun may see its own GPU alone
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    patience = datetime.timedelta(seconds=timeout)
     try:
-        # detectron2 asks this group which processes share a machine; its own launch makes it so.
-        for start in range(0, dist.get_world_size(), local_size):
-            ranks = range(start, min(start + local_size, dist.get_world_size()))
-            local_group = dist.new_group(list(ranks))
-            if dist.get_rank() in ranks:
-                comm._LOCAL_PROCESS_GROUP = local_group
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=place.address,
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=patience,
+        )
+        _make_groups(place, patience)
         comm.synchronize()
         main(*args)
+    except RuntimeError as error:
+        if not _has_lost_others(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ProcessError(
+            f"Process {place.rank} of {place.world_size} lost the others: one of them died, or "
+            f"gave no answer for {timeout:g} s (train.ddp.timeout). Its own message says why. "
+            f"({reason})"
+        ) from error
     finally:
         comm._LOCAL_PROCESS_GROUP = None
-        dist.destroy_process_group()
+        # NCCL would wait for processes that may be gone; the end of this one closes it as well.
+        if dist.is_initialized() and not (on_gpu and sys.exc_info()[0]):
+            dist.destroy_process_group()
+
+
+def _make_groups(place: Place, patience: datetime.timedelta) -> None:
+    """Makes the groups that detectron2 asks for."""
+    machines: list[int] = [0] * place.world_size
+    dist.all_gather_object(machines, place.machine)
+    for machine in sorted(set(machines)):
+        group = dist.new_group([rank for rank, m in enumerate(machines) if m == machine])
+        if machine == place.machine:
+            comm._LOCAL_PROCESS_GROUP = group
+    # For what detectron2 gathers; it would make one with a timeout of its own, and only once.
+    gloo = dist.new_group(backend="gloo", timeout=patience)
+    comm._get_global_gloo_group = lambda: gloo
+
+
+def _has_lost_others(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """How a process ended that did not reach its end, in what can be sent to the starting one.
+
+    Attributes:
+        rank: Which one.
+        kind: The name of a class of `SDMatte.errors`, or ``""`` for a defect.
+        text: The message; of a defect, with its trace.
+        status: Of a `RunStopped`.
+    """
+
+    rank: int
+    kind: str
+    text: str
+    status: int = 0
+
+
+def _start(places: Sequence[Place], main, args: tuple, on_gpu: bool, timeout: float) -> None:
+    """Starts processes here, and waits for their end."""
+    failures = mp.get_context("spawn").SimpleQueue()
+    job = (places, main, args, on_gpu, timeout, failures)
+    processes = mp.spawn(_work, job, nprocs=len(places), join=False).processes
+    received: list[int] = []
+
+    def pass_on(number: int) -> None:
+        received.append(number)
+        for process in processes:
+            if process.is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    with handling(pass_on):
+        late = _wait(processes)
+    reported = []
+    while not failures.empty():
+        reported.append(failures.get())
+    ranks = [place.rank for place in places]
+    died = {r: -p.exitcode for r, p in zip(ranks, processes, strict=True) if p.exitcode < 0}
+    hung = [ranks[index] for index in late]
+    failed = any(process.exitcode for process in processes)
+    _raise_cause(reported, died, hung, failed, places[0].world_size, received)
+
+
+def _work(index: int, places, main, args, on_gpu, timeout, failures) -> None:
+    """Is a process: runs ``main``, and reports how that fails."""
+    if not on_gpu:  # processes that each take all cores slow each other down many times
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(places)))
+    rank, failure = places[index].rank, None
+    try:
+        _join(places[index], main, args, on_gpu, timeout)
+    except RunStopped as stopped:
+        failures.put(_Failure(rank, "RunStopped", str(stopped), stopped.status))
+    except SDMatteError as error:
+        failure = _Failure(rank, type(error).__name__, str(error))
+    except Exception:
+        failure = _Failure(rank, "", traceback.format_exc()[-_REPORT_LENGTH:])
+    if failure is not None:
+        failures.put(failure)
+        sys.exit(1)
+
+
+def _wait(processes: Sequence[BaseProcess]) -> list[int]:
+    """Waits until all have ended; when one fails, stops those that do not end by themselves.
+
+    Returns:
+        Which had to be stopped.
+    """
+    running = list(processes)
+    while running and not any(process.exitcode for process in processes):
+        multiprocessing.connection.wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+    _join_within(GRACE, running)
+    late = [index for index, process in enumerate(processes) if process.exitcode is None]
+    for index in late:
+        processes[index].kill()
+        processes[index].join()
+    return late
+
+
+def _join_within(seconds: float, processes: Sequence[BaseProcess]) -> None:
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+
+
+def _raise_cause(
+    reported: Sequence[_Failure],
+    died: Mapping[int, int],
+    hung: Sequence[int],
+    failed: bool,
+    world_size: int,
+    received: Sequence[int],
+) -> None:
+    """Raises what the first trouble was, of all that followed from it."""
+    died = {rank: number for rank, number in died.items() if rank not in hung}
+    stopped = [failure for failure in reported if failure.kind == "RunStopped"]
+    lost = [failure for failure in reported if failure.kind == "ProcessError"]
+    if stopped:
+        raise RunStopped(stopped[0].text, stopped[0].status)
+    if received:
+        number = received[0]
+        raise RunStopped(
+            f"Stopped by {signal.Signals(number).name}; nothing new was saved.",
+            exit_status(number),
+        )
+    for failure in reported:
+        if failure.kind and failure not in lost:
+            raise getattr(errors, failure.kind, SDMatteError)(failure.text)
+    for rank, number in died.items():
+        if number != signal.SIGABRT:  # which is how NCCL ends, too, when another process is gone
+            hint = " (often the memory is short)" if number == signal.SIGKILL else ""
+            raise ProcessError(
+                f"Process {rank} of {world_size} was ended by {signal.Signals(number).name}{hint}, "
+                f"so the others were stopped."
+            )
+    for failure in reported:
+        if not failure.kind:
+            raise RuntimeError(f"Process {failure.rank} of {world_size} failed:\n{failure.text}")
+    if lost:
+        ended = (
+            f" Process {', '.join(map(str, hung))} did not answer and was ended." if hung else ""
+        )
+        raise ProcessError(lost[0].text + ended)
+    if failed:
+        raise ProcessError(f"A process of {world_size} ended without a word: {dict(died)}.")

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import SDMatte.compat  # noqa: F401
@@ -26,9 +27,11 @@ from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.report import score_table
 from SDMatte.image_io import read_alpha, read_image, write_image
 from SDMatte.modeling import SDMatte
+from SDMatte.pictures import PAGE, contact_sheet
 
 logger = logging.getLogger(__name__)
 
+_BLANK = np.full((1, 1), PAGE, np.uint8)
 PROMPTS = ("box", "point", "mask")
 NEXT_STEPS = """\
 Scores, curves and pictures are in {output}: scores.md, train/curves.png, results.png.
@@ -50,8 +53,8 @@ class QuickstartResult:
 
     Attributes:
         scores: Raw metrics by method and ``set/prompt``.
-        beats_baselines: Whether the trained network has lower MSE and SAD than both baselines,
-            all prompted with boxes.
+        beats_baselines: Whether the trained network has lower MSE and SAD than both baselines
+            (the box as alpha, and a network that never was trained), prompted with boxes.
         markdown: The table.
     """
 
@@ -102,12 +105,12 @@ def quickstart(
 def test_with_baselines(
     config: DictConfig, model: SDMatte, output: Path
 ) -> dict[str, dict[str, float]]:
-    """Scores the trained network with each prompt, and the two baselines with boxes."""
+    """Scores the trained network with each prompt, and with boxes what it is compared with."""
     torch.manual_seed(config.train.seed)
-    untrained = build(config.model)
     runs = [
         ("trained", model, PROMPTS),
-        ("untrained", untrained, ("box",)),
+        ("before training", load_trained(config, config.train.init_checkpoint), ("box",)),
+        ("untrained", build(config.model), ("box",)),
         ("box as alpha", BoxAsAlpha(), ("box",)),
     ]
     scores = {}
@@ -120,8 +123,8 @@ def test_with_baselines(
 
 def _summary(scores: dict[str, dict[str, float]], protocol: str) -> tuple[str, bool]:
     boxes = {name.split(",")[0]: value for name, value in scores.items() if name.endswith("/box")}
-    trained = boxes.pop("trained")
-    beats = all(trained[m] < other[m] for other in boxes.values() for m in ("MSE", "SAD"))
+    trained, baselines = boxes["trained"], (boxes["untrained"], boxes["box as alpha"])
+    beats = all(trained[m] < other[m] for other in baselines for m in ("MSE", "SAD"))
     table = score_table(scores, display=True)
     description = get_protocol(protocol).description
     return f"Held-out part of the sample set, protocol {protocol}: {description}\n\n{table}", beats
@@ -175,52 +178,25 @@ def draw_results(
         x0, y0, x1, y1 = loader.dataset[index]["bbox_coords"].tolist()
         height, width = truth.shape
         box = (x0 * width, y0 * height, x1 * width, y1 * height)
-        rows.append(_row(image, box, predict_in_box(model, image, box, size), truth, tile))
+        prediction = predict_in_box(model, image, box, size)
+        rows.append([image, _prompted(image, box), prediction, truth])
     for photograph in real_photographs():
         if photograph.box is not None:
             image = np.array(photograph.load())
-            alpha = predict_in_box(model, image, photograph.box, size)
-            rows.append(_row(image, photograph.box, alpha, None, tile))
-    titles = [_title(text, tile) for text in ("image", "box prompt", "prediction", "truth")]
+            prediction = predict_in_box(model, image, photograph.box, size)
+            rows.append([image, _prompted(image, photograph.box), prediction, _BLANK])
     half = (len(rows) + 1) // 2
-    rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
-    columns = [np.vstack([np.hstack(titles), *part]) for part in (rows[:half], rows[half:])]
-    gap = np.full((len(columns[0]), tile // 8, 3), 255, np.uint8)
-    write_image(picture, np.hstack([columns[0], gap, columns[1]]))
+    sides = zip_longest(rows[:half], rows[half:], fillvalue=[_BLANK] * 4)
+    tiles = [cell for pair in sides for row in pair for cell in row]
+    labels = ["image", "box prompt", "prediction", "truth"] * 2
+    write_image(picture, contact_sheet(tiles, labels, columns=8, tile=tile))
 
 
-def _row(image, box, alpha, truth, tile: int) -> np.ndarray:
-    """Puts the four pictures side by side; the object is shown cut out beside its matte."""
+def _prompted(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """Draws a box, given in pixels, and dims what is outside."""
     prompt = (image * 0.4).astype(np.uint8)
     x0, y0, x1, y1 = (int(round(v)) for v in box)
     prompt[y0:y1, x0:x1] = image[y0:y1, x0:x1]
     width = max(2, image.shape[1] // 100)
     cv2.rectangle(prompt, (x0, y0), (x1, y1), (255, 210, 0), width)
-    if truth is None:
-        last = np.full_like(image, 235)
-        scale = image.shape[1] / 400
-        place = (int(90 * scale), image.shape[0] // 2)
-        cv2.putText(last, "no true matte", place, cv2.FONT_HERSHEY_SIMPLEX, scale, (90, 90, 90), 2)
-    else:
-        last = _gray(truth)
-    return np.hstack([_fit(p, tile) for p in (image, prompt, _gray(alpha), last)])
-
-
-def _gray(alpha: np.ndarray) -> np.ndarray:
-    return np.repeat((alpha * 255).round().astype(np.uint8)[..., None], 3, axis=2)
-
-
-def _fit(image: np.ndarray, tile: int) -> np.ndarray:
-    scale = (tile - 4) / max(image.shape[:2])
-    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
-    canvas = np.full((tile, tile, 3), 255, np.uint8)
-    top, left = (tile - height) // 2, (tile - width) // 2
-    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    canvas[top : top + height, left : left + width] = small
-    return canvas
-
-
-def _title(text: str, tile: int) -> np.ndarray:
-    canvas = np.full((28, tile, 3), 255, np.uint8)
-    cv2.putText(canvas, text, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
-    return canvas
+    return prompt

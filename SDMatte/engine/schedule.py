@@ -17,9 +17,18 @@ def exponential_schedule(
         warmup_iter: Steps of the warm-up; at most half of the run.
         warmup_factor: The factor at the start.
     """
+    schedule = ExponentialParamScheduler(1.0, decay)
+    warmup_iter = limit_warmup(warmup_iter, max_iter)
+    if not warmup_iter:
+        return schedule
     return WarmupParamScheduler(
-        ExponentialParamScheduler(1.0, decay),
+        schedule,
         warmup_factor=warmup_factor,
-        warmup_length=min(warmup_iter / max_iter, 0.5),
+        warmup_length=warmup_iter / max_iter,
         warmup_method="linear",
     )
+
+
+def limit_warmup(warmup_iter: int, max_iter: int) -> int:
+    """Says how many steps a warm-up has: at most half of the run."""
+    return min(warmup_iter, max_iter // 2)

@@ -1,8 +1,13 @@
 """Testing a model on sets and prompts: the one path of ``test``, and of training's evaluations."""
 
+import contextlib
 import copy
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +16,20 @@ import SDMatte.compat  # noqa: F401
 import torch
 from accelerate import init_empty_weights
 from detectron2.evaluation import inference_on_dataset
+from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
+from SDMatte.data import MattingDataset
+from SDMatte.data.catalog import Sample
+from SDMatte.data.prompt_files import PromptFile, freeze
 from SDMatte.engine.config import build
-from SDMatte.errors import ConfigError
+from SDMatte.engine.distributed import ask_main_process
+from SDMatte.errors import CheckpointError, ConfigError, DataError
 from SDMatte.evaluation.evaluator import MatteEvaluator
+from SDMatte.evaluation.journal import Journal, clear_results
+from SDMatte.evaluation.protocols import get_protocol
+from SDMatte.evaluation.results import PictureScore
+from SDMatte.evaluation.scoring import Target
 from SDMatte.modeling import SDMatte, weights
 from SDMatte.prompts import PromptType, get_prompt_type
 
@@ -49,9 +63,10 @@ def load_trained(config: DictConfig, checkpoint: str | Path) -> SDMatte:
     return model.eval()
 
 
-def dataset_names(config: DictConfig) -> list[Any]:
-    """The test sets of a config, as names or folder pairs."""
-    names = OmegaConf.to_container(config.dataloader.test.dataset.names, resolve=True)
+def dataset_names(config: DictConfig, part: str = "test") -> list[Any]:
+    """The sets of a config's part, ``"train"`` or ``"test"``, as names or folder pairs."""
+    names = config.dataloader[part].dataset.names
+    names = OmegaConf.to_container(names, resolve=True) if OmegaConf.is_config(names) else names
     return names if isinstance(names, list) else [names]
 
 
@@ -64,6 +79,140 @@ def test_loaders(config: DictConfig) -> Iterator[tuple[str, Any]]:
         yield loader.dataset.samples[0].dataset, loader
 
 
+@dataclass(frozen=True)
+class SetTest:
+    """One set under one prompt: what there is to do, and what is done of it.
+
+    Attributes:
+        name: The set.
+        prompt: The prompt.
+        loader: The loader of all its pictures.
+        label: The prompt in results.
+        folder: Where mattes and reports go, None for nowhere.
+        journal: What is done there; None: everything is done anew.
+        done: The pictures predicted earlier, by name; those without scores are to be scored.
+    """
+
+    name: str
+    prompt: PromptType
+    loader: Any
+    label: str
+    folder: Path | None = None
+    journal: Journal | None = None
+    done: Mapping[str, PictureScore] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """``"AIM-500/box"``: what its scores are filed under."""
+        return f"{self.name}/{self.label}"
+
+    @property
+    def missing(self) -> list[Sample]:
+        """The samples that are not predicted yet."""
+        samples = self.loader.dataset.samples
+        return [s for s in samples if Path(s.alpha).stem not in self.done]
+
+
+def plan_test(
+    config: DictConfig,
+    output_dir: str | Path | None = None,
+    prompts: Iterable[str] | None = None,
+    identity: Mapping[str, Any] | None = None,
+    restart: bool = False,
+) -> list[SetTest]:
+    """Lists what a test does; what can be wrong before a picture is read is found here.
+
+    Args:
+        config: The whole config.
+        output_dir: Where mattes and reports go, ``set/prompt/`` each; None: nowhere.
+        prompts: Short names of prompts; None: ``test.prompts``.
+        identity: What makes the model what it is. Results in ``output_dir`` of the same model,
+            protocol, prompts and pictures are gone on with; None: all is done anew.
+        restart: Whether the results there, whatever made them, are deleted.
+
+    Raises:
+        ConfigError: No prompts, or two sets of one name.
+        DataError: A set cannot be used, two of its pictures have one name, or the folder holds
+            other results.
+    """
+    types = [get_prompt_type(name) for name in (prompts or config.test.prompts)]
+    if not types:
+        raise ConfigError("test.prompts names no prompt.")
+    get_protocol(config.test.protocol)
+    plan: list[SetTest] = []
+    for name, loader in test_loaders(config):
+        if any(test.name == name for test in plan):
+            raise ConfigError(f"There are two test sets {name}: give folder pairs a name.")
+        stems = Counter(Path(sample.alpha).stem for sample in loader.dataset.samples)
+        twice = [stem for stem, number in stems.items() if number > 1]
+        if twice:
+            raise DataError(
+                f"Mattes of {name} could not be told apart: there are several {twice[0]}."
+            )
+        for prompt in types:
+            test = SetTest(name, prompt, loader, _label(loader.dataset, prompt))
+            if output_dir is not None:
+                folder = Path(output_dir) / name / test.label.replace(" ", "_")
+                test = replace(test, folder=folder)
+            if test.folder is not None and identity is not None:
+                test = _look_up(test, config, identity, restart)
+            plan.append(test)
+    return plan
+
+
+def _label(dataset: MattingDataset, prompt: PromptType) -> str:
+    worse = dataset.worsen.describe(prompt.mask_key)
+    return f"{prompt.alias} {worse}" if worse else prompt.alias
+
+
+def _look_up(test: SetTest, config: DictConfig, model: Mapping[str, Any], restart: bool) -> SetTest:
+    """Finds out what is done; only the main process reads, so that all see the same."""
+    dataset, settings = test.loader.dataset, config.test
+    journal = Journal(test.folder, {**model, **_identity(dataset, test.prompt, settings)})
+
+    def read() -> dict[str, PictureScore]:
+        done = {} if restart else journal.read()
+        return {n: p for n, p in done.items() if p.pred_path or not settings.save_mattes}
+
+    return replace(test, journal=journal, done=ask_main_process(read))
+
+
+def _identity(dataset: MattingDataset, prompt: PromptType, settings: DictConfig) -> dict[str, Any]:
+    """What, beside the model, the results of a set and prompt follow from."""
+    knobs = asdict(dataset.settings)
+    del knobs["cache_mb"]  # changes nothing
+    samples = json.dumps([asdict(sample) for sample in dataset.samples])
+    return {
+        "protocol": settings.protocol,
+        "use_trimap": settings.use_trimap,
+        "use_captions": settings.use_captions,
+        "set": dataset.samples[0].dataset,
+        "pictures": hashlib.sha256(samples.encode()).hexdigest(),
+        "prompt": prompt.alias,
+        "prompt seed": dataset.seed,
+        "prompts sha256": file_hash(dataset.frozen.path) if dataset.frozen is not None else None,
+        "prompts made worse": asdict(dataset.worsen),
+        "size": dataset.size,
+        "settings": knobs,
+    }
+
+
+def file_hash(path: str | Path) -> str:
+    """The SHA-256 of a file, as ``sha256sum`` prints it.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+            return digest.hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
+
+
 def run_test(
     config: DictConfig,
     model: Callable[..., torch.Tensor],
@@ -71,12 +220,11 @@ def run_test(
     model_name: str = "",
     prompts: Iterable[str] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Predicts and scores every test set of a config with every prompt.
+    """Predicts and scores every test set of a config with every prompt, from the beginning.
 
     Args:
         config: The whole config.
-        model: An `SDMatte.modeling.SDMatte`, left in the mode that it is in; or a baseline, which
-            takes the batch alone.
+        model: See :func:`run_plan`.
         output_dir: Where mattes and reports go, ``set/prompt/`` each; None: nowhere.
         model_name: For the reports.
         prompts: Short names of prompts; None: ``test.prompts``.
@@ -88,31 +236,204 @@ def run_test(
         ConfigError: No prompts.
         DataError: A set or a picture cannot be used.
     """
-    settings = config.test
-    types = [get_prompt_type(name) for name in (prompts or settings.prompts)]
-    if not types:
-        raise ConfigError("test.prompts names no prompt.")
-    training = getattr(model, "training", False)
-    if isinstance(model, torch.nn.Module):
-        model.eval()
+    plan = plan_test(config, output_dir, prompts)
+    return run_plan(config, plan, model, model_name)
+
+
+def run_plan(
+    config: DictConfig,
+    plan: Sequence[SetTest],
+    model: Callable[..., torch.Tensor] | None,
+    model_name: str = "",
+    info: Mapping[str, Any] | None = None,
+    only: str | None = None,
+) -> dict[str, dict[str, float]]:
+    """Does what :func:`plan_test` has listed.
+
+    Args:
+        config: The whole config.
+        plan: What to do.
+        model: An `SDMatte.modeling.SDMatte`, left in the mode that it is in; or a baseline, which
+            takes the batch alone, or its class, which is made for each prompt. None where nothing
+            is predicted.
+        model_name: For the reports.
+        info: More for the reports.
+        only: ``"predict"``: mattes are written and not scored; ``"score"``: mattes that have been
+            written are scored; None: both.
+
+    Returns:
+        Metrics by ``set/prompt``, raw; empty in all processes but the first.
+
+    Raises:
+        ConfigError: Mattes are to be predicted alone, but not to be written.
+        DataError: A picture cannot be used, or is not predicted yet where only scores are wanted.
+    """
+    if only is not None and not config.test.save_mattes:
+        raise ConfigError("To predict and to score apart needs test.save_mattes=True.")
+    if only == "score":
+        _check_predicted(plan)
     results: dict[str, dict[str, float]] = {}
-    for name, loader in test_loaders(config):
-        for prompt in types:
-            folder = Path(output_dir) / name / prompt.alias if output_dir is not None else None
-            evaluator = MatteEvaluator(
-                name,
-                prompt.alias,
-                protocol=settings.protocol,
-                output_dir=folder,
-                use_trimap=settings.use_trimap,
-                num_pictures=len(loader.dataset),
-                model=model_name,
-                prompt_seed=loader.dataset.seed,
-            )
-            predict = model
-            if isinstance(model, torch.nn.Module):  # baselines know their prompt
-                predict = _Prompted(model, prompt, settings.use_captions)
+    with _evaluating(model):
+        for test in plan:
+            _begin(test)
+            evaluator = _evaluator(config, test, model_name, dict(info or {}), only)
+            if only == "score":
+                results |= evaluator.evaluate()
+                continue
+            loader, missing = test.loader, test.missing
+            if len(missing) < len(loader.dataset):
+                loader = _loader_of(config, loader.dataset, missing)
+            predict = _with_prompt(model, test.prompt, config.test.use_captions)
             results |= inference_on_dataset(predict, loader, evaluator)
-    if isinstance(model, torch.nn.Module):
-        model.train(training)
     return results
+
+
+def _loader_of(config: DictConfig, dataset: MattingDataset, samples: Sequence[Sample]) -> Any:
+    """The loader of some samples of a set; they are what they are in the whole set."""
+    part = copy.copy(dataset)
+    part.samples = list(samples)
+    return build(config.dataloader.test, dataset=part)
+
+
+def _check_predicted(plan: Sequence[SetTest]) -> None:
+    missing = {t.folder: t.missing for t in plan if t.missing}
+    if missing:
+        lines = (
+            f"{folder}: {len(samples)} of them, such as {Path(samples[0].alpha).stem}"
+            for folder, samples in missing.items()
+        )
+        raise DataError("There are no mattes to score:\n  " + "\n  ".join(lines))
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Puts a network into evaluation mode for a while."""
+    if not isinstance(model, torch.nn.Module):
+        yield
+        return
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _with_prompt(model: Any, prompt: PromptType, use_captions: bool) -> Callable:
+    if isinstance(model, torch.nn.Module):
+        return _Prompted(model, prompt, use_captions)
+    return model(prompt.alias) if isinstance(model, type) else model
+
+
+def _begin(test: SetTest) -> None:
+    """Clears the folder of what is not gone on with, and opens the journal."""
+    if test.folder is None:
+        return
+
+    def begin() -> None:
+        if not test.done:
+            clear_results(test.folder)
+        if test.journal is not None:
+            test.journal.begin(test.done.values())
+
+    ask_main_process(begin)
+    if test.done:
+        number = len(test.loader.dataset)
+        logger.info("%s: %d of %d pictures are done already.", test.folder, len(test.done), number)
+
+
+def _evaluator(
+    config: DictConfig, test: SetTest, model_name: str, info: dict[str, Any], only: str | None
+) -> MatteEvaluator:
+    settings, dataset = config.test, test.loader.dataset
+    targets = _targets(dataset, settings.use_trimap)
+    ready, unscored = [], []
+    for name, picture in test.done.items():
+        if picture.scores or only == "predict":
+            ready.append(_placed(picture, targets[name]))
+        else:
+            unscored.append((targets[name], Path(picture.pred_path)))
+    return MatteEvaluator(
+        test.name,
+        test.label,
+        protocol=settings.protocol,
+        output_dir=test.folder,
+        use_trimap=settings.use_trimap,
+        num_pictures=len(dataset),
+        num_workers=settings.num_workers,
+        save_mattes=settings.save_mattes,
+        error_maps=settings.error_maps,
+        scoring=only != "predict",
+        journal=test.journal,
+        done=ready,
+        written=unscored,
+        model=model_name,
+        **_prompt_origin(dataset, test.prompt, info),
+    )
+
+
+def _targets(dataset: MattingDataset, use_trimap: bool) -> dict[str, Target]:
+    """What the mattes of a set are scored against, by picture."""
+    found = {}
+    for sample in dataset.samples:
+        trimap = (
+            (str(dataset.root / sample.trimap) if sample.trimap else "") if use_trimap else None
+        )
+        image = "" if sample.background else str(dataset.root / sample.image)
+        target = Target(str(dataset.root / sample.alpha), trimap, image)
+        found[target.name] = target
+    return found
+
+
+def _placed(picture: PictureScore, target: Target) -> PictureScore:
+    """A picture done earlier with today's paths: the data may have been moved."""
+    return replace(picture, alpha_path=target.alpha_path, image_path=target.image_path)
+
+
+def _prompt_origin(
+    dataset: MattingDataset, prompt: PromptType, info: dict[str, Any]
+) -> dict[str, Any]:
+    """Says, for the report, where the prompts come from: a file, or a seed."""
+    if dataset.frozen is None or prompt.fixed:
+        return {"prompt_seed": dataset.seed, "info": info}
+    path = dataset.frozen.path
+    return {"info": {**info, "prompts from": path, "prompts sha256": file_hash(path)}}
+
+
+def save_prompts(config: DictConfig, path: str | Path) -> None:
+    """Writes the boxes, points and masks of a config's test sets to a file.
+
+    It is for ``dataloader.test.dataset.prompts_from`` of other runs. The pictures are read for it
+    once more, by all processes together.
+
+    Args:
+        config: The whole config.
+        path: Where to.
+
+    Raises:
+        DataError: Two sets have the same name, a picture cannot be read, or the file not be
+            written.
+    """
+    frozen: PromptFile | None = None
+    for _, loader in test_loaders(config):
+        dataset = loader.dataset  # all sets of a config share their settings
+        if frozen is None:
+            frozen = PromptFile(dataset.size, dataset.settings.radius(False), dataset.settings.psm)
+        for (name, key), entry in _collect_prompts(loader).items():
+            if key in frozen.sets.setdefault(name, {}):
+                raise DataError(f"Prompts are not saved: there are two sets {name} with {key}.")
+            frozen.sets[name][key] = entry
+    if frozen is not None and comm.is_main_process():
+        frozen.write(path)
+        logger.info("The prompts are in %s.", path)
+
+
+def _collect_prompts(loader: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """The prompts of a set, read by all processes together, by the names of prompt files."""
+    dataset = loader.dataset
+    keys = {str(dataset.root / s.alpha): dataset.prompt_key(s) for s in dataset.samples}
+    entries = {}
+    for batch in loader:
+        for index, path in enumerate(batch["alpha_path"]):
+            entries[keys[path]] = freeze({name: values[index] for name, values in batch.items()})
+    return {key: entry for part in comm.all_gather(entries) for key, entry in part.items()}

@@ -1,32 +1,45 @@
 """The training entry: from a config to a trained model."""
 
-import copy
+import contextlib
+import errno
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 import SDMatte.compat  # noqa: F401
 
 import torch
-from detectron2.engine import default_setup, default_writers, hooks
-from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine import default_setup, hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
+from SDMatte.engine.builders import build_trainer
 from SDMatte.engine.checkpoint import MatteCheckpointer
-from SDMatte.engine.config import build, derive_max_iter, load_config, resolve_device
-from SDMatte.engine.hooks import PictureStrips
-from SDMatte.engine.report import draw_curves
+from SDMatte.engine.config import build, load_config, resolve_device
+from SDMatte.engine.hooks import BestWeights, Checkpoints, PictureStrips, Records, WeightAverage
+from SDMatte.engine.lora import Adapters
+from SDMatte.engine.plan import RunPlan, make_plan
+from SDMatte.engine.progress import Meter
+from SDMatte.engine.report import draw_curves, write_environment
 from SDMatte.engine.testing import run_test, test_loaders
-from SDMatte.engine.trainer import MatteTrainer, TrainingModel
-from SDMatte.errors import ConfigError
-from SDMatte.modeling import weights
+from SDMatte.engine.trainer import MatteTrainer
+from SDMatte.errors import ConfigError, OutputError
+from SDMatte.evaluation.metrics import METRICS
+from SDMatte.modeling import SDMatte, weights
+from SDMatte.prompts import get_prompt_type
 
 logger = logging.getLogger(__name__)
+
+RECORDS = "metrics.json"
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
 
 
 def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False) -> None:
@@ -42,101 +55,136 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
     """
     config = load_config(config_file, overrides)
     output_dir = Path(config.train.output_dir)
-    if not resume and any(output_dir.glob("model_*.pth")):
+    if not resume and (any(output_dir.glob("model_*.pth")) or (output_dir / RECORDS).exists()):
         raise ConfigError(
             f"{output_dir} holds a run: go on with --resume, or name another train.output_dir."
         )
     device = resolve_device(config.train.device)
     loader = build(config.dataloader.train)
-    max_iter = derive_max_iter(config, len(loader.dataset), comm.get_world_size())
-    set_up_run(config, config_file)
-    logger.info("%d samples an epoch, %d steps in all.", len(loader.dataset), max_iter)
+    plan = make_plan(config, len(loader.dataset), comm.get_world_size())
+    check_settings(config)
+    max_iter = plan.max_iter
+    with output_errors(output_dir):
+        set_up_run(config, config_file, device)
+        logger.info("%d samples an epoch, %d steps in all.", plan.num_samples, max_iter)
+        task, trainer, adapters = build_trainer(config, loader, device)
+        checkpointer = add_hooks(trainer, task.model, adapters, config, plan)
+        final = output_dir / "model_final.pth"
 
-    task = build_training_model(config, device)
-    optimizer = build_optimizer(config, task)
-    prompts = [task.model.aux_input] if task.model.aux_input else task.model.aux_input_list
-    trainer = MatteTrainer(
-        parallelize(task, config, device),
-        loader,
-        optimizer,
-        prompts=prompts,
-        seed=config.train.seed,
-        accumulate=config.train.accumulate,
-        amp_dtype=config.train.amp.dtype if config.train.amp.enabled else None,
-        clip_grad_norm=config.train.clip_grad_norm,
-    )
-    checkpointer = MatteCheckpointer(
-        task.model, str(output_dir), save_to_disk=comm.is_main_process(), trainer=trainer
-    )
-    add_hooks(trainer, checkpointer, config, max_iter)
+        start = 0
+        if resume and checkpointer.resume():
+            start = trainer.iter + 1
+            if start >= max_iter and is_newer(final, Path(checkpointer.get_checkpoint_file())):
+                logger.info("The run in %s is complete.", output_dir)
+                return
+        elif config.train.init_checkpoint:
+            weights.load_checkpoint(task.model, config.train.init_checkpoint)
+        loader.sampler.start = -(-trainer.samples // comm.get_world_size())
+        trainer.train(start, max(start, max_iter))
+        checkpointer.save_weights(final.stem)
+        if comm.is_main_process():
+            draw_curves(output_dir / RECORDS, output_dir / "curves.png")
+            used = output_dir / "config.yaml"  # with all overrides, unlike the config file
+            logger.info("Done. To test: bash script/test.sh %s %s", used, final)
 
-    start = 0
-    if resume and checkpointer.resume():
-        start = trainer.iter + 1
-    elif config.train.init_checkpoint:
-        weights.load_checkpoint(task.model, config.train.init_checkpoint)
-    loader.sampler.start = start * config.train.accumulate * loader.batch_size
-    if start >= max_iter:
-        logger.info("The run in %s is complete.", output_dir)
+
+def check_settings(config: DictConfig) -> None:
+    """Refuses settings that would only fail later.
+
+    Raises:
+        ConfigError: The seed is no number; or there are evaluations, and their metrics will not
+            have the one that the best weights go by.
+        DataError: A test set is not there.
+    """
+    settings = config.train
+    if not isinstance(settings.seed, int) or settings.seed < 0:
+        raise ConfigError(f"train.seed is {settings.seed!r}; it must be a whole number from 0.")
+    if not settings.evaluations:
+        if settings.best_metric:
+            raise ConfigError("train.best_metric needs train.evaluations.")
         return
-    trainer.train(start, max_iter)
-    if comm.is_main_process():
-        draw_curves(output_dir / "metrics.json", output_dir / "curves.png")
-        logger.info(
-            "Done. To test: bash script/test.sh %s %s", config_file, output_dir / "model_final.pth"
+    names = [
+        f"{name}/{get_prompt_type(prompt).alias}/{metric}"
+        for name, _ in test_loaders(config)
+        for prompt in config.test.prompts
+        for metric in METRICS
+    ]
+    if settings.best_metric and settings.best_metric not in names:
+        raise ConfigError(
+            f"train.best_metric is {settings.best_metric!r}; the evaluations give "
+            f"{', '.join(names)}."
         )
 
 
-def set_up_run(config: DictConfig, config_file: str) -> None:
+def is_newer(path: Path, than: Path) -> bool:
+    """Whether a file is there, and was written after another one."""
+    return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
+
+
+@contextlib.contextmanager
+def output_errors(folder: Path) -> Iterator[None]:
+    """Says in a sentence when the output folder cannot be written to.
+
+    Raises:
+        OutputError: An error inside was of that kind.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise OutputError(
+            f"{error.filename or folder} cannot be written ({error.strerror}); the checkpoints in "
+            f"{folder} are kept."
+        ) from error
+
+
+def set_up_run(config: DictConfig, config_file: str, device: torch.device) -> None:
     """Makes the output folder with the run's log, config and environment; seeds torch."""
     setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
     # detectron2 logs the config file and packages, and writes config.yaml.
     default_setup(config, SimpleNamespace(config_file=config_file, eval_only=False))
-
-
-def build_training_model(config: DictConfig, device: torch.device) -> TrainingModel:
-    """Builds the model with its losses, and the teacher if there is one."""
-    model = build(config.model)
-    if config.train.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    teacher = distillation = None
-    if config.get("distillation") is not None:
-        teacher = build(config.distillation.teacher)
-        weights.load_checkpoint(teacher, config.distillation.teacher_checkpoint)
-        distillation = build(config.distillation.criterion)
-    return TrainingModel(model, build(config.criterion), teacher, distillation).to(device)
-
-
-def build_optimizer(config: DictConfig, task: TrainingModel) -> torch.optim.Optimizer:
-    """Builds the optimizer over the parameters that are trained."""
-    node = copy.deepcopy(config.optimizer)
-    node.params.model = task.model
-    optimizer = build(node)
-    for group in optimizer.param_groups:  # its state must hold no types of omegaconf
-        group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
-    return optimizer
-
-
-def parallelize(task: TrainingModel, config: DictConfig, device: torch.device) -> torch.nn.Module:
-    """Wraps the model for several processes, where there are several."""
-    settings = dict(config.train.ddp)
-    if device.type == "cpu":
-        settings["device_ids"] = None
-    return create_ddp_model(task, **settings)
+    if comm.is_main_process():
+        path = Path(config.train.output_dir) / "environment.json"
+        write_environment(path, device, comm.get_world_size())
 
 
 def add_hooks(
-    trainer: MatteTrainer, checkpointer: MatteCheckpointer, config: DictConfig, max_iter: int
-) -> None:
-    """Registers what happens besides the steps: schedule, checkpoints, evaluations, records."""
-    settings, model = config.train, checkpointer.model
+    trainer: MatteTrainer,
+    model: SDMatte,
+    adapters: Adapters | None,
+    config: DictConfig,
+    plan: RunPlan,
+) -> MatteCheckpointer:
+    """Registers what happens besides the steps: schedule, checkpoints, evaluations, records.
+
+    Their order matters: a checkpoint holds what stands before it, see `Checkpoints`.
+
+    Returns:
+        What writes and reads the checkpoints.
+    """
+    settings, max_iter = config.train, plan.max_iter
+    average = WeightAverage(model, settings.ema.decay) if settings.ema.enabled else None
+    in_use = nullcontext if average is None else average.applied
+    states = {} if adapters is None else {"adapters": adapters}  # to be read before the trainer's
+    if adapters is not None:
+        adapters.weights_in_use = in_use
+    checkpointer = MatteCheckpointer(
+        model,
+        settings.output_dir,
+        save_to_disk=comm.is_main_process(),
+        weights_in_use=in_use,
+        **states,
+        trainer=trainer,
+    )
     schedule = LRMultiplier(
         trainer.optimizer, build(config.lr_multiplier, max_iter=max_iter), max_iter
     )
-    evaluation_period = max(1, max_iter // settings.evaluations) if settings.evaluations else 0
+    evaluation_period = plan.evaluation_period
 
     def evaluate():
-        return run_test(config, model)
+        with in_use():
+            return run_test(config, model)
 
     def first_test_batch():
         _, loader = next(iter(test_loaders(config)))
@@ -144,19 +192,22 @@ def add_hooks(
         samples = itertools.islice(range(len(dataset)), settings.num_pictures)
         return loader.collate_fn([dataset[index] for index in samples])
 
-    registered = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=schedule)]
+    registered = [
+        hooks.IterationTimer(),
+        Meter(plan, trainer.device, settings.log_period),
+        hooks.LRScheduler(scheduler=schedule),
+        average,
+        Checkpoints(checkpointer, plan.checkpoint_period, evaluation_period, settings.max_to_keep),
+    ]
     if evaluation_period:
         registered.append(hooks.EvalHook(evaluation_period, evaluate))
-    if comm.is_main_process():
-        period = max(1, max_iter // settings.checkpoints)
-        registered.append(
-            hooks.PeriodicCheckpointer(
-                checkpointer, period, max_iter, max_to_keep=settings.max_to_keep
-            )
-        )
-        if settings.num_pictures and evaluation_period:
+        if settings.best_metric:
+            registered.append(BestWeights(checkpointer, settings.best_metric))
+        if settings.num_pictures and comm.is_main_process():
             prompt = config.test.prompts[0]
-            registered.append(PictureStrips(model, first_test_batch, prompt, evaluation_period))
-        writers = default_writers(settings.output_dir, max_iter)
-        registered.append(hooks.PeriodicWriter(writers, period=settings.log_period))
+            registered.append(
+                PictureStrips(model, first_test_batch, prompt, evaluation_period, in_use)
+            )
+    registered.append(Records(settings.output_dir, settings.log_period))
     trainer.register_hooks(registered)
+    return checkpointer

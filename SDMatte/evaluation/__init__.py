@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from SDMatte.evaluation.folder import score_folder
 from SDMatte.evaluation.metrics import connectivity, gradient, mad, mse, sad
 from SDMatte.evaluation.protocols import PROTOCOLS, Protocol, finish_alpha, score_pair
-from SDMatte.evaluation.report import EvaluationResult, PictureScore, write_report
+from SDMatte.evaluation.report import write_report
+from SDMatte.evaluation.results import EvaluationResult, PictureScore
 
 if TYPE_CHECKING:
     from SDMatte.evaluation.evaluator import MatteEvaluator

@@ -14,11 +14,17 @@ import numpy as np
 import torch
 
 from SDMatte.errors import ConfigError, DependencyError, PromptError
-from SDMatte.prompts import get_prompt_type
+from SDMatte.prompts import PROMPT_TYPES, get_prompt_type
 
 
 class PromptAsAlpha:
-    """The prompt's own map as alpha: what one has without any matting."""
+    """The prompt's own map as alpha: what one has without any matting.
+
+    Attributes:
+        prompts: Short names of the prompts that it can use.
+    """
+
+    prompts: tuple[str, ...] = tuple(prompt.alias for prompt in PROMPT_TYPES.values())
 
     def __init__(self, prompt: str) -> None:
         """Chooses the prompt.
@@ -145,13 +151,17 @@ class ClosedForm(_OneByOne):
     title = "closed-form"
     prompts = ("trimap",)
 
-    def __init__(self) -> None:
-        """Nothing to choose.
+    def __init__(self, prompt: str = "trimap") -> None:
+        """Finds the solver.
+
+        Args:
+            prompt: trimap.
 
         Raises:
+            PromptError: It is another prompt.
             DependencyError: pymatting is not installed.
         """
-        super().__init__("trimap")
+        super().__init__(prompt)
         try:
             import pymatting
         except ImportError as error:
@@ -166,6 +176,21 @@ class ClosedForm(_OneByOne):
         if not ((trimap == 0).any() and (trimap == 1).any() and (trimap == 0.5).any()):
             return prompt  # nothing to solve, or nothing to start from
         return np.clip(self._estimate(image.astype(np.float64), trimap), 0, 1)
+
+
+BASELINES = {"prompt": PromptAsAlpha, "grabcut": GrabCut, "closed-form": ClosedForm}
+"""Name on the command line -> class, which is made of a prompt's short name."""
+
+
+def get_baseline(name: str) -> type[PromptAsAlpha] | type[GrabCut] | type[ClosedForm]:
+    """Looks a baseline up by name.
+
+    Raises:
+        ConfigError: There is no such baseline.
+    """
+    if name not in BASELINES:
+        raise ConfigError(f"Unknown baseline {name!r}; known are {', '.join(BASELINES)}.")
+    return BASELINES[name]
 
 
 def _to_unit(batch: torch.Tensor) -> np.ndarray:

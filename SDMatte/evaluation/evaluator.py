@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import SDMatte.compat  # noqa: F401  (before detectron2)
 
-import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from SDMatte.errors import DataError
-from SDMatte.evaluation.protocols import (
-    Protocol,
-    finish_alpha,
-    get_protocol,
-    read_partners,
-    score_pair,
-)
-from SDMatte.evaluation.report import (
-    EvaluationResult,
-    PictureScore,
-    contact_sheet,
-    score_table,
-    write_report,
-)
-from SDMatte.image_io import write_image
+from SDMatte.evaluation.journal import Journal
+from SDMatte.evaluation.protocols import Protocol, get_protocol
+from SDMatte.evaluation.report import contact_sheet, score_table, write_error_maps, write_report
+from SDMatte.evaluation.results import EvaluationResult, PictureScore
+from SDMatte.evaluation.scoring import Scorer, Target, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +44,12 @@ class MatteEvaluator(DatasetEvaluator):
         num_pictures: int | None = None,
         num_workers: int = 1,
         sheet_rows: int = 4,
+        save_mattes: bool = True,
+        error_maps: bool = False,
+        scoring: bool = True,
+        journal: Journal | None = None,
+        done: Sequence[PictureScore] = (),
+        written: Sequence[tuple[Target, Path]] = (),
         model: str = "",
         prompt_seed: int | None = None,
         info: Mapping[str, Any] | None = None,
@@ -71,14 +65,22 @@ class MatteEvaluator(DatasetEvaluator):
                 tables count all pixels.
             num_pictures: How many pictures the set has; :meth:`evaluate` then refuses to average
                 over another number.
-            num_workers: Threads that compute metrics beside the model; 0 computes in place.
+            num_workers: Who computes the metrics beside the model, see
+                :class:`~SDMatte.evaluation.scoring.Workers`.
             sheet_rows: How many worst, and how many best, the contact sheet shows; 0 for none.
+            save_mattes: Whether the mattes are written; without them there is no contact sheet.
+            error_maps: Whether ``errors/`` gets a map of the errors of each matte.
+            scoring: False: mattes are only written, to be scored by another evaluator.
+            journal: Gets each picture that is done, so that another evaluator can go on.
+            done: The pictures done before, the same in all processes.
+            written: Mattes written before, each with what it is to be scored against, the same in
+                all processes; :meth:`evaluate` shares them out.
             model: Name of the model, for the report.
             prompt_seed: Seed of the drawn prompts, for the report.
             info: More for the report, such as the checkpoint.
 
         Raises:
-            ConfigError: There is no such protocol.
+            ConfigError: There is no such protocol, or the number of workers is negative.
         """
         self.dataset = dataset
         self.prompt = prompt
@@ -86,23 +88,27 @@ class MatteEvaluator(DatasetEvaluator):
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.use_trimap = use_trimap
         self.num_pictures = num_pictures
-        self.num_workers = num_workers
-        self.sheet_rows = sheet_rows
+        self.sheet_rows = sheet_rows if save_mattes else 0
+        self.error_maps = error_maps and save_mattes
+        self.scoring = scoring
+        self.journal = journal
+        self.done = list(done)
+        self.written = list(written)
         self.model = model
         self.prompt_seed = prompt_seed
         self.info = dict(info or {})
         self.result: EvaluationResult | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._scorer = Scorer(self.protocol, self.output_dir if save_mattes else None, scoring)
+        self._workers = Workers(num_workers, self._note)
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all pictures."""
-        self._close()
+        """Forgets all pictures but those done before."""
+        self._workers.close()
         self.result = None
-        self._names: set[str] = set()
-        self._scored: list[PictureScore] = []
+        self._names = {p.name for p in self.done} | {target.name for target, _ in self.written}
+        self._finished = list(self.done) if comm.is_main_process() else []
         self._problems: list[str] = []
-        self._pending: deque[Future] = deque()
 
     def process(self, inputs: Mapping[str, Any], outputs: torch.Tensor) -> None:
         """Takes a batch.
@@ -118,6 +124,7 @@ class MatteEvaluator(DatasetEvaluator):
 
         Raises:
             ValueError: The outputs have another shape.
+            DataError: A worker process was ended from outside.
         """
         paths = list(inputs["alpha_path"])
         if outputs.ndim != 4 or outputs.shape[:2] != (len(paths), 1):
@@ -129,13 +136,15 @@ class MatteEvaluator(DatasetEvaluator):
         sizes = inputs["hw"].tolist()
         trimaps = inputs["trimap_path"] if self.use_trimap else [None] * len(paths)
         images = inputs.get("image_path", [""] * len(paths))
-        for job in zip(preds, sizes, paths, trimaps, images, strict=True):
-            name = Path(job[2]).stem
-            if name in self._names:
-                self._problems.append(f"{job[2]}: there was a picture of this name before.")
+        targets = map(Target, map(str, paths), trimaps, images)
+        for target, pred, hw in zip(targets, preds, sizes, strict=True):
+            if target.name in self._names:
+                self._problems.append(
+                    f"{target.alpha_path}: there was a picture of this name before."
+                )
                 continue
-            self._names.add(name)
-            self._submit(*job)
+            self._names.add(target.name)
+            self._workers.submit(self._scorer.prediction, target, pred, hw)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Averages over the pictures of all processes and writes the reports.
@@ -143,16 +152,41 @@ class MatteEvaluator(DatasetEvaluator):
         Returns:
             ``{"AIM-500/box": {"MSE": …, "MAD": …, "SAD": …, "Grad": …, "Conn": …}}`` in raw
             units, as detectron2's hooks and printers take it; empty in all processes but the
-            main one. :attr:`result` there holds the single pictures, too.
+            main one, and where nothing is scored. :attr:`result` holds the single pictures, too.
 
         Raises:
             DataError: In every process: files could not be read or fit, names occurred twice, or
                 the number of pictures is not the expected one; all are listed.
         """
-        while self._pending:
-            self._collect()
-        self._close()
-        gathered = comm.all_gather((self._scored, self._problems))
+        for target, path in self.written[comm.get_rank() :: comm.get_world_size()]:
+            self._workers.submit(self._scorer.file, target, path)
+        self._workers.finish()
+        if self.journal is not None:
+            self.journal.close()
+        result = EvaluationResult(
+            dataset=self.dataset,
+            protocol=self.protocol.name,
+            pictures=self._gather(),
+            prompt=self.prompt,
+            model=self.model,
+            prompt_seed=self.prompt_seed,
+            trimap_restricted=self.use_trimap,
+            info=self.info,
+        )
+        if not comm.is_main_process():
+            return {}
+        if self.journal is not None:
+            self.journal.begin(result.pictures)  # one file again
+        if not self.scoring:
+            logger.info("%s: %d mattes are written.", result.key, len(result.pictures))
+            return {}
+        self.result = result
+        self._write(result)
+        return OrderedDict({result.key: result.scores})
+
+    def _gather(self) -> list[PictureScore]:
+        """Brings the pictures of all processes together, or the problems of all to all."""
+        gathered = comm.all_gather((self._finished, self._problems))
         pictures = sorted(chain.from_iterable(g[0] for g in gathered), key=lambda p: p.name)
         problems = list(chain.from_iterable(g[1] for g in gathered))
         if self.num_pictures is not None and len(pictures) + len(problems) != self.num_pictures:
@@ -165,76 +199,29 @@ class MatteEvaluator(DatasetEvaluator):
                 f"{self.dataset}/{self.prompt} cannot be scored, {len(problems)} problems:\n  "
                 + "\n  ".join(problems)
             )
-        result = EvaluationResult(
-            dataset=self.dataset,
-            protocol=self.protocol.name,
-            pictures=pictures,
-            prompt=self.prompt,
-            model=self.model,
-            prompt_seed=self.prompt_seed,
-            trimap_restricted=self.use_trimap,
-            info=self.info,
-        )
-        if not comm.is_main_process():
-            return {}
-        self.result = result
+        return pictures
+
+    def _write(self, result: EvaluationResult) -> None:
+        """Writes what the main process leaves, and logs the scores."""
         if self.output_dir is not None:
             write_report(result, self.output_dir)
             if self.sheet_rows:
-                contact_sheet(
-                    result, self.output_dir / "worst_and_best.png", num_each=self.sheet_rows
-                )
+                sheet = self.output_dir / "worst_and_best.png"
+                contact_sheet(result, sheet, num_each=self.sheet_rows)
+            if self.error_maps:
+                write_error_maps(result.pictures, self.output_dir, self._workers.num_workers)
         logger.info(
             "%s, %d pictures, protocol %s:\n%s",
             result.key,
-            len(pictures),
+            len(result.pictures),
             result.protocol,
             score_table({self.model or "prediction": result.scores}),
         )
-        return OrderedDict({result.key: result.scores})
 
-    def _submit(self, *job: Any) -> None:
-        """Scores a picture, now or in a thread; never holds more than a few of them."""
-        if self.num_workers < 1:
-            future: Future = Future()
-            future.set_result(self._score(*job))
-        else:
-            self._pool = self._pool or ThreadPoolExecutor(self.num_workers)
-            future = self._pool.submit(self._score, *job)
-        self._pending.append(future)
-        while len(self._pending) > 2 * self.num_workers:
-            self._collect()
-
-    def _collect(self) -> None:
-        outcome = self._pending.popleft().result()
-        if isinstance(outcome, PictureScore):
-            self._scored.append(outcome)
-        else:
+    def _note(self, outcome: PictureScore | str) -> None:
+        if isinstance(outcome, str):
             self._problems.append(outcome)
-
-    def _score(
-        self,
-        pred: np.ndarray,
-        hw: tuple[int, int],
-        alpha_path: str,
-        trimap_path: str | None,
-        image_path: str,
-    ) -> PictureScore | str:
-        """Finishes, writes and scores one matte; gives a sentence where that cannot be done."""
-        name, pred_path = Path(alpha_path).stem, ""
-        try:
-            matte = finish_alpha(pred, hw, self.protocol)
-            if self.output_dir is not None:
-                pred_path = str(write_image(self.output_dir / "mattes" / f"{name}.png", matte))
-            if trimap_path == "":
-                raise DataError("It has no trimap, but only the unknown pixels are to count.")
-            true, trimap = read_partners(matte, alpha_path, trimap_path, self.protocol)
-        except (DataError, ValueError) as error:
-            return f"{alpha_path}: {error}"
-        scores = score_pair(matte, true, trimap, self.protocol)
-        return PictureScore(name, *matte.shape, scores, str(alpha_path), pred_path, image_path)
-
-    def _close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+            return
+        self._finished.append(outcome)
+        if self.journal is not None:
+            self.journal.add(outcome, comm.get_rank())

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from SDMatte.errors import DataError
-from SDMatte.evaluation.protocols import (
-    Protocol,
-    as_scored,
-    get_protocol,
-    read_partners,
-    score_pair,
-)
-from SDMatte.evaluation.report import EvaluationResult, PictureScore
-from SDMatte.image_io import list_images, read_alpha
+from SDMatte.evaluation.protocols import Protocol, get_protocol
+from SDMatte.evaluation.results import EvaluationResult, PictureScore
+from SDMatte.evaluation.scoring import Scorer, Target, Workers
+from SDMatte.image_io import list_images
 
 
 def score_folder(
@@ -25,7 +19,7 @@ def score_folder(
     truth_dir: str | Path,
     trimap_dir: str | Path | None = None,
     protocol: str | Protocol = "official",
-    num_workers: int = 1,
+    num_workers: int = 0,
     *,
     dataset: str = "",
     prompt: str = "",
@@ -41,7 +35,7 @@ def score_folder(
         truth_dir: The true alphas.
         trimap_dir: Trimaps; if given, only their unknown pixels count.
         protocol: Name or protocol.
-        num_workers: How many threads share the work.
+        num_workers: See :class:`~SDMatte.evaluation.scoring.Workers`.
         dataset: Name of the set, by default that of the truth's folder.
         prompt: Short name of the prompt, for the report.
         model: Name of the method, by default that of the predictions' folder.
@@ -67,24 +61,19 @@ def score_folder(
         problems += [f"missing: there is no trimap for {truths[n]}." for n in missing]
     names = [n for n in truths if n in preds and (trimap_dir is None or n in trimaps)]
 
-    unpaired = bool(problems)
-
-    def score(name: str) -> PictureScore | str:
-        try:
-            pred = as_scored(read_alpha(preds[name]), protocol)
-            true, trimap = read_partners(pred, truths[name], trimaps.get(name), protocol)
-        except DataError as error:
-            return f"{preds[name]}: {error}"
-        # Where a file is missing, the others are still looked at, but not worth their metrics.
-        scores = {} if unpaired else score_pair(pred, true, trimap, protocol)
-        height, width = pred.shape
-        return PictureScore(
-            name, height, width, scores, alpha_path=str(truths[name]), pred_path=str(preds[name])
-        )
-
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        results = list(pool.map(score, names))
-    problems += [r for r in results if isinstance(r, str)]
+    # Where a file is missing, the others are still looked at, but not worth their metrics.
+    with_metrics = not problems
+    outcomes: list[PictureScore | str] = []
+    workers = Workers(num_workers, outcomes.append)
+    scorer = Scorer(protocol)
+    try:
+        for name in names:
+            target = Target(str(truths[name]), str(trimaps[name]) if trimaps else None)
+            workers.submit(scorer.file, target, preds[name], with_metrics)
+        workers.finish()
+    finally:
+        workers.close()
+    problems += [outcome for outcome in outcomes if isinstance(outcome, str)]
     if problems:
         raise DataError(
             f"{pred_dir} cannot be scored against {truth_dir}, {len(problems)} problems:\n  "
@@ -93,7 +82,7 @@ def score_folder(
     return EvaluationResult(
         dataset=dataset or Path(truth_dir).resolve().name,
         protocol=protocol.name,
-        pictures=results,
+        pictures=outcomes,
         prompt=prompt,
         model=model or Path(pred_dir).resolve().name,
         trimap_restricted=trimap_dir is not None,

@@ -266,7 +266,7 @@ def _steps_connected(pred: np.ndarray, true: np.ndarray, count_background: bool)
         if background_wins:
             # It grows while the components shrink: Omega is the background from here on, and
             # what is kept now is kept to the end.
-            steps[(kept == 1) & (mask == 0)] = NUM_STEPS
+            np.maximum(steps, NUM_STEPS * cv2.subtract(kept, mask), out=steps)
             break
         level, steps = level[window], steps[window]
         kept = cv2.bitwise_and(kept[window], omega)

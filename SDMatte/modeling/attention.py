@@ -65,7 +65,7 @@ def score_bias(keep: torch.Tensor, mode: str = "bias") -> torch.Tensor:
     raise ConfigError(f"attention_mask_mode is one of {', '.join(MASK_MODES)}; got {mode!r}.")
 
 
-def select_keys(keep: torch.Tensor, mode: str = "bias") -> KeySelection:
+def select_keys(keep: torch.Tensor, mode: str = "bias", all_keys: bool = False) -> KeySelection:
     """Finds the keys that a masked self-attention has to read.
 
     A bias that is the same for all keys of a row cancels in the softmax; so each row is shifted
@@ -76,10 +76,11 @@ def select_keys(keep: torch.Tensor, mode: str = "bias") -> KeySelection:
     Args:
         keep: ``[B, N]`` in [0, 1], one row a picture, shared by all heads and queries.
         mode: See `score_bias`.
+        all_keys: Leave none out, so that no shape depends on the data, as compiled code needs it.
     """
     bias = score_bias(keep.float(), mode)
     bias = bias - bias.amax(dim=1, keepdim=True)
-    if torch.compiler.is_compiling():  # shapes must not depend on the data
+    if all_keys or torch.compiler.is_compiling():
         return KeySelection(index=None, bias=bias)
     count = int((bias > DEAD_BIAS).sum(dim=1).max())
     index = None
@@ -105,7 +106,11 @@ class AttentionContext:
 
 
 def build_key_selections(
-    prompt: torch.Tensor, grid: tuple[int, int], num_levels: int, mode: str = "bias"
+    prompt: torch.Tensor,
+    grid: tuple[int, int],
+    num_levels: int,
+    mode: str = "bias",
+    all_keys: bool = False,
 ) -> dict[int, KeySelection]:
     """Prepares the masks of all levels of the U-Net.
 
@@ -117,6 +122,7 @@ def build_key_selections(
         grid: Height and width of the latents.
         num_levels: Number of resolutions in the U-Net; each halves the grid.
         mode: See `score_bias`.
+        all_keys: See `select_keys`.
 
     Returns:
         The selection by number of tokens.
@@ -126,7 +132,7 @@ def build_key_selections(
     for level in range(num_levels):
         size = (-(-grid[0] // 2**level), -(-grid[1] // 2**level))
         at_level = F.interpolate(keep, size=size, mode="nearest").flatten(1)  # [B, n]
-        selections[at_level.shape[1]] = select_keys(at_level, mode)
+        selections[at_level.shape[1]] = select_keys(at_level, mode, all_keys)
     return selections
 
 

@@ -19,7 +19,12 @@ ARGUMENTS_FILE = "sdmatte.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-def save_model(model: "SDMatte", folder: Path, arguments: Mapping[str, Any]) -> None:
+def save_model(
+    model: "SDMatte",
+    folder: Path,
+    arguments: Mapping[str, Any],
+    inference: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a model folder; see `SDMatte.save_pretrained`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -38,6 +43,8 @@ def save_model(model: "SDMatte", folder: Path, arguments: Mapping[str, Any]) -> 
         _write_json(folder / name / "config.json", {**config, "_class_name": class_name})
     model.tokenizer.save_pretrained(folder / "tokenizer")
     content = {"model": type(model).__name__, "arguments": dict(arguments)}
+    if inference:
+        content["inference"] = dict(inference)
     _write_json(folder / ARGUMENTS_FILE, content)
 
 
@@ -51,11 +58,9 @@ def load_model(
     """Loads a model folder; see `SDMatte.from_pretrained`."""
     wanted = [WEIGHTS_FILE, f"{cls.__name__}.pth"] if checkpoint is None else [str(checkpoint)]
     folder = weights.resolve_folder(path_or_hub_id, ["*.json", "*.txt", *wanted])
-    saved = {}
-    if (folder / ARGUMENTS_FILE).is_file():
-        saved = json.loads((folder / ARGUMENTS_FILE).read_text(encoding="utf-8"))
-        if saved.get("model", cls.__name__) != cls.__name__:
-            raise CheckpointError(f"{folder} holds a {saved['model']}, not a {cls.__name__}.")
+    saved = read_model_card(folder)
+    if saved.get("model", cls.__name__) != cls.__name__:
+        raise CheckpointError(f"{folder} holds a {saved['model']}, not a {cls.__name__}.")
     found = [path for name in wanted if (path := folder / name).is_file()]
     if not found and checkpoint is not None and Path(checkpoint).is_file():
         found = [Path(checkpoint)]
@@ -67,6 +72,31 @@ def load_model(
     tensors = weights.read_tensors(found[0])
     weights.load_strict(model, tensors, str(found[0]), assign=True)
     return model.eval()
+
+
+def read_model_card(folder: Path) -> dict[str, Any]:
+    """Reads what `save_model` noted of a model; empty for a folder without it.
+
+    Returns:
+        ``model``, the class; ``arguments`` of its constructor; ``inference``, settings of
+        `SDMatte.inference.loading.InferenceDefaults`. Each may be missing.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = folder / ARGUMENTS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    parts = ("arguments", "inference")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(part, {}), dict) for part in parts
+    ):
+        raise CheckpointError(f"{path} is not the description of a model.")
+    return content
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

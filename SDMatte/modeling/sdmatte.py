@@ -125,6 +125,7 @@ class SDMatte(nn.Module):
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
         self._empty_caption: tuple[Any, torch.Tensor] | None = None
+        self._all_keys = False
 
         self.register_state_dict_post_hook(_publish_names)
         self.register_load_state_dict_pre_hook(_accept_names)
@@ -223,6 +224,16 @@ class SDMatte(nn.Module):
         """Trades time for memory in training: U-Net and decoder are recomputed backwards."""
         self.unet.enable_gradient_checkpointing()
         self.vae.enable_gradient_checkpointing()
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles U-Net and autoencoder in place; arguments are those of `torch.compile`.
+
+        What is between them depends on strings and caches and stays Python. Masked keys are no
+        longer left out of the self-attention, for their number differs from picture to picture.
+        """
+        for part in (self.unet, self.vae.encoder, self.vae.decoder):
+            part.compile(*args, **kwargs)
+        self._all_keys = True
 
     def forward(
         self,
@@ -354,7 +365,9 @@ class SDMatte(nn.Module):
         if self.use_attention_mask and prompt_type.mask_key in self.attn_mask_aux_input:
             if not prompt_type.fixed:
                 levels = len(self.unet.config.block_out_channels)
-                keys = build_key_selections(prompt, grid, levels, self.attention_mask_mode)
+                keys = build_key_selections(
+                    prompt, grid, levels, self.attention_mask_mode, all_keys=self._all_keys
+                )
         if is_trans is None:
             is_trans = torch.zeros(size, dtype=torch.long)
         collected: list[torch.Tensor] = []
@@ -362,7 +375,7 @@ class SDMatte(nn.Module):
             latent = self.unet(
                 torch.cat([image_latent, prompt_latent], dim=1),
                 timestep=1 - is_trans.to(device),
-                encoder_hidden_states=self.encode_caption(caption, size),
+                encoder_hidden_states=self.encode_caption(caption, size).to(device),
                 cross_attention_kwargs={"context": AttentionContext(visual, keys)},
                 added_cond_kwargs=self._coordinates(coords, prompt_type),
             ).sample
@@ -409,7 +422,10 @@ class SDMatte(nn.Module):
             truncation=True,
             return_tensors="pt",
         )
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device)).last_hidden_state
+        device = self.text_encoder.device
+        # Never in mixed precision, or what is kept would depend on who asked for it first.
+        with torch.autocast(device.type, enabled=False):
+            return self.text_encoder(tokens.input_ids.to(device)).last_hidden_state
 
     @contextlib.contextmanager
     def _collect_features(self, into: list[torch.Tensor] | None) -> Iterator[None]:
@@ -432,9 +448,17 @@ class SDMatte(nn.Module):
             for handle in handles:
                 handle.remove()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes a folder that `from_pretrained` reads: weights, arguments, component configs."""
-        saving.save_model(self, Path(folder), self._arguments)
+    def save_pretrained(
+        self, folder: str | Path, inference: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes a folder that `from_pretrained` reads: weights, arguments, component configs.
+
+        Args:
+            folder: Where to.
+            inference: How the model wants its pictures, for instance ``{"resolution": 512}``; see
+                `SDMatte.inference.loading.InferenceDefaults`.
+        """
+        saving.save_model(self, Path(folder), self._arguments, inference)
 
     @classmethod
     def from_pretrained(

@@ -9,14 +9,34 @@ train = dict(
     max_iter=None,  # None: derived from epochs, data, batch, accumulation and processes
     accumulate=1,  # batches a step
     amp=dict(enabled=False, dtype="bfloat16"),
-    gradient_checkpointing=False,
+    gradient_checkpointing=False,  # less memory, more time
+    channels_last=False,  # the memory layout that GPUs with tensor cores compute in
+    compile=dict(enabled=False, backend="inductor"),  # torch.compile; needs a compiler
+    # Low-rank adapters (SDMatte.engine.lora), for fine-tuning: the layers that are new in SDMatte
+    # are trained in full, all others are frozen. The checkpoints are plain, merged ones.
+    lora=dict(
+        enabled=False,
+        rank=8,
+        alpha=8,
+        dropout=0.0,
+        target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+    ),
     clip_grad_norm=None,
-    checkpoints=10,  # checkpoints and evaluations a run
+    # The moving average of the weights: if on, it is what is tested and published.
+    ema=dict(enabled=False, decay=0.9999),
+    non_finite="stop",  # at a loss or gradient that is not finite; or "skip" the step
+    checkpoints=10,  # checkpoints and evaluations a run; before an evaluation there is always one
     evaluations=10,
     max_to_keep=3,
+    best_metric=None,  # such as "AIM-500/box/SAD": the lowest one's weights are model_best.pth
     log_period=20,
     num_pictures=4,  # in the strips of pictures for TensorBoard
-    ddp=dict(find_unused_parameters=True, broadcast_buffers=False, fp16_compression=True),
+    ddp=dict(
+        find_unused_parameters=True,  # a prompt leaves the other prompts' embedding unused
+        broadcast_buffers=False,
+        fp16_compression=True,  # of the gradients, while they are exchanged
+        timeout=1800,  # seconds that a process waits for the others
+    ),
 )
 
 # ``script/test.sh`` tests with each of these prompts, of point, box, mask, auto, trimap.
@@ -26,4 +46,6 @@ test = dict(
     use_trimap=False,
     use_captions=True,
     save_mattes=True,
+    error_maps=False,  # True: also a picture of each matte's errors
+    num_workers=1,  # score here (0), in a thread beside the model (1), or in so many processes
 )

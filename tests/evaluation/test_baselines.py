@@ -3,8 +3,14 @@ import numpy as np
 import pytest
 import torch
 
-from SDMatte.errors import PromptError
-from SDMatte.evaluation.baselines import BoxAsAlpha, ClosedForm, GrabCut, PromptAsAlpha
+from SDMatte.errors import ConfigError, PromptError
+from SDMatte.evaluation.baselines import (
+    BoxAsAlpha,
+    ClosedForm,
+    GrabCut,
+    PromptAsAlpha,
+    get_baseline,
+)
 
 SIZE = 64
 
@@ -58,7 +64,6 @@ def test_grabcut_without_two_sides(scene):
 
 
 def test_closed_form(scene):
-    pytest.importorskip("pymatting")
     batch, alpha = scene
     found = ClosedForm()(batch)
     assert (found[0, 0] - alpha).abs().mean() < 0.02
@@ -66,7 +71,17 @@ def test_closed_form(scene):
     assert torch.equal(ClosedForm()(batch), torch.full((2, 1, SIZE, SIZE), 0.5))
 
 
+def test_names():
+    for name, prompt in (("prompt", "point"), ("grabcut", "mask"), ("closed-form", "trimap")):
+        assert prompt in get_baseline(name).prompts
+    assert get_baseline("prompt")("point").prompt.alias == "point"
+    with pytest.raises(ConfigError, match="'x'; known are prompt, grabcut, closed-form"):
+        get_baseline("x")
+
+
 def test_wrong_prompts():
+    with pytest.raises(PromptError, match="only trimap"):
+        ClosedForm("box")
     with pytest.raises(PromptError, match="only box, mask, trimap"):
         GrabCut("point")
     with pytest.raises(PromptError, match="Unknown prompt"):

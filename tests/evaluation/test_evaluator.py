@@ -8,7 +8,9 @@ from evaluated_discs import evaluate, make_batches, run_rank, run_second_rank
 
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.evaluation import MatteEvaluator, score_folder
+from SDMatte.evaluation.journal import Journal
 from SDMatte.evaluation.metrics import METRICS
+from SDMatte.evaluation.scoring import Target
 from SDMatte.image_io import read_alpha, write_image
 
 
@@ -41,19 +43,16 @@ def test_corrected_scores_before_rounding(truths):
     assert corrected["discs/box"]["Conn"] != pytest.approx(official["discs/box"]["Conn"], rel=0.02)
 
 
-@pytest.mark.parametrize("num_workers", [0, 3])
-def test_threads_change_nothing(truths, num_workers):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_change_nothing(truths, num_workers):
     assert evaluate(truths, num_workers=num_workers)[1] == evaluate(truths)[1]
 
 
 def test_holds_numbers_not_pictures(truths):
-    evaluator = MatteEvaluator("discs", "box", num_workers=2)
-    for batch, preds in make_batches(truths, range(5)):
-        evaluator.process(batch, preds)
-        assert len(evaluator._pending) <= 4
-    evaluator.evaluate()
-    assert not evaluator._pending
-    assert not any(isinstance(v, np.ndarray) for p in evaluator._scored for v in vars(p).values())
+    evaluator, _ = evaluate(truths, num_workers=1)
+    kept = [value for picture in evaluator.result.pictures for value in vars(picture).values()]
+    assert len(kept) >= 5 * 7
+    assert not any(isinstance(value, np.ndarray) for value in kept)
 
 
 def test_reset_forgets(truths):
@@ -132,13 +131,51 @@ def test_two_processes(truths):
     first = run_rank(0, truths)
     process.join(timeout=120)
     second = json.loads((truths / "rank1.json").read_text())
-    assert first[0] == whole
-    assert second[0] == {}
+    assert first[0] == whole == first.pop()  # and so is what was gone on with
+    assert second[0] == {} == second.pop()
     for results in (first, second):
         assert "more than once in discs/box: t2." in results[1]
         assert "3 pictures were predicted, the set has 5" in results[2]
     assert first[1:] == second[1:]
     assert sorted(os.listdir(truths / "out0" / "mattes")) == [f"t{i}.png" for i in range(5)]
+    done = Journal(truths / "out0", {"model": "discs"}).read()
+    assert {name: p.scores for name, p in done.items()} == {
+        p.name: p.scores for p in evaluate(truths)[0].result.pictures
+    }
+
+
+def test_what_was_done_is_not_done_again(truths):
+    journal = Journal(truths / "out", {"model": "discs"})
+    journal.begin([])
+    options = {"output_dir": truths / "out", "num_pictures": 5, "journal": journal}
+    with pytest.raises(DataError, match="3 pictures were predicted"):
+        evaluate(truths, range(3), **options)
+    done = Journal(truths / "out", {"model": "discs"}).read()
+    assert sorted(done) == ["t0", "t1", "t2"]
+    evaluator, found = evaluate(truths, [3, 4], done=done.values(), **options)
+    whole, expected = evaluate(truths)
+    assert found == expected
+    assert [p.scores for p in evaluator.result.pictures] == [
+        p.scores for p in whole.result.pictures
+    ]
+    with pytest.raises(DataError, match="t2.png: there was a picture of this name before"):
+        evaluate(truths, [2, 3, 4], done=done.values(), **options)
+
+
+def test_mattes_alone(truths):
+    options = {"output_dir": truths / "out", "num_pictures": 5}
+    journal = Journal(truths / "out", {"model": "discs"})
+    journal.begin([])
+    assert evaluate(truths, scoring=False, journal=journal, **options)[1] == {}
+    assert sorted(os.listdir(truths / "out")) == ["mattes", "progress.jsonl"]
+    done = journal.read()
+    assert not any(picture.scores for picture in done.values())
+    written = [(Target(str(truths / "truth" / f"{n}.png")), p.pred_path) for n, p in done.items()]
+    found = evaluate(truths, [], written=written, **options)[1]
+    assert found == evaluate(truths)[1]
+    (truths / "out" / "mattes" / "t1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"mattes/t1\.png: Cannot read"):
+        evaluate(truths, [], written=written, **options)
 
 
 def test_names_come_from_the_alpha(truths):

@@ -46,9 +46,9 @@ def test_mean_of_the_pictures(truths, preds, protocol, with_trimaps):
     assert (result.protocol, result.trimap_restricted) == (protocol, with_trimaps)
 
 
-def test_threads_give_the_same(truths, preds):
-    one, three = (score_folder(preds, truths / "truth", num_workers=n) for n in (1, 3))
-    assert one == three
+def test_processes_give_the_same(truths, preds):
+    here, two = (score_folder(preds, truths / "truth", num_workers=n) for n in (0, 2))
+    assert here == two
 
 
 def test_all_that_is_wrong_is_listed(truths, preds):
@@ -104,6 +104,21 @@ def test_command(truths, preds, capsys):
     assert summary["scores"] == result.scores
     assert summary["protocol"] == "corrected"
     assert read_image(output / "worst_and_best.png").shape[2] == 3
+
+
+def test_command_in_processes_with_error_maps(truths, preds, capsys):
+    words = [preds, truths / "truth", "--trimaps", truths / "trimaps"]
+    assert command(*words, "--output", truths / "one") == 0
+    one = capsys.readouterr().out
+    assert "unknown pixels of the trimaps" in one
+    assert command(*words, "--output", truths / "two", "-j", "2", "--error-maps") == 0
+    assert capsys.readouterr().out == one.replace("/one", "/two")
+    assert len(list((truths / "two" / "errors").iterdir())) == 5
+    assert (truths / "one" / "scores.csv").read_text() == (
+        truths / "two" / "scores.csv"
+    ).read_text()
+    assert command(*words, "--error-maps") == 2
+    assert "--error-maps needs --output" in capsys.readouterr().err
 
 
 def test_command_says_what_is_wrong(truths, preds, capsys):

@@ -1,0 +1,29 @@
+"""``python -m SDMatte export-weights CHECKPOINT OUTPUT``: the weights without the run's state."""
+
+import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser(
+        "export-weights",
+        help="write the weights of a checkpoint alone",
+        description="Writes the weights of a run's checkpoint (their moving average, if the run "
+        "kept one), or of a published one, as one file in the published layout, without the "
+        "optimizer's state.",
+    )
+    parser.add_argument("checkpoint", help="a .pth or .safetensors file")
+    parser.add_argument("output", help="the new file: .safetensors, or .pth as published")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads, writes and says so."""
+    from SDMatte.engine.checkpoint import write_weights
+    from SDMatte.modeling.weights import read_tensors
+
+    tensors = read_tensors(args.checkpoint)
+    write_weights(tensors, args.output)
+    size = sum(value.nbytes for value in tensors.values()) / 2**30
+    print(f"{args.output}: {len(tensors)} tensors, {size:.2f} GiB")

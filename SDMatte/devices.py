@@ -1,0 +1,54 @@
+"""Which device to compute on, and in which floating-point type."""
+
+import torch
+
+from SDMatte.errors import ConfigError
+
+_CPU_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+def choose_device(name: str | torch.device = "auto", setting: str = "device") -> torch.device:
+    """Reads the name of a device.
+
+    Args:
+        name: ``"auto"`` is CUDA if there is one, else MPS, else the CPU; or a device's name.
+        setting: What the message calls the setting.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = f"cuda:{torch.cuda.current_device()}"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(f"{setting}={name} cannot be used here: {error}") from error
+    return device
+
+
+def choose_dtype(
+    dtype: str | torch.dtype, device: torch.device, wide: bool = True
+) -> str | torch.dtype:
+    """Says what ``"auto"`` is on a device; any other type is given back as it is.
+
+    It is bfloat16 where the device has instructions for it (GPUs from Ampere on, CPUs with AMX or
+    AVX512-BF16), else float32. On a CPU they pay for wide layers alone: twice as fast for a
+    full-size model, half as fast for one of 64 to 128 channels.
+
+    Args:
+        dtype: ``"auto"``, a type or its name.
+        device: What will compute.
+        wide: Whether the model has hundreds of channels.
+    """
+    if dtype != "auto":
+        return dtype
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:  # older releases of torch lack the probes
+        probes = (getattr(torch.cpu, probe, lambda: False)() for probe in _CPU_PROBES)
+        fast = device.type == "cpu" and wide and any(probes)
+    return torch.bfloat16 if fast else torch.float32

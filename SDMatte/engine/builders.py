@@ -1,0 +1,88 @@
+"""What a run is made of: model, losses, optimizer and trainer, built from a config."""
+
+import copy
+
+import SDMatte.compat  # noqa: F401
+
+import torch
+from detectron2.engine.defaults import create_ddp_model
+from omegaconf import DictConfig, ListConfig
+from torch.utils.data import DataLoader
+
+from SDMatte.engine.config import build
+from SDMatte.engine.lora import Adapters
+from SDMatte.engine.options import compile_model
+from SDMatte.engine.trainer import MatteTrainer, TrainingModel
+from SDMatte.modeling import weights
+
+
+def build_trainer(
+    config: DictConfig, loader: DataLoader, device: torch.device
+) -> tuple[TrainingModel, MatteTrainer, Adapters | None]:
+    """Builds the model with its losses, the trainer that steps it, and LoRA's adapters.
+
+    Args:
+        config: The whole config.
+        loader: Endless training batches.
+        device: Where to train.
+
+    Raises:
+        SDMatteError: A setting or the weights cannot be used.
+    """
+    task, adapters = build_training_model(config, device)
+    optimizer = build_optimizer(config, task)
+    prompts = [task.model.aux_input] if task.model.aux_input else task.model.aux_input_list
+    trainer = MatteTrainer(
+        parallelize(task, config, device),
+        loader,
+        optimizer,
+        prompts=prompts,
+        seed=config.train.seed,
+        accumulate=config.train.accumulate,
+        amp_dtype=config.train.amp.dtype if config.train.amp.enabled else None,
+        clip_grad_norm=config.train.clip_grad_norm,
+        non_finite=config.train.non_finite,
+    )
+    return task, trainer, adapters
+
+
+def build_training_model(
+    config: DictConfig, device: torch.device
+) -> tuple[TrainingModel, Adapters | None]:
+    """Builds the model with its losses, its adapters and its teacher, where there are any."""
+    settings = config.train
+    model = build(config.model)
+    if settings.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    adapters = None
+    if settings.lora.enabled:
+        adapters = Adapters(model, **{k: v for k, v in settings.lora.items() if k != "enabled"})
+    teacher = distillation = None
+    if config.get("distillation") is not None:
+        teacher = build(config.distillation.teacher)
+        weights.load_checkpoint(teacher, config.distillation.teacher_checkpoint)
+        distillation = build(config.distillation.criterion)
+    task = TrainingModel(model, build(config.criterion), teacher, distillation).to(device)
+    if settings.channels_last:
+        task.to(memory_format=torch.channels_last)
+    if settings.compile.enabled:
+        for part in filter(None, (model, teacher)):
+            compile_model(part, settings.compile.backend, device)
+    return task, adapters
+
+
+def build_optimizer(config: DictConfig, task: TrainingModel) -> torch.optim.Optimizer:
+    """Builds the optimizer over the parameters that are trained."""
+    node = copy.deepcopy(config.optimizer)
+    node.params.model = task.model
+    optimizer = build(node)
+    for group in optimizer.param_groups:  # its state must hold no types of omegaconf
+        group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
+    return optimizer
+
+
+def parallelize(task: TrainingModel, config: DictConfig, device: torch.device) -> torch.nn.Module:
+    """Wraps the model for several processes, where there are several."""
+    settings = {name: value for name, value in config.train.ddp.items() if name != "timeout"}
+    settings["device_ids"] = [device.index] if device.type == "cuda" else None
+    return create_ddp_model(task, **settings)

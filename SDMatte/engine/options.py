@@ -1,0 +1,85 @@
+"""Training options that change speed or memory and not what is learnt."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import SDMatte.compat  # noqa: F401
+
+import torch
+
+from SDMatte.errors import ConfigError, DependencyError
+from SDMatte.modeling.sdmatte import SDMatte
+
+logger = logging.getLogger(__name__)
+
+
+def adamw(
+    params: Iterable,
+    lr: float,
+    betas: Sequence[float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+    fused: bool | None = None,
+    eight_bit: bool = False,
+) -> torch.optim.Optimizer:
+    """Builds AdamW, torch's own or one that keeps its state in 8 bits.
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate.
+        betas: Decay of the two running means.
+        eps: Added to the denominator.
+        weight_decay: Decoupled weight decay.
+        fused: One kernel for all parameters; None: as torch chooses.
+        eight_bit: The state of bitsandbytes' `AdamW8bit`: a quarter of the memory, and not quite
+            the same steps.
+
+    Raises:
+        ConfigError: Both options are on; they exclude each other.
+        DependencyError: bitsandbytes is not installed.
+    """
+    settings = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+    if not eight_bit:
+        return torch.optim.AdamW(params, fused=fused, **settings)
+    if fused:
+        raise ConfigError("optimizer.fused and optimizer.eight_bit exclude each other: choose one.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise DependencyError(
+            "optimizer.eight_bit needs the package bitsandbytes: "
+            "pip install -c constraints.txt -r requirements-finetune.txt"
+        ) from error
+    return AdamW8bit(params, **settings)
+
+
+def compile_model(model: SDMatte, backend: str, device: torch.device) -> None:
+    """Compiles a model in place with `torch.compile`; the names of its weights stay.
+
+    Args:
+        model: The model.
+        backend: Of `torch.compile`; ``inductor`` is its own.
+        device: Where it is.
+
+    Raises:
+        ConfigError: There is no such backend, or nothing that it could compile with.
+    """
+    check_compiler(backend, device)
+    model.compile(backend=backend)
+    logger.info("The first step with each kind of prompt takes longer: it compiles the model.")
+
+
+def check_compiler(backend: str, device: torch.device) -> None:
+    """Compiles something small, to tell now what would otherwise fail in the first step.
+
+    Raises:
+        ConfigError: It does not work; the message says why.
+    """
+    try:
+        torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
+    except Exception as error:  # what dynamo, backends and compilers raise has no common base
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"train.compile.backend={backend} cannot work here ({reason}); set "
+            f"train.compile.enabled=False."
+        ) from error

@@ -1,0 +1,67 @@
+"""What a prediction gives: the matte, and pictures made with it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from SDMatte.inference.foreground import estimate_foreground
+from SDMatte.inference.images import as_background
+
+
+@dataclass(frozen=True)
+class MatteResult:
+    """The matte of one object.
+
+    Attributes:
+        image: The picture, uint8 ``[H, W, 3]``, RGB.
+        alpha: float32 ``[H, W]`` in [0, 1]: how much of each pixel is the object.
+        prompt: Short name of the prompt that was used: box, point, mask, trimap or auto.
+    """
+
+    image: np.ndarray
+    alpha: np.ndarray
+    prompt: str
+
+    @cached_property
+    def foreground(self) -> np.ndarray:
+        """The object's own colours, uint8 ``[H, W, 3]``; see `estimate_foreground`."""
+        return estimate_foreground(self.image, self.alpha)
+
+    def cutout(self, premultiplied: bool = False) -> np.ndarray:
+        """Cuts the object out.
+
+        Args:
+            premultiplied: Multiply the colours with alpha; what PNG and most programs expect is
+                not to.
+
+        Returns:
+            uint8 ``[H, W, 4]``, RGBA with the estimated foreground colours.
+
+        Raises:
+            DependencyError: pymatting is not installed.
+        """
+        colours = self.foreground
+        if premultiplied:
+            colours = np.round(colours * self.alpha[..., None]).astype(np.uint8)
+        alpha = np.round(self.alpha * 255).astype(np.uint8)  # [0, 1] -> [0, 255]
+        return np.dstack([colours, alpha])
+
+    def composite(self, background: Any) -> np.ndarray:
+        """Puts the object on another background.
+
+        Args:
+            background: A colour or a picture; see `SDMatte.inference.images.as_background`.
+
+        Returns:
+            uint8 ``[H, W, 3]``.
+
+        Raises:
+            DataError: The background is neither.
+            DependencyError: pymatting is not installed.
+        """
+        behind = as_background(background, self.alpha.shape)
+        alpha = self.alpha[..., None]
+        mixed = alpha * self.foreground + (1 - alpha) * behind
+        return np.round(mixed).astype(np.uint8)

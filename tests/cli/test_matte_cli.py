@@ -1,0 +1,102 @@
+"""``matte`` as a user meets it."""
+
+import numpy as np
+import pytest
+from models import tiny_model
+from PIL import Image
+
+from SDMatte.cli.main import main
+from SDMatte.image_io import read_alpha, write_image
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(aux_input=None).save_pretrained(folder, inference={"resolution": 64})
+    return str(folder)
+
+
+@pytest.fixture
+def matte(model, tmp_path, monkeypatch, capsys):
+    """Runs the command in a folder of pictures; gives status, output and errors."""
+    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    for name in ("a.png", "b.jpg"):
+        write_image(tmp_path / "in" / name, picture)
+        write_image(tmp_path / "masks" / f"{name[0]}.png", (picture[..., 0] > 128))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        status = main(["matte", *words, "--model", model, "--device", "cpu"])
+        captured = capsys.readouterr()
+        return status, captured.out.strip(), captured.err.strip()
+
+    return run
+
+
+def test_one_picture(matte):
+    box = ("--box", "10", "10", "60", "50")
+    assert matte("in/a.png", *box, "-o", "out/x.png") == (0, "Written: out/x.png", "")
+    with Image.open("out/x.png") as written:
+        assert written.mode == "RGBA" and written.size == (80, 60)
+        alpha = np.array(written)[..., 3] / 255
+    for prompt in (("--points", "30", "30", "9", "9"), ("--mask", "masks/a.png"), ("--auto",)):
+        assert matte("in/a.png", *prompt, "-o", "out/x.png", "--alpha-only")[0] == 0
+        assert np.abs(read_alpha("out/x.png") - alpha).max() > 0.02
+    assert matte("in/a.png", *box, "-o", "out/x.png", "--alpha-only", "--bits", "16")[0] == 0
+    assert np.abs(read_alpha("out/x.png") - alpha).max() <= 0.51 / 255
+    assert matte("in/a.png", *box, "--background", "white", "--format", "jpg")[0] == 0
+    with Image.open("in/a_matte.jpg") as written:
+        assert written.mode == "RGB"
+    assert matte("in/a.png", *box, "--transparent", "--refine", "tiles", "-o", "y.webp")[0] == 0
+
+
+def test_folders_and_what_goes_wrong_in_them(matte):
+    status, out, _ = matte("in", "--mask", "masks", "-o", "out")
+    assert (status, out) == (0, "2 mattes written.")
+    status, out, _ = matte("in", "--mask", "masks", "-o", "out")
+    assert (status, out) == (0, "0 mattes written, 2 were there already.")
+    Image.new("RGB", (10, 10)).save("in/c.png")
+    status, out, err = matte("in", "--mask", "masks", "-o", "out", "--overwrite")
+    assert (status, out) == (1, "2 mattes written, 1 failed.")
+    assert "error: in/c.png: c.png has no partner" in err and "Traceback" not in err
+    with open("prompts.csv", "w") as file:
+        file.write("image,box\na.png,1 2 30 40\na.png,5 5 60 50\nnone.png,1 2 3 4\n")
+    status, out, err = matte("in", "--prompts", "prompts.csv", "-o", "listed")
+    assert (status, out) == (1, "2 mattes written, 1 failed.")
+    assert "none.png: the file does not exist" in err
+    status, out, _ = matte("in/a.png", "in/b.jpg", "--auto", "-o", "two")
+    assert (status, out) == (0, "2 mattes written.")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["in/a.png", "--box", "9", "9", "90", "20"], "The box (9, 9, 90, 20) does not fit"),
+        (["in/a.png", "--box", "9", "9", "nan", "20"], "nan"),
+        (["in/a.png", "--points", "1", "2", "3"], "points are pairs x y; got 3 numbers"),
+        (["none.png", "--auto"], "the file does not exist"),
+        (["in/a.png", "--auto", "-o", "x.jpg"], "A .jpg file has no alpha channel"),
+        (["in/a.png", "--auto", "-o", "x.gif"], ".gif is no format for pictures"),
+        (["in/a.png", "--auto", "--bits", "16"], "16 are for the matte alone"),
+        (["in/a.png", "--auto", "--resolution", "50"], "resolution must be a multiple of 32"),
+        (["in/a.png", "--auto", "--dtype", "int8"], "dtype is float32"),
+        (["in/a.png", "--auto", "--background", "nowhere.png"], "neither a file nor a colour"),
+        (["in/a.png", "--auto", "--checkpoint", "x.pth"], "has no checkpoint named x.pth"),
+        (["in/a.png", "--prompts", "x.csv"], "for the pictures of one folder"),
+        (["in", "--prompts", "x.csv"], "Cannot read x.csv"),
+        (["in", "nowhere", "--auto"], "-o FOLDER"),
+    ],
+)
+def test_mistakes_are_one_sentence(matte, words, sentence):
+    status, _, err = matte(*words)
+    assert status == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ") and sentence in last and "Traceback" not in err
+
+
+def test_a_prompt_is_needed_and_only_one(matte, capsys):
+    for words in (["in/a.png"], ["in/a.png", "--auto", "--box", "1", "1", "9", "9"]):
+        with pytest.raises(SystemExit) as ended:
+            matte(*words)
+        assert ended.value.code == 2
+        assert "--box" in capsys.readouterr().err

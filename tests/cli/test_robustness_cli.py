@@ -1,0 +1,97 @@
+"""``robustness``: each level is a test of its own, and one plot shows them all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_folder, tiny_model
+
+from SDMatte.cli.main import main
+from SDMatte.engine.robustness import KINDS
+from SDMatte.evaluation.metrics import METRICS
+from SDMatte.image_io import read_image
+
+
+@pytest.fixture(autouse=True)
+def _place(monkeypatch, tmp_path, sample_root):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.save({"model": tiny_model(0).state_dict()}, "a.pth")
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(command, *words, status=0):
+    settings = [
+        f"model.pretrained_model_name_or_path={tiny_folder()}",
+        "model.load_weight=False",
+        "dataloader.test.num_workers=0",
+        "dataloader.test.dataset.size=64",
+        "dataloader.test.dataset.limit=1",
+        "train.device=cpu",
+    ]
+    assert main([command, *words, *settings]) == status
+
+
+def test_all_kinds_are_measured_and_drawn(capsys, caplog):
+    caplog.set_level("INFO")
+    run("robustness", "a.pth", "--baseline", "grabcut", "--output", "out", "-j", "0")
+    found = json.loads(Path("out/robustness.json").read_text())
+    levels = {
+        name: {kind: [m["level"] for m in found if (m["subject"], m["kind"]) == (name, kind)]
+               for kind in KINDS}
+        for name in ("a", "grabcut")
+    }  # fmt: skip
+    assert levels["a"] == {kind: list(KINDS[kind].levels) for kind in KINDS}
+    # GrabCut takes no points and knows nothing of opacity.
+    assert levels["grabcut"] == {**levels["a"], "points": [], "opacity": []}
+    assert all(list(m["scores"]) == list(METRICS) for m in found)
+
+    # Where nothing is worse, it is the plain test; the levels are those of the data set.
+    scores = {(m["kind"], m["level"]): m["scores"] for m in found if m["subject"] == "a"}
+    run("test", "a.pth", "--output", "plain", "test.prompts=[box,point,mask]")
+    for kind, prompt, level in (
+        ("box", "box", 0.0),
+        ("points", "point", 10),
+        ("mask", "mask", 0.0),
+    ):
+        plain = json.loads(Path(f"plain/AIM-500/{prompt}/summary.json").read_text())
+        assert scores[kind, level] == plain["scores"]
+    assert scores["opacity", False] == scores["box", 0.0] != scores["opacity", True]
+    run("test", "a.pth", "--output", "loose", "dataloader.test.dataset.worsen={box: .2}")
+    loose = json.loads(Path("loose/AIM-500/box_sides+0.2/summary.json").read_text())
+    assert scores["box", 0.2] == loose["scores"] != scores["box", 0.0]
+    assert loose["prompt"] == "box sides+0.2"
+
+    assert read_image("out/robustness.png").std() > 5
+    printed = capsys.readouterr().out
+    assert (
+        "| a, 0.05 " in printed
+        and "| a, wrong " in printed
+        and "protocol official" in printed.lower()
+    )
+    assert not list(Path("out").rglob("mattes"))
+
+    caplog.clear()
+    run("robustness", "a.pth", "--baseline", "grabcut", "--output", "out")
+    assert "out/a/AIM-500/box_sides-0.2: 1 of 1 pictures are done already" in caplog.text
+    assert json.loads(Path("out/robustness.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["a.pth", "--kinds", "boxes"], "Unknown kinds boxes; known are box, points, mask, opac"),
+        (["--baseline", "grabcut", "--kinds", "points"], "grabcut can be measured with box, mask"),
+        (["--baseline", "closed-form", "test.prompts=[trimap]"], "no kind of prompt"),
+        (["nowhere.pth"], "There is no checkpoint file nowhere.pth."),
+    ],
+)
+def test_mistakes_are_one_sentence(capsys, words, sentence):
+    run("robustness", *words, status=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and sentence in error
+    assert not Path("output").exists()

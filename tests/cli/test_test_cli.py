@@ -1,0 +1,268 @@
+"""``test`` as a user meets it: several models at once, interruptions, predicting and scoring."""
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from models import tiny_folder, tiny_model
+
+from SDMatte.cli.common import DEFAULT_CONFIG, split_runs
+from SDMatte.cli.main import main
+from SDMatte.image_io import read_image
+
+ROOT = Path(__file__).parents[2]
+SMALL = str(ROOT / "configs" / "SDMatte_small.py")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, seed in (("a", 0), ("b", 1)):
+        torch.save({"model": tiny_model(seed).state_dict()}, folder / f"{name}.pth")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _place(monkeypatch, tmp_path, sample_root, checkpoints):
+    """A folder of its own with the checkpoints; the tiny sample set as data root."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
+    for path in checkpoints.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings(*more):
+    return [
+        f"model.pretrained_model_name_or_path={tiny_folder()}",
+        "model.load_weight=False",
+        "dataloader.test.num_workers=0",
+        "dataloader.test.batch_size=1",
+        "dataloader.test.dataset.size=64",
+        "train.device=cpu",
+        *more,
+    ]
+
+
+def run(*words, status=0):
+    assert main(["test", *map(str, words), *settings()]) == status
+
+
+def summary(folder):
+    return json.loads((Path(folder) / "summary.json").read_text())
+
+
+def scores(folder):
+    with (Path(folder) / "scores.csv").open(encoding="utf-8") as file:
+        return [
+            {k: v for k, v in row.items() if not k.endswith("path")} for row in csv.DictReader(file)
+        ]
+
+
+def mattes(folder):
+    return {p.name: p.read_bytes() for p in sorted((Path(folder) / "mattes").iterdir())}
+
+
+# ------------------------------------------------------------------ several models
+
+
+def test_models_sets_prompts_and_baselines_in_one_call(tmp_path, sample_root, capsys):
+    pair = f"{{image: {sample_root}/AIM-500/original, alpha: {sample_root}/AIM-500/mask}}"
+    sets = f"dataloader.test.dataset.names=[AIM-500,{pair}]"
+    shutil.copy(SMALL, tmp_path / "other.py")
+    (tmp_path / "common").symlink_to(ROOT / "configs" / "common")
+    words = [
+        "a.pth",
+        "b.pth",
+        "other.py",
+        "a.pth",
+        "--baseline",
+        "grabcut",
+        "--output",
+        "out",
+        sets,
+    ]
+    words += ["dataloader.test.dataset.seed=3", "dataloader.test.dataset.limit=2"]
+    run(*words, "test.prompts=[box,point]")
+    names = ["SDMatte_small_a", "SDMatte_small_b", "other_a"]
+    folders = {f"{n}/{s}/{p}" for n in names for s in ("AIM-500", "pair") for p in ("box", "point")}
+    folders |= {f"grabcut/{s}/box" for s in ("AIM-500", "pair")}  # it knows no points
+    found = {p.parent.relative_to("out").as_posix() for p in Path("out").rglob("summary.json")}
+    assert found == folders
+    table = capsys.readouterr().out
+    for folder in folders:
+        name, key = folder.split("/", 1)
+        assert f"| {name}, {key} " in table
+        assert len(mattes(f"out/{folder}")) == 2
+    one = summary("out/SDMatte_small_b/AIM-500/point")
+    digest = hashlib.sha256(Path("b.pth").read_bytes()).hexdigest()
+    assert one["info"]["model sha256"] == digest != summary("out/other_a/pair/box")["info"]
+    assert (one["prompt_seed"], one["protocol"], one["model"]) == (3, "official", "SDMatte_small_b")
+    text = Path("out/SDMatte_small_b/AIM-500/point/summary.md").read_text()
+    assert digest in text and "prompt seed: 3" in text
+    same = [scores(f"out/{n}/AIM-500/box") for n in ("SDMatte_small_a", "other_a", "grabcut")]
+    assert same[0] == same[1] != same[2]
+
+
+def test_a_baseline_alone_needs_no_checkpoint():
+    run("--baseline", "closed-form", "--baseline", "prompt", "test.prompts=[trimap]")
+    closed, prompt = (summary(f"output/test/{n}/AIM-500/trimap") for n in ("closed-form", "prompt"))
+    assert closed["scores"]["SAD"] < prompt["scores"]["SAD"]
+
+
+def test_configs_are_followed_by_their_checkpoints():
+    words = ["a.pth", "x=1", "c.py", "d.pth", "e.pth", "f.yaml", "y=[2]"]
+    runs = [(DEFAULT_CONFIG, "a.pth"), ("c.py", "d.pth"), ("c.py", "e.pth"), ("f.yaml", None)]
+    assert split_runs(words) == (runs, ["x=1", "y=[2]"])
+    assert split_runs([]) == ([(DEFAULT_CONFIG, None)], [])
+
+
+# ------------------------------------------------------------------- interruptions
+
+
+def test_a_test_goes_on_where_it_was(caplog):
+    run("a.pth", "--output", "whole", "test.prompts=[box,mask]")
+    run("a.pth", "--output", "half", "test.prompts=[box,mask]")
+    whole, half = Path("whole/AIM-500/box"), Path("half/AIM-500/box")
+    # As if it had been killed in the second picture's line, with a third matte just written.
+    lines = (half / "progress.jsonl").read_text().splitlines(keepends=True)
+    (half / "progress.jsonl").write_text(lines[0])
+    (half / "progress.0.jsonl").write_text(lines[1] + lines[2][:-9])
+    sorted((half / "mattes").iterdir())[-1].unlink()
+    for name in ("summary.json", "summary.md", "scores.csv", "worst_and_best.png"):
+        (half / name).unlink()
+    kept = sorted((half / "mattes").iterdir())[0]
+    times = kept.stat().st_mtime_ns
+    other = next(Path("half/AIM-500/mask/mattes").iterdir())
+    times_other = other.stat().st_mtime_ns
+    caplog.set_level("INFO")
+    run("a.pth", "--output", "half", "test.prompts=[box,mask]")
+    assert "half/AIM-500/box: 1 of 4 pictures are done already" in caplog.text
+    assert "half/AIM-500/mask: 4 of 4 pictures are done already" in caplog.text
+    assert kept.stat().st_mtime_ns == times and other.stat().st_mtime_ns == times_other
+    assert scores(half) == scores(whole) and mattes(half) == mattes(whole)
+    assert {p.name for p in half.iterdir()} == {p.name for p in whole.iterdir()}
+
+
+OTHERS = [
+    (["b.pth"], "model sha256 "),
+    (["a.pth", "test.protocol=corrected"], "protocol official (now corrected)"),
+    (["a.pth", "dataloader.test.dataset.seed=1"], "prompt seed 0 (now 1)"),
+    (["a.pth", "--prompts-from", "p.json"], "prompts sha256 null (now "),
+    (["a.pth", "dataloader.test.dataset.limit=2"], "pictures "),
+    (["a.pth", "dataloader.test.dataset.settings.point_radius=4"], "settings.point_radius 5.0"),
+    (["a.pth", "model.use_attention_mask=False"], "model settings "),
+    (["--baseline", "prompt"], "baseline null (now prompt)"),
+]
+
+
+def test_results_of_something_else_are_refused_or_replaced(capsys):
+    run("a.pth", "--output", "out", "--save-prompts", "p.json")
+    before = mattes("out/AIM-500/box"), summary("out/AIM-500/box")
+    for words, difference in OTHERS:
+        run(*words, "--output", "out", status=2)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: out/AIM-500/box holds results made with ")
+        assert difference in error and "--restart" in error
+    assert (mattes("out/AIM-500/box"), summary("out/AIM-500/box")) == before
+    words = ["a.pth", "dataloader.test.dataset.limit=2", "--output", "out"]
+    run(*words, "--restart")
+    assert summary("out/AIM-500/box")["num_pictures"] == 2 == len(mattes("out/AIM-500/box"))
+    written = Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns
+    run(*words)  # and these are gone on with
+    assert Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns == written
+    run(*words, "--restart")  # or not
+    assert Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns > written
+
+
+# --------------------------------------------------------- predicting and scoring apart
+
+
+@pytest.mark.parametrize("protocol", ["official", "corrected"])
+def test_predicting_and_scoring_apart_gives_the_same(protocol, capsys):
+    words = ["a.pth", f"test.protocol={protocol}", "test.use_trimap=True"]
+    run(*words, "--output", "together")
+    run(*words, "--output", "apart", "--only", "predict")
+    folder = Path("apart/AIM-500/box")
+    assert not (folder / "summary.json").exists() and len(mattes(folder)) == 4
+    written = {p.name: p.stat().st_mtime_ns for p in (folder / "mattes").iterdir()}
+    capsys.readouterr()
+    run(*words, "--output", "apart", "--only", "score", "-j", "2")
+    assert "a, AIM-500/box" in capsys.readouterr().out
+    assert {p.name: p.stat().st_mtime_ns for p in (folder / "mattes").iterdir()} == written
+    together, apart = (summary(f"{n}/AIM-500/box") for n in ("together", "apart"))
+    if protocol == "official":
+        assert scores("together/AIM-500/box") == scores("apart/AIM-500/box")
+    assert apart["scores"] == pytest.approx(together["scores"], rel=1e-3)
+    assert apart["info"] == together["info"] and apart["trimap_restricted"]
+    assert (folder / "worst_and_best.png").exists()
+
+
+def test_there_must_be_mattes_to_score(capsys):
+    run("a.pth", "--output", "out", "--only", "score", status=2)
+    error = capsys.readouterr().err
+    assert "There are no mattes to score:\n  out/AIM-500/box: 4 of them, such as 0000_" in error
+    assert not Path("out").exists()
+    run("a.pth", "--output", "out", "--only", "predict")
+    next(Path("out/AIM-500/box/mattes").iterdir()).unlink()
+    run("a.pth", "--output", "out", "--only", "score", status=2)
+    assert "1 of them" in capsys.readouterr().err
+    run("a.pth", "--output", "out")  # predicts what is missing, scores all
+    assert len(scores("out/AIM-500/box")) == 4
+
+
+# ------------------------------------------------------------------------ what is left
+
+
+def test_without_mattes_there_are_scores_all_the_same():
+    run("a.pth", "--output", "out", "test.save_mattes=False", "test.error_maps=True")
+    folder = Path("out/AIM-500/box")
+    assert {p.name for p in folder.iterdir()} == {
+        "progress.jsonl", "scores.csv", "summary.json", "summary.md"
+    }  # fmt: skip
+    run("a.pth", "--output", "out")  # mattes are wanted: predicted once more
+    assert len(mattes(folder)) == 4
+
+
+def test_error_maps(sample_root):
+    run("a.pth", "--output", "out", "test.error_maps=True")
+    for path in (sample_root / "AIM-500" / "mask").iterdir():
+        error = read_image(Path("out/AIM-500/box/errors", f"{path.stem}.png"))
+        assert error.shape == read_image(path).shape and error.any()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--baseline", "magic"], "Unknown baseline 'magic'; known are prompt, grabcut, closed"),
+        (["--baseline", "grabcut", "test.prompts=[point]"], "The baseline grabcut takes box, mask"),
+        (["a.pth", "c.pth"], "There is no checkpoint file c.pth."),
+        (["a.pth", "a.pth"], "A config and a checkpoint are named twice."),
+        (["a.pth", "-j", "-2"], "There cannot be -2 workers."),
+        (["a.pth", "test.protocol=x"], "Unknown protocol 'x'"),
+        (["a.pth", "test.prompts=[]"], "test.prompts names no prompt."),
+        (["a.pth", "--only", "predict", "test.save_mattes=False"], "needs test.save_mattes=True"),
+        (["a.pth", "dataloader.test.dataset.names=[AIM-500,AIM-500]"], "two test sets AIM-500"),
+        (["a.pth", "dataloader.test.dataset.worsen={box: -1}"], "worsen.box cannot be -1"),
+        (
+            ["configs/SDMatte.py", "a.pth", "configs/SDMatte_small.py", "--save-prompts", "p"],
+            "--save-prompts takes the prompts of one config",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, capsys, words, sentence):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "output" / "SDMatte_small").mkdir(parents=True)
+    (tmp_path / "output" / "SDMatte_small" / "model_final.pth").symlink_to(tmp_path / "b.pth")
+    run(*words, "--output", "out", status=2)
+    captured = capsys.readouterr()
+    error = captured.err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and sentence in error
+    assert captured.out == ""

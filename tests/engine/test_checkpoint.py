@@ -1,0 +1,140 @@
+"""Checkpoints: whole or not there, few, and readable by whoever wants the weights alone."""
+
+import pytest
+import torch
+from models import tiny_model
+from runs import CONFIG, Run, assert_same_run, checkpoints, fill_disk, finish, settings
+
+from SDMatte.cli.main import main
+from SDMatte.engine.checkpoint import MatteCheckpointer, read_run
+from SDMatte.errors import CheckpointError
+from SDMatte.modeling import weights
+
+
+class Counter:
+    """Something with a state."""
+
+    def __init__(self, value=0):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+@pytest.fixture
+def checkpointer(tmp_path):
+    return MatteCheckpointer(tiny_model(), tmp_path, counter=Counter())
+
+
+def test_the_last_whole_checkpoint_counts(checkpointer, tmp_path):
+    for step in (9, 19, 29):
+        checkpointer.checkpointables["counter"].value = step
+        checkpointer.save_run(step)
+    checkpointer.save_weights("model_best")  # not one to go on from
+    again = MatteCheckpointer(tiny_model(seed=1), tmp_path, counter=Counter())
+    assert again.resume() and again.checkpointables["counter"].value == 29
+    for name, value in checkpointer.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+
+    torn = tmp_path / "model_0000029.pth"
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    (tmp_path / "model_0000039.pth.partial").write_bytes(b"killed here")
+    assert again.resume() and again.checkpointables["counter"].value == 19
+    assert not list(tmp_path.glob("*.partial"))
+
+    for path in tmp_path.glob("model_0*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="No checkpoint in .* can be read"):
+        again.resume()
+
+
+def test_there_may_be_nothing_to_go_on_from(checkpointer, tmp_path):
+    assert not checkpointer.resume()
+    checkpointer.save_weights("model_final")
+    assert not checkpointer.resume()
+
+
+def test_only_the_newest_are_kept_whichever_process_wrote_them(checkpointer, tmp_path):
+    checkpointer.save_weights("model_best")
+    for step in (9, 19, 29):
+        checkpointer.save_run(step)
+    later = MatteCheckpointer(checkpointer.model, tmp_path, counter=Counter())
+    later.save_run(39, max_to_keep=2)
+    assert checkpoints(tmp_path) == ["model_0000029.pth", "model_0000039.pth", "model_best.pth"]
+    # A run that went on from an older one: what is ahead of it is not counted.
+    later.save_run(34, max_to_keep=1)
+    assert checkpoints(tmp_path) == ["model_0000034.pth", "model_0000039.pth", "model_best.pth"]
+    assert later.get_checkpoint_file().endswith("model_0000034.pth")
+
+
+def test_another_kind_of_run_is_refused(checkpointer, tmp_path):
+    checkpointer.save_run(0)
+    other = MatteCheckpointer(tiny_model(), tmp_path, trainer=Counter())
+    with pytest.raises(CheckpointError, match="holds no trainer state"):
+        other.resume()
+    other = MatteCheckpointer(torch.nn.Linear(1, 1), tmp_path, counter=Counter())
+    with pytest.raises(CheckpointError, match="does not fit this Linear"):
+        other.resume()
+
+
+def test_a_full_disk_ends_a_run_in_a_sentence_and_costs_nothing(whole, stateful, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    run = Run(stateful(output), log, at=("before step", 2), deed=fill_disk)
+    assert run.wait() == [2], log.read_text()
+    last = log.read_text().splitlines()[-1]
+    assert last == (
+        f"error: {output / 'model_0000002.pth'} cannot be written (File too large); whatever was "
+        "saved before it is kept."
+    )
+    assert "Traceback" not in log.read_text()
+    assert checkpoints(output) == ["model_0000001.pth"]
+    finish([*stateful(output), "--resume"], log)
+    assert_same_run(whole, output)
+
+
+def test_an_output_folder_that_cannot_be(sample_root, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["train", CONFIG, *settings(sample_root, tmp_path / "file" / "run")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / 'file'}") and "Not a directory" in error
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole, stateful, capsys):
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in whole.iterdir())
+    assert main(["train", CONFIG, *stateful(whole)]) == 2
+    assert "holds a run: go on with --resume" in capsys.readouterr().err
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in whole.iterdir()) == before
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_alone_are_a_published_checkpoint(whole, tmp_path, suffix, capsys):
+    source, target = whole / "model_0000005.pth", tmp_path / f"weights.{suffix}"
+    assert main(["export-weights", str(source), str(target)]) == 0
+    assert "tensors" in capsys.readouterr().out
+    assert target.stat().st_size < source.stat().st_size / 2
+    assert not [path for path in tmp_path.iterdir() if path != target]
+    expected = torch.load(whole / "model_final.pth", weights_only=True)
+    tensors = weights.read_tensors(target)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+    assert any(name.startswith("text_encoder.text_model.") for name in tensors)
+
+
+def test_weights_are_written_in_two_formats_only(whole, tmp_path, capsys):
+    words = ["export-weights", str(whole / "model_final.pth"), str(tmp_path / "weights.bin")]
+    assert main(words) == 2
+    assert "written as .safetensors or .pth" in capsys.readouterr().err
+
+
+def test_a_published_checkpoint_is_a_start_with_a_fresh_optimizer(whole, sample_root, tmp_path):
+    start = f"train.init_checkpoint={whole / 'model_final.pth'}"
+    words = settings(sample_root, tmp_path / "run", start, "train.max_iter=1", "optimizer.lr=0.0")
+    finish([*words, "train.evaluations=0"], tmp_path / "log")
+    tensors = weights.read_tensors(whole / "model_final.pth")
+    run = read_run(tmp_path / "run" / "model_0000000.pth")
+    assert all(torch.equal(run["model"][name], value) for name, value in tensors.items())
+    state = run["trainer"]["optimizer"]["state"]
+    assert state and all(value["step"] == 1 for value in state.values())

@@ -1,0 +1,100 @@
+"""LiteSDMatte learns from a frozen SDMatte, from its own config down to the weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from golden_cases import GOLDEN, filled_state_dict
+from models import make_batch
+
+from SDMatte.engine.builders import build_trainer
+from SDMatte.engine.config import build, load_config
+from SDMatte.errors import CheckpointError
+from SDMatte.modeling import LiteSDMatte, SDMatte
+
+CONFIG = Path(__file__).parents[2] / "configs" / "LiteSDMatte.py"
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "SDMatte.pth"
+    torch.save(filled_state_dict("sdmatte", 1234), path)
+    return path
+
+
+def distil(teacher_file, losses="mse"):
+    words = [
+        f"model.pretrained_model_name_or_path={GOLDEN / 'pretrained_litesdmatte'}",
+        "model.load_weight=False",
+        f"distillation.teacher.pretrained_model_name_or_path={GOLDEN / 'pretrained_sdmatte'}",
+        f"distillation.teacher_checkpoint={teacher_file}",
+        f"distillation.criterion.losses=[{losses}]",
+        "dataloader.train.dataset.size=64",
+        "optimizer.lr=1e-3",
+    ]
+    config = load_config(CONFIG, words)
+    torch.manual_seed(0)
+    batches = [make_batch(1, seed=index) for index in range(2)]
+    return config, *build_trainer(config, batches, torch.device("cpu"))
+
+
+def step(trainer):
+    with EventStorage(trainer.iter) as trainer.storage:
+        trainer.run_step()
+    trainer.iter += 1
+    return {name: history.latest() for name, history in trainer.storage.histories().items()}
+
+
+def test_two_steps_change_the_student_alone(teacher_file):
+    _, task, trainer, _ = distil(teacher_file)
+    assert isinstance(task.model, LiteSDMatte) and isinstance(task.teacher, SDMatte)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    seen = []
+    for model in (task.model, task.teacher):
+        model.register_forward_hook(
+            lambda model, args, kwargs, output: seen.append((model, args[0], kwargs, output)),
+            with_kwargs=True,
+        )
+    scalars = step(trainer)
+    (student, batch, settings, (_, features)), (teacher, same, others, (_, taught)) = seen
+    assert (student, teacher) == (task.model, task.teacher) and not teacher.training
+    assert batch is same and settings["aux_input"] == others["aux_input"]
+    assert len(features) == len(taught) == 3
+    assert not any(feature.requires_grad for feature in taught)
+    expected = 0.01 * sum(((f - t) ** 2).mean() for f, t in zip(features, taught, strict=True))
+    assert scalars["distillation_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    matting = ("unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss")
+    total = sum(scalars[name] for name in (*matting, "distillation_loss"))
+    assert scalars["total_loss"] == pytest.approx(total)
+
+    step(trainer)
+    after = task.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed and all(name.startswith("model.unet.") for name in changed)
+    trained = {id(p) for p in trainer.parameters}
+    assert not trained & {id(p) for p in task.teacher.parameters()}
+
+
+def test_losses_are_chosen_in_the_config(teacher_file):
+    config, task, trainer, _ = distil(teacher_file, "mse,l1")
+    seen = []
+    for model in (task.model, task.teacher):
+        model.register_forward_hook(lambda model, args, output: seen.append(output[1]))
+    scalars = step(trainer)
+    pairs = list(zip(*seen, strict=True))
+    both = sum(((f - t) ** 2).mean() + (f - t).abs().mean() for f, t in pairs)
+    assert scalars["distillation_loss"] == pytest.approx(0.01 * both.item(), rel=1e-5)
+    l1 = build(load_config(CONFIG, ["distillation.criterion.losses=[l1]"]).distillation.criterion)
+    assert l1.losses == ("l1",)
+
+
+def test_points_come_three_times_of_five():
+    config = load_config(CONFIG)
+    prompts = list(config.model.aux_input_list)
+    assert sorted(prompts) == sorted(["point_mask"] * 3 + ["bbox_mask", "mask"])
+
+
+def test_a_teacher_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint file .*nothing.pth"):
+        distil(tmp_path / "nothing.pth")

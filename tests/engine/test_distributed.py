@@ -1,0 +1,174 @@
+"""Processes: how they find each other, how they fail, and that they train as one would."""
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+
+import pytest
+import torch
+from processes import as_task, describe, fail
+from runs import finish, settings
+
+from SDMatte.engine import distributed
+from SDMatte.engine.distributed import Place, launch, place_of_slurm, place_of_torchrun
+from SDMatte.engine.distributed import _Failure as Failure
+from SDMatte.errors import ConfigError, DataError, ProcessError, RunStopped
+from SDMatte.modeling import weights
+
+SLURM = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NODELIST": "gpu[07-09,12]-ib",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+}
+FORKSERVER = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def test_places_from_the_environment():
+    assert place_of_slurm({}) is None and place_of_torchrun({}) is None
+    assert place_of_slurm(SLURM) == Place(9, 16, 1, 1, "tcp://gpu07-ib:23456")
+    elsewhere = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert place_of_slurm({**SLURM, **elsewhere}).address == "tcp://10.0.0.1:29500"
+    # A batch script is no task, though it knows how many there will be.
+    batch = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"}
+    assert place_of_slurm(batch) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
+    assert place_of_torchrun(torchrun) is None
+    assert place_of_torchrun({**torchrun, **elsewhere}) == Place(3, 4, 1, 1, "env://")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [
+        ("node1", "node1"),
+        ("node1,node2", "node1"),
+        ("n[3,5]", "n3"),
+        ("n[003-010]", "n003"),
+        ("a-[1-2]-b,c", "a-1-b"),
+    ],
+)
+def test_first_host(hosts, first):
+    assert distributed._first_host(hosts) == first
+
+
+def test_counts_that_cannot_be(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="one task a machine"):
+        launch(describe, num_processes=8)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    with pytest.raises(ConfigError, match="0 processes on machine 0 of 1 cannot be"):
+        launch(describe, num_processes=0)
+    with pytest.raises(ConfigError, match="train.ddp.timeout is 0"):
+        launch(describe, timeout=0)
+
+
+@pytest.mark.parametrize("cluster", ["torchrun", "slurm"])
+def test_tasks_of_a_cluster_find_each_other(cluster, port, tmp_path):
+    """Two machines of one task each, both here."""
+    tasks = []
+    for rank in ("0", "1"):
+        environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        if cluster == "slurm":
+            environ |= {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
+            environ |= {"SLURM_PROCID": rank, "SLURM_NODEID": rank}
+        else:
+            environ |= {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "GROUP_RANK": rank}
+        task = FORKSERVER.Process(target=as_task, args=(environ, str(tmp_path)))
+        task.start()
+        tasks.append(task)
+    for task in tasks:
+        task.join(60)
+        assert task.exitcode == 0
+    for rank in (0, 1):
+        assert json.loads((tmp_path / str(rank)).read_text()) == {
+            "rank": rank,
+            "world_size": 2,
+            "local_rank": 0,
+            "local_size": 1,
+            "sum": 1,
+            "gathered": [0, 1],
+        }
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ("killed", ProcessError, "^Process 1 of 2 was ended by SIGKILL .* others were stopped.$"),
+        ("by data", DataError, "^picture.png is no picture.$"),
+        ("stopped", RunStopped, "^Saved.$"),
+    ],
+)
+def test_processes_of_this_machine_and_how_they_end(how, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        launch(fail, num_processes=2, args=(how, str(tmp_path)), device="cpu")
+    for rank in (0, 1):
+        content = json.loads((tmp_path / str(rank)).read_text())
+        assert (content["local_rank"], content["local_size"], content["sum"]) == (rank, 2, 1)
+
+
+def test_processes_that_hang_are_ended_when_another_fails(monkeypatch):
+    monkeypatch.setattr(distributed, "GRACE", 0.1)
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=time.sleep, args=(1000,)) for _ in range(2)]
+    processes.insert(1, fork.Process(target=os._exit, args=(3,)))
+    for process in processes:
+        process.start()
+    assert distributed._wait(processes) == [0, 2]
+    assert not any(process.is_alive() for process in processes)
+
+
+LOST = Failure(0, "ProcessError", "Process 0 of 2 lost the others.")
+
+
+@pytest.mark.parametrize(
+    ("reported", "died", "hung", "received", "error", "message"),
+    [
+        ([LOST, Failure(1, "DataError", "A picture.")], {}, [], [], DataError, "A picture."),
+        ([LOST, Failure(1, "", "Trace")], {}, [], [], RuntimeError, "1 of 2 failed:\nTrace"),
+        ([LOST], {1: 9}, [], [], ProcessError, "Process 1 of 2 was ended by SIGKILL"),
+        # SIGABRT is how NCCL ends when another process is gone.
+        ([LOST, Failure(1, "", "Trace")], {1: 6}, [], [], RuntimeError, "Trace"),
+        ([LOST], {1: 9}, [1], [], ProcessError, "others. Process 1 did not answer and was ended."),
+        ([LOST, Failure(1, "RunStopped", "Saved.", 143)], {}, [], [15], RunStopped, "Saved."),
+        ([], {}, [], [2], RunStopped, "Stopped by SIGINT; nothing new was saved."),
+        ([], {}, [], [], ProcessError, "ended without a word"),
+    ],
+)
+def test_the_first_trouble_is_what_is_reported(reported, died, hung, received, error, message):
+    with pytest.raises(error, match=message):
+        distributed._raise_cause(reported, died, hung, True, 2, received)
+    assert distributed._raise_cause([], {}, [], False, 2, []) is None
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(sample_root, tmp_path):
+    # A loss that is a mean over the batch: the published ones weigh by the region in each batch.
+    # The large eps makes AdamW's steps smooth in the gradients.
+    common = ["criterion.losses=[l1_loss]", "train.max_iter=2", "train.evaluations=0"]
+    common += ["optimizer.eps=1.0", "optimizer.lr=10.0", "train.ddp.fp16_compression=False"]
+    tensors = []
+    for batch_size, accumulate, num_processes in ((2, 1, 1), (1, 1, 2), (1, 2, 1)):
+        output = tmp_path / f"{batch_size}-{accumulate}-{num_processes}"
+        words = settings(sample_root, output, *common)
+        words += [f"dataloader.train.batch_size={batch_size}", f"train.accumulate={accumulate}"]
+        words += ["train.checkpoints=2"]
+        finish(words, tmp_path / "log", num_processes=num_processes)
+        first = weights.read_tensors(output / "model_0000000.pth")
+        final = weights.read_tensors(output / "model_final.pth")
+        tensors.append({name: value - first[name] for name, value in final.items()})
+    one, processes, accumulated = tensors
+    moved = max(value.abs().max() for value in one.values())
+    assert moved > 1e-3
+    for other in (processes, accumulated):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4 * moved.item())

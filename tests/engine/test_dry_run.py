@@ -1,0 +1,78 @@
+"""``train --dry-run``: it says what a training would do, and leaves nothing."""
+
+import re
+
+import pytest
+from tiny_runs import CONFIG, tiny_settings
+
+from SDMatte.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, sample_root, tmp_path):
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
+    monkeypatch.chdir(tmp_path)
+
+
+def dry_run(capsys, *words):
+    status = main(["train", CONFIG, *tiny_settings(*words), "--dry-run"])
+    return status, capsys.readouterr()
+
+
+def rows(text):
+    """The text's first column as keys; lines without one go on with the row before."""
+    found, name = {}, ""
+    for line in text.splitlines()[:-1]:
+        name = line[:14].strip() or name
+        found.setdefault(name, []).append(line[14:])
+    return found
+
+
+def test_it_tells_what_would_be_trained_and_writes_nothing(capsys, sample_root, tmp_path):
+    before = sorted(sample_root.rglob("*"))
+    words = ("train.epochs=4", "train.accumulate=2", "train.lora.enabled=True")
+    words += ("lr_multiplier.warmup_iter=3",)
+    status, captured = dry_run(capsys, *words, "--num-processes", "2")
+    assert status == 0
+    told = rows(captured.out)
+    assert captured.out.splitlines()[-1] == "A dry run: nothing was written."
+    assert list(tmp_path.iterdir()) == [] and sorted(sample_root.rglob("*")) == before
+
+    total, trained = re.match(r"unet: ([\d,]+) parameters, ([\d,]+) ", told["model"][1]).groups()
+    assert 0 < int(trained.replace(",", "")) < int(total.replace(",", ""))  # LoRA
+    assert told["model"][2].endswith(" 0 of them trained")  # the autoencoder
+    assert told["starts from"] == ["random weights"]
+    assert told["data"] == ["Composition-1K: 18 samples"]
+    assert told["step"] == [
+        "batch 2 x accumulate 2 x processes 2 = 8 pictures of 64 x 64, lora",
+    ]
+    assert told["length"] == [
+        "9 steps: 4.00 epochs of 18 samples",
+        "learning rate 0.002, reached after 3 steps",
+        "a line of log every 20 steps",
+    ]
+    assert told["evaluations"] == [
+        "every 5 steps and after the last, with box",
+        "AIM-500: 4 pictures of 64 x 64",
+    ]
+    assert told["checkpoints"][0].startswith("every 5 steps and before evaluations, 0.")
+    assert told["checkpoints"][0].endswith("each, the last 3 are kept")
+    assert told["device"][0].startswith("cpu") and "of 2" in told["device"][0]
+    seconds = float(re.match(r"([\d.]+) s for one step, ", told["time"][0]).group(1))
+    hours, minutes, rest = re.match(r"(\d+):(\d+):(\d+) for all", told["time"][1]).groups()
+    all_steps = int(hours) * 3600 + int(minutes) * 60 + int(rest)
+    assert all_steps == pytest.approx(seconds * 9, abs=1)
+    assert float(told["memory"][0].split()[0]) > 0.1
+
+
+def test_what_would_stop_the_training_stops_it(capsys):
+    status, captured = dry_run(capsys, "train.init_checkpoint=nothing.pth", "train.evaluations=0")
+    assert status == 2 and captured.out == ""
+    assert "There is no checkpoint file nothing.pth" in captured.err
+
+
+def test_of_several_processes_one_tells(capsys, monkeypatch):
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    status, captured = dry_run(capsys)
+    assert status == 0 and captured.out == ""

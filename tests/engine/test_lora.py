@@ -1,0 +1,139 @@
+"""LoRA: what it trains, and that nothing of it shows in a checkpoint."""
+
+import shutil
+
+import pytest
+import torch
+from models import make_batch, tiny_model
+from tiny_runs import CONFIG, TinyRun, tiny_settings
+
+from SDMatte.engine.checkpoint import read_run
+from SDMatte.engine.lora import ATTENTION, NEW_LAYERS, Adapters
+from SDMatte.engine.train import train
+from SDMatte.errors import CheckpointError, ConfigError
+from SDMatte.modeling import weights
+
+ENABLED = "train.lora.enabled=True"
+LAYERS = [*ATTENTION, "conv1", "proj_in", "linear_1"]  # convolutions and linear layers
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Three steps with adapters beside several kinds of layers, and the weights before them."""
+    words = (f"train.lora.target_modules=[{','.join(LAYERS)}]", "train.lora.rank=4")
+    run = TinyRun.build(ENABLED, *words)
+    start = {name: value.clone() for name, value in run.task.model.state_dict().items()}
+    return run.run(3), start
+
+
+def predict(model):
+    with torch.no_grad():
+        return model.eval()(make_batch(seed=9), aux_input="bbox_mask")
+
+
+def test_adapters_have_no_effect_at_first():
+    model = tiny_model()
+    before, names = predict(model), list(model.state_dict())
+    Adapters(model)
+    assert torch.equal(predict(model), before)
+    assert list(model.state_dict()) == names
+
+
+def test_new_layers_are_trained_in_full_and_others_through_adapters(trained):
+    run, start = trained
+    names = {n for n, p in run.task.model.named_parameters() if p.requires_grad}
+    full = {name for name in names if ".lora_" not in name}
+    assert {name.split(".")[1] for name in full} == set(NEW_LAYERS)
+    assert len(full) == 2 + 2 + 4 + 4  # conv_in, aux_conv_in, two embeddings of two layers
+    assert "unet.time_embedding.linear_1.lora_A.default.weight" in names
+    count = sum(p.numel() for p in run.task.model.parameters() if p.requires_grad)
+    assert count == sum(p.numel() for p in run.trainer.parameters)
+
+    after = run.task.model.state_dict()
+    assert after.keys() == start.keys()
+    changed = {name for name in after if not torch.equal(after[name], start[name])}
+    ends = tuple(f".{end}.weight" for end in LAYERS)
+    for name in after:
+        is_new = name.split(".")[1] in NEW_LAYERS
+        may_change = name.startswith("unet.") and (is_new or name.endswith(ends))
+        assert name not in changed or may_change, name
+    assert {n for n in after if n.endswith(ends) and n.startswith("unet.")} <= changed
+    assert "unet.conv_in.weight" in changed and "unet.aux_conv_in.weight" in changed
+
+
+def test_the_merged_model_gives_what_the_unmerged_gives(trained):
+    run, _ = trained
+    plain = TinyRun.build().task.model
+    untrained = predict(plain)
+    weights.load_strict(plain, run.task.model.state_dict(), "merged")
+    expected = predict(run.task.model)
+    torch.testing.assert_close(predict(plain), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(untrained, expected, atol=1e-3)
+
+
+def test_a_plain_checkpoint_starts_the_adapters_anew(trained):
+    _, start = trained
+    run = TinyRun.build(ENABLED, seed=1)
+    effects = [p for n, p in run.task.model.named_parameters() if ".lora_B." in n]
+    with torch.no_grad():
+        for parameter in effects:
+            parameter.normal_()
+    weights.load_strict(run.task.model, start, "start")
+    loaded = run.task.model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in start.items())
+    assert not any(parameter.any() for parameter in effects)
+    run.run(1)  # and they learn again
+    assert any(parameter.any() for parameter in effects)
+
+
+def test_runs_resume_and_leave_plain_checkpoints(sample_root, tmp_path, monkeypatch):
+    """With an average of the weights, so that what is saved differs from what is trained."""
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
+    words = tiny_settings(
+        *(ENABLED, "train.ema.enabled=True", "train.ema.decay=0.5"),
+        *("train.max_iter=2", "train.checkpoints=2", "train.evaluations=0"),
+    )
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train(CONFIG, [*words, f"train.output_dir={whole}"])
+    again.mkdir()
+    shutil.copy(whole / "model_0000000.pth", again)
+    train(CONFIG, [*words, f"train.output_dir={again}"], resume=True)
+    first, one, two = (
+        read_run(path)
+        for path in (
+            whole / "model_0000000.pth",
+            whole / "model_0000001.pth",
+            again / "model_0000001.pth",
+        )
+    )
+    plain = TinyRun.build().task.model
+    assert one["model"].keys() == plain.state_dict().keys()
+    for part in ("model", "adapters"):
+        assert any(not torch.equal(first[part][name], one[part][name]) for name in one[part])
+        for name, value in one[part].items():
+            assert torch.equal(two[part][name], value), name
+    final = weights.read_tensors(whole / "model_final.pth")
+    assert all(torch.equal(final[name], value) for name, value in one["model"].items())
+    weights.load_checkpoint(plain, whole / "model_final.pth")
+
+
+def test_settings_of_another_run_are_refused(trained):
+    run, _ = trained
+    other = TinyRun.build(ENABLED, "train.lora.rank=2")
+    with pytest.raises(CheckpointError, match="another train.lora.rank or target_modules"):
+        other.adapters.load_state_dict(run.adapters.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lora.target_modules=[to_q,to_x]", "finds no layer to_x; there are .*to_q"),
+        ("train.lora.target_modules=[aux_conv_in]", "finds no layer aux_conv_in;"),
+        ("train.lora.target_modules=[]", "finds no layer at all; there are conv"),
+        ("train.lora.rank=0", "a rank of at least 1.*got 0, 8 and 0.0"),
+        ("train.lora.dropout=1", "dropout in \\[0, 1\\); got 8, 8 and 1"),
+    ],
+)
+def test_settings_that_cannot_be(override, message):
+    with pytest.raises(ConfigError, match=message):
+        TinyRun.build(ENABLED, override)

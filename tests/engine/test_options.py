@@ -1,0 +1,115 @@
+"""Options for speed and memory: each is on when asked for, and changes nothing else."""
+
+import importlib.util
+
+import pytest
+import torch
+from tiny_runs import TinyRun
+from torch import nn
+
+from SDMatte.engine.options import adamw
+from SDMatte.errors import ConfigError, DependencyError
+from SDMatte.modeling import weights
+
+ONE_PROMPT = "model.aux_input=bbox_mask"  # its map leaves keys out of the attention
+# Traces the model as for any backend, and runs what it has traced as it is.
+COMPILE = ["train.compile.enabled=True", "train.compile.backend=eager"]
+
+
+def is_channels_last(run):
+    weight = run.task.model.unet.conv_out.weight
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+OPTIONS = {
+    "gradient checkpointing": (
+        ["train.gradient_checkpointing=True"],
+        lambda run: run.task.model.unet.is_gradient_checkpointing,
+    ),
+    "channels last": (["train.channels_last=True"], is_channels_last),
+    "compile": (COMPILE, lambda run: torch._dynamo.utils.counters["frames"]["ok"] > 0),
+    "fused": (["optimizer.fused=True"], lambda run: run.trainer.optimizer.defaults["fused"]),
+}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return TinyRun.build(ONE_PROMPT).run(2)
+
+
+@pytest.mark.parametrize(("words", "is_on"), OPTIONS.values(), ids=OPTIONS)
+def test_an_option_changes_neither_steps_nor_names(words, is_on, plain, tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert not is_on(plain)
+    run = TinyRun.build(ONE_PROMPT, *words).run(2)
+    assert is_on(run)
+    # The second loss depends on all gradients of the first step.
+    assert run.losses == pytest.approx(plain.losses, rel=2e-3)
+    state, expected = run.task.model.state_dict(), plain.task.model.state_dict()
+    assert list(state) == list(expected)
+    torch.save({"model": state}, tmp_path / "model.pth")
+    loaded = TinyRun.build(seed=1).task.model
+    weights.load_checkpoint(loaded, tmp_path / "model.pth")
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(("dtype", "close"), [("bfloat16", 0.05), ("float16", 0.01)])
+def test_mixed_precision(dtype, close, plain):
+    words = [ONE_PROMPT, "train.amp.enabled=True", f"train.amp.dtype={dtype}"]
+    run = TinyRun.build(*words).run(1)
+    assert run.losses == pytest.approx(plain.losses[:1], rel=close)
+    assert run.losses != pytest.approx(plain.losses[:1], rel=1e-6)  # it is on
+    assert any(p.grad.any() for p in run.trainer.parameters if p.grad is not None)
+    assert {p.dtype for p in run.task.model.parameters()} == {torch.float32}
+    scaler = run.trainer.state_dict()["scaler"]
+    assert bool(scaler) == (dtype == "float16")
+    if scaler:
+        other = TinyRun.build(*words)
+        other.trainer.load_state_dict(
+            {**run.trainer.state_dict(), "scaler": {**scaler, "scale": 8}}
+        )
+        assert other.trainer.scaler.get_scale() == 8
+
+
+def test_clipping_limits_the_norm_of_all_gradients_together():
+    run = TinyRun.build(ONE_PROMPT, "train.clip_grad_norm=0.1").run(1)
+    gradients = [p.grad for p in run.trainer.parameters if p.grad is not None]
+    assert torch.stack([g.norm() for g in gradients]).norm() == pytest.approx(0.1, rel=1e-3)
+    assert run.trainer.storage.history("grad_norm").latest() > 0.2  # before
+
+
+def test_a_compiler_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="train.compile.backend=nothing cannot work here") as info:
+        TinyRun.build("train.compile.enabled=True", "train.compile.backend=nothing")
+    assert "\n" not in str(info.value) and "train.compile.enabled=False" in str(info.value)
+
+
+def test_no_compiler_for_the_default_backend(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    with pytest.raises(ConfigError, match="train.compile.backend=inductor cannot work here"):
+        TinyRun.build("train.compile.enabled=True")
+
+
+def test_eight_bit_optimizer():
+    words = ["optimizer.eight_bit=True"]
+    if importlib.util.find_spec("bitsandbytes") is None:
+        with pytest.raises(DependencyError, match="optimizer.eight_bit needs the package bitsand"):
+            TinyRun.build(*words)
+        return
+    run = TinyRun.build(*words).run(2)
+    states = run.trainer.optimizer.state.values()
+    assert any(state["state1"].dtype == torch.uint8 for state in states)
+
+
+def test_optimizer_settings():
+    layer = nn.Linear(2, 2)
+    optimizer = adamw(layer.parameters(), lr=0.1, betas=[0.8, 0.9], eps=1e-5, weight_decay=0.2)
+    assert type(optimizer) is torch.optim.AdamW
+    expected = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.2, "fused": None}
+    assert {name: optimizer.defaults[name] for name in expected} == expected
+    with pytest.raises(ConfigError, match="fused and optimizer.eight_bit exclude each other"):
+        adamw(layer.parameters(), lr=0.1, fused=True, eight_bit=True)

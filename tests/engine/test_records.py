@@ -1,0 +1,127 @@
+"""What a run tells and leaves: log lines, records, environment, evaluations on several sets."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import CONFIG, tiny_settings
+
+from SDMatte.engine.config import load_config
+from SDMatte.engine.progress import ProgressLine, peak_memory
+from SDMatte.engine.testing import load_trained, run_test
+from SDMatte.engine.train import train
+from SDMatte.image_io import read_alpha
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, sample_root) -> Path:
+    """A run with two test sets: a known one, and a pair of folders with two prompts each."""
+    folder = sample_root / "AIM-500"
+    pair = f"{{name: pair, image: {folder / 'original'}, alpha: {folder / 'mask'}}}"
+    output = tmp_path_factory.mktemp("run") / "run"
+    words = tiny_settings(
+        f"train.output_dir={output}",
+        f"dataloader.train.dataset.root={sample_root}",
+        f"dataloader.test.dataset.names=[AIM-500, {pair}]",
+        "test.prompts=[box,point]",
+        *("train.max_iter=4", "train.log_period=2", "train.checkpoints=1", "train.evaluations=2"),
+        "train.num_pictures=2",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SDMATTE_DATA_ROOT", raising=False)
+        train(CONFIG, words)
+    return output
+
+
+@pytest.fixture(scope="module")
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+
+
+def test_evaluations_score_every_set_and_prompt_at_the_pictures_own_size(
+    run, records, sample_root, tmp_path, no_data_root
+):
+    names = {f"{part}/{prompt}" for part in ("AIM-500", "pair") for prompt in ("box", "point")}
+    found = {r["iteration"]: r for r in records if any(name.count("/") == 2 for name in r)}
+    assert list(found) == [1, 4]  # after two steps, and at the end
+    config = load_config(run / "config.yaml")
+    scores = run_test(config, load_trained(config, run / "model_final.pth"), tmp_path)
+    assert scores.keys() == names
+    for name, values in scores.items():
+        for metric, value in values.items():
+            assert found[4][f"{name}/{metric}"] == pytest.approx(value, rel=1e-4), (name, metric)
+    # The model saw 64 pixels; what is scored has the truth's size.
+    for truth in (sample_root / "AIM-500" / "mask").iterdir():
+        matte = read_alpha(tmp_path / "pair" / "box" / "mattes" / truth.name)
+        assert matte.shape == read_alpha(truth).shape != (64, 64)
+
+
+def test_records_hold_losses_speed_and_memory(records):
+    steps = [record for record in records if "total_loss" in record]
+    assert [record["iteration"] for record in steps] == [1, 3]
+    last = steps[-1]
+    parts = ("unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss")
+    assert all(last["total_loss"] > last[name] > 0 for name in parts)
+    assert last["lr"] > 0 and 0 <= last["data_time"] < last["time"]
+    assert last["epoch"] == pytest.approx(4 * 2 / 18)
+    assert last["samples_per_second"] > 0
+    assert 0.1 < last["peak_memory_gib"] <= peak_memory(torch.device("cpu"))
+
+
+def test_tensorboard_gets_scalars_and_strips_of_pictures(run):
+    events = EventAccumulator(str(run)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"total_loss", "lr", "time", "data_time", "samples_per_second"} <= scalars
+    assert {"peak_memory_gib", "AIM-500/box/SAD", "pair/point/MSE"} <= scalars
+    names = [name for name in events.Tags()["images"] if name.startswith("pictures/")]
+    assert len(names) == 2
+    for name in names:
+        strips = events.Images(name)
+        assert [strip.step for strip in strips] == [1, 3]
+        assert (strips[0].width, strips[0].height) == (4 * 64, 64)
+
+
+def test_the_log_says_where_the_run_is_and_how_to_test(run):
+    log = (run / "log.txt").read_text()
+    lines = re.findall(r"step (\d+)/4 \| epoch .* \| loss .* \| lr .* \| peak memory", log)
+    assert lines == ["2", "4"]
+    assert f"Done. To test: bash script/test.sh {run}/config.yaml {run}/model_final.pth" in log
+
+
+def test_the_environment_is_left(run):
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__.split("+")[0]
+    assert environment["numpy"] == np.__version__
+    assert environment["processes"] == 1 and environment["device"] == "cpu"
+    assert {"python", "detectron2", "diffusers", "command", "system"} <= environment.keys()
+
+
+def test_a_line_for_people():
+    line = ProgressLine(max_iter=1000, period=2)
+    with EventStorage(0) as storage:
+        for step, (loss, seconds) in enumerate([(9.0, 9.0), (1.0, 0.5), (2.0, 1.5)]):
+            storage.iter = step
+            storage.put_scalars(total_loss=loss, known_l1_loss=loss / 4, unknown_lap_loss=loss / 2)
+            storage.put_scalars(lr=5e-5, time=seconds, data_time=seconds / 10)
+        storage.put_scalars(epoch=0.25, samples_per_second=8.0, peak_memory_gib=1.5)
+        assert line.line(storage) == (
+            "step 3/1000 | epoch 0.25 | loss 1.5000 (known_l1 0.3750, unknown_lap 0.7500) | "
+            "lr 5e-05 | 1.000 s/step, 0.100 s of it for data | 8.00 samples/s | "
+            "peak memory 1.50 GiB | ETA 0:24:56"
+        )
+
+
+def test_a_line_at_the_start_and_after_the_end(caplog):
+    line = ProgressLine(max_iter=10, period=20)
+    caplog.set_level("INFO", logger="SDMatte")
+    with EventStorage(0) as storage:
+        storage.put_scalars(total_loss=1.0, known_l1_loss=1.0)
+        line.write()
+        storage.iter = 10
+        line.write()
+    assert caplog.messages == ["step 1/10 | loss 1.0000 (known_l1 1.0000)"]

@@ -1,0 +1,132 @@
+"""What makes a step count, and what ends a training that cannot go on."""
+
+import logging
+
+import pytest
+import torch
+from models import make_batch, tiny_model
+from runs import Run, finish, kill_workers, records, settings, spoil
+
+from SDMatte.engine import trainer as trainer_module
+from SDMatte.engine.trainer import MatteTrainer, TrainingModel
+from SDMatte.errors import ConfigError, DataError
+from SDMatte.modeling import weights
+from SDMatte.modeling.losses import MattingCriterion
+
+LOSSES = ["unknown_l1_loss", "known_l1_loss"]
+
+
+def spoiled_batch(name):
+    batch = make_batch(size=1)
+    return {**batch, "image": batch["image"] * torch.nan, "image_name": [name]}
+
+
+def make_trainer(batches, losses=LOSSES, seed=0, **options):
+    task = TrainingModel(tiny_model(seed), MattingCriterion(losses, size=64))
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1)
+    return MatteTrainer(task, batches, optimizer, prompts=["bbox_mask"], **options)
+
+
+def weights_of(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], value) for name, value in other.items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_step():
+    trainer = make_trainer([make_batch(), spoiled_batch("spoiled.png")])
+    with pytest.raises(DataError, match=r"loss is not finite at step 1 .* batch of spoiled.png"):
+        trainer.train(0, 2)
+    reference = make_trainer([make_batch()])
+    reference.train(0, 1)
+    assert same(weights_of(trainer), weights_of(reference))
+
+
+def test_such_a_step_can_be_skipped(caplog):
+    caplog.set_level(logging.WARNING)
+    trainer = make_trainer(
+        [make_batch(), spoiled_batch("spoiled.png"), make_batch(seed=1)], non_finite="skip"
+    )
+    trainer.train(0, 3)
+    assert "spoiled.png" in caplog.text and "The step is skipped." in caplog.text
+    reference = make_trainer([make_batch(), make_batch(seed=1)])
+    reference.train(0, 2)
+    assert same(weights_of(trainer), weights_of(reference))
+    assert trainer.samples == 2 + 1 + 2 and trainer.skipped == 0
+
+
+def test_of_several_batches_only_the_spoiled_one_is_named():
+    batches = [make_batch(size=1), spoiled_batch("spoiled.png")]
+    batches[0]["image_name"] = ["good.png"]
+    with pytest.raises(DataError, match="batch of spoiled.png with"):
+        make_trainer(batches, accumulate=2).train(0, 1)
+
+
+def test_not_all_steps_can_be_skipped(monkeypatch):
+    monkeypatch.setattr(trainer_module, "MOST_SKIPPED", 2)
+    trainer = make_trainer([spoiled_batch("spoiled.png")] * 3, non_finite="skip")
+    with pytest.raises(DataError, match="2 steps in a row were skipped.*at step 2"):
+        trainer.train(0, 3)
+
+
+def test_a_gradient_alone_can_be_not_finite():
+    trainer = make_trainer([make_batch(), make_batch()])
+    parameter = trainer.parameters[0]
+    parameter.register_hook(lambda gradient: gradient * torch.inf)
+    before = weights_of(trainer)
+    with pytest.raises(DataError, match="gradient is not finite at step 0, though the loss is"):
+        trainer.train(0, 1)
+    assert same(weights_of(trainer), before)
+
+
+def test_there_are_two_ways_with_such_steps():
+    with pytest.raises(ConfigError, match="train.non_finite is 'ignore'; it can be stop or skip"):
+        make_trainer([], non_finite="ignore")
+
+
+def test_a_failure_does_not_run_what_ends_a_run():
+    from detectron2.engine import hooks
+
+    ended = []
+    trainer = make_trainer([make_batch()])
+    trainer.register_hooks([hooks.CallbackHook(after_train=lambda _: ended.append(1))])
+    with pytest.raises(StopIteration):
+        trainer.train(0, 2)
+    assert not ended
+
+
+def test_batches_accumulated_are_one_large_batch():
+    large = make_batch(size=2)
+    split = [{key: value[i : i + 1] for key, value in large.items()} for i in range(2)]
+    one = make_trainer([large], losses=["l1_loss"], clip_grad_norm=1.0)
+    two = make_trainer(split, losses=["l1_loss"], clip_grad_norm=1.0, accumulate=2)
+    before = weights_of(one)
+    one.train(0, 1)
+    two.train(0, 1)
+    torch.testing.assert_close(weights_of(two), weights_of(one))
+    assert not same(weights_of(one), before)
+
+
+def test_processes_skip_a_step_together(sample_root, tmp_path):
+    words = settings(sample_root, tmp_path / "run", "train.max_iter=3", "train.evaluations=0")
+    words += ["train.non_finite=skip", "train.log_period=1"]
+    log = finish(
+        words, tmp_path / "log", at=("before step", 1), deed=spoil, rank=1, num_processes=2
+    )
+    assert "The step is skipped." in log and "loss is not finite at step 1" in log
+    # No loss of that step is recorded, and no weight has become something else than a number.
+    losses = {line["iteration"] for line in records(tmp_path / "run") if "total_loss" in line}
+    assert losses == {0, 2}
+    final = weights.read_tensors(tmp_path / "run" / "model_final.pth")
+    assert all(value.isfinite().all() for value in final.values() if value.is_floating_point())
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_a_sentence(sample_root, tmp_path):
+    words = settings(sample_root, tmp_path / "run", "dataloader.train.num_workers=1")
+    run = Run(words, tmp_path / "log", at=("step", 2), deed=kill_workers)
+    assert run.wait() == [2], run.log.read_text()
+    last = run.log.read_text().splitlines()[-1]
+    assert last.startswith("error: ") and "orker" in last and "killed" in last
+    assert "Traceback" not in run.log.read_text()

@@ -1,0 +1,255 @@
+"""Many pictures: what is planned, what is written, and what does not stop the rest."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from SDMatte.errors import ConfigError, DataError
+from SDMatte.image_io import read_alpha, read_image, write_image
+from SDMatte.inference.batch import (
+    BatchReport,
+    Job,
+    OutputSettings,
+    pending_jobs,
+    plan_listed,
+    plan_many,
+    plan_single,
+    run_jobs,
+)
+from SDMatte.inference.prompt_lists import PromptRequest, read_prompt_file
+
+AUTO = PromptRequest("auto")
+BOX = PromptRequest("box", [5, 5, 30, 30])
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    """Three pictures and something else."""
+    for name in ("a.png", "b.jpg", "c.webp"):
+        write_image(tmp_path / "in" / name, picture)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    return tmp_path / "in"
+
+
+def outputs(jobs):
+    return [job.output for job in jobs]
+
+
+def make(predictor, jobs, overwrite=False, **settings):
+    report = BatchReport()
+    run_jobs(predictor, pending_jobs(jobs, overwrite, report), OutputSettings(**settings), report)
+    return report
+
+
+def test_names_of_outputs(folder, tmp_path):
+    photo, out = folder / "a.png", tmp_path / "out"
+    assert outputs(plan_single(photo, [AUTO], None, ".png")) == [folder / "a_matte.png"]
+    assert outputs(plan_single(photo, [AUTO], out / "x.webp", ".png")) == [out / "x.webp"]
+    assert outputs(plan_single(photo, [AUTO], out, ".tif")) == [out / "a.tif"]
+    assert outputs(plan_single(photo, [AUTO, BOX], out, ".png")) == [
+        out / "a_1.png",
+        out / "a_2.png",
+    ]
+    names = ["a.png", "b.png", "c.png"]
+    assert outputs(plan_many([folder], [AUTO], out, ".png")) == [out / name for name in names]
+    beside = tmp_path / "in_mattes"
+    assert outputs(plan_many([folder], [AUTO], None, ".png")) == [beside / name for name in names]
+    listed = {"a.png": [AUTO], "deep/d.jpg": [AUTO, BOX]}
+    assert outputs(plan_listed(folder, listed, out, ".png")) == [
+        out / "a.png",
+        out / "deep/d_1.png",
+        out / "deep/d_2.png",
+    ]
+
+
+def test_plans_that_cannot_be(folder, tmp_path):
+    photo = folder / "a.png"
+    with pytest.raises(ConfigError, match="2 mattes need a folder to go to"):
+        plan_single(photo, [AUTO, BOX], tmp_path / "x.png", ".png")
+    with pytest.raises(ConfigError, match="-o FOLDER"):
+        plan_many([photo, folder], [AUTO], None, ".png")
+    with pytest.raises(ConfigError, match="x.png is a file"):
+        plan_many([folder], [AUTO], tmp_path / "x.png", ".png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="There is no picture in"):
+        plan_many([tmp_path / "empty"], [AUTO], None, ".png")
+
+
+def test_a_run_goes_on_where_it_was(predictor, folder, tmp_path):
+    jobs = plan_many([folder], [AUTO], tmp_path / "out", ".png")
+    assert len(make(predictor, jobs[:1]).done) == 1
+    before = jobs[0].output.stat().st_mtime_ns
+    report = make(predictor, jobs)
+    assert (len(report.done), report.skipped) == (2, [jobs[0].output])
+    assert jobs[0].output.stat().st_mtime_ns == before
+    assert report.summary() == "2 mattes written, 1 were there already."
+    assert len(make(predictor, jobs, overwrite=True).done) == 3
+    assert jobs[0].output.stat().st_mtime_ns > before
+
+
+def test_one_bad_file_does_not_stop_the_rest(predictor, folder, tmp_path, caplog):
+    (folder / "b.jpg").write_bytes(b"not a picture")
+    (folder / "a.jpg").write_bytes((folder / "a.png").read_bytes())
+    jobs = plan_many([folder], [AUTO], tmp_path / "out", ".png")
+    jobs.append(Job(folder / "a.png", PromptRequest("box", [5, 5, 900, 9]), tmp_path / "box.png"))
+    jobs.append(Job(folder / "a.png", PromptRequest("mask", folder), tmp_path / "mask.png"))
+    jobs.append(Job(folder / "a.png", PromptRequest("mask", tmp_path), tmp_path / "none.png"))
+    jobs.append(Job(folder / "a.png", AUTO, folder / "a.png"))
+    report = make(predictor, jobs)
+    reasons = {f"{job.image.name}>{job.output.name}": reason for job, reason in report.failed}
+    assert "is the matte of" in reasons["a.png>a.png"] or "overwrite" in reasons["a.png>a.png"]
+    assert "it is not a picture" in reasons["b.jpg>b.png"]
+    assert "does not fit the picture" in reasons["a.png>box.png"]
+    assert "has no partner" in reasons["a.png>none.png"]
+    assert len(report.done) == 3 and len(report.failed) == 5  # one name, two pictures: a.jpg's
+    assert [r.levelno for r in caplog.records] == [logging.ERROR] * 5
+    assert (tmp_path / "mask.png").exists()  # the picture's own brightness as its mask
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_picture_is_encoded_once_for_its_prompts(tiny, predictor, folder, tmp_path):
+    encoded = []
+    handle = tiny.vae.encoder.register_forward_hook(lambda module, args, out: encoded.append(1))
+    try:
+        make(predictor, plan_single(folder / "a.png", [AUTO, BOX, BOX], tmp_path / "out", ".png"))
+    finally:
+        handle.remove()
+    assert len(encoded) == 1 + 3
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_cutouts_in_every_format(predictor, folder, tmp_path, suffix):
+    jobs = plan_single(folder / "a.png", [BOX], tmp_path / "out", suffix)
+    assert make(predictor, jobs).done
+    with Image.open(jobs[0].output) as written:
+        rgba = np.array(written)
+    encoded = predictor.encode(folder / "a.png")
+    result = predictor.predict(box=BOX.value, image=encoded)
+    np.testing.assert_array_equal(rgba, result.cutout())
+
+
+def test_mattes_of_8_and_16_bits_and_composites(predictor, folder, tmp_path):
+    jobs = plan_single(folder / "a.png", [BOX], tmp_path / "out.png", ".png")
+    result = predictor.predict(box=BOX.value, image=predictor.encode(folder / "a.png"))
+    for bits in (8, 16):
+        make(predictor, jobs, overwrite=True, kind="alpha", bits=bits)
+        error = np.abs(read_alpha(jobs[0].output) - result.alpha).max()
+        assert error <= 0.501 / (2**bits - 1)
+    make(predictor, jobs, overwrite=True, kind="composite", background="#102030")
+    np.testing.assert_array_equal(read_image(jobs[0].output), result.composite((16, 32, 48)))
+    make(predictor, jobs, overwrite=True, premultiplied=True)
+    with Image.open(jobs[0].output) as written:
+        np.testing.assert_array_equal(np.array(written), result.cutout(premultiplied=True))
+
+
+def test_colour_profile_and_orientation(predictor, picture, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(picture).save(path, exif=exif, icc_profile=profile)
+    for suffix in (".png", ".webp", ".tif"):
+        jobs = plan_single(path, [AUTO], tmp_path / f"out{suffix}", suffix)
+        assert make(predictor, jobs).done
+        with Image.open(jobs[0].output) as written:
+            assert written.size == (70, 90)  # upright
+            assert written.info["icc_profile"] == profile
+            assert written.getexif().get(0x0112, 1) == 1
+    jobs = plan_single(path, [AUTO], tmp_path / "alpha.png", ".png")
+    make(predictor, jobs, kind="alpha")
+    with Image.open(jobs[0].output) as written:
+        assert "icc_profile" not in written.info  # a matte is no colour
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"kind": "mask"}, "one of cutout, alpha, composite"),
+        ({"bits": 12}, "8 bits a channel"),
+        ({"bits": 16}, "16 are for the matte alone"),
+        ({"kind": "alpha", "bits": 16, "suffix": ".webp"}, "no 16 bits"),
+        ({"suffix": ".jpg"}, "no alpha channel"),
+        ({"suffix": ".bmp"}, "no alpha channel"),
+        ({"suffix": ".gif"}, "no format for pictures"),
+        ({"kind": "alpha", "premultiplied": True}, "Only the colours of a cut-out"),
+    ],
+)
+def test_outputs_that_cannot_be(settings, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        OutputSettings(**settings)
+
+
+JSON = {
+    "a.png": {"box": [1, 2, 30, 40], "transparent": True},
+    "b.jpg": [{"points": [[5, 6], [7, 8]]}, {"mask": "masks/b.png"}],
+    "c.webp": {"auto": True},
+}
+CSV = """\
+image,box,points,mask,auto,transparent
+a.png,1 2 30 40,,,,yes
+b.jpg,,"5,6,7,8",,,
+b.jpg,,,masks/b.png,,0
+c.webp,,,,1,
+"""
+
+
+def test_prompt_files(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(JSON))
+    (tmp_path / "p.csv").write_text("\ufeff" + CSV)
+    expected = {
+        "a.png": [PromptRequest("box", [1, 2, 30, 40], True)],
+        "b.jpg": [
+            PromptRequest("points", [[5, 6], [7, 8]]),
+            PromptRequest("mask", tmp_path / "masks" / "b.png"),
+        ],
+        "c.webp": [AUTO],
+    }
+    assert read_prompt_file(tmp_path / "p.json") == expected
+    assert read_prompt_file(tmp_path / "p.csv") == expected
+
+
+def test_prompts_are_loaded_for_their_picture(tmp_path):
+    mask = np.zeros((4, 6), np.uint8)
+    mask[1] = 255
+    write_image(tmp_path / "masks" / "a.png", mask)
+    image = tmp_path / "in" / "a.jpg"
+    for value in (tmp_path / "masks", tmp_path / "masks" / "a.png"):
+        loaded = PromptRequest("mask", value, True).load(image)
+        np.testing.assert_array_equal(loaded["mask"], mask / 255)
+        assert loaded["transparent"] is True
+        trimap = PromptRequest("trimap", value).load(image)["trimap"]
+        np.testing.assert_array_equal(trimap, mask)
+    assert AUTO.load(image) == {"transparent": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("p.txt", "", "to be a .json or a .csv file"),
+        ("p.json", "{", "not valid JSON"),
+        ("p.json", "[]", "must map the names"),
+        ("p.json", "{}", "holds no prompt"),
+        ("p.json", '{"a.png": 3}', "a.png: a prompt is written"),
+        ("p.json", '{"a.png": {}}', "got none"),
+        ("p.json", '{"a.png": {"box": [1], "auto": true}}', "has one of box, points"),
+        ("p.json", '{"a.png": {"bbox": [1, 2, 3, 4]}}', "got bbox"),
+        ("p.json", '{"a.png": {"auto": true, "transparent": "no"}}', "transparent='no'"),
+        ("p.json", '{"a.png": {"mask": [1]}}', "mask is a file"),
+        ("p.json", '{"../a.png": {"auto": true}}', "named relative to their folder"),
+        ("p.csv", "picture,box\n", "the column image"),
+        ("p.csv", "image,box\na.png,1 two 3 4\n", "line 2: box is a list of numbers"),
+        ("p.csv", "image,points\na.png,1 2 3\n", "points are pairs x y; got 3 numbers"),
+        ("p.csv", "image,auto\na.png,maybe\n", "auto is 1 or 0"),
+        ("p.csv", "image,auto\na.png,1,2\n", "no more values than columns"),
+        ("p.csv", "image,box\na.png,\n", "has one of box"),
+    ],
+)
+def test_prompt_files_that_are_not_understood(tmp_path, name, text, sentence):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        read_prompt_file(tmp_path / name)
+    with pytest.raises(DataError, match="Cannot read"):
+        read_prompt_file(tmp_path / "none.csv")

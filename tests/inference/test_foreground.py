@@ -1,0 +1,95 @@
+"""Foreground colours, and what is made with them."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from SDMatte.errors import DataError
+from SDMatte.inference.foreground import estimate_foreground
+from SDMatte.inference.result import MatteResult
+
+FORE, BACK = (200, 60, 30), (20, 160, 90)
+
+
+@pytest.fixture(scope="module")
+def soft():
+    """A red disc with a soft edge on a green ground: image, alpha."""
+    disc = np.zeros((120, 160), np.float32)
+    cv2.circle(disc, (80, 60), 30, 1.0, -1)
+    alpha = cv2.GaussianBlur(disc, (0, 0), 5)
+    alpha[alpha < 0.01] = 0
+    alpha[alpha > 0.995] = 1
+    image = alpha[..., None] * FORE + (1 - alpha[..., None]) * BACK
+    return np.round(image).astype(np.uint8), alpha
+
+
+def test_the_background_does_not_show_through(soft):
+    image, alpha = soft
+    colours = estimate_foreground(image, alpha)
+    edge = (alpha > 0.1) & (alpha < 0.9)
+    raw = np.abs(image[edge].astype(float) - FORE).mean()
+    error = np.abs(colours[edge].astype(float) - FORE).mean()
+    assert raw > 40 and error < 4
+    np.testing.assert_array_equal(colours[alpha == 1], image[alpha == 1])
+    assert not colours[:5].any()  # what lies behind is not given away
+
+
+def test_a_cutout_on_its_own_background_is_the_picture(soft):
+    image, alpha = soft
+    result = MatteResult(image, alpha, "box")
+    again = result.composite(BACK)
+    assert np.abs(again.astype(int) - image).mean() < 1
+    rgba = result.cutout()
+    assert rgba.dtype == np.uint8 and rgba.shape == (120, 160, 4)
+    np.testing.assert_array_equal(rgba[..., 3], np.round(alpha * 255))
+    np.testing.assert_array_equal(rgba[..., :3], result.foreground)
+    premultiplied = result.cutout(premultiplied=True)
+    expected = result.foreground * alpha[..., None]
+    assert np.abs(premultiplied[..., :3] - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 7), (7, 1), (2, 2)])
+def test_small_pictures(hw):
+    image = np.full((*hw, 3), 90, np.uint8)
+    for value in (0.0, 0.5, 1.0):
+        colours = estimate_foreground(image, np.full(hw, value, np.float32))
+        assert colours.shape == (*hw, 3)
+        assert np.abs(colours.astype(int) - (90 if value else 0)).max() <= 1
+
+
+def test_backgrounds_are_colours_or_pictures(soft, tmp_path):
+    image, _ = soft
+    empty = MatteResult(image, np.zeros((120, 160), np.float32), "box")
+    for colour in ("#0a141e", (10, 20, 30), [10, 20, 30], "rgb(10, 20, 30)"):
+        assert (empty.composite(colour) == (10, 20, 30)).all()
+    stripes = np.zeros((50, 200, 3), np.uint8)
+    stripes[:, 100:] = 255
+    path = tmp_path / "white.png"  # a file goes before a colour of its name
+    Image.fromarray(stripes).save(path)
+    for background in (stripes, Image.fromarray(stripes), path, str(path)):
+        shown = empty.composite(background)
+        assert not shown[:, :70].any() and (shown[:, 90:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("background", "sentence"),
+    [
+        ("nowhere.png", "neither a file nor a colour such as white"),
+        ((1, 2), "three whole numbers"),
+        ((1, 2, 256), "three whole numbers"),
+        ((0.5, 0.5, 0.5), "three whole numbers"),
+        (None, "The picture is a NoneType"),
+    ],
+)
+def test_what_is_no_background(soft, background, sentence):
+    with pytest.raises(DataError, match=sentence):
+        MatteResult(*soft, "box").composite(background)
+
+
+def test_only_one_module_of_pymatting_is_compiled(soft):
+    estimate_foreground(*soft)
+    loaded = [name for name in sys.modules if name.startswith("pymatting")]
+    assert loaded == ["pymatting.foreground.estimate_foreground_ml"]

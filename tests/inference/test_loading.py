@@ -1,0 +1,191 @@
+"""Models are found wherever users have them, with the settings that belong to them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig
+from golden_cases import GOLDEN
+from models import tiny_folder, tiny_model
+from safetensors.torch import save_file
+
+from SDMatte import MattePredictor
+from SDMatte.devices import choose_device, choose_dtype
+from SDMatte.engine.config import load_config
+from SDMatte.errors import CheckpointError, ConfigError
+from SDMatte.inference.loading import InferenceDefaults, find_model
+from SDMatte.modeling import LiteSDMatte, SDMatte
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+BOX = (9, 7, 60, 50)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(aux_input=None)
+
+
+@pytest.fixture(scope="module")
+def expected(model, picture):
+    predictor = MattePredictor(model, resolution=64)
+    return predictor.predict(box=BOX, image=predictor.encode(picture)).alpha
+
+
+def predict(picture, *args, **settings):
+    settings = {"device": "cpu", "dtype": "float32", "resolution": 64, **settings}
+    predictor = MattePredictor.from_pretrained(*args, **settings)
+    return predictor.predict(box=BOX, image=predictor.encode(picture)).alpha
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """What `save_pretrained` writes."""
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder, inference={"resolution": 96, "keep_aspect": True})
+    return folder
+
+
+@pytest.fixture
+def published(model, tmp_path):
+    """Component configs with checkpoints beside them, as the authors published theirs."""
+    folder = tmp_path / "hub"
+    shutil.copytree(tiny_folder(), folder)
+    torch.save(model.state_dict(), folder / "SDMatte.pth")
+    return folder
+
+
+def test_a_saved_folder_says_how_it_wants_its_pictures(saved, picture, expected):
+    source = find_model(saved)
+    assert source.model_class is SDMatte
+    assert source.defaults == InferenceDefaults(96, True, 35 * 96 / 1024)
+    predictor = MattePredictor.from_pretrained(saved, device="cpu", dtype="float32")
+    assert (predictor.resolution, predictor.keep_aspect) == (96, True)
+    assert predictor.point_radius == pytest.approx(35 * 96 / 1024)
+    np.testing.assert_allclose(predict(picture, saved, keep_aspect=False), expected, atol=1e-5)
+
+
+def test_published_folders_and_files(published, picture, expected):
+    assert find_model(published).defaults == InferenceDefaults(1024, False, 35)
+    for place in (published, published / "SDMatte.pth"):
+        np.testing.assert_allclose(predict(picture, place), expected, atol=1e-5)
+    assert MattePredictor.from_pretrained(published, device="cpu").prompts == (
+        "point",
+        "box",
+        "mask",
+        "auto",
+        "trimap",
+    )
+
+
+def test_sdmatte_star_is_known_by_its_file(published):
+    (published / "SDMatte.pth").rename(published / "SDMatte_plus.pth")
+    shutil.copy(published / "SDMatte_plus.pth", published / "SDMatte.pth")
+    for arguments in ((published, "SDMatte_plus.pth"), (published / "SDMatte_plus.pth",)):
+        predictor = MattePredictor.from_pretrained(*arguments, device="cpu")
+        assert predictor.prompts == ("box", "auto")
+        assert predictor.model.aux_input_list == ("bbox_mask",)
+    (published / "SDMatte.pth").unlink()
+    assert MattePredictor.from_pretrained(published, device="cpu").prompts == ("box", "auto")
+
+
+def test_a_copy_in_another_format(published, model, picture, expected):
+    (published / "SDMatte.pth").unlink()
+    save_file(model.state_dict(), published / "mine.safetensors")
+    np.testing.assert_allclose(predict(picture, published), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        predict(picture, published, published / "mine.safetensors"), expected, atol=1e-5
+    )
+
+
+def test_the_lite_model_is_known_by_its_autoencoder(tmp_path, picture):
+    folder = tmp_path / "lite"
+    shutil.copytree(GOLDEN / "pretrained_litesdmatte", folder)
+    torch.manual_seed(0)
+    lite = LiteSDMatte(folder, load_weight=False)
+    torch.save(lite.state_dict(), folder / "LiteSDMatte.pth")
+    assert find_model(folder).model_class is LiteSDMatte
+    alpha = predict(picture, folder)
+    predictor = MattePredictor(lite, resolution=64)
+    same = predictor.predict(box=BOX, image=predictor.encode(picture)).alpha
+    np.testing.assert_allclose(alpha, same, atol=1e-5)
+
+
+def test_a_training_run_knows_its_model_and_size(model, tmp_path, picture, expected):
+    run = tmp_path / "run"
+    run.mkdir()
+    config = load_config(
+        ROOT / "configs" / "SDMatte_small.py",
+        [
+            f"model.pretrained_model_name_or_path={tiny_folder()}",
+            "dataloader.test.dataset.size=64",
+            "dataloader.test.dataset.settings.point_radius=3",
+        ],
+    )
+    LazyConfig.save(config, str(run / "config.yaml"))
+    torch.save({"model": model.state_dict()}, run / "model_final.pth")
+    shutil.copy(run / "model_final.pth", run / "model_0000009.pth")
+    assert find_model(run).defaults == InferenceDefaults(64, False, 3)
+    for arguments in ((run,), (run / "model_0000009.pth",), (run, "model_0000009.pth")):
+        np.testing.assert_allclose(predict(picture, *arguments), expected, atol=1e-5)
+
+
+def test_weights_are_read_into_the_type(saved):
+    model = find_model(saved).load(CPU, "bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert find_model(saved).load(CPU, "auto").unet.dtype == torch.float32  # a narrow model
+
+
+def test_the_automatic_type():
+    assert choose_dtype(torch.float16, CPU) is torch.float16
+    assert choose_dtype("auto", CPU, wide=False) is torch.float32
+    assert choose_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
+    assert choose_dtype("auto", torch.device("mps")) is torch.float32
+
+
+def test_devices():
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ConfigError, match="device=gpu cannot be used here"):
+        choose_device("gpu")
+
+
+def spoil(folder, name, content):
+    (folder / name).write_text(content)
+    return folder
+
+
+def test_what_is_no_model(saved, published, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    two = tmp_path / "two"
+    shutil.copytree(tiny_folder(), two)
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(tiny_folder(), spoiled)
+    run = tmp_path / "run"
+    run.mkdir()
+    cases = [
+        ((empty,), CheckpointError, "holds no model: neither"),
+        ((two,), CheckpointError, "has no checkpoint named model.safetensors or SDMatte.pth"),
+        ((tmp_path / "none.pth",), CheckpointError, "There is no checkpoint file"),
+        ((published / "SDMatte.pth", "SDMatte_plus.pth"), ConfigError, "name one"),
+        ((spoil(run, "config.yaml", "a: ["),), CheckpointError, "not the config of a training"),
+        ((spoil(spoiled, "sdmatte.json", "{"),), CheckpointError, "is not valid JSON"),
+        ((saved, "none.pth"), CheckpointError, "has no checkpoint named none.pth"),
+    ]
+    for arguments, error, sentence in cases:
+        with pytest.raises(error, match=sentence):
+            MattePredictor.from_pretrained(*arguments, device="cpu")
+    for content, sentence in (
+        ({"model": "SAM"}, "is of a SAM; known are SDMatte, LiteSDMatte"),
+        ({"inference": {"size": 3}}, "unknown inference settings size"),
+        ({"inference": {"resolution": -1}}, "resolution must be a number above 0"),
+        ({"inference": 3}, "not the description of a model"),
+    ):
+        with pytest.raises(CheckpointError, match=sentence):
+            find_model(spoil(spoiled, "sdmatte.json", json.dumps(content)))
+    with pytest.raises(ConfigError, match="dtype is float32, bfloat16 or float16"):
+        MattePredictor.from_pretrained(saved, device="cpu", dtype="int8")

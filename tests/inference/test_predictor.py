@@ -1,0 +1,291 @@
+"""The predictor: the model's own answer, at the picture's size, for every kind of input."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import tiny_model
+from PIL import Image
+
+from SDMatte import MattePredictor
+from SDMatte.data.transforms import resize_bilinear, to_tensor
+from SDMatte.errors import ConfigError, DataError, PromptError
+from SDMatte.image_io import write_image
+from SDMatte.inference.loading import offload_model
+
+BOX = (9, 7, 72, 63)
+
+
+def close(one, other, atol=1e-5):
+    return one.shape == other.shape and np.allclose(one, other, atol=atol)
+
+
+def test_the_answer_is_the_models(tiny, predictor, picture):
+    square = np.ascontiguousarray(picture[:64, :64])
+    mask = -torch.ones(1, 1, 64, 64)
+    mask[..., 8:56, 16:48] = 1
+    batch = {
+        "image": to_tensor(resize_bilinear(square, 64) / 255)[None],
+        "bbox_mask": mask,
+        "bbox_coords": torch.tensor([[16, 8, 48, 56]]) / 64,
+        "is_trans": torch.tensor([1]),
+    }
+    with torch.no_grad():
+        expected = tiny(batch, aux_input="bbox_mask")[0, 0].numpy()
+    predictor.set_image(square)
+    result = predictor.predict(box=(16, 8, 48, 56), transparent=True)
+    assert close(result.alpha, expected)
+    assert not close(predictor.predict(box=(16, 8, 48, 56)).alpha, expected)
+    assert close(
+        predictor.predict(box=(16, 8, 48, 56), transparent=False).alpha,
+        predictor.predict(box=(16, 8, 48, 56)).alpha,
+    )
+
+
+def test_every_prompt_gives_another_matte_of_the_pictures_size(predictor, picture):
+    predictor.set_image(picture)
+    mask = np.zeros((70, 90), np.uint8)
+    mask[10:50, 20:60] = 255
+    prompts = [{}, {"box": BOX}, {"points": [(30, 30)]}, {"mask": mask}, {"trimap": mask}]
+    results = [predictor.predict(**prompt) for prompt in prompts]
+    assert [r.prompt for r in results] == ["auto", "box", "point", "mask", "trimap"]
+    for result in results:
+        assert result.alpha.dtype == np.float32 and result.alpha.shape == (70, 90)
+        assert 0 <= result.alpha.min() < result.alpha.max() <= 1
+        np.testing.assert_array_equal(result.image, picture)
+    assert not any(close(results[0].alpha, other.alpha) for other in results[1:])
+
+
+def test_a_second_prompt_does_not_encode_the_picture_again(tiny, predictor, picture):
+    encoded = []
+    handle = tiny.vae.encoder.register_forward_hook(lambda module, args, out: encoded.append(1))
+    try:
+        predictor.set_image(picture)
+        assert len(encoded) == 1
+        for count in (2, 3):  # the prompt's own map
+            predictor.predict(box=BOX)
+            assert len(encoded) == count
+    finally:
+        handle.remove()
+
+
+def test_pictures_come_in_many_ways(predictor, picture, tmp_path):
+    path = write_image(tmp_path / "a.png", picture)
+    expected = predictor.encode(picture)
+    for image in (
+        path,
+        str(path),
+        Image.fromarray(picture),
+        np.dstack([picture, picture[..., :1]]),  # with an alpha channel
+        picture.astype(np.float64) / 255,
+        torch.from_numpy(picture).permute(2, 0, 1),
+        torch.from_numpy(picture).permute(2, 0, 1).float() / 255,
+    ):
+        encoded = predictor.encode(image)
+        np.testing.assert_array_equal(encoded.image, picture)
+        torch.testing.assert_close(encoded.latent, expected.latent)
+    gray = predictor.encode(picture[..., 0])
+    np.testing.assert_array_equal(gray.image, predictor.encode(picture[..., [0] * 3]).image)
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        ("nowhere.png", "the file does not exist"),
+        (None, "The picture is a NoneType; a picture is a path"),
+        (np.zeros((4, 4, 2), np.uint8), r"an array \[4, 4, 2\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"an array \[0, 4, 3\]"),
+        (np.zeros((4, 4, 3), np.int64), "holds int64 values"),
+        (np.full((4, 4, 3), 255.0), "values go from 255 to 255"),
+        (np.full((4, 4, 3), np.nan), "values go from nan"),
+        (torch.zeros(5, 4, 3), r"a tensor \[5, 4, 3\]"),
+    ],
+)
+def test_what_is_no_picture_is_refused(predictor, picture, image, sentence):
+    predictor.set_image(picture)
+    with pytest.raises(DataError, match=sentence):
+        predictor.set_image(image)
+    with pytest.raises(PromptError, match="call set_image first"):
+        predictor.predict(box=BOX)  # not on the picture before
+
+
+def test_lists_and_batches_equal_single_predictions(tiny, picture):
+    predictor = MattePredictor(tiny, resolution=64, batch_size=2)
+    encoded = predictor.set_image(picture)
+    boxes = [BOX, (0, 0, 90, 70), (40, 10, 80, 30)]
+    listed = predictor.predict(box=boxes)
+    single = [predictor.predict(box=box) for box in boxes]
+    assert len(listed) == 3
+    assert all(close(a.alpha, b.alpha) for a, b in zip(listed, single, strict=True))
+    other = np.ascontiguousarray(picture[:40])
+    prompts = [{"box": BOX}, {"points": [(5, 5)]}, {"box": (1, 1, 50, 30), "transparent": True}]
+    batch = predictor.predict_batch([picture, other, other], prompts)
+    for image, prompt, result in zip([picture, other, other], prompts, batch, strict=True):
+        alone = predictor.predict(**prompt, image=predictor.encode(image))
+        assert close(alone.alpha, result.alpha)
+    assert close(predictor.predict(box=BOX).alpha, single[0].alpha)  # still the same picture
+    assert close(predictor.predict(box=BOX, image=encoded).alpha, single[0].alpha)
+
+
+def test_batches_that_do_not_fit_together(predictor, picture):
+    with pytest.raises(PromptError, match="2 pictures and 1 prompts"):
+        predictor.predict_batch([picture, picture], [{}])
+    with pytest.raises(PromptError, match="Unknown in a prompt: bbox"):
+        predictor.predict_batch([picture], [{"bbox": BOX}])
+    with pytest.raises(PromptError, match="not a list"):
+        predictor.predict_batch([picture], [{"box": [BOX]}])
+
+
+def test_proportions_can_be_kept(tiny):
+    predictor = MattePredictor(tiny, resolution=128, keep_aspect=True)
+    divisor = tiny.size_divisor
+    for height, width in ((60, 240), (300, 100), (3, 200)):
+        image = np.zeros((height, width, 3), np.uint8)
+        encoded = predictor.encode(image)
+        h, w = encoded.size
+        assert h % divisor == w % divisor == 0
+        assert 0.4 < h * w / 128**2 < 2.6
+        assert (h < w) == (height < width)
+        result = predictor.predict(box=(0, 0, width, height), image=encoded)
+        assert result.alpha.shape == (height, width)
+    assert predictor.encode(np.zeros((60, 240, 3), np.uint8)).size == (64, 256)
+    assert predictor.encode(np.zeros((1, 1, 3), np.uint8)).size == (128, 128)
+    assert MattePredictor(tiny, resolution=128).encode(image).size == (128, 128)
+
+
+def test_points_scale_with_the_resolution(tiny, picture):
+    shares = []
+    for resolution in (64, 128):
+        predictor = MattePredictor(tiny, resolution=resolution)
+        assert predictor.point_radius == 35 * resolution / 1024
+        seen = []
+        handle = tiny.vae.encoder.register_forward_pre_hook(lambda m, args, s=seen: s.append(args))
+        try:
+            predictor.predict(points=[(45, 35)], image=predictor.encode(picture))
+        finally:
+            handle.remove()
+        shares.append(float((seen[1][0] > 0).float().mean()))
+    assert shares[0] == pytest.approx(shares[1], rel=0.2) and shares[0] > 0
+
+
+def test_a_model_trained_with_boxes_refuses_the_rest(picture):
+    predictor = MattePredictor(tiny_model(aux_input_list=["bbox_mask"]), resolution=64)
+    predictor.set_image(picture)
+    assert predictor.prompts == ("box", "auto")
+    predictor.predict(box=BOX)
+    mask = np.ones((70, 90), bool)
+    for name, prompt in (
+        ("point", {"points": [(1, 1)]}),
+        ("mask", {"mask": mask}),
+        ("trimap", {"trimap": mask * 255}),
+    ):
+        with pytest.raises(PromptError, match=f"not trained with the {name} prompt.*takes box"):
+            predictor.predict(**prompt)
+    said = MattePredictor(predictor.model, resolution=64, prompts=["box", "point_mask"])
+    said.predict(points=[(1, 1)], image=said.encode(picture))
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"resolution": 100}, "resolution must be a multiple of 32 above 0; got 100"),
+        ({"resolution": 0}, "got 0"),
+        ({"resolution": 64.0}, "got 64.0"),
+        ({"batch_size": 0}, "batch_size must be a multiple of 1 above 0"),
+        ({"prompts": []}, "prompts names none"),
+    ],
+)
+def test_settings_that_cannot_be(tiny, setting, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        MattePredictor(tiny, **setting)
+
+
+def test_arguments_that_cannot_be(predictor, picture):
+    predictor.set_image(picture)
+    with pytest.raises(ConfigError, match="refine is None or 'tiles'"):
+        predictor.predict(box=BOX, refine="twice")
+    with pytest.raises(PromptError, match="transparent is True, False or None"):
+        predictor.predict(box=BOX, transparent="yes")
+
+
+def test_values_that_overflow_are_not_given_out(picture):
+    model = tiny_model()
+    with torch.no_grad():
+        model.vae.decoder.conv_out.bias.fill_(torch.nan)
+    predictor = MattePredictor(model, resolution=64)
+    predictor.set_image(picture)
+    with pytest.raises(ConfigError, match="overflow in torch.float32"):
+        predictor.predict(box=BOX)
+
+
+def test_bfloat16_is_near_float32(predictor, picture):
+    half = MattePredictor(tiny_model(aux_input=None).to(torch.bfloat16), resolution=64)
+    alphas = [p.predict(box=BOX, image=p.encode(picture)).alpha for p in (predictor, half)]
+    assert alphas[1].dtype == np.float32
+    difference = np.abs(alphas[0] - alphas[1]).mean()
+    assert 0 < difference < 0.05  # random weights saturate nowhere: this is coarse
+
+
+def test_an_offloaded_model_gives_the_same(predictor, picture):
+    model = tiny_model(aux_input=None)
+    offload_model(model, torch.device("cpu"))
+    offloaded = MattePredictor(model, resolution=64, device=torch.device("cpu"))
+    alphas = [p.predict(box=BOX, image=p.encode(picture)).alpha for p in (predictor, offloaded)]
+    assert close(*alphas)
+    hooks = [part._hf_hook for part in (model.vae, model.unet, model.unet.aux_conv_in)]
+    assert hooks[0].prev_module_hook.model is model.unet
+    assert hooks[1].prev_module_hook.model is model.vae
+
+
+def test_large_pictures_are_refined_at_the_edges(tiny):
+    rng = np.random.default_rng(0)
+    image = np.kron(rng.integers(0, 256, (12, 16, 3)), np.ones((24, 24, 1))).astype(np.uint8)
+    predictor = MattePredictor(tiny, resolution=96)
+    encoded = predictor.set_image(image)
+    assert encoded.image.shape == (288, 384, 3)
+    box = (70, 50, 280, 220)
+    plain, fine = predictor.predict(box=box), predictor.predict(box=box, refine="tiles")
+    assert fine.alpha.shape == (288, 384) and fine.alpha.dtype == np.float32
+    assert np.isfinite(fine.alpha).all() and fine.alpha.min() >= 0 and fine.alpha.max() <= 1
+    assert not np.array_equal(plain.alpha, fine.alpha)
+    # What both passes can see stays as it was.
+    small = [np.array(Image.fromarray(r.alpha).reduce(12)) for r in (plain, fine)]
+    assert np.abs(small[0] - small[1]).max() < 0.02
+
+
+def test_boxes_prompt_the_tiles_of_a_model_without_masks():
+    model = tiny_model(aux_input_list=["bbox_mask"])
+    predictor = MattePredictor(model, resolution=64)
+    image = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
+    predictor.set_image(image)
+    result = predictor.predict(box=(20, 20, 120, 80), refine="tiles")
+    assert result.alpha.shape == (96, 160)
+
+
+coordinates = st.one_of(st.integers(-3, 40), st.floats(-3, 40), st.just(float("nan")))
+
+
+@settings(max_examples=15)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    prompt=st.one_of(
+        st.fixed_dictionaries({"box": st.tuples(*[coordinates] * 4)}),
+        st.fixed_dictionaries({"box": st.tuples(*[st.floats(0, 1, width=16)] * 4)}),
+        st.fixed_dictionaries(
+            {"points": st.lists(st.tuples(coordinates, coordinates), max_size=11)}
+        ),
+        st.just({}),
+    ),
+    refine=st.sampled_from([None, "tiles"]),
+)
+def test_a_matte_in_range_or_a_sentence(predictor, height, width, prompt, refine):
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    try:
+        result = predictor.predict(**prompt, refine=refine, image=predictor.encode(image))
+    except PromptError:
+        return
+    assert result.alpha.shape == (height, width)
+    assert result.alpha.min() >= 0 and result.alpha.max() <= 1  # false of NaN
+    assert result.cutout().shape == (height, width, 4)

@@ -1,0 +1,166 @@
+"""Prompts of users: drawn as the training's are, and refused where they do not fit."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
+
+from SDMatte.data.prompts import box_prompt, mask_prompt, point_prompt
+from SDMatte.data.transforms import resize_trimap
+from SDMatte.errors import PromptError
+from SDMatte.inference.prompts import read_prompts
+
+HW = (48, 80)
+
+
+def draw(size, radius=4.0, **given):
+    prompts, many = read_prompts(HW, **given)
+    assert not many
+    return prompts[0].draw(size, radius)
+
+
+@pytest.fixture
+def alpha():
+    ys, xs = np.mgrid[: HW[0], : HW[1]]
+    return np.clip(1.2 - np.hypot(ys - 20, (xs - 50) / 1.5) / 12, 0, 1).astype(np.float32)
+
+
+def assert_same(drawn, trained):
+    np.testing.assert_array_equal(drawn.mask, trained.mask)
+    np.testing.assert_allclose(drawn.coords, trained.coords, atol=1e-7)
+    assert drawn.coords.dtype == np.float32 and drawn.mask.dtype == np.float32
+
+
+def test_a_box_is_drawn_as_in_training(alpha):
+    trained = box_prompt(alpha, np.random.default_rng(0), jitter=0.1)
+    box = trained.coords * (HW[1], HW[0], HW[1], HW[0])
+    assert_same(draw(HW, box=box), trained)
+
+
+def test_points_are_drawn_as_in_training(alpha):
+    trained = point_prompt(alpha, np.random.default_rng(0), radius=4.0)
+    points = trained.coords.reshape(-1, 2) * (HW[1], HW[0])
+    assert_same(draw(HW, points=points + 1e-4), trained)
+
+
+def test_a_mask_is_drawn_as_in_training(alpha):
+    trained = mask_prompt(alpha, np.random.default_rng(0), sizes=(3, 5))
+    assert trained.mask.any()
+    for mask in (trained.mask, trained.mask > 0, (trained.mask * 255).astype(np.uint8)):
+        assert_same(draw(HW, mask=mask), trained)
+
+
+def test_fewer_points_leave_zeros_behind():
+    drawn = draw((24, 40), points=[(8, 12), (79.9, 47.9)])
+    expected = [8 / 80, 12 / 48, 39 / 40, 23 / 24]
+    np.testing.assert_allclose(drawn.coords, expected + [0] * 16, atol=1e-7)
+    assert drawn.mask[6, 4] > 0.9 and drawn.mask[23, 39] > 0.9 and drawn.mask[0, 39] < 0.1
+
+
+def test_a_box_goes_with_the_size_and_never_vanishes():
+    drawn = draw((24, 160), box=(20, 12, 60, 36))
+    assert drawn.mask.sum() == 12 * 80 and drawn.mask[6:18, 40:120].all()
+    for box in ((79.9, 47.9, 80, 48), (0, 0, 0.1, 0.1)):
+        assert draw((8, 8), box=box).mask.sum() == 1
+
+
+def test_a_small_mask_survives_a_small_size():
+    mask = np.zeros(HW, bool)
+    mask[3, 70] = True
+    drawn = draw((8, 8), mask=mask)
+    assert drawn.mask.sum() == 1 and drawn.mask[0, 7] == 1
+    np.testing.assert_allclose(drawn.coords, [7 / 8, 0, 7 / 8, 0])
+
+
+def test_trimaps_of_either_range(alpha):
+    trimap = np.select([alpha == 1, alpha > 0], [255, 128], 0).astype(np.uint8)
+    expected = resize_trimap(trimap, (24, 40))
+    assert set(np.unique(expected)) == {0, 0.5, 1}
+    for values in (trimap, trimap.astype(np.float64), np.digitize(trimap, (64, 192)) / 2):
+        drawn = draw((24, 40), trimap=values)
+        np.testing.assert_array_equal(drawn.mask, expected)
+        np.testing.assert_array_equal(drawn.coords, [0, 0, 1, 1])
+
+
+def test_no_prompt_is_everything():
+    drawn = draw((8, 8))
+    assert drawn.mask.all() and drawn.coords.tolist() == [0, 0, 1, 1]
+
+
+def test_lists_are_several_prompts():
+    boxes, many = read_prompts(HW, box=[(0, 0, 5, 5), (1, 1, 9, 9)])
+    assert many and [p.value.tolist() for p in boxes] == [[0, 0, 5, 5], [1, 1, 9, 9]]
+    one, many = read_prompts(HW, box=np.array([[0, 0, 5, 5]]))
+    assert many and len(one) == 1
+    masks = np.ones((2, *HW), bool)
+    for value in (masks, list(masks)):
+        prompts, many = read_prompts(HW, mask=value)
+        assert many and len(prompts) == 2
+    single, many = read_prompts(HW, mask=masks[0].tolist())
+    assert not many and len(single) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"box": (5, 5, 5, 9)}, r"The box \(5, 5, 5, 9\) does not fit the picture, which is 80"),
+        ({"box": (0, 0, 81, 9)}, "0 <= x0 < x1 <= 80 and 0 <= y0 < y1 <= 48 are needed"),
+        ({"box": (0, -1, 5, 9)}, "does not fit"),
+        ({"box": (0, float("nan"), 5, 9)}, "nan"),
+        ({"box": (0, 0, 5)}, "A box is four numbers, x0, y0, x1, y1; got"),
+        ({"box": []}, "A box is four numbers"),
+        ({"box": "left"}, "got 'left'"),
+        ({"box": [(0, 0, 5, 5), (9, 9, 1, 1)]}, r"The box \(9, 9, 1, 1\)"),
+        ({"points": []}, "1 to 10 pairs"),
+        ({"points": [(1, 1)] * 11}, "1 to 10 pairs"),
+        ({"points": (3, 4)}, "1 to 10 pairs"),
+        ({"points": [(80, 4)]}, r"The point \(80, 4\) is not in the picture"),
+        ({"points": [(1, 1), (float("inf"), 4)]}, "inf"),
+        ({"mask": np.zeros(HW)}, "The mask is empty"),
+        ({"mask": np.ones((48, 79))}, "The mask is 79 wide and 48 high, the picture 80 and 48"),
+        ({"mask": np.full(HW, -1.0)}, "values go from -1 to -1"),
+        ({"mask": np.full(HW, np.nan)}, "values go from nan"),
+        ({"mask": np.full(HW, 256, np.int64)}, "values go from 256"),
+        ({"mask": np.full(HW, "x")}, "of numbers; got <U1"),
+        ({"mask": 3}, r"A mask is an array \[H, W\]"),
+        ({"trimap": np.full(HW, 3)}, "this one also holds 3"),
+        ({"trimap": np.zeros(HW)}, "background all over"),
+        ({"trimap": np.full((3, 3), 128)}, "The trimap is 3 wide"),
+        ({"box": (0, 0, 5, 5), "points": [(1, 1)]}, "one kind of prompt.*got box, points"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given, sentence):
+    with pytest.raises(PromptError, match=sentence):
+        read_prompts(HW, **given)
+
+
+numbers = st.one_of(st.floats(-20, 100), st.floats(), st.integers(-(10**400), 10**400))
+anything = st.one_of(
+    st.none(),
+    st.text(max_size=3),
+    numbers,
+    st.lists(numbers, max_size=5),
+    st.lists(st.lists(numbers, max_size=5), max_size=12),
+    st.lists(st.tuples(st.floats(0, 79), st.floats(0, 47)), min_size=1, max_size=11),
+    arrays(scalar_dtypes(), array_shapes(max_dims=3, max_side=5)),
+    arrays(st.sampled_from([bool, np.uint8, np.float32]), st.just(HW)),
+    arrays(np.uint8, st.just(HW), elements=st.sampled_from([0, 128, 255])),
+)
+
+
+@settings(max_examples=200)
+@given(kind=st.sampled_from(["box", "points", "mask", "trimap"]), value=anything)
+def test_whatever_is_given_is_a_prompt_or_refused(kind, value):
+    try:
+        prompts, _ = read_prompts(HW, **{kind: value})
+    except PromptError as error:
+        assert str(error).endswith(".") and "\n" not in str(error)
+        return
+    for size in ((16, 16), (96, 64)):
+        for prompt in prompts:
+            drawn = prompt.draw(size, 4.0)
+            assert drawn.mask.shape == size and drawn.mask.dtype == np.float32
+            assert drawn.mask.min() >= 0 and 0 < drawn.mask.max() <= 1
+            assert drawn.coords.min() >= 0 and drawn.coords.max() <= 1
+            assert len(drawn.coords) == prompt.kind.num_coords

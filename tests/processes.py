@@ -1,0 +1,55 @@
+"""What the processes of a launch do in tests. Light, for each of them imports this anew."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from SDMatte.engine.distributed import launch
+from SDMatte.engine.signals import StopRequest, exit_status
+from SDMatte.errors import DataError, RunStopped
+
+
+def describe(folder: str) -> None:
+    """Writes who it is, and the sum of all ranks."""
+    total = torch.tensor(comm.get_rank())
+    dist.all_reduce(total)
+    content = {
+        "rank": comm.get_rank(),
+        "world_size": comm.get_world_size(),
+        "local_rank": comm.get_local_rank(),
+        "local_size": comm.get_local_size(),
+        "sum": total.item(),
+        "gathered": comm.all_gather(comm.get_rank()),
+    }
+    (Path(folder) / str(comm.get_rank())).write_text(json.dumps(content))
+
+
+def fail(how: str, folder: str) -> None:
+    """Has rank 1 fail while rank 0 waits for it; or has it stop the process that started both."""
+    describe(folder)
+    if how == "stopped":
+        stop = StopRequest()
+        with stop.listen():
+            comm.synchronize()  # both listen
+            if comm.get_rank() == 1:
+                os.kill(os.getppid(), signal.SIGTERM)
+            while not stop.received:
+                time.sleep(0.01)
+        raise RunStopped("Saved.", exit_status(stop.received))
+    if comm.get_rank() == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise DataError("picture.png is no picture.")
+    comm.synchronize()
+
+
+def as_task(environ: dict[str, str], folder: str) -> None:
+    """Is a process that a cluster's launcher started."""
+    os.environ.update(environ)
+    launch(describe, args=(folder,), device="cpu")

@@ -1,0 +1,257 @@
+"""Trainings of a tiny model in processes of their own, which can be made to die at a moment."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+
+import torch
+from models import tiny_folder
+
+import SDMatte as package
+
+CONFIG = str(Path(package.__file__).parents[1] / "configs" / "SDMatte_small.py")
+TIMINGS = ("time", "data_time", "eta_seconds", "samples_per_second", "peak_memory_gib")
+
+# A server that has imported everything; each process is a fork of it, and starts at once.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(
+    ["SDMatte.engine.train", "SDMatte.engine.distributed", "diffusers", "transformers"]
+)
+
+
+def settings(root: Path, output: Path, *more: str) -> list[str]:
+    """Six steps; checkpoints after steps 2, 4 and 6, evaluations after steps 3 and 6."""
+    return [
+        f"train.output_dir={output}",
+        f"dataloader.train.dataset.root={root}",
+        f"model.pretrained_model_name_or_path={tiny_folder()}",
+        "model.load_weight=False",
+        "train.init_checkpoint=''",
+        "train.device=cpu",
+        "train.max_iter=6",
+        "train.checkpoints=3",
+        "train.evaluations=2",
+        "train.log_period=2",
+        "train.num_pictures=1",
+        "dataloader.train.batch_size=2",
+        "dataloader.train.dataset.size=64",
+        "dataloader.test.dataset.size=64",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        *more,
+    ]
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fill_disk() -> None:
+    """No file can grow beyond 400 KB, which logs do not reach, from here on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+
+
+def kill_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def spoil() -> None:
+    """Has the next loss be no number."""
+    from SDMatte.engine.trainer import TrainingModel
+
+    original = TrainingModel.forward
+
+    def forward(*args):
+        TrainingModel.forward = original
+        return {name: value * torch.nan for name, value in original(*args).items()}
+
+    TrainingModel.forward = forward
+
+
+class Run:
+    """A training by the command line, in one process or in several, as torchrun starts them.
+
+    Args:
+        words: Its settings.
+        log: File for what it prints.
+        at: The moment for a deed, a name of `MOMENTS` and a step; None: never.
+        deed: What happens then.
+        rank: The process in which it does.
+        num_processes: How many there are.
+    """
+
+    def __init__(self, words, log, at=None, deed=kill, rank=0, num_processes=1):
+        self.log = Path(log)
+        environ = [{}]
+        if num_processes > 1:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            common = {"WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environ = [{**common, "RANK": r, "LOCAL_RANK": r} for r in range(num_processes)]
+        self.processes = [
+            _processes.Process(
+                target=_train, args=(words, self.log, env, at if r == rank else None, deed)
+            )
+            for r, env in enumerate(environ)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def wait(self) -> list[int]:
+        """Waits for the end of all processes; gives their exit codes."""
+        for process in self.processes:
+            process.join(120)
+            assert process.exitcode is not None, self.log.read_text()
+        return [process.exitcode for process in self.processes]
+
+
+def finish(*args, **kwargs) -> str:
+    """Runs a training to its end; gives what it printed."""
+    run = Run(*args, **kwargs)
+    codes = run.wait()
+    assert not any(codes), run.log.read_text()
+    return run.log.read_text()
+
+
+def _train(words, log, environ, at, deed) -> None:
+    from SDMatte.cli.main import main
+
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.pop("SDMATTE_DATA_ROOT", None)
+    os.environ.update({name: str(value) for name, value in environ.items()})
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # as in a process that nothing started
+    if at is not None:
+        moment, step = at
+        MOMENTS[moment](step, deed)
+    raise SystemExit(main(["train", CONFIG, *words]))
+
+
+def _before(owner, name, condition, act) -> None:
+    """Has a function of somebody else do something first, if a condition holds."""
+    original = getattr(owner, name)
+
+    def changed(*args, **kwargs):
+        if condition(*args):
+            act()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, changed)
+
+
+def _before_step(step, act):
+    from SDMatte.engine.trainer import MatteTrainer
+
+    _before(MatteTrainer, "run_step", lambda trainer: trainer.iter == step, act)
+
+
+def _in_step(step, act):
+    from SDMatte.engine.trainer import MatteTrainer
+
+    _before(MatteTrainer, "_record", lambda trainer, *_: trainer.iter == step, act)
+
+
+def _in_checkpoint(step, act):
+    """Half of the file is written."""
+    from SDMatte.engine import checkpoint
+
+    original = torch.save
+
+    def save(content, file):
+        original(content, file)
+        if f"{step:07d}" in str(file.name):
+            file.flush()
+            os.truncate(file.name, os.path.getsize(file.name) // 2)
+            act()
+
+    checkpoint.torch.save = save
+
+
+def _in_evaluation(step, act):
+    from detectron2.utils.events import get_event_storage
+
+    from SDMatte.evaluation.evaluator import MatteEvaluator
+
+    _before(MatteEvaluator, "evaluate", lambda *_: get_event_storage().iter == step, act)
+
+
+def _in_record(step, act):
+    """Half of a line is written."""
+    from detectron2.utils.events import JSONWriter, get_event_storage
+
+    original = JSONWriter.write
+
+    def write(writer):
+        if get_event_storage().iter == step:
+            writer._file_handle.write('{"iteration": ')
+            writer._file_handle.flush()
+            act()
+        original(writer)
+
+    JSONWriter.write = write
+
+
+MOMENTS = {
+    "before step": _before_step,
+    "step": _in_step,
+    "checkpoint": _in_checkpoint,
+    "evaluation": _in_evaluation,
+    "record": _in_record,
+}
+
+
+def records(output: Path) -> list[dict]:
+    """The lines of ``metrics.json`` without what is never the same."""
+    lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
+    return [{key: v for key, v in line.items() if key not in TIMINGS} for line in lines]
+
+
+def assert_equal(one, other, path: str = "") -> None:
+    """Compares nested states bit by bit."""
+    assert type(one) is type(other), path
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            if key not in TIMINGS:
+                assert_equal(one[key], other[key], f"{path}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{path}/{index}")
+    else:
+        assert one == other, path
+
+
+def checkpoints(output: Path) -> list[str]:
+    """The names of what a run saved."""
+    return sorted(path.name for path in output.glob("*.pth*"))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Compares what two runs left: weights, states and records."""
+    from SDMatte.engine.checkpoint import read_run
+
+    for name in ("model_final.pth", "model_best.pth"):
+        assert_equal(*(torch.load(folder / name) for folder in (one, other)))
+    last = (one / "last_checkpoint").read_text()
+    assert (other / "last_checkpoint").read_text() == last
+    assert_equal(read_run(one / last), read_run(other / last))
+    assert records(one) == records(other)
