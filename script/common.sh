@@ -4,6 +4,9 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${SDMATTE_VENV:-$root/.venv}"
 [[ "$venv" == /* ]] || venv="$PWD/$venv"
 
+# Threads that wait for others sleep: spinning, they take the cores from the loader's processes.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 say() { printf '[%s] %s\n' "$(basename "$0")" "$*"; }
 
 die() {
