@@ -1,5 +1,7 @@
 """Fixtures that several parts share."""
 
+import logging
+
 import pytest
 import torch
 
@@ -26,3 +28,12 @@ def layout_root(tmp_path_factory):
 def no_data_root(monkeypatch):
     """Takes the user's own data root out of the environment."""
     monkeypatch.delenv("SDMATTE_DATA_ROOT", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    """Undoes how an earlier test's run set up logging: to a stream that is closed by now."""
+    for name in ("SDMatte", "detectron2", "fvcore"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True

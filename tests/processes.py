@@ -12,7 +12,7 @@ from detectron2.utils import comm
 
 from SDMatte.engine.distributed import launch
 from SDMatte.engine.signals import StopRequest, exit_status
-from SDMatte.errors import DataError, RunStopped
+from SDMatte.errors import RunStopped
 
 
 def describe(folder: str) -> None:
@@ -30,8 +30,8 @@ def describe(folder: str) -> None:
     (Path(folder) / str(comm.get_rank())).write_text(json.dumps(content))
 
 
-def fail(how: str, folder: str) -> None:
-    """Has rank 1 fail while rank 0 waits for it; or has it stop the process that started both."""
+def end(how: str, folder: str) -> None:
+    """Has rank 1 killed while rank 0 waits for it; or has it stop the process that started both."""
     describe(folder)
     if how == "stopped":
         stop = StopRequest()
@@ -43,9 +43,7 @@ def fail(how: str, folder: str) -> None:
                 time.sleep(0.01)
         raise RunStopped("Saved.", exit_status(stop.received))
     if comm.get_rank() == 1:
-        if how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise DataError("picture.png is no picture.")
+        os.kill(os.getpid(), signal.SIGKILL)
     comm.synchronize()
 
 

@@ -1,4 +1,4 @@
-"""Trainings of a tiny model in processes of their own, which can be made to die at a moment."""
+"""Trainings of a tiny model, in processes that can be made to die at a chosen moment."""
 
 import json
 import multiprocessing
@@ -51,7 +51,9 @@ def kill() -> None:
 
 
 def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+    """As schedulers do: all processes get the signal, the loader's workers, too."""
+    for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+        os.kill(process.pid, signal.SIGTERM)
 
 
 def interrupt() -> None:
@@ -82,18 +84,28 @@ def spoil() -> None:
 
 
 class Run:
-    """A training by the command line, in one process or in several, as torchrun starts them.
+    """A command, in one process or in several, as torchrun starts them.
 
     Args:
-        words: Its settings.
+        words: Its words; a training's settings, if ``command`` is not given.
         log: File for what it prints.
         at: The moment for a deed, a name of `MOMENTS` and a step; None: never.
         deed: What happens then.
         rank: The process in which it does.
         num_processes: How many there are.
+        command: What stands before the words.
     """
 
-    def __init__(self, words, log, at=None, deed=kill, rank=0, num_processes=1):
+    def __init__(
+        self,
+        words,
+        log,
+        at=None,
+        deed=kill,
+        rank=0,
+        num_processes=1,
+        command=("train", CONFIG),
+    ):
         self.log = Path(log)
         environ = [{}]
         if num_processes > 1:
@@ -104,7 +116,8 @@ class Run:
             environ = [{**common, "RANK": r, "LOCAL_RANK": r} for r in range(num_processes)]
         self.processes = [
             _processes.Process(
-                target=_train, args=(words, self.log, env, at if r == rank else None, deed)
+                target=_run,
+                args=([*command, *words], self.log, env, at if r == rank else None, deed),
             )
             for r, env in enumerate(environ)
         ]
@@ -120,14 +133,14 @@ class Run:
 
 
 def finish(*args, **kwargs) -> str:
-    """Runs a training to its end; gives what it printed."""
+    """Runs a command to its end; gives what it printed."""
     run = Run(*args, **kwargs)
     codes = run.wait()
     assert not any(codes), run.log.read_text()
     return run.log.read_text()
 
 
-def _train(words, log, environ, at, deed) -> None:
+def _run(words, log, environ, at, deed) -> None:
     from SDMatte.cli.main import main
 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -140,7 +153,7 @@ def _train(words, log, environ, at, deed) -> None:
     if at is not None:
         moment, step = at
         MOMENTS[moment](step, deed)
-    raise SystemExit(main(["train", CONFIG, *words]))
+    raise SystemExit(main(words))
 
 
 def _before(owner, name, condition, act) -> None:

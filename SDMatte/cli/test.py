@@ -167,6 +167,8 @@ def show(
     rows: dict[str, dict[str, dict[str, float]]], folders: list[Path], mattes_only: bool
 ) -> None:
     """Prints a table for each protocol, in the main process."""
+    import SDMatte.compat  # noqa: F401
+
     from detectron2.utils import comm
 
     from SDMatte.evaluation.protocols import get_protocol

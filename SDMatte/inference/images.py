@@ -51,7 +51,7 @@ def as_rgb(image: Any) -> np.ndarray:
     colours = image[..., :3]
     if colours.shape[2] == 1:
         colours = np.repeat(colours, 3, axis=2)  # [H, W, 1] -> [H, W, 3]
-    return np.ascontiguousarray(_to_8_bits(colours))
+    return np.array(_to_8_bits(colours), order="C")  # a copy: the caller may go on to draw on it
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from SDMatte.data.prompts import extent
 from SDMatte.data.transforms import aspect_shape, resize_bilinear, to_tensor
 from SDMatte.devices import choose_device
-from SDMatte.errors import ConfigError, PromptError
+from SDMatte.errors import ConfigError, DataError, PromptError
 from SDMatte.evaluation.protocols import finish_alpha
 from SDMatte.inference.images import as_rgb
 from SDMatte.inference.loading import InferenceDefaults, find_model, offload_model
@@ -211,11 +211,14 @@ class MattePredictor:
 
         Raises:
             PromptError: The prompt does not fit the picture or the model, or there is no picture.
+            DataError: ``image`` is something else.
             ConfigError: ``refine`` is unknown, or ``dtype`` is too coarse for the model.
         """
-        encoded = image or self._current
+        encoded = self._current if image is None else image
         if encoded is None:
             raise PromptError("There is no picture to predict on: call set_image first.")
+        if not isinstance(encoded, EncodedImage):
+            raise DataError("image is what encode or set_image gave; other pictures go there.")
         prompts, many = self._read_prompts(
             encoded, box=box, points=points, mask=mask, trimap=trimap
         )
@@ -249,11 +252,10 @@ class MattePredictor:
             raise PromptError(f"There are {len(images)} pictures and {len(prompts)} prompts.")
         tasks = []
         for image, given in zip(images, prompts, strict=True):
-            unknown = sorted(set(given) - set(_PREDICT_KEYS))
-            if unknown:
+            if not isinstance(given, Mapping) or not set(given) <= set(_PREDICT_KEYS):
                 raise PromptError(
-                    f"Unknown in a prompt: {', '.join(unknown)}; known are "
-                    f"{', '.join(_PREDICT_KEYS)}."
+                    f"A prompt of a batch is a mapping with {', '.join(_PREDICT_KEYS)}; got "
+                    f"{given!r:.80}."
                 )
             given, encoded = dict(given), self.encode(image)
             transparent = _opacity(given.pop("transparent", None))

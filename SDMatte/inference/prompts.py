@@ -139,7 +139,10 @@ def read_prompts(
 
 def _numbers(value: Any, what: str) -> np.ndarray:
     try:
-        return np.asarray(value, np.float64)
+        array = np.asarray(value)
+        if array.dtype.kind not in "buifO":  # text and complex numbers would be cast, too
+            raise TypeError(array.dtype)
+        return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise PromptError(f"{what}; got {_short(value)}.") from error
 

@@ -32,7 +32,9 @@ train = dict(
     log_period=20,
     num_pictures=4,  # in the strips of pictures for TensorBoard
     ddp=dict(
-        find_unused_parameters=True,  # a prompt leaves the other prompts' embedding unused
+        # A prompt leaves the other prompts' coordinate embedding unused. It gets no gradient then;
+        # with one of zeros AdamW would decay it. The search takes about a millisecond a step.
+        find_unused_parameters=True,
         broadcast_buffers=False,
         fp16_compression=True,  # of the gradients, while they are exchanged
         timeout=1800,  # seconds that a process waits for the others

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from processes import as_task, describe, fail
+from processes import as_task, describe, end
 from runs import finish, settings
 
 from SDMatte.engine import distributed
@@ -106,13 +106,12 @@ def test_tasks_of_a_cluster_find_each_other(cluster, port, tmp_path):
     ("how", "error", "message"),
     [
         ("killed", ProcessError, "^Process 1 of 2 was ended by SIGKILL .* others were stopped.$"),
-        ("by data", DataError, "^picture.png is no picture.$"),
         ("stopped", RunStopped, "^Saved.$"),
     ],
 )
 def test_processes_of_this_machine_and_how_they_end(how, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        launch(fail, num_processes=2, args=(how, str(tmp_path)), device="cpu")
+        launch(end, num_processes=2, args=(how, str(tmp_path)), device="cpu")
     for rank in (0, 1):
         content = json.loads((tmp_path / str(rank)).read_text())
         assert (content["local_rank"], content["local_size"], content["sum"]) == (rank, 2, 1)

@@ -5,8 +5,9 @@ import logging
 import pytest
 import torch
 from models import make_batch, tiny_model
-from runs import Run, finish, kill_workers, records, settings, spoil
+from runs import CONFIG, Run, finish, kill_workers, records, settings, spoil
 
+from SDMatte.cli.main import main
 from SDMatte.engine import trainer as trainer_module
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.errors import ConfigError, DataError
@@ -84,6 +85,22 @@ def test_a_gradient_alone_can_be_not_finite():
 def test_there_are_two_ways_with_such_steps():
     with pytest.raises(ConfigError, match="train.non_finite is 'ignore'; it can be stop or skip"):
         make_trainer([], non_finite="ignore")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.seed=null", "train.seed is None; it must be a whole number"),
+        ("train.best_metric=AIM-500/bx/SAD", "the evaluations give AIM-500/box/MSE, AIM-500/box"),
+        ("dataloader.test.dataset.names=[AIM-50]", "AIM-500"),
+    ],
+)
+def test_settings_that_would_fail_later_are_refused_at_once(
+    setting, message, sample_root, tmp_path, capsys
+):
+    assert main(["train", CONFIG, *settings(sample_root, tmp_path / "run", setting)]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failure_does_not_run_what_ends_a_run():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from models import tiny_folder
+from runs import finish
 
 from SDMatte.cli.main import main
 from SDMatte.engine.train import train
@@ -123,6 +124,7 @@ def test_two_processes_train_and_test(sample_root, tmp_path):
     """By the command line on a CPU: gloo."""
     base = [sys.executable, "-m", "SDMatte"]
     words = settings(tmp_path, *TINY, "train.max_iter=2", "dataloader.train.batch_size=1")
+    words += [f"dataloader.train.dataset.root={sample_root}"]
     train_command = [*base, "train", CONFIG, "--num-processes", "2", *words]
     done = subprocess.run(train_command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -139,11 +141,9 @@ def test_two_processes_train_and_test(sample_root, tmp_path):
         ]
     )
     assert one == 0
-    test_command = [*base, "test", CONFIG, str(tmp_path / "model_final.pth")]
-    test_command += ["--num-processes", "2", "--output", str(tmp_path / "two"), *words]
-    test_command += ["--save-prompts", str(tmp_path / "two.json")]
-    done = subprocess.run(test_command, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two = [str(tmp_path / "model_final.pth"), "--output", str(tmp_path / "two"), *words]
+    two += ["--save-prompts", str(tmp_path / "two.json")]
+    finish(two, tmp_path / "two.log", num_processes=2, command=("test", CONFIG))
     scores = [
         json.loads((tmp_path / n / "AIM-500" / "box" / "summary.json").read_text())["scores"]
         for n in ("one", "two")

@@ -85,6 +85,10 @@ def test_pictures_come_in_many_ways(predictor, picture, tmp_path):
         encoded = predictor.encode(image)
         np.testing.assert_array_equal(encoded.image, picture)
         torch.testing.assert_close(encoded.latent, expected.latent)
+    own = picture.copy()
+    encoded = predictor.encode(own)
+    own[:] = 0
+    np.testing.assert_array_equal(encoded.image, picture)
     gray = predictor.encode(picture[..., 0])
     np.testing.assert_array_equal(gray.image, predictor.encode(picture[..., [0] * 3]).image)
 
@@ -131,8 +135,9 @@ def test_lists_and_batches_equal_single_predictions(tiny, picture):
 def test_batches_that_do_not_fit_together(predictor, picture):
     with pytest.raises(PromptError, match="2 pictures and 1 prompts"):
         predictor.predict_batch([picture, picture], [{}])
-    with pytest.raises(PromptError, match="Unknown in a prompt: bbox"):
-        predictor.predict_batch([picture], [{"bbox": BOX}])
+    for prompt in ({"bbox": BOX}, BOX, None):
+        with pytest.raises(PromptError, match="a mapping with box, points"):
+            predictor.predict_batch([picture], [prompt])
     with pytest.raises(PromptError, match="not a list"):
         predictor.predict_batch([picture], [{"box": [BOX]}])
 
@@ -205,6 +210,8 @@ def test_arguments_that_cannot_be(predictor, picture):
     predictor.set_image(picture)
     with pytest.raises(ConfigError, match="refine is None or 'tiles'"):
         predictor.predict(box=BOX, refine="twice")
+    with pytest.raises(DataError, match="image is what encode or set_image gave"):
+        predictor.predict(box=BOX, image=picture)
     with pytest.raises(PromptError, match="transparent is True, False or None"):
         predictor.predict(box=BOX, transparent="yes")
 
@@ -240,17 +247,17 @@ def test_an_offloaded_model_gives_the_same(predictor, picture):
 
 def test_large_pictures_are_refined_at_the_edges(tiny):
     rng = np.random.default_rng(0)
-    image = np.kron(rng.integers(0, 256, (12, 16, 3)), np.ones((24, 24, 1))).astype(np.uint8)
-    predictor = MattePredictor(tiny, resolution=96)
+    image = np.kron(rng.integers(0, 256, (12, 16, 3)), np.ones((32, 32, 1))).astype(np.uint8)
+    predictor = MattePredictor(tiny, resolution=128)
     encoded = predictor.set_image(image)
-    assert encoded.image.shape == (288, 384, 3)
-    box = (70, 50, 280, 220)
+    assert encoded.image.shape == (384, 512, 3)
+    box = (100, 75, 375, 300)
     plain, fine = predictor.predict(box=box), predictor.predict(box=box, refine="tiles")
-    assert fine.alpha.shape == (288, 384) and fine.alpha.dtype == np.float32
+    assert fine.alpha.shape == (384, 512) and fine.alpha.dtype == np.float32
     assert np.isfinite(fine.alpha).all() and fine.alpha.min() >= 0 and fine.alpha.max() <= 1
     assert not np.array_equal(plain.alpha, fine.alpha)
     # What both passes can see stays as it was.
-    small = [np.array(Image.fromarray(r.alpha).reduce(12)) for r in (plain, fine)]
+    small = [np.array(Image.fromarray(r.alpha).reduce(32)) for r in (plain, fine)]
     assert np.abs(small[0] - small[1]).max() < 0.02
 
 

@@ -111,6 +111,8 @@ def test_lists_are_several_prompts():
         ({"box": (0, 0, 5)}, "A box is four numbers, x0, y0, x1, y1; got"),
         ({"box": []}, "A box is four numbers"),
         ({"box": "left"}, "got 'left'"),
+        ({"box": ["0", "0", "5", "5"]}, "A box is four numbers"),
+        ({"box": np.array([0, 0, 5, 5j])}, "A box is four numbers"),
         ({"box": [(0, 0, 5, 5), (9, 9, 1, 1)]}, r"The box \(9, 9, 1, 1\)"),
         ({"points": []}, "1 to 10 pairs"),
         ({"points": [(1, 1)] * 11}, "1 to 10 pairs"),

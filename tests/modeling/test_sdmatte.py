@@ -357,4 +357,4 @@ def test_small_autoencoder_ships_and_loads_by_name_alone():
     for name, value in model.vae.state_dict().items():
         assert torch.equal(value, shipped[name].float()), name
     config = json.loads((SMALL / "vae" / "config.json").read_text())
-    assert model.vae.config.scaling_factor == config["scaling_factor"] != 1.0
+    assert model.vae.config.scaling_factor == config["scaling_factor"]
