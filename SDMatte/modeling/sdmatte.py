@@ -47,6 +47,7 @@ class SDMatte(nn.Module):
         load_weight: True: load the folder's weights; False: build from its config files alone, for
             a full checkpoint to be loaded after; or the names of the components to load (the
             others are drawn at random, to be trained from scratch).
+        use_opacity_input: False: every object is embedded as opaque.
         attention_mask_mode: How the map masks; see `SDMatte.modeling.attention.score_bias`.
         dtype: Type of the weights, as a `torch.dtype` or its name.
         **idle: Settings that do nothing in the reference (``add_noise=True``,
@@ -76,6 +77,7 @@ class SDMatte(nn.Module):
         use_attention_mask_list: Sequence[bool] = (True, True, True),
         use_encoder_hidden_states_list: Sequence[bool] = (False, True, False),
         load_weight: bool | Sequence[str] = True,
+        use_opacity_input: bool = True,
         attention_mask_mode: str = "bias",
         dtype: torch.dtype | str = torch.float32,
         **idle: Any,
@@ -98,12 +100,14 @@ class SDMatte(nn.Module):
         self.aux_input_list = aux_input_list
         self.attn_mask_aux_input = attn_mask_aux_input
         self.use_coor_input = use_coor_input
+        self.use_opacity_input = use_opacity_input
         self.use_attention_mask = use_attention_mask
         self.attention_mask_mode = attention_mask_mode
         self._arguments = {
             "conv_scale": conv_scale,
             "aux_input": aux_input,
             "use_coor_input": use_coor_input,
+            "use_opacity_input": use_opacity_input,
             "use_attention_mask": use_attention_mask,
             "attn_mask_aux_input": list(attn_mask_aux_input),
             "aux_input_list": list(aux_input_list),
@@ -368,7 +372,7 @@ class SDMatte(nn.Module):
                 keys = build_key_selections(
                     prompt, grid, levels, self.attention_mask_mode, all_keys=self._all_keys
                 )
-        if is_trans is None:
+        if is_trans is None or not self.use_opacity_input:
             is_trans = torch.zeros(size, dtype=torch.long)
         collected: list[torch.Tensor] = []
         with self._collect_features(collected if return_features else None):

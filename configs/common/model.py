@@ -15,6 +15,7 @@ model = L(SDMatte)(
     aux_input_list=["point_mask", "bbox_mask", "mask"],
     attn_mask_aux_input=["point_mask", "bbox_mask", "mask"],
     use_coor_input=True,
+    use_opacity_input=True,
     use_attention_mask=True,
     use_attention_mask_list=[True, True, True],
     use_encoder_hidden_states=True,

@@ -112,6 +112,13 @@ def test_coordinates_can_be_switched_off():
     )
 
 
+def test_opacity_can_be_switched_off():
+    batch = make_batch()
+    without = tiny_model(use_opacity_input=False)
+    opaque = {"is_trans": torch.zeros(2, dtype=torch.long)}
+    torch.testing.assert_close(run(without, batch), run(tiny_model(), {**batch, **opaque}))
+
+
 def test_fixed_prompts_ignore_the_coordinates_given(model):
     batch = make_batch()
     other = {**batch, "auto_coords": batch["auto_coords"] / 2}
