@@ -61,7 +61,8 @@ def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="a method to test as well, on the sets of the first config: prompt (the prompt as "
-        "alpha), grabcut, closed-form (of a trimap). Then only the checkpoints named are tested",
+        "alpha), grabcut, grabcut-guided (softened by a guided filter), closed-form (of a trimap). "
+        "Then only the checkpoints named are tested",
     )
     parser.add_argument(
         "--restart",

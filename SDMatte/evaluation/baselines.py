@@ -86,18 +86,19 @@ class _OneByOne:
 class GrabCut(_OneByOne):
     """OpenCV's GrabCut: binary segmentation with colour models, started from the prompt.
 
-    Outside a box is background for good; a mask is a first guess; of a trimap the known pixels
-    stay. Pictures are worked on at a smaller size, since time grows with the pixels.
+    Outside a box is background for good; a mask is a first guess; the middles of points are
+    foreground for good and all else is open; of a trimap the known pixels stay. Pictures are
+    worked on at a smaller size, since time grows with the pixels.
     """
 
     title = "GrabCut"
-    prompts = ("box", "mask", "trimap")
+    prompts = ("point", "box", "mask", "trimap")
 
     def __init__(self, prompt: str = "box", iterations: int = 5, max_side: int = 512) -> None:
         """Chooses the settings.
 
         Args:
-            prompt: box, mask or trimap.
+            prompt: point, box, mask or trimap.
             iterations: Rounds of colour models and cuts.
             max_side: Pictures are shrunk to this, if larger.
 
@@ -123,6 +124,10 @@ class GrabCut(_OneByOne):
             labels = np.where(inside, cv2.GC_PR_FGD, cv2.GC_BGD)
         elif self.prompt.alias == "mask":
             labels = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+        elif self.prompt.alias == "point":
+            labels = np.select(
+                [small > 0.9, inside], [cv2.GC_FGD, cv2.GC_PR_FGD], default=cv2.GC_PR_BGD
+            )
         else:
             labels = np.select(
                 [small < 0.25, small > 0.75], [cv2.GC_BGD, cv2.GC_FGD], default=cv2.GC_PR_FGD
@@ -143,6 +148,78 @@ class GrabCut(_OneByOne):
         )
         alpha = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
         return cv2.resize(alpha, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+class GuidedGrabCut(GrabCut):
+    """GrabCut with guided filter: its segmentation feathered by the picture (He et al. 2010).
+
+    What is known for good, outside a box and in a trimap, stays. The default settings were the best
+    or close to it, of some, on real pictures and on samples, with every prompt.
+    """
+
+    title = "GrabCut with guided filter"
+
+    def __init__(self, prompt: str = "box", radius: float = 0.02, eps: float = 1e-4) -> None:
+        """Chooses the settings.
+
+        Args:
+            prompt: point, box, mask or trimap.
+            radius: Of the filter's windows, as a share of the picture's longer side.
+            eps: Variance of colours, of [0, 1], below which a window is smoothed.
+
+        Raises:
+            PromptError: GrabCut cannot use that prompt.
+            ConfigError: A number is not above 0.
+        """
+        super().__init__(prompt)
+        if not (radius > 0 and eps > 0):
+            raise ConfigError("The guided filter needs a radius and an eps above 0.")
+        self.radius = radius
+        self.eps = eps
+
+    def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+        """See the base class."""
+        radius = max(1, round(self.radius * max(prompt.shape)))
+        alpha = guided_filter(image, super().solve(image, prompt), radius, self.eps).clip(0, 1)
+        if self.prompt.alias == "box":
+            return np.where(prompt > 0.5, alpha, 0)
+        if self.prompt.alias == "trimap":
+            return np.select([prompt < 0.25, prompt > 0.75], [0, 1], default=alpha)
+        return alpha
+
+
+def guided_filter(guide: np.ndarray, source: np.ndarray, radius: int, eps: float) -> np.ndarray:
+    """Filters a map so that its edges follow those of a picture.
+
+    In each window the map is taken for a linear function of the colours; a pixel gets the mean
+    over the windows that it is in. K. He, J. Sun, X. Tang, "Guided Image Filtering", ECCV 2010,
+    equations 11, 14 and 15 (OpenCV has it in its contributed modules only).
+
+    Args:
+        guide: Picture ``[H, W, 3]``, floating in [0, 1].
+        source: Map ``[H, W]``, floating.
+        radius: Windows are ``2 * radius + 1`` wide and high, mirrored at the border.
+        eps: Keeps the functions flat where colours vary by less than its root.
+
+    Returns:
+        float64 ``[H, W]``, which may reach a little beyond the range of ``source``.
+    """
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (2 * radius + 1,) * 2, borderType=cv2.BORDER_REFLECT)
+
+    guide = np.ascontiguousarray(guide, np.float64)
+    source = np.ascontiguousarray(source, np.float64)
+    mean_guide, mean_source = mean(guide), mean(source)  # [H, W, 3], [H, W]
+    covariance = np.empty((*source.shape, 3, 3))
+    for i, j in np.ndindex(3, 3):
+        covariance[..., i, j] = mean(guide[..., i] * guide[..., j])
+        covariance[..., i, j] -= mean_guide[..., i] * mean_guide[..., j]
+    covariance += eps * np.eye(3)
+    with_source = mean(guide * source[..., None]) - mean_guide * mean_source[..., None]
+    slope = np.linalg.solve(covariance, with_source[..., None])[..., 0]  # [H, W, 3]
+    offset = mean_source - np.sum(slope * mean_guide, axis=2)
+    return np.sum(mean(slope) * guide, axis=2) + mean(offset)
 
 
 class ClosedForm(_OneByOne):
@@ -178,11 +255,16 @@ class ClosedForm(_OneByOne):
         return np.clip(self._estimate(image.astype(np.float64), trimap), 0, 1)
 
 
-BASELINES = {"prompt": PromptAsAlpha, "grabcut": GrabCut, "closed-form": ClosedForm}
+BASELINES: dict[str, type[PromptAsAlpha] | type[_OneByOne]] = {
+    "prompt": PromptAsAlpha,
+    "grabcut": GrabCut,
+    "grabcut-guided": GuidedGrabCut,
+    "closed-form": ClosedForm,
+}
 """Name on the command line -> class, which is made of a prompt's short name."""
 
 
-def get_baseline(name: str) -> type[PromptAsAlpha] | type[GrabCut] | type[ClosedForm]:
+def get_baseline(name: str) -> type[PromptAsAlpha] | type[_OneByOne]:
     """Looks a baseline up by name.
 
     Raises:

@@ -46,8 +46,8 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
         for name in ("a", "grabcut")
     }  # fmt: skip
     assert levels["a"] == {kind: list(KINDS[kind].levels) for kind in KINDS}
-    # GrabCut takes no points and knows nothing of opacity.
-    assert levels["grabcut"] == {**levels["a"], "points": [], "opacity": []}
+    # GrabCut knows nothing of opacity.
+    assert levels["grabcut"] == {**levels["a"], "opacity": []}
     assert all(list(m["scores"]) == list(METRICS) for m in found)
 
     # Where nothing is worse, it is the plain test; the levels are those of the data set.
@@ -85,7 +85,7 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
     ("words", "sentence"),
     [
         (["a.pth", "--kinds", "boxes"], "Unknown kinds boxes; known are box, points, mask, opac"),
-        (["--baseline", "grabcut", "--kinds", "points"], "grabcut can be measured with box, mask"),
+        (["--baseline", "grabcut", "--kinds", "opacity"], "can be measured with box, points, mask"),
         (["--baseline", "closed-form", "test.prompts=[trimap]"], "no kind of prompt"),
         (["nowhere.pth"], "There is no checkpoint file nowhere.pth."),
     ],

@@ -90,10 +90,11 @@ def test_models_sets_prompts_and_baselines_in_one_call(tmp_path, sample_root, ca
         sets,
     ]
     words += ["dataloader.test.dataset.seed=3", "dataloader.test.dataset.limit=2"]
-    run(*words, "test.prompts=[box,point]")
+    run(*words, "test.prompts=[box,point,auto]")
     names = ["SDMatte_small_a", "SDMatte_small_b", "other_a"]
-    folders = {f"{n}/{s}/{p}" for n in names for s in ("AIM-500", "pair") for p in ("box", "point")}
-    folders |= {f"grabcut/{s}/box" for s in ("AIM-500", "pair")}  # it knows no points
+    tests = {f"{s}/{p}" for s in ("AIM-500", "pair") for p in ("box", "point", "auto")}
+    folders = {f"{n}/{test}" for n in names for test in tests}
+    folders |= {f"grabcut/{test}" for test in tests if "auto" not in test}  # it needs a prompt
     found = {p.parent.relative_to("out").as_posix() for p in Path("out").rglob("summary.json")}
     assert found == folders
     table = capsys.readouterr().out
@@ -241,8 +242,8 @@ def test_error_maps(sample_root):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--baseline", "magic"], "Unknown baseline 'magic'; known are prompt, grabcut, closed"),
-        (["--baseline", "grabcut", "test.prompts=[point]"], "The baseline grabcut takes box, mask"),
+        (["--baseline", "magic"], "Unknown baseline 'magic'; known are prompt, grabcut, grabcut-"),
+        (["--baseline", "grabcut", "test.prompts=[auto]"], "The baseline grabcut takes point, box"),
         (["a.pth", "c.pth"], "There is no checkpoint file c.pth."),
         (["a.pth", "a.pth"], "A config and a checkpoint are named twice."),
         (["a.pth", "-j", "-2"], "There cannot be -2 workers."),

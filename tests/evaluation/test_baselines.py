@@ -3,13 +3,16 @@ import numpy as np
 import pytest
 import torch
 
+from SDMatte.data.prompts import prompt_of_points
 from SDMatte.errors import ConfigError, PromptError
 from SDMatte.evaluation.baselines import (
     BoxAsAlpha,
     ClosedForm,
     GrabCut,
+    GuidedGrabCut,
     PromptAsAlpha,
     get_baseline,
+    guided_filter,
 )
 
 SIZE = 64
@@ -27,7 +30,14 @@ def scene():
     box = np.zeros_like(alpha)
     box[17:52, 13:48] = 1
     trimap = np.select([alpha < 0.02, alpha > 0.98], [0, 1], 0.5)
-    maps = {"image": image, "bbox_mask": box[None], "trimap": trimap[None], "mask": disc[None]}
+    points = prompt_of_points([(30, 34), (25, 30), (33, 40)], alpha.shape, radius=6).mask
+    maps = {
+        "image": image,
+        "bbox_mask": box[None],
+        "trimap": trimap[None],
+        "mask": disc[None],
+        "point_mask": points[None],
+    }
     batch = {
         k: torch.tensor(np.stack([v, v]) * 2 - 1, dtype=torch.float32) for k, v in maps.items()
     }
@@ -42,7 +52,7 @@ def test_prompt_as_alpha(scene):
     assert PromptAsAlpha("trimap")(batch).unique().tolist() == [0, 0.5, 1]
 
 
-@pytest.mark.parametrize("prompt", ["box", "mask", "trimap"])
+@pytest.mark.parametrize("prompt", ["point", "box", "mask", "trimap"])
 def test_grabcut_beats_the_box(scene, prompt):
     batch, alpha = scene
     found = GrabCut(prompt)(batch)
@@ -63,6 +73,52 @@ def test_grabcut_without_two_sides(scene):
         assert torch.equal(GrabCut()(batch), (batch["bbox_mask"] + 1) / 2)
 
 
+@pytest.mark.parametrize("prompt", ["point", "box", "mask", "trimap"])
+def test_the_guided_filter_makes_grabcut_soft(scene, prompt):
+    batch, alpha = scene
+    hard, soft = GrabCut(prompt)(batch), GuidedGrabCut(prompt, radius=0.05)(batch)
+    assert set(hard.unique().tolist()) == {0, 1}
+    assert soft.shape == hard.shape
+    assert soft.dtype == torch.float32
+    assert 0 <= soft.min() <= soft.max() <= 1
+    rim = (alpha > 0.1) & (alpha < 0.9)
+    assert (soft[0, 0] - alpha)[rim].abs().mean() < 0.6 * (hard[0, 0] - alpha)[rim].abs().mean()
+    far = (alpha == 0) | (alpha == 1)
+    assert (soft[0, 0] - alpha)[far].abs().mean() < 0.02
+
+
+def test_the_guided_filter_leaves_what_is_known(scene):
+    batch, _ = scene
+    batch["bbox_mask"] = torch.full((2, 1, SIZE, SIZE), -1.0)
+    batch["bbox_mask"][:, :, 20:45, 20:31] = 1  # cuts through the disc
+    assert GuidedGrabCut("box", radius=0.2)(batch)[batch["bbox_mask"] < 0].max() == 0
+    found = GuidedGrabCut("trimap", radius=0.2)(batch)
+    assert found[batch["trimap"] == -1].max() == 0
+    assert found[batch["trimap"] == 1].min() == 1
+
+
+def test_guided_filter_is_the_least_squares_of_its_definition():
+    rng = np.random.default_rng(0)
+    guide, source = rng.random((9, 8, 3)), rng.random((9, 8))
+    radius, eps = 1, 1e-2
+    padded = [np.pad(a, [(2, 2), (2, 2), (0, 0)][: a.ndim], "symmetric") for a in (guide, source)]
+    fits = np.empty((11, 10, 4))
+    for y, x in np.ndindex(11, 10):  # each window's ridge regression, the offset not penalised
+        colours, values = (a[y : y + 3, x : x + 3].reshape(9, -1) for a in padded)
+        design = np.hstack([colours, np.ones((9, 1))])
+        ridge = 9 * eps * np.diag([1, 1, 1, 0])
+        fits[y, x] = np.linalg.solve(design.T @ design + ridge, design.T @ values)[:, 0]
+    expected = np.empty_like(source)
+    for y, x in np.ndindex(9, 8):
+        mean = fits[y : y + 3, x : x + 3].mean(axis=(0, 1))
+        expected[y, x] = mean[:3] @ guide[y, x] + mean[3]
+    found = guided_filter(guide, source, radius, eps)
+    # At the border the windows' fits are mirrored, not those of mirrored windows.
+    np.testing.assert_allclose(found[1:-1, 1:-1], expected[1:-1, 1:-1], rtol=1e-9)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(guided_filter(np.zeros_like(guide), np.ones((9, 8)), 2, 1e-6), 1)
+
+
 def test_closed_form(scene):
     batch, alpha = scene
     found = ClosedForm()(batch)
@@ -72,17 +128,30 @@ def test_closed_form(scene):
 
 
 def test_names():
-    for name, prompt in (("prompt", "point"), ("grabcut", "mask"), ("closed-form", "trimap")):
+    for name, prompt in (
+        ("prompt", "point"),
+        ("grabcut", "mask"),
+        ("grabcut-guided", "point"),
+        ("closed-form", "trimap"),
+    ):
         assert prompt in get_baseline(name).prompts
     assert get_baseline("prompt")("point").prompt.alias == "point"
-    with pytest.raises(ConfigError, match="'x'; known are prompt, grabcut, closed-form"):
+    with pytest.raises(ConfigError, match="'x'; known are prompt, grabcut, grabcut-guided, clos"):
         get_baseline("x")
 
 
 def test_wrong_prompts():
     with pytest.raises(PromptError, match="only trimap"):
         ClosedForm("box")
-    with pytest.raises(PromptError, match="only box, mask, trimap"):
-        GrabCut("point")
+    with pytest.raises(PromptError, match="only point, box, mask, trimap"):
+        GrabCut("auto")
     with pytest.raises(PromptError, match="Unknown prompt"):
         PromptAsAlpha("nothing")
+
+
+def test_wrong_settings():
+    with pytest.raises(ConfigError, match="at least 1 iteration"):
+        GrabCut(iterations=0)
+    for wrong in ({"radius": 0}, {"eps": -1}, {"eps": float("nan")}):
+        with pytest.raises(ConfigError, match="above 0"):
+            GuidedGrabCut(**wrong)
