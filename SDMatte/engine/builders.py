@@ -12,8 +12,10 @@ from torch.utils.data import DataLoader
 from SDMatte.engine.config import build
 from SDMatte.engine.lora import Adapters
 from SDMatte.engine.options import compile_model
+from SDMatte.engine.settings import number
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
-from SDMatte.modeling import weights
+from SDMatte.errors import ConfigError
+from SDMatte.modeling import SDMatte, weights
 
 
 def build_trainer(
@@ -52,6 +54,7 @@ def build_training_model(
     """Builds the model with its losses, its adapters and its teacher, where there are any."""
     settings = config.train
     model = build(config.model)
+    check_sizes(config, model)
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     adapters = None
@@ -71,12 +74,32 @@ def build_training_model(
     return task, adapters
 
 
+def check_sizes(config: DictConfig, model: SDMatte) -> None:
+    """Sees that a model takes pictures of the config's sizes.
+
+    Raises:
+        ConfigError: One is no multiple of what it must be.
+    """
+    parts = ("train", "test") if config.train.evaluations else ("train",)
+    for part in parts:
+        dataset = config.dataloader[part].dataset
+        squashed = part == "train" or not dataset.settings.get("keep_aspect")
+        if squashed and dataset.size % model.size_divisor:
+            raise ConfigError(
+                f"dataloader.{part}.dataset.size is {dataset.size}; this model takes multiples of "
+                f"{model.size_divisor}."
+            )
+
+
 def build_optimizer(config: DictConfig, task: TrainingModel) -> torch.optim.Optimizer:
     """Builds the optimizer over the parameters that are trained."""
     node = copy.deepcopy(config.optimizer)
     node.params.model = task.model
     optimizer = build(node)
-    for group in optimizer.param_groups:  # its state must hold no types of omegaconf
+    decay = number(0, with_low=True)
+    for group in optimizer.param_groups:
+        decay.check("The weight decay in optimizer.params", group["weight_decay"])
+        # Its state must hold no types of omegaconf.
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
     return optimizer
 

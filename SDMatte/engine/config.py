@@ -5,7 +5,6 @@ import copy
 import difflib
 import inspect
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from SDMatte.devices import choose_device
+from SDMatte.engine.settings import check_settings
 from SDMatte.errors import ConfigError, SDMatteError
 from SDMatte.modeling.sdmatte import SDMatte, constructor_arguments
 
@@ -35,7 +35,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: Such as ``train.epochs=3`` or ``dataloader.train.dataset.names=[AIM-500]``.
 
     Raises:
-        ConfigError: The file or an override cannot be used.
+        ConfigError: The file, an override or a value cannot be used.
     """
     if not Path(path).is_file():
         raise ConfigError(f"There is no config file {path}.")
@@ -57,10 +57,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             raise ConfigError(f"An override is written key=value; got {override!r}.")
         _check_key(config, key.lstrip("+~"))
     try:
-        return LazyConfig.apply_overrides(config, list(overrides))
+        config = LazyConfig.apply_overrides(config, list(overrides))
+        check_settings(config, SECTIONS)
+    except SDMatteError:
+        raise
     except Exception as error:  # hydra's parser and omegaconf have no common error
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"The overrides {' '.join(overrides)} are not valid: {reason}") from error
+    return config
 
 
 def _check_key(config: DictConfig, key: str) -> None:
@@ -107,14 +111,14 @@ def build(node: DictConfig, **extra: Any) -> Any:
     for name, value in extra.items():
         node[name] = value
     try:
-        _check_settings(node)
+        _check_arguments(node)
         return instantiate(node)
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"A part of the config cannot be built: {reason}") from error
 
 
-def _check_settings(node: Any) -> None:
+def _check_arguments(node: Any) -> None:
     """Refuses settings that the callable of a `LazyCall`, or of one inside, does not take."""
     if not isinstance(node, DictConfig):
         return
@@ -129,7 +133,7 @@ def _check_settings(node: Any) -> None:
             )
     for name in node:
         if not OmegaConf.is_missing(node, name):
-            _check_settings(node[name])
+            _check_arguments(node[name])
 
 
 def resolve_device(name: str) -> torch.device:
@@ -158,11 +162,7 @@ def derive_max_iter(config: DictConfig, num_samples: int, num_processes: int) ->
     per_step = config.dataloader.train.batch_size * num_processes * train.accumulate
     max_iter, epochs = train.max_iter, train.epochs
     if max_iter is not None:
-        if not isinstance(max_iter, int) or max_iter < 1:
-            raise ConfigError(f"train.max_iter is None or a number of steps; got {max_iter!r}.")
         return max_iter
-    if not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
-        raise ConfigError(f"train.epochs is a number above 0; got {epochs!r}.")
     max_iter = round(epochs * num_samples) // per_step
     if max_iter < 1:
         raise ConfigError(

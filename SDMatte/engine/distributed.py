@@ -84,7 +84,8 @@ def launch(
         dist_url: Where machine 0 listens, ``tcp://host:port``; ``auto`` on a single machine.
         args: Arguments of ``main``; they must be picklable.
         device: ``train.device``. On GPUs the processes talk by NCCL, else by gloo.
-        timeout: After how many seconds without an answer another process counts as dead.
+        timeout: After how many seconds, above 0, without an answer another process counts as
+            dead.
 
     Raises:
         ConfigError: The counts do not fit this machine or each other.
@@ -92,8 +93,6 @@ def launch(
         RunStopped: A signal asked the processes to stop.
         SDMatteError: As ``main`` raised it.
     """
-    if timeout <= 0:
-        raise ConfigError(f"train.ddp.timeout is {timeout}; it must be above 0 seconds.")
     on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")
     place = place_of_torchrun(os.environ)
     if place is None:

@@ -18,10 +18,9 @@ from torch import nn
 from SDMatte.data import MattingDataset
 from SDMatte.engine.builders import build_trainer
 from SDMatte.engine.config import build, load_config, resolve_device
-from SDMatte.engine.plan import RunPlan, make_plan
+from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
 from SDMatte.engine.progress import peak_memory
 from SDMatte.engine.testing import test_loaders
-from SDMatte.engine.train import check_settings
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.modeling import weights
 
@@ -62,7 +61,7 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
         SDMatteError: As the training would: a setting, the data or the weights cannot be used.
     """
     config = load_config(config_file, overrides)
-    check_settings(config)
+    check_evaluations(config)
     device = resolve_device(config.train.device)
     loader = build(config.dataloader.train)
     plan = make_plan(config, len(loader.dataset), num_processes)

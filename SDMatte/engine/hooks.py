@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from SDMatte.engine.checkpoint import MatteCheckpointer
 from SDMatte.engine.progress import ProgressLine
 from SDMatte.engine.signals import exit_status
-from SDMatte.errors import ConfigError, RunStopped
+from SDMatte.errors import RunStopped
 from SDMatte.files import write_text
 from SDMatte.modeling.sdmatte import SDMatte
 from SDMatte.prompts import get_prompt_type
@@ -38,14 +38,9 @@ class WeightAverage(HookBase):
     Args:
         model: The model in training; its frozen weights are not copied.
         decay: In (0, 1).
-
-    Raises:
-        ConfigError: The decay is something else.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        if not 0 < decay < 1:
-            raise ConfigError(f"train.ema.decay is {decay}; it must lie between 0 and 1.")
         self._trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
         self._average = AveragedModel(self._trained, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
@@ -108,8 +103,6 @@ class Checkpoints(HookBase):
         evaluation_period: int = 0,
         max_to_keep: int | None = None,
     ):
-        if max_to_keep is not None and max_to_keep < 1:
-            raise ConfigError(f"train.max_to_keep is {max_to_keep}; it must be at least 1.")
         self._checkpointer = checkpointer
         self._periods = [number for number in (period, evaluation_period) if number]
         self._max_to_keep = max_to_keep

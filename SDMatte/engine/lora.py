@@ -37,13 +37,13 @@ class Adapters:
 
     Args:
         model: Changed in place; its parameters that are trained are other ones after.
-        rank: Rank of the adapters.
+        rank: Rank of the adapters, at least 1.
         alpha: They are scaled by ``alpha / rank``.
-        dropout: Share of their inputs that is dropped in training.
+        dropout: Share of their inputs that is dropped in training, in [0, 1).
         target_modules: Names of linear layers and convolutions of the U-Net, or ends of names.
 
     Raises:
-        ConfigError: A setting cannot be used; the message says what can.
+        ConfigError: There is no such layer; the message says which there are.
         DependencyError: peft is not installed.
     """
 
@@ -58,11 +58,6 @@ class Adapters:
         dropout: float = 0.0,
         target_modules: Sequence[str] = ATTENTION,
     ):
-        if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
-            raise ConfigError(
-                f"train.lora takes a rank of at least 1, an alpha above 0 and a dropout in [0, 1); "
-                f"got {rank}, {alpha} and {dropout}."
-            )
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:

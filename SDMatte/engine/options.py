@@ -7,6 +7,7 @@ import SDMatte.compat  # noqa: F401
 
 import torch
 
+from SDMatte.engine.settings import DECAYS, SWITCH, number, or_none
 from SDMatte.errors import ConfigError, DependencyError
 from SDMatte.modeling.sdmatte import SDMatte
 
@@ -35,10 +36,17 @@ def adamw(
             the same steps.
 
     Raises:
-        ConfigError: Both options are on; they exclude each other.
+        ConfigError: A value cannot be, or both options are on; they exclude each other.
         DependencyError: bitsandbytes is not installed.
     """
-    settings = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+    settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    at_least_0 = number(0, with_low=True)
+    kinds = {"lr": at_least_0, "betas": DECAYS, "eps": at_least_0, "weight_decay": at_least_0}
+    for name, kind in kinds.items():
+        kind.check(f"optimizer.{name}", settings[name])
+    or_none(SWITCH).check("optimizer.fused", fused)
+    SWITCH.check("optimizer.eight_bit", eight_bit)
+    settings["betas"] = tuple(betas)
     if not eight_bit:
         return torch.optim.AdamW(params, fused=fused, **settings)
     if fused:

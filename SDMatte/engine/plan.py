@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import DictConfig
 
 from SDMatte.engine.config import derive_max_iter
 from SDMatte.engine.schedule import limit_warmup
+from SDMatte.engine.testing import plan_test
 from SDMatte.errors import ConfigError
+from SDMatte.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,9 @@ def make_plan(config: DictConfig, num_samples: int, num_processes: int) -> RunPl
         num_processes: Over all machines.
 
     Raises:
-        ConfigError: A count cannot be, or there is nothing to do.
+        ConfigError: There is nothing to do.
     """
     train = config.train
-    for name, least in (("accumulate", 1), ("log_period", 1), ("checkpoints", 0)):
-        _check_count(f"train.{name}", train[name], least)
-    _check_count("train.evaluations", train.evaluations, 0)
-    _check_count("dataloader.train.batch_size", config.dataloader.train.batch_size, 1)
     max_iter = derive_max_iter(config, num_samples, num_processes)
     return RunPlan(
         num_samples=num_samples,
@@ -75,11 +72,32 @@ def make_plan(config: DictConfig, num_samples: int, num_processes: int) -> RunPl
     )
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} is a whole number of at least {least}; got {value!r}.")
-
-
 def _period(max_iter: int, times: int) -> int:
     """Steps between events, so that the last of them comes with the last step; 0: no events."""
     return math.ceil(max_iter / times) if times else 0
+
+
+def check_evaluations(config: DictConfig) -> None:
+    """Refuses evaluations that would only fail later.
+
+    Raises:
+        ConfigError: There is no set, prompt or protocol to evaluate with, or the metrics will not
+            have the one that the best weights go by.
+        DataError: A test set is not there.
+    """
+    settings = config.train
+    if not settings.evaluations:
+        if settings.best_metric:
+            raise ConfigError("train.best_metric needs train.evaluations.")
+        return
+    keys = [test.key for test in plan_test(config)]
+    if not keys:
+        raise ConfigError(
+            "dataloader.test.dataset.names names no set; train.evaluations=0 trains without."
+        )
+    names = [f"{key}/{metric}" for key in keys for metric in METRICS]
+    if settings.best_metric and settings.best_metric not in names:
+        raise ConfigError(
+            f"train.best_metric is {settings.best_metric!r}; the evaluations give "
+            f"{', '.join(names)}."
+        )

@@ -1,21 +1,16 @@
 """The training entry: from a config to a trained model."""
 
-import contextlib
-import errno
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import SDMatte.compat  # noqa: F401
 
-import torch
-from detectron2.engine import default_setup, hooks
+from detectron2.engine import hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from SDMatte.engine.builders import build_trainer
@@ -23,23 +18,15 @@ from SDMatte.engine.checkpoint import MatteCheckpointer
 from SDMatte.engine.config import build, load_config, resolve_device
 from SDMatte.engine.hooks import BestWeights, Checkpoints, PictureStrips, Records, WeightAverage
 from SDMatte.engine.lora import Adapters
-from SDMatte.engine.plan import RunPlan, make_plan
+from SDMatte.engine.output import CONFIG, RECORDS, check_unused, output_errors, set_up_run
+from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
 from SDMatte.engine.progress import Meter
-from SDMatte.engine.report import draw_curves, write_environment
+from SDMatte.engine.report import draw_curves
 from SDMatte.engine.testing import run_test, test_loaders
 from SDMatte.engine.trainer import MatteTrainer
-from SDMatte.errors import ConfigError, OutputError
-from SDMatte.evaluation.metrics import METRICS
 from SDMatte.modeling import SDMatte, weights
-from SDMatte.prompts import get_prompt_type
 
 logger = logging.getLogger(__name__)
-
-RECORDS = "metrics.json"
-UNWRITABLE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
-)
 
 
 def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False) -> None:
@@ -55,14 +42,12 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
     """
     config = load_config(config_file, overrides)
     output_dir = Path(config.train.output_dir)
-    if not resume and (any(output_dir.glob("model_*.pth")) or (output_dir / RECORDS).exists()):
-        raise ConfigError(
-            f"{output_dir} holds a run: go on with --resume, or name another train.output_dir."
-        )
+    if not resume:
+        check_unused(output_dir)
     device = resolve_device(config.train.device)
     loader = build(config.dataloader.train)
     plan = make_plan(config, len(loader.dataset), comm.get_world_size())
-    check_settings(config)
+    check_evaluations(config)
     max_iter = plan.max_iter
     with output_errors(output_dir):
         set_up_run(config, config_file, device)
@@ -84,69 +69,13 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         checkpointer.save_weights(final.stem)
         if comm.is_main_process():
             draw_curves(output_dir / RECORDS, output_dir / "curves.png")
-            used = output_dir / "config.yaml"  # with all overrides, unlike the config file
+            used = output_dir / CONFIG  # with all overrides, unlike the config file
             logger.info("Done. To test: bash script/test.sh %s %s", used, final)
-
-
-def check_settings(config: DictConfig) -> None:
-    """Refuses settings that would only fail later.
-
-    Raises:
-        ConfigError: The seed is no number; or there are evaluations, and their metrics will not
-            have the one that the best weights go by.
-        DataError: A test set is not there.
-    """
-    settings = config.train
-    if not isinstance(settings.seed, int) or settings.seed < 0:
-        raise ConfigError(f"train.seed is {settings.seed!r}; it must be a whole number from 0.")
-    if not settings.evaluations:
-        if settings.best_metric:
-            raise ConfigError("train.best_metric needs train.evaluations.")
-        return
-    names = [
-        f"{name}/{get_prompt_type(prompt).alias}/{metric}"
-        for name, _ in test_loaders(config)
-        for prompt in config.test.prompts
-        for metric in METRICS
-    ]
-    if settings.best_metric and settings.best_metric not in names:
-        raise ConfigError(
-            f"train.best_metric is {settings.best_metric!r}; the evaluations give "
-            f"{', '.join(names)}."
-        )
 
 
 def is_newer(path: Path, than: Path) -> bool:
     """Whether a file is there, and was written after another one."""
     return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
-
-
-@contextlib.contextmanager
-def output_errors(folder: Path) -> Iterator[None]:
-    """Says in a sentence when the output folder cannot be written to.
-
-    Raises:
-        OutputError: An error inside was of that kind.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise OutputError(
-            f"{error.filename or folder} cannot be written ({error.strerror}); the checkpoints in "
-            f"{folder} are kept."
-        ) from error
-
-
-def set_up_run(config: DictConfig, config_file: str, device: torch.device) -> None:
-    """Makes the output folder with the run's log, config and environment; seeds torch."""
-    setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
-    # detectron2 logs the config file and packages, and writes config.yaml.
-    default_setup(config, SimpleNamespace(config_file=config_file, eval_only=False))
-    if comm.is_main_process():
-        path = Path(config.train.output_dir) / "environment.json"
-        write_environment(path, device, comm.get_world_size())
 
 
 def add_hooks(

@@ -20,13 +20,13 @@ from torch import nn
 
 from SDMatte.engine.hooks import Checkpoints, WeightAverage
 from SDMatte.engine.signals import StopRequest
-from SDMatte.errors import ConfigError, DataError, RunStopped, SDMatteError
+from SDMatte.errors import DataError, RunStopped, SDMatteError
 from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
 from SDMatte.modeling.sdmatte import SDMatte, as_dtype
+from SDMatte.prompts import PROMPT_TYPES
 
 logger = logging.getLogger(__name__)
 
-NON_FINITE = ("stop", "skip")
 MOST_SKIPPED = 20
 
 
@@ -60,8 +60,21 @@ class TrainingModel(nn.Module):
             self.teacher.eval()
         return self
 
+    def idle_parameters(self, aux_input: str) -> list[nn.Parameter]:
+        """Lists what is trained and has no part in a step with one kind of prompt."""
+        unet = self.model.unet
+        is_point = PROMPT_TYPES[aux_input].is_point
+        idle = [unet.bbox_embedding if is_point else unet.point_embedding]
+        if not any(processor.visual for processor in unet.attn_processors.values()):
+            idle.append(unet.aux_conv_in)  # no section of the network reads the visual tokens
+        return [p for part in idle for p in part.parameters() if p.requires_grad]
+
     def forward(self, batch: Mapping[str, Any], aux_input: str) -> dict[str, torch.Tensor]:
-        """Computes the losses of a batch under one kind of prompt, a scalar by name."""
+        """Computes the losses of a batch under one kind of prompt, a scalar by name.
+
+        `idle_parameters` get a gradient of zeros, because DDP waits for one of every parameter
+        (unless it searches the graph in every step for those that it need not wait for).
+        """
         taught = features = None
         if self.teacher is None:
             pred = self.model(batch, aux_input=aux_input)
@@ -73,6 +86,9 @@ class TrainingModel(nn.Module):
         losses = self.criterion(pred, label, batch["trimap"].to(pred.device))
         if taught is not None:
             losses["distillation_loss"] = self.distillation(features, taught)
+        first, nothing = next(iter(losses)), (slice(0), ...)
+        for parameter in self.idle_parameters(aux_input):
+            losses[first] = losses[first] + parameter[nothing].sum()  # of no elements: 0
         return losses
 
 
@@ -120,7 +136,7 @@ class MatteTrainer(SimpleTrainer):
     of them know alike whether the step counts and whether to stop.
 
     Args:
-        model: A `TrainingModel`, possibly wrapped for several processes.
+        model: A `TrainingModel`, possibly wrapped by DDP.
         data_loader: Endless batches.
         optimizer: Of the model's parameters.
         prompts: What to draw the step's prompt from; all processes draw the same one.
@@ -150,10 +166,7 @@ class MatteTrainer(SimpleTrainer):
         non_finite: str = "stop",
     ):
         super().__init__(model, data_loader, optimizer)
-        if non_finite not in NON_FINITE:
-            raise ConfigError(
-                f"train.non_finite is {non_finite!r}; it can be {' or '.join(NON_FINITE)}."
-            )
+        self.task: TrainingModel = getattr(model, "module", model)
         self.prompts = tuple(prompts)
         self.seed = seed
         self.accumulate = accumulate
@@ -253,6 +266,8 @@ class MatteTrainer(SimpleTrainer):
                 self.scaler.scale(loss).backward()
             values.append(torch.stack([value.detach() for value in losses.values()]))
             report.names.append(list(batch["image_name"]))
+        for parameter in self.task.idle_parameters(prompt):
+            parameter.grad = None  # with one of zeros the optimizer would decay and move it
         self.scaler.unscale_(self.optimizer)
         # The gradients, and so their norm, are the same in all processes: DDP has averaged them.
         limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm

@@ -5,7 +5,8 @@ Losses of a region are scaled by the share of pixels that it is, so that they do
 size (paper section 3.5).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,12 @@ DICE_SMOOTHING = 1e-3
 DISTILLATION_WEIGHT = 0.01
 
 
+def _check_names(setting: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
+    """Sees that some losses are named, and all of them known."""
+    if names is None or isinstance(names, str) or not names or set(names) - set(known):
+        raise ConfigError(f"{setting} is a list of some of {', '.join(known)}; got {names}.")
+
+
 class MattingCriterion:
     """Computes the named losses between predicted and true alpha.
 
@@ -26,20 +33,20 @@ class MattingCriterion:
             ``B * size**2 / pixels of the region``.
 
     Raises:
-        ConfigError: A name is unknown.
+        ConfigError: A name is unknown, or the size is no number of pixels.
     """
 
     def __init__(self, losses: Sequence[str], size: int = 512):
-        unknown = [name for name in losses if name not in MATTING_LOSSES]
-        if unknown:
-            raise ConfigError(f"Unknown loss {', '.join(unknown)}; known: {list(MATTING_LOSSES)}.")
+        _check_names("criterion.losses", losses, MATTING_LOSSES)
+        if not isinstance(size, int) or size < 1:
+            raise ConfigError(f"criterion.size is a number of pixels; got {size!r}.")
         self.losses = tuple(losses)
         self.size = size
 
     def __call__(
         self, pred: torch.Tensor, label: torch.Tensor, trimap: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Computes the losses.
+        """Computes the losses, in float32 whatever the mixed precision outside.
 
         Args:
             pred: Predicted alpha, ``[B, 1, H, W]`` in [0, 1].
@@ -50,6 +57,13 @@ class MattingCriterion:
         Returns:
             A scalar for each name.
         """
+        # Pyramids and counts of pixels would lose digits that the losses consist of.
+        with torch.autocast(pred.device.type, enabled=False):
+            return self._losses(pred.float(), label.float(), trimap)
+
+    def _losses(
+        self, pred: torch.Tensor, label: torch.Tensor, trimap: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         unknown = (trimap == 0).to(pred)
         regions = {"unknown": unknown, "known": 1 - unknown}
         result = {}
@@ -80,9 +94,8 @@ def mse_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def bce_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of probabilities; autocast is left, in which it is not allowed."""
-    with torch.autocast(pred.device.type, enabled=False):
-        return F.binary_cross_entropy(pred.float(), label.float())
+    """Binary cross-entropy of probabilities."""
+    return F.binary_cross_entropy(pred, label)
 
 
 def dice_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -157,17 +170,13 @@ class DistillationCriterion:
     """
 
     def __init__(self, losses: Sequence[str] = ("mse",)):
-        unknown = [name for name in losses if name not in DISTILLATION_LOSSES]
-        if unknown or not losses:
-            raise ConfigError(
-                f"Distillation losses are some of {', '.join(DISTILLATION_LOSSES)}; got {losses}."
-            )
+        _check_names("distillation.criterion.losses", losses, DISTILLATION_LOSSES)
         self.losses = tuple(losses)
 
     def __call__(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Computes the loss.
+        """Computes the loss, in float32 whatever the mixed precision outside.
 
         Args:
             student: Features as `SDMatte.modeling.SDMatte` returns them.
@@ -182,12 +191,13 @@ class DistillationCriterion:
         shapes = [[tuple(f.shape) for f in features] for features in (student, teacher)]
         if shapes[0] != shapes[1]:
             raise ConfigError(f"Student and teacher features differ: {shapes[0]} and {shapes[1]}.")
-        total = sum(
-            DISTILLATION_LOSSES[name](s, t.detach())
-            for s, t in zip(student, teacher, strict=True)
-            for name in self.losses
-        )
-        return DISTILLATION_WEIGHT * total
+        with torch.autocast(student[0].device.type, enabled=False):
+            total = sum(
+                DISTILLATION_LOSSES[name](s.float(), t.detach().float())
+                for s, t in zip(student, teacher, strict=True)
+                for name in self.losses
+            )
+            return DISTILLATION_WEIGHT * total
 
 
 DISTILLATION_LOSSES: dict[str, Callable] = {

@@ -32,6 +32,7 @@ dataloader = dict(
         ),
         batch_size=1,
         num_workers=4,
+        timeout=600,  # seconds without a batch after which the workers count as hanging
         seed="${.dataset.seed}",
     ),
     test=L(build_test_loader)(
@@ -47,5 +48,6 @@ dataloader = dict(
         ),
         batch_size=1,
         num_workers=4,
+        timeout=600,
     ),
 )

@@ -32,9 +32,9 @@ train = dict(
     log_period=20,
     num_pictures=4,  # in the strips of pictures for TensorBoard
     ddp=dict(
-        # A prompt leaves the other prompts' coordinate embedding unused. It gets no gradient then;
-        # with one of zeros AdamW would decay it. The search takes about a millisecond a step.
-        find_unused_parameters=True,
+        # What a step's prompt leaves unused, the trainer knows. To be searched for in every step
+        # it need only be in a model of one's own that leaves out more.
+        find_unused_parameters=False,
         broadcast_buffers=False,
         fp16_compression=True,  # of the gradients, while they are exchanged
         timeout=1800,  # seconds that a process waits for the others

@@ -1,6 +1,5 @@
 """The moving average of the weights: what it is, where it is used, and that it is resumed."""
 
-import pytest
 import torch
 from models import tiny_model
 from runs import CONFIG, settings
@@ -8,7 +7,6 @@ from runs import CONFIG, settings
 from SDMatte.cli.main import main
 from SDMatte.engine.checkpoint import MatteCheckpointer, read_run
 from SDMatte.engine.hooks import WeightAverage
-from SDMatte.errors import ConfigError
 
 
 def trained(model):
@@ -87,9 +85,3 @@ def test_a_run_goes_on_with_the_average_that_it_began_with(whole, sample_root, c
     assert main(["train", CONFIG, *words]) == 2
     assert "train.ema.enabled=True" in capsys.readouterr().err.splitlines()[-1]
     assert sorted(path.name for path in whole.glob("*.pth")) == before
-
-
-@pytest.mark.parametrize("decay", [0, 1, -0.5])
-def test_a_decay_that_cannot_be(decay):
-    with pytest.raises(ConfigError, match="must lie between 0 and 1"):
-        WeightAverage(torch.nn.Linear(1, 1), decay)

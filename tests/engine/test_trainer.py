@@ -10,7 +10,7 @@ from runs import CONFIG, Run, finish, kill_workers, records, settings, spoil
 from SDMatte.cli.main import main
 from SDMatte.engine import trainer as trainer_module
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
-from SDMatte.errors import ConfigError, DataError
+from SDMatte.errors import DataError
 from SDMatte.modeling import weights
 from SDMatte.modeling.losses import MattingCriterion
 
@@ -82,15 +82,11 @@ def test_a_gradient_alone_can_be_not_finite():
     assert same(weights_of(trainer), before)
 
 
-def test_there_are_two_ways_with_such_steps():
-    with pytest.raises(ConfigError, match="train.non_finite is 'ignore'; it can be stop or skip"):
-        make_trainer([], non_finite="ignore")
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.seed=null", "train.seed is None; it must be a whole number"),
+        ("train.seed=null", "train.seed is a whole number of at least 0; got None"),
+        ("dataloader.test.dataset.names=[]", "dataloader.test.dataset.names names no set"),
         ("train.best_metric=AIM-500/bx/SAD", "the evaluations give AIM-500/box/MSE, AIM-500/box"),
         ("dataloader.test.dataset.names=[AIM-50]", "AIM-500"),
     ],
@@ -101,6 +97,23 @@ def test_settings_that_would_fail_later_are_refused_at_once(
     assert main(["train", CONFIG, *settings(sample_root, tmp_path / "run", setting)]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optimizer.lr=fast", "optimizer.lr is a number at least 0; got 'fast'"),
+        ("dataloader.train.dataset.size=72", "dataloader.train.dataset.size is 72; this model"),
+        ("dataloader.test.dataset.size=72", "dataloader.test.dataset.size is 72; this model"),
+        ("optimizer.params.weight_decay_norm=x", "weight decay in optimizer.params is a number"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused_before_a_step(
+    setting, message, sample_root, tmp_path, capsys
+):
+    assert main(["train", CONFIG, *settings(sample_root, tmp_path / "run", setting)]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "metrics.json").exists()  # so the same command can be mended
 
 
 def test_a_failure_does_not_run_what_ends_a_run():

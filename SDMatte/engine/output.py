@@ -1,0 +1,107 @@
+"""The output folder of a run: who may write to it, and what is there from the beginning."""
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import SDMatte.compat  # noqa: F401
+
+import torch
+import yaml
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+
+from SDMatte.engine.report import write_environment
+from SDMatte.errors import ConfigError, OutputError
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+RECORDS = "metrics.json"
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
+
+
+def check_unused(folder: Path) -> None:
+    """Sees that no run has left checkpoints or records in a folder.
+
+    Raises:
+        ConfigError: One has.
+    """
+    if any(folder.glob("model_*.pth")) or (folder / RECORDS).exists():
+        raise ConfigError(
+            f"{folder} holds a run: go on with --resume, or name another train.output_dir."
+        )
+
+
+def set_up_run(config: DictConfig, config_file: str, device: torch.device) -> None:
+    """Makes the output folder with the run's log, config and environment; seeds torch.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+    folder = Path(config.train.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made ({error.strerror}).") from error
+    setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
+    before = read_settings(folder / CONFIG) if comm.is_main_process() else {}
+    # detectron2 logs the config file and packages, and writes config.yaml.
+    default_setup(config, SimpleNamespace(config_file=config_file, eval_only=False))
+    if comm.is_main_process():
+        write_environment(folder / "environment.json", device, comm.get_world_size())
+        now = read_settings(folder / CONFIG)
+        changes = [
+            f"{name} was {before.get(name)}, is {now.get(name)}"
+            for name in sorted({*before, *now})
+            if before and before.get(name) != now.get(name)
+        ]
+        if changes:
+            logger.warning(
+                "Other settings than before: %s. What the optimizer has in a checkpoint stays.",
+                "; ".join(changes),
+            )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Reads the values of a run's config.yaml by full name; none if it cannot be read."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return dict(_flatten(content, ""))
+
+
+def _flatten(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield prefix, node
+        return
+    for name, value in node.items():
+        yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+@contextlib.contextmanager
+def output_errors(folder: Path) -> Iterator[None]:
+    """Says in a sentence when the output folder cannot be written to.
+
+    Raises:
+        OutputError: An error inside was of that kind.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise OutputError(
+            f"{error.filename or folder} cannot be written ({error.strerror}); the checkpoints in "
+            f"{folder} are kept."
+        ) from error
