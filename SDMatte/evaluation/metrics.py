@@ -29,10 +29,15 @@ UNKNOWN = 128
 SIGMA = 1.4
 NUM_STEPS = 10
 MIN_DISTANCE = 0.15
+_BELOW_MIN_DISTANCE = float(np.nextafter(np.float32(MIN_DISTANCE), np.float32(0)))
 
 _HALF = math.ceil(SIGMA * math.sqrt(-2 * math.log(math.sqrt(2 * math.pi) * SIGMA * 0.01)))
-_BAND = 64
+_BAND = 128
 """Rows that are worked on at a time, so that they stay in the processor's cache."""
+
+_FEW_CHANGES = 1 / 20
+"""Up to this share of pixels that differ from their neighbour, filling is cheaper than labelling
+(about 1 ms and 33 ns a change against 2.4 ms and 8 ns a change, in a million pixels)."""
 
 _RANGE_SLACK = 1e-5
 _COUNT_SLACK = 1e-8
@@ -52,7 +57,8 @@ def mse(
     Args:
         pred: Predicted alpha ``[H, W]``, 8-bit or floating in [0, 1].
         true: True alpha, likewise.
-        trimap: ``[H, W]``; if given, the mean is over its pixels of value 128.
+        trimap: ``[H, W]``, integer; if given, the mean is over its pixels of value 128, and 0
+            where there are none.
         protocol: ``"official"`` or ``"corrected"``, the same formula here.
 
     Returns:
@@ -150,9 +156,9 @@ def connectivity(
         if np.array_equal(pred[rows], true[rows]):
             continue
         last = cv2.LUT(steps[rows], _THRESHOLDS)
-        error = cv2.absdiff(_excess(pred[rows], last), _excess(true[rows], last))
-        where = True if weight is None else weight[rows]
-        total += float(np.sum(error, where=where, dtype=np.float64))
+        where = None if weight is None else weight[rows].view(np.uint8)
+        excess = _excess(pred[rows], last), _excess(true[rows], last)
+        total += cv2.norm(*excess, cv2.NORM_L1, where)  # sums in double
     return total / 1000
 
 
@@ -174,8 +180,8 @@ def _check(
     trimap = np.asarray(trimap)
     if trimap.shape != pred.shape:
         raise ValueError(f"The trimap is {trimap.shape}, the pictures are {pred.shape}.")
-    if trimap.dtype != np.uint8:
-        raise ValueError(f"The trimap is {trimap.dtype}; it must be uint8 with 128 for unknown.")
+    if not np.issubdtype(trimap.dtype, np.integer):
+        raise ValueError(f"The trimap is {trimap.dtype}; it must be integer, 128 for unknown.")
     return pred, true, trimap == UNKNOWN
 
 
@@ -206,7 +212,7 @@ def _total(error: np.ndarray, weight: np.ndarray | None) -> float:
 def _mean(error: np.ndarray, weight: np.ndarray | None) -> float:
     if weight is None:
         return float(np.mean(error))
-    return _total(error, weight) / (np.count_nonzero(weight) + _COUNT_SLACK)
+    return _total(error, weight) / (int(np.count_nonzero(weight)) + _COUNT_SLACK)
 
 
 def _gradient_magnitude(picture: np.ndarray) -> np.ndarray:
@@ -228,8 +234,7 @@ def _gradient_magnitude(picture: np.ndarray) -> np.ndarray:
 
 def _excess(alpha: np.ndarray, last: np.ndarray) -> np.ndarray:
     """``1 - phi``: the distance of alpha from ``l``, 0 where it is below 0.15."""
-    distance = alpha - last
-    return distance * (distance >= MIN_DISTANCE)
+    return cv2.threshold(cv2.subtract(alpha, last), _BELOW_MIN_DISTANCE, 0, cv2.THRESH_TOZERO)[1]
 
 
 def _steps_connected(pred: np.ndarray, true: np.ndarray, count_background: bool) -> np.ndarray:
@@ -297,9 +302,8 @@ def _largest_component(
     Args:
         mask: uint8 ``[h, w]``, 0 or 1, not all 0.
         count: How many pixels are 1.
-        seed: (x, y) of a pixel that may well be in it. Filling from there is several times
-            cheaper than labelling everything, and settles it when it meets more than half of the
-            pixels.
+        seed: (x, y) of a pixel that may well be in it: if its component has more than half of
+            the pixels, no other needs to be measured.
         level: What the mask comes from; used to choose a better seed.
 
     Returns:
@@ -307,12 +311,19 @@ def _largest_component(
     """
     x, y = seed
     height, width = mask.shape
-    if 0 <= x < width and 0 <= y < height and mask[y, x]:
+    seeded = 0 <= x < width and 0 <= y < height and mask[y, x]
+    changes = cv2.countNonZero(cv2.absdiff(mask[:, 1:], mask[:, :-1])) if width > 1 else 0
+    if seeded and changes < mask.size * _FEW_CHANGES:
         filled = np.zeros((height + 2, width + 2), np.uint8)  # OpenCV wants a border
         size = cv2.floodFill(mask, filled, seed, 1, flags=4 | cv2.FLOODFILL_MASK_ONLY)[0]
         if 2 * size > count:
             return filled[1:-1, 1:-1], size, seed
     labels = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=4)[1]
+    if seeded:
+        omega = (labels == labels[y, x]).view(np.uint8)
+        size = cv2.countNonZero(omega)
+        if 2 * size > count:
+            return omega, size, seed
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     winners = np.flatnonzero(sizes == sizes.max())

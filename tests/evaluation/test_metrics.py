@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import slow_metrics
 
+from SDMatte.evaluation import metrics
 from SDMatte.evaluation.metrics import METRICS, connectivity, gradient, mad, mse, sad
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -65,7 +66,14 @@ def test_against_the_slow_definition(kind):
 def test_gradient_in_bands_and_columns():
     """Longer than a band, differences in one corner only: nothing is lost at the seams."""
     rng = np.random.default_rng(1)
-    for place in (np.s_[60:70, 3:5], np.s_[0:1, 0:1], np.s_[149:, 89:], np.s_[63:64, :]):
+    seam = metrics._BAND
+    places = (
+        np.s_[seam - 4 : seam + 6, 3:5],
+        np.s_[:1, :1],
+        np.s_[149:, 89:],
+        np.s_[seam - 1 : seam],
+    )
+    for place in places:
         true = rng.integers(0, 256, (150, 90), dtype=np.uint8)
         pred = true.copy()
         pred[place] = 255 - pred[place]
@@ -103,6 +111,8 @@ def test_means_and_sums_by_hand():
     assert mse(pred, true, trimap) == pytest.approx(0.64 / 2)
     assert mad(pred, true, trimap) == pytest.approx(0.8 / 2)
     assert sad(pred, true, trimap) == pytest.approx(0.8 / 1000)
+    assert mse(pred, true, np.asfortranarray(trimap.astype(int))) == mse(pred, true, trimap)
+    assert all(type(metric(pred, true, trimap)) is float for metric in METRICS.values())
 
 
 def test_gradient_of_a_point_is_the_norm_of_both_kernels():
@@ -207,7 +217,8 @@ good = np.zeros((4, 5), np.uint8)
         ((np.full((4, 5), 255.0), good), {}, r"must be in \[0, 1\]"),
         ((np.full((4, 5), -0.1), good), {}, r"must be in \[0, 1\]"),
         ((good, good, good[:2]), {}, "trimap is"),
-        ((good, good, np.zeros((4, 5))), {}, "must be uint8"),
+        ((good, good, np.zeros((4, 5))), {}, "float64; it must be integer"),
+        ((good, good, np.zeros((4, 5), bool)), {}, "bool; it must be integer"),
         ((good, good), {"protocol": "other"}, "official, corrected"),
     ],
 )
