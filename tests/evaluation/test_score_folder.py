@@ -10,6 +10,7 @@ from SDMatte.cli.common import run_command
 from SDMatte.errors import DataError
 from SDMatte.evaluation import score_folder, score_pair
 from SDMatte.evaluation.metrics import METRICS
+from SDMatte.evaluation.results import read_result
 from SDMatte.image_io import read_alpha, read_image, read_trimap, write_image
 
 
@@ -117,6 +118,9 @@ def test_command_in_processes_with_error_maps(truths, preds, capsys):
     assert (truths / "one" / "scores.csv").read_text() == (
         truths / "two" / "scores.csv"
     ).read_text()
+    expected = score_folder(*words[:2], truths / "trimaps")
+    found = read_result(truths / "two")  # as `report` does
+    assert found.scores == expected.scores and found.trimap_restricted
     assert command(*words, "--error-maps") == 2
     assert "--error-maps needs --output" in capsys.readouterr().err
 
