@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         dataset=args.dataset,
         prompt=args.prompt,
         model=args.model,
+        info={"mattes": str(args.pred_dir), "truth": str(args.truth_dir)},
     )
     protocol = get_protocol(result.protocol)
     pixels = "unknown pixels of the trimaps" if result.trimap_restricted else "all pixels"

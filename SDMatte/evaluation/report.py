@@ -245,8 +245,8 @@ def contact_sheet(
 ) -> Path:
     """Writes a picture of the worst and the best results, a row each.
 
-    The columns are the image (where its path is known), the truth, the prediction and the
-    :func:`error_map`.
+    The columns are the image (black where its path is not known; left out if that is so for
+    all), the truth, the prediction and the :func:`error_map`.
 
     Args:
         result: Its mattes must be on disk.
@@ -260,19 +260,24 @@ def contact_sheet(
     """
     ranked = sorted(result.pictures, key=lambda p: (-p.scores[metric], p.name))
     chosen = ranked[:num_each] + ranked[num_each:][-num_each:]
+    with_image = any(picture.image_path for picture in chosen)
     labels = []
     for picture in chosen:
         score = f"{display_name(metric)} {to_display(picture.scores)[metric]:.2f}"
-        labels += [picture.name, "truth", f"prediction, {score}", ERROR_LEGEND]
-    cells = (cell for picture in chosen for cell in _sheet_row(picture))
-    return write_image(path, pictures.contact_sheet(cells, labels, columns=4, tile=tile))
+        names = [picture.name, "truth"] if with_image else [f"{picture.name}, truth"]
+        labels += [*names, f"prediction, {score}", ERROR_LEGEND]
+    cells = (cell for picture in chosen for cell in _sheet_row(picture, with_image))
+    columns = 4 if with_image else 3
+    return write_image(path, pictures.contact_sheet(cells, labels, columns=columns, tile=tile))
 
 
-def _sheet_row(picture: PictureScore) -> list[np.ndarray]:
+def _sheet_row(picture: PictureScore, with_image: bool) -> list[np.ndarray]:
     """A row of a contact sheet: picture, truth, prediction, error."""
     pred, true = _read_pair(picture)
-    image = read_image(picture.image_path) if picture.image_path else np.zeros_like(true)
-    return [image, true, pred, error_map(pred, true)]
+    row = [true, pred, error_map(pred, true)]
+    if not with_image:
+        return row
+    return [read_image(picture.image_path) if picture.image_path else np.zeros_like(true), *row]
 
 
 def _read_pair(picture: PictureScore) -> tuple[np.ndarray, np.ndarray]:

@@ -198,6 +198,11 @@ def test_contact_sheet_shows_worst_then_best(tmp_path):
     assert centres[:, 0].tolist() == [9] * 4
     few = read_image(contact_sheet(result, tmp_path / "s.png", num_each=4, tile=32))
     assert len(few) == 6 * (label + tile)
+    bare = replace(result, pictures=[replace(p, image_path="") for p in pictures])
+    without = read_image(contact_sheet(bare, tmp_path / "s.png", num_each=2, tile=32))
+    rows = np.vsplit(without, 4), np.vsplit(sheet, 4)
+    for row, full in zip(*rows, strict=True):  # below the labels all but the first column
+        assert np.array_equal(row[label:], full[label:, tile:])
 
 
 def test_contact_sheet_needs_mattes(tmp_path):

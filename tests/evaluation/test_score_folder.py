@@ -104,6 +104,7 @@ def test_command(truths, preds, capsys):
     summary = json.loads((output / "summary.json").read_text())
     assert summary["scores"] == result.scores
     assert summary["protocol"] == "corrected"
+    assert summary["info"] == {"mattes": str(preds), "truth": str(truths / "truth")}
     assert read_image(output / "worst_and_best.png").shape[2] == 3
 
 
