@@ -24,6 +24,8 @@ IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 170_000_000
 """Pictures with more pixels are refused: a small file can claim a size that fills the memory."""
 
+# Whatever a file calls itself, no other decoder gets at it: Pillow has one that starts Ghostscript.
+_DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # MPO comes with JPEG
 _REDUCTIONS = (8, 4, 2, 1)  # what a JPEG decoder can do at less cost than all of it
 _REDUCED_BY_DECODER = ("JPEG", "MPO")
 _EXIF_ORIENTATION = 0x0112
@@ -76,7 +78,7 @@ def read_icc_profile(path: str | Path) -> bytes | None:
         DataError: The file cannot be read as a picture.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=_DECODERS) as picture:
             profile = picture.info.get("icc_profile")
     except Exception as error:
         raise DataError(f"Cannot read {path}: {_reason(Path(path), error)}.") from error
@@ -305,7 +307,7 @@ def _load(
         # Pillow warns of bombs at half its own limit; our own limit is an error, and lower.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            with Image.open(path, formats=_DECODERS) as picture:
                 width, height = picture.size
                 if width * height > max_pixels:
                     raise _too_large(path, f"{width}x{height} pixels", max_pixels)
@@ -347,10 +349,10 @@ def _too_large(path: Path, size: str, max_pixels: int) -> DataError:
 
 def _reason(path: Path, error: Exception) -> str:
     """Says in words why a file could not be decoded."""
-    if not path.exists():
-        return "the file does not exist"
     if isinstance(error, PermissionError):
         return "its permissions forbid it"
+    if not os.path.exists(path):  # unlike Path.exists, of names that cannot be, too
+        return "the file does not exist"
     if path.stat().st_size == 0:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -101,6 +101,8 @@ def _label_line(texts: Sequence[str], columns: int, tile: int) -> np.ndarray:
 
 def _cut(text: str, width: int) -> str:
     """Shortens a text in its middle: file names differ at their ends."""
+    # Names may hold line breaks, or bytes that are no text, neither of which can be drawn.
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     if _font().getlength(text) <= width:
         return text
     half = len(text) // 2

@@ -32,6 +32,12 @@ def test_labels_stand_above_their_pictures_and_stay_there():
     assert inked[48:96].sum() >= 15  # cut, not left out
 
 
+@pytest.mark.parametrize("name", ["new\nline.png", "caf\udce9.png", "\0\t\x7f"])
+def test_names_that_cannot_be_drawn_are_drawn_nearly(name):
+    sheet = contact_sheet([np.zeros((8, 8))], [name], columns=1, tile=96)
+    assert (sheet[:LABEL] < PAGE - 50).any()
+
+
 def test_a_generator_is_read_one_by_one():
     held = []
 

@@ -1,6 +1,7 @@
 """What all commands share: how they log, and how they end."""
 
 import argparse
+import io
 import logging
 import re
 import sys
@@ -26,6 +27,8 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
         args: The parsed arguments.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         return function(args) or 0
     except RunStopped as stopped:

@@ -140,6 +140,8 @@ def check_sets(args: argparse.Namespace) -> int:
     from SDMatte.data.sheets import source_sheet
     from SDMatte.image_io import write_image
 
+    if args.workers is not None and args.workers < 0:
+        raise ConfigError(f"--workers must be at least 0, not {args.workers}.")
     config, listed = _listed(args)
     reports = []
     for number, one in enumerate(listed, start=1):
@@ -168,11 +170,14 @@ def show_samples(args: argparse.Namespace) -> None:
     from itertools import islice
 
     import numpy as np
+    from tqdm import tqdm
 
     from SDMatte.data.sheets import sample_sheet
     from SDMatte.engine.config import build
     from SDMatte.image_io import write_image
 
+    if args.count < 1:
+        raise ConfigError(f"--count must be at least 1, not {args.count}.")
     config, items = _chosen(args)
     part = args.part or items[0][1]
     node = config.dataloader[part]
@@ -182,11 +187,12 @@ def show_samples(args: argparse.Namespace) -> None:
     node.num_workers = 0
     loader = build(node)
     if part == "train":
-        keys = islice(loader.sampler, args.count)
+        keys = list(islice(loader.sampler, args.count))
     else:
         rng = np.random.default_rng(loader.dataset.seed)
         keys = rng.permutation(len(loader.dataset))[: args.count].tolist()
-    path = write_image(args.output, sample_sheet(loader.dataset, keys))
+    sheet = sample_sheet(loader.dataset, tqdm(keys, "samples", leave=False))
+    path = write_image(args.output, sheet)
     print(f"The sheet is {path}.")
 
 

@@ -1,7 +1,8 @@
 """Data: from the folders of the paper's sets, or one's own, to batches (data/README.md)."""
 
-from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, Sample, data_root, list_samples
+from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, list_samples
 from SDMatte.data.dataset import MattingDataset
+from SDMatte.data.listing import Sample
 from SDMatte.data.loader import EpochSampler, build_test_loader, build_train_loader, collate
 from SDMatte.data.settings import DataSettings
 

@@ -4,110 +4,41 @@ An entry says only where a set keeps its files and what is peculiar to it; :func
 turns entries into sorted lists of :class:`Sample`. Nothing is read before that call.
 """
 
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from SDMatte.data.transparency import read_transparent_list
+from SDMatte.data.listing import (
+    Entry,
+    Row,
+    Sample,
+    join,
+    read_json,
+    samples_of_set,
+    stem_of,
+)
 from SDMatte.errors import DataError
 from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_DATA_ROOT = "data/datasets"
-BACKGROUNDS = "BG-20K"
 
 
 def data_root(configured: str | Path | None = None) -> Path:
     """Says where data lies: ``SDMATTE_DATA_ROOT``, else the config, else ``data/datasets``."""
-    return Path(os.environ.get("SDMATTE_DATA_ROOT") or configured or DEFAULT_DATA_ROOT).expanduser()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What one training or test sample is made of. Paths are relative to the data root or absolute.
-
-    Attributes:
-        dataset: Name of the set, as in the catalogue.
-        image: The picture, or for a composite the foreground.
-        alpha: The true alpha.
-        trimap: A given trimap; "" where it is made from the alpha.
-        background: The background of a composite; "" for a natural picture.
-        is_trans: 1 transparent, 0 opaque, None: decided from the alpha when it is read.
-        caption: Text for the text encoder, "" for none.
-    """
-
-    dataset: str
-    image: str
-    alpha: str
-    trimap: str = ""
-    background: str = ""
-    is_trans: int | None = None
-    caption: str = ""
-
-    @property
-    def kind(self) -> str:
-        """``"composite"`` where a background is given, else ``"natural"``."""
-        return "composite" if self.background else "natural"
-
-
-class Row(NamedTuple):
-    """A picture with its alpha, as a set lists them; paths relative to the data root."""
-
-    image: str
-    alpha: str
-    trimap: str = ""
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a data set keeps its files, and how samples are made of them.
-
-    Attributes:
-        folder: The folder, or folders, of the set under the data root.
-        alpha: Sub-folder of the alphas; every picture in it becomes one or more samples.
-        image: Sub-folder of the natural pictures, "" if there are none.
-        fg: Sub-folder of the foregrounds for composites, "" if there are none.
-        trimap: Sub-folder of the trimaps, "" if they are made from the alphas.
-        composites: Composites made of each foreground.
-        background: Folder of the backgrounds under the data root.
-        is_trans: 1: all transparent; 0: opaque but for those on the set's list; None: by the
-            list, and where there is no list from the alpha.
-        image_stem: Gives the stem of the image that belongs to the stem of an alpha.
-        files: Lists the set in place of the walk over ``alpha``, where a file describes it.
-        count: So many alphas are drawn, once and for all; None takes them all.
-        list_file: A text file with one alpha path a line, in place of ``count``.
-        remap: (old, new): replaces a prefix of the lines of ``list_file``.
-        expected: Alphas that the set was published with; None: not known.
-    """
-
-    folder: str | tuple[str, ...]
-    alpha: str = ""
-    image: str = ""
-    fg: str = ""
-    trimap: str = ""
-    composites: int = 0
-    background: str = BACKGROUNDS
-    is_trans: int | None = None
-    image_stem: Callable[[str], str] | None = None
-    files: Callable[[Path, "Entry"], list[Row]] | None = None
-    count: int | None = None
-    list_file: str = ""
-    remap: tuple[str, str] = ("", "")
-    expected: int | None = None
+    root = os.environ.get("SDMATTE_DATA_ROOT") or configured or DEFAULT_DATA_ROOT
+    return Path(os.path.expanduser(root))
 
 
 def _coco_files(root: Path, entry: Entry) -> list[Row]:
     """COCO-Matting: a JSON list of image_path and alpha_path, the trimaps beside the alphas."""
     label_file = root / entry.folder / "COCO_Matte.json"
-    content = _read_json(label_file)
+    content = read_json(label_file)
     items = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(items, list) or not all(
         isinstance(r, dict) and isinstance(r.get(key), str)
@@ -115,32 +46,33 @@ def _coco_files(root: Path, entry: Entry) -> list[Row]:
         for key in ("image_path", "alpha_path")
     ):
         raise DataError(f"{label_file} must be a list of entries with image_path and alpha_path.")
-    # The paths start at the data root or at the set's own folder.
-    from_root = bool(items) and (root / items[0]["alpha_path"]).exists()
+    # The paths start at the data root or at the set's own folder; single files may be missing.
+    from_root = any(os.path.exists(root / item["alpha_path"]) for item in islice(items, 100))
     base = "" if from_root else entry.folder
     rows = []
     for item in items:
         trimap = item["alpha_path"].replace("alpha", "trimap")
-        paths = (_join(base, path) for path in (item["image_path"], item["alpha_path"], trimap))
+        paths = (join(base, path) for path in (item["image_path"], item["alpha_path"], trimap))
         rows.append(Row(*paths))
     return sorted(rows)
 
 
 def _refmatte_rw_files(root: Path, entry: Entry) -> list[Row]:
     """RefMatte-RW-100: a label file names image and captions of each alpha, the last one counts."""
-    images, alphas = _join(entry.folder, entry.image), _join(entry.folder, entry.alpha)
-    labels = _read_json(root / entry.folder / "refmatte_rw100_label.json")
+    images, alphas = join(entry.folder, entry.image), join(entry.folder, entry.alpha)
+    labels = read_json(root / entry.folder / "refmatte_rw100_label.json")
     by_stem = names_by_stem(root / images, preferred=".jpg")
     rows = []
     for name in list_names(root / alphas):
-        label = labels.get(_stem(name)) if isinstance(labels, dict) else None
-        if not isinstance(label, dict) or "image_name" not in label:
+        label = labels.get(stem_of(name)) if isinstance(labels, dict) else None
+        if not isinstance(label, dict) or not isinstance(label.get("image_name"), str):
             raise DataError(f"refmatte_rw100_label.json has no image_name for {alphas}/{name}.")
         stem = label["image_name"]
-        stem = _stem(stem) if stem.lower().endswith(IMAGE_EXTENSIONS) else stem
-        image = _join(images, by_stem.get(stem, f"{stem}.jpg"))
-        caption = str((label.get("expressions") or [""])[-1])
-        rows.append(Row(image, _join(alphas, name), caption=caption))
+        stem = stem_of(stem) if stem.lower().endswith(IMAGE_EXTENSIONS) else stem
+        image = join(images, by_stem.get(stem, f"{stem}.jpg"))
+        texts = label.get("expressions") or [""]
+        caption = texts if isinstance(texts, str) else str(texts[-1])
+        rows.append(Row(image, join(alphas, name), caption=caption))
     return rows
 
 
@@ -173,7 +105,6 @@ TRAIN_SETS: dict[str, Entry] = {
         "RefMatte/RefMatte/train",
         image="img",
         alpha="mask",
-        is_trans=0,
         count=10_000,
         image_stem=lambda stem: stem.rpartition("_")[0],
     ),
@@ -233,6 +164,7 @@ TEST_SETS: dict[str, Entry] = {
 _ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100", "COCO_Matting": "COCO-Matting"}
 _SETTINGS = ("composites", "background", "is_trans", "count", "list_file", "remap")
 _PAIR_KEYS = ("image", "alpha", "trimap", "composites", "background", "is_trans")
+_PATHS = ("image", "alpha", "trimap", "background", "list_file")
 
 
 def list_samples(
@@ -259,11 +191,8 @@ def list_samples(
             test any, in training all of them (single ones are met, and counted, when loaded).
     """
     base = data_root(root)
-    items = [names] if isinstance(names, str | Mapping) else list(names)
-    if not items:
-        raise DataError(f"No data set is named; known are {_known(training)} and folder pairs.")
     samples: list[Sample] = []
-    for item in items:
+    for item in items_of(names, training):
         name, entry = resolve_set(item, base, training)
         found = list(samples_of_set(name, entry, base, training))
         if not found:
@@ -271,6 +200,27 @@ def list_samples(
         logger.info("%s: %d samples", name, len(found))
         samples += found
     return samples
+
+
+def items_of(names: Any, training: bool = True) -> list[Any]:
+    """The sets that a config names, one or several of them, as a list.
+
+    Raises:
+        DataError: There is none, or it is no list.
+    """
+    if isinstance(names, str | Mapping):
+        return [names]
+    if not isinstance(names, Sequence) or not names:
+        raise DataError(
+            f"The data sets are a list of at least one, not {names!r}; known are "
+            f"{_known(training)}, and folder pairs."
+        )
+    return list(names)
+
+
+def is_known(name: Any) -> bool:
+    """Whether a training or test set has this name."""
+    return isinstance(name, str) and _ALIASES.get(name, name) in {*TRAIN_SETS, *TEST_SETS}
 
 
 def _known(training: bool) -> str:
@@ -313,12 +263,16 @@ def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
     """Makes an entry of a folder pair."""
     name = str(options.pop("name", "") or "pair")
     _check_keys("a folder pair", options, _PAIR_KEYS)
+    options = _checked(name, options)
     if not options.get("image") or not options.get("alpha"):
         raise DataError("A folder pair needs both folders: {image: DIR, alpha: DIR}.")
-    options = _checked(name, options)
+    unused = "trimap" if options.get("composites") else "background"
+    if unused in options:
+        kind = "a composite gets its own" if options.get("composites") else "composites is 0"
+        raise DataError(f"{name} has no use for {unused}: {kind}.")
     for key in ("image", "alpha", "trimap", "background"):
-        if options.get(key):
-            options[key] = _here_or_root(str(options[key]), root)
+        if key in options:
+            options[key] = _here_or_root(options[key], root)
     if options.get("composites"):
         options["fg"] = options.pop("image")
     return name, Entry("", **options)
@@ -326,30 +280,36 @@ def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
 
 def _here_or_root(folder: str, root: Path) -> str:
     """Finds a user's folder; one in the data root stays relative to it."""
-    path = Path(folder).expanduser()
-    if not path.is_dir() and (root / path).is_dir():
+    path = Path(os.path.expanduser(folder))
+    if not os.path.isdir(path) and os.path.isdir(root / path):
         path = root / path
     path, base = path.absolute(), root.absolute()
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
 
 
 def _check_keys(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
-    unknown = sorted(set(options) - set(known))
+    unknown = sorted(map(str, set(options) - set(known)))
     if unknown:
         raise DataError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(known)}.")
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks the values of settings; a list of a config becomes a tuple."""
+    """Checks the values of settings; paths that are null count as not given."""
 
     def refuse(key: str, allowed: str) -> DataError:
         return DataError(f"{name}: {key} must be {allowed}, not {options[key]!r}.")
 
-    checked = dict(options)
+    checked = {k: v for k, v in options.items() if k not in _PATHS or v not in (None, "")}
     for key in ("composites", "count"):
         value = options.get(key, 0)
-        if not (isinstance(value, int) and value >= 0 or key == "count" and value is None):
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if not (is_number and value >= 0 or key == "count" and value is None):
             raise refuse(key, "a number from 0")
+    for key in _PATHS:
+        if key in checked:
+            if not isinstance(checked[key], str | os.PathLike):
+                raise refuse(key, "a path")
+            checked[key] = os.fspath(checked[key])
     if options.get("is_trans") not in (None, 0, 1):
         raise refuse("is_trans", "0, 1 or null")
     if "remap" in options:
@@ -363,149 +323,3 @@ def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def _places(entry: Entry, root: Path) -> str:
     folders = (entry.folder,) if isinstance(entry.folder, str) else entry.folder
     return " or ".join(str(root / folder / entry.alpha) for folder in folders)
-
-
-def samples_of_set(
-    name: str, entry: Entry, root: Path, training: bool, check_files: bool = True
-) -> Iterator[Sample]:
-    """Lists one set, as :func:`list_samples` does: its natural pictures, then its composites.
-
-    ``check_files`` False leaves it to the caller to see which partners are missing.
-    """
-    if entry.folder and not root.is_dir():
-        raise DataError(
-            f"{name}: the data root {root} does not exist; set root in the config, or the "
-            f"environment variable SDMATTE_DATA_ROOT."
-        )
-    listed = None if entry.is_trans == 1 else read_transparent_list(name, root)
-
-    def opacity(alpha: str) -> int | None:
-        return entry.is_trans if listed is None else int(_stem(alpha) in listed)
-
-    if entry.image or entry.files:
-        rows = entry.files(root, entry) if entry.files else _rows(root, entry, entry.image, ".jpg")
-        if check_files:
-            _check_files(name, rows, root, training)
-        for row in rows:
-            yield Sample(
-                name, row.image, row.alpha, row.trimap, "", opacity(row.alpha), row.caption
-            )
-    if entry.fg and entry.composites > 0:
-        rows = _rows(root, entry, entry.fg, ".png")
-        if check_files:
-            _check_files(name, rows, root, training)
-        backgrounds = _backgrounds(root, entry)
-        n = entry.composites
-        for f, row in enumerate(rows):
-            for i in range(n):
-                background = backgrounds[(f * n + i) % len(backgrounds)]
-                yield Sample(name, row.image, row.alpha, "", background, opacity(row.alpha))
-
-
-def _rows(root: Path, entry: Entry, images: str, preferred: str) -> list[Row]:
-    """Pairs each alpha with its image and trimap; a missing one gets its likely name."""
-    rows = []
-    for folder in (entry.folder,) if isinstance(entry.folder, str) else entry.folder:
-        image_dir, trimap_dir = _join(folder, images), _join(folder, entry.trimap)
-        by_stem = names_by_stem(root / image_dir, preferred)
-        trimaps = names_by_stem(root / trimap_dir, ".png") if entry.trimap else {}
-        alphas = _alphas(root, folder, entry)
-        for alpha in alphas:
-            stem = _stem(alpha)
-            trimap = _join(trimap_dir, trimaps.get(stem, f"{stem}.png")) if entry.trimap else ""
-            stem = entry.image_stem(stem) if entry.image_stem else stem
-            image = _join(image_dir, by_stem.get(stem, f"{stem}{preferred}"))
-            rows.append(Row(image, alpha, trimap))
-        spare = sorted(by_stem.keys() - {_stem(alpha) for alpha in alphas})
-        if spare and not (entry.image_stem or entry.list_file or entry.count is not None):
-            name = _join(image_dir, by_stem[spare[0]])
-            logger.warning("%d pictures have no alpha and are left out: %s ...", len(spare), name)
-    return rows
-
-
-def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
-    """Lists the alphas of a folder, drawn or read from a list file where the entry says so."""
-    directory = _join(folder, entry.alpha)
-    if entry.list_file:
-        path = Path(entry.list_file).expanduser()
-        path = path if path.exists() else root / path
-        old, new = entry.remap
-        lines = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
-        lines = [new + line[len(old) :] if old and line.startswith(old) else line for line in lines]
-        return [line if "/" in line else _join(directory, line) for line in lines]
-    names = list_names(root / directory)
-    if entry.count is not None and entry.count < len(names):
-        drawn = np.random.default_rng(0).choice(len(names), entry.count, replace=False)
-        names = [names[i] for i in sorted(drawn)]
-    return [_join(directory, name) for name in names]
-
-
-def _backgrounds(root: Path, entry: Entry) -> list[str]:
-    """Lists the backgrounds, in any sub-folders, sorted by their path."""
-    top = root / entry.background
-    found, seen = [], set()
-    for directory, folders, _ in os.walk(top, followlinks=True):
-        place = os.path.realpath(directory)
-        if place in seen:  # links may lead back
-            folders.clear()
-            continue
-        seen.add(place)
-        folders.sort()
-        folder = _join(entry.background, Path(directory).relative_to(top).as_posix())
-        found += [_join(folder, name) for name in list_names(directory)]
-    if not found:
-        raise DataError(f"Composites need backgrounds, but there is no picture in {top}.")
-    return sorted(found)
-
-
-def _check_files(name: str, rows: Sequence[Row], root: Path, training: bool) -> None:
-    """Complains of pictures and trimaps that are not there: by an error, or in the log."""
-    there: dict[str, set[str]] = {}
-
-    def is_there(path: str) -> bool:
-        folder, _, file_name = path.rpartition("/")
-        if folder not in there:
-            directory = root / folder
-            there[folder] = set(os.listdir(directory)) if directory.is_dir() else set()
-        return file_name in there[folder]
-
-    missing, broken = [], 0
-    for row in rows:
-        paths = [path for path in row[:3] if path and not is_there(path)]
-        missing += paths
-        broken += bool(paths)
-    if not missing:
-        return
-    text = (
-        f"{name}: {len(missing)} files are missing (looked for with any of the extensions "
-        f"{', '.join(IMAGE_EXTENSIONS)}): {', '.join(str(root / path) for path in missing[:5])}"
-        f"{' and so on' if len(missing) > 5 else ''}."
-    )
-    if not training or broken == len(rows):
-        raise DataError(text)
-    logger.warning("%s Training leaves them out.", text)
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(path.rpartition("/")[2])[0]
-
-
-def _join(folder: str, name: str) -> str:
-    """Joins two parts of a path; an absolute second one stands alone."""
-    return os.path.normpath(os.path.join(folder, name)) if folder else name
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"Cannot read {path}: it is not a text file in UTF-8.") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_read_text(path))
-    except ValueError as error:
-        raise DataError(f"Cannot read {path}: it is not valid JSON ({error}).") from error

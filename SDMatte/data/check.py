@@ -1,5 +1,6 @@
 """Looks data sets through before a training: what is there, and what of it cannot be used."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,15 +10,8 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 from tqdm import tqdm
 
-from SDMatte.data.catalog import (
-    TEST_SETS,
-    TRAIN_SETS,
-    Entry,
-    Sample,
-    data_root,
-    resolve_set,
-    samples_of_set,
-)
+from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, is_known, resolve_set
+from SDMatte.data.listing import Entry, Sample, samples_of_set
 from SDMatte.data.mix import Mix, mix_of, without_weight
 from SDMatte.data.parallel import map_in_processes
 from SDMatte.errors import DataError
@@ -139,13 +133,21 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
     found, errors = [], []
     for part in wanted:
         try:
-            resolve_set(without_weight(item), data_root(), part == "train")
+            # Only training has weights: a name with one is the training set of that name.
+            bare = without_weight(item) if part == "train" else item
+            resolve_set(bare, data_root(), part == "train")
             found.append(part)
         except DataError as error:
             errors.append(error)
-    if not found:
-        raise errors[0]
-    return found
+    if found:
+        return found
+    name = item["name"] if isinstance(item, Mapping) and "name" in item else item
+    if len(wanted) == 2 and not is_known(name):
+        raise DataError(
+            f"Unknown set {name!r}; known are {', '.join({**TRAIN_SETS, **TEST_SETS})}, and any "
+            f"folder pair as {{image: DIR, alpha: DIR}}."
+        )
+    raise errors[0]
 
 
 def list_set(
@@ -178,7 +180,7 @@ def list_set(
     natural, composite = bool(entry.image or entry.files), bool(entry.fg and entry.composites)
     folders = (entry.folder,) if isinstance(entry.folder, str) else entry.folder
     folders = folders if any(folders) else (entry.image or entry.fg, entry.alpha)
-    there = any((base / folder).is_dir() for folder in folders)
+    there = any(os.path.isdir(base / folder) for folder in folders)
     return ListedSet(
         item=item,
         name=name,
@@ -260,8 +262,12 @@ def _files(sample: Sample) -> Iterator[tuple[str, str]]:
 def _look_at(root: Path, task: tuple[str, str]) -> _Look:
     """Reads a file; runs in a process of its own."""
     path, role = root / task[0], task[1]
-    if not path.exists():
+    try:
+        path.stat()
+    except FileNotFoundError:
         return _Look(finding=Finding("missing", f"{path} ({role})"))
+    except OSError:
+        pass  # the reader says what it is
     try:
         array = _READERS[role](path)
     except DataError as error:
@@ -295,7 +301,7 @@ def _spare_pictures(listed: ListedSet) -> Iterator[Finding]:
     used = {sample.image for sample in listed.samples}
     for folder in sorted({path.rpartition("/")[0] for path in used}):
         directory = listed.root / folder
-        for name in list_names(directory) if directory.is_dir() else ():
+        for name in list_names(directory) if os.path.isdir(directory) else ():
             if (f"{folder}/{name}" if folder else name) not in used:
                 yield Finding("spare", str(directory / name))
 

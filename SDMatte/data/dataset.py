@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from SDMatte.data import augment
-from SDMatte.data.catalog import Sample, data_root, list_samples
+from SDMatte.data.catalog import data_root, list_samples
 from SDMatte.data.compositing import composite
+from SDMatte.data.listing import Sample
 from SDMatte.data.mix import Mix, list_mix
 from SDMatte.data.prompt_files import PromptFile, sample_key
 from SDMatte.data.prompts import (
@@ -24,7 +25,7 @@ from SDMatte.data.prompts import (
     point_prompt,
     whole_picture,
 )
-from SDMatte.data.settings import DataSettings
+from SDMatte.data.settings import DataSettings, check_whole
 from SDMatte.data.sources import Source, SourceReader
 from SDMatte.data.transforms import (
     Window,
@@ -122,8 +123,10 @@ class MattingDataset(Dataset):
         """
         if (names is None) == (samples is None):
             raise ConfigError("A data set takes either names or samples.")
-        if size < 1:
-            raise ConfigError(f"The size of the pictures must be at least 1, not {size}.")
+        check_whole("size", [size], 1)
+        check_whole("seed", [seed], 0)
+        check_whole("limit", [] if limit is None else [limit], 1)
+        check_whole("max_bad_samples", [max_bad_samples], 0)
         self.root = data_root(root)
         self.mix: Mix | None = None
         if samples is not None:

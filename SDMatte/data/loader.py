@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.mix import Mix
+from SDMatte.data.settings import check_whole, is_number
 from SDMatte.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
         Raises:
             DataError: There are no samples.
-            ConfigError: The rank or the start cannot be.
+            ConfigError: The seed, the rank or the start cannot be.
         """
+        check_whole("seed", [seed], 0)
         if length < 1:
             raise DataError("There are no training samples.")
         if not 0 <= rank < world_size or start < 0:
@@ -208,6 +210,7 @@ def build_train_loader(
         pin_memory: Whether batches lie in page-locked memory.
         timeout: After so many seconds without a batch the workers count as hanging; 0 waits on.
     """
+    options = _options(batch_size, num_workers, pin_memory, timeout)
     rank, world_size = _place(rank, world_size)
     start = start_iteration * batch_size
     if dataset.mix is None:
@@ -215,12 +218,7 @@ def build_train_loader(
     else:
         logger.info(dataset.mix.describe())
         sampler = WeightedSampler(dataset.mix, seed, rank, world_size, start)
-    return MattingLoader(
-        dataset,
-        sampler=sampler,
-        drop_last=True,
-        **_options(batch_size, num_workers, pin_memory, timeout),
-    )
+    return MattingLoader(dataset, sampler=sampler, drop_last=True, **options)
 
 
 def build_test_loader(
@@ -260,13 +258,10 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _options(batch_size: int, num_workers: int, pin_memory: bool, timeout: float) -> dict[str, Any]:
-    if batch_size < 1 or num_workers < 0:
-        raise ConfigError(
-            f"batch_size must be at least 1 and num_workers at least 0, not {batch_size} and "
-            f"{num_workers}."
-        )
-    if timeout < 0:
-        raise ConfigError(f"timeout must be at least 0 seconds, not {timeout}.")
+    check_whole("batch_size", [batch_size], 1)
+    check_whole("num_workers", [num_workers], 0)
+    if not is_number(timeout) or timeout < 0:
+        raise ConfigError(f"timeout must be at least 0 seconds, not {timeout!r}.")
     return {
         "batch_size": batch_size,
         "num_workers": num_workers,

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from SDMatte.data.catalog import Sample, list_samples
+from SDMatte.data.catalog import items_of, list_samples
+from SDMatte.data.listing import Sample
 from SDMatte.errors import ConfigError
 
 
@@ -87,7 +88,7 @@ def list_mix(
         ConfigError: Some sets have a weight and some have none, or a weight cannot be.
         DataError: As of :func:`~SDMatte.data.catalog.list_samples`.
     """
-    items = [names] if isinstance(names, str | Mapping) else list(names)
+    items = items_of(names)
     bare = [without_weight(item) for item in items]
     if bare == items:
         return list_samples(items, root), None
@@ -120,6 +121,6 @@ def mix_of(
 
 def without_weight(item: str | Mapping[str, Any]) -> str | dict[str, Any]:
     """An item of the config as the catalogue takes it."""
-    if isinstance(item, str):
+    if not isinstance(item, Mapping):
         return item
     return {key: value for key, value in item.items() if key != "weight"}

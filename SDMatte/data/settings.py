@@ -19,8 +19,15 @@ _PROBABILITIES = (
     "soften_prob",
     "jpeg_prob",
 )
-_PAIRS = ("kernel_sizes", "mask_threshold", "soften_sigma", "jpeg_quality")
-_SHARES = {  # largest value allowed
+_PAIRS = {  # largest value allowed
+    "kernel_sizes": 1000,
+    "mask_threshold": 1,
+    "soften_sigma": 1000,
+    "jpeg_quality": 100,
+}
+_LARGEST_BLUR = 10_000
+_LARGEST_RADIUS = 10_000
+_SHARES = {  # likewise
     "box_jitter": 1,
     "box_loosen": 10,
     "brightness": 1,
@@ -103,21 +110,24 @@ class DataSettings:
         for name in ("blur_sizes", *_PAIRS):
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
         for name in _PROBABILITIES:
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, {getattr(self, name)!r} is not.")
-        for name in _PAIRS:
+        for name, largest in _PAIRS.items():
             pair = getattr(self, name)
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise ConfigError(f"{name} must be a smallest and a largest value, not {pair}.")
-        self._check_whole("blur_sizes", self.blur_sizes, 1)
-        self._check_whole("kernel_sizes", self.kernel_sizes, 1)
-        self._check_whole("jpeg_quality", self.jpeg_quality, 1, 100)
-        self._check_whole("size_multiple", (self.size_multiple,), 1)
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= largest:
+                raise ConfigError(
+                    f"{name} must be a smallest and a largest value, above 0 and at most "
+                    f"{largest}, not {pair}."
+                )
+        check_whole("blur_sizes", self.blur_sizes, 1, _LARGEST_BLUR)
+        check_whole("kernel_sizes", self.kernel_sizes, 1)
+        check_whole("jpeg_quality", self.jpeg_quality, 1)
+        check_whole("size_multiple", (self.size_multiple,), 1)
         for name, largest in _SHARES.items():
             value = getattr(self, name)
             if value is None and name == "box_jitter":
                 continue
-            if not _is_number(value) or not 0 <= value <= largest:
+            if not is_number(value) or not 0 <= value <= largest:
                 raise ConfigError(f"{name} must lie in [0, {largest}], not {value!r}.")
         if self.psm not in ("gauss", "circle"):
             raise ConfigError(f"psm must be 'gauss' or 'circle', not {self.psm!r}.")
@@ -126,21 +136,12 @@ class DataSettings:
         if not isinstance(self.keep_aspect, bool):
             raise ConfigError(f"keep_aspect must be true or false, not {self.keep_aspect!r}.")
         radius = self.point_radius
-        if radius is not None and not (_is_number(radius) and radius > 0):
-            raise ConfigError(f"point_radius must be larger than 0, not {radius!r}.")
-        if not _is_number(self.cache_mb) or self.cache_mb < 0:
+        if radius is not None and not (is_number(radius) and 0 < radius <= _LARGEST_RADIUS):
+            raise ConfigError(
+                f"point_radius must be larger than 0 and at most {_LARGEST_RADIUS}, not {radius!r}."
+            )
+        if not is_number(self.cache_mb) or self.cache_mb < 0:
             raise ConfigError(f"cache_mb must be at least 0, not {self.cache_mb!r}.")
-
-    @staticmethod
-    def _check_whole(
-        name: str, values: tuple[Any, ...], smallest: int, largest: float = float("inf")
-    ) -> None:
-        for value in values:
-            if not isinstance(value, int) or not smallest <= value <= largest:
-                allowed = f"of at least {smallest}"
-                if isfinite(largest):
-                    allowed = f"from {smallest} to {largest}"
-                raise ConfigError(f"{name} takes whole numbers {allowed}, not {value!r}.")
 
     @classmethod
     def of(cls, settings: "DataSettings | Mapping[str, Any] | None") -> "DataSettings":
@@ -151,6 +152,8 @@ class DataSettings:
         """
         if isinstance(settings, cls):
             return settings
+        if not isinstance(settings, Mapping | None):
+            raise ConfigError(f"The data settings are a mapping of names to values: {settings!r}.")
         given = dict(settings or {})
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(given) - set(known))
@@ -173,13 +176,31 @@ class DataSettings:
         return _TRAIN_JITTER if training else _TEST_JITTER
 
 
-def _is_number(value: Any) -> bool:
+def check_whole(
+    name: str, values: Iterable[Any], smallest: int, largest: float = float("inf")
+) -> None:
+    """Sees that values are whole numbers of a range.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for value in values:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not is_whole or not smallest <= value <= largest:
+            allowed = f"of at least {smallest}"
+            if isfinite(largest):
+                allowed = f"from {smallest} to {largest}"
+            raise ConfigError(f"{name} takes whole numbers {allowed}, not {value!r}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _numbers(name: str, values: Any) -> tuple[Any, ...]:
     """Makes a tuple of a setting that is a list of numbers."""
     values = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else ()
-    if not values or not all(map(_is_number, values)):
+    if not values or not all(map(is_number, values)):
         raise ConfigError(f"{name} must be a list of numbers.")
     return values

@@ -7,8 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from SDMatte.data.catalog import Sample
 from SDMatte.data.dataset import MattingDataset
+from SDMatte.data.listing import Sample
 from SDMatte.errors import DataError
 from SDMatte.image_io import read_alpha, read_image
 from SDMatte.pictures import contact_sheet

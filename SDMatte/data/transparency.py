@@ -1,5 +1,6 @@
 """Which objects are transparent: by a list of file names, else by a rule on the alpha."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -38,7 +39,7 @@ def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
     """
     name = f"{dataset}_transparent_samples.txt"
     for path in (root / "txt" / name, REPOSITORY_LISTS / name):
-        if path.is_file():
+        if os.path.isfile(path):
             try:
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from SDMatte.data.catalog import BACKGROUNDS, TEST_SETS, TRAIN_SETS, Entry
+from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS
+from SDMatte.data.listing import BACKGROUNDS, Entry
 from SDMatte.data.synthetic.drawing import Rng
 from SDMatte.data.synthetic.photos import background, textures
 from SDMatte.data.synthetic.registry import foreground

@@ -1,0 +1,258 @@
+"""From the folders of a set to the list of its samples: alphas first, then what belongs to them.
+
+What a set looks like is an :class:`Entry` (:mod:`SDMatte.data.catalog` has those of the paper).
+File names are read, no picture is. An entry of the operating system that cannot be looked at
+counts as one that is not there, or ends in a :class:`~SDMatte.errors.DataError`.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from SDMatte.data.transparency import read_transparent_list
+from SDMatte.errors import DataError
+from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem
+
+logger = logging.getLogger(__name__)
+
+BACKGROUNDS = "BG-20K"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one training or test sample is made of. Paths are relative to the data root or absolute.
+
+    Attributes:
+        dataset: Name of the set, as in the catalogue.
+        image: The picture, or for a composite the foreground.
+        alpha: The true alpha.
+        trimap: A given trimap; "" where it is made from the alpha.
+        background: The background of a composite; "" for a natural picture.
+        is_trans: 1 transparent, 0 opaque, None: decided from the alpha when it is read.
+        caption: Text for the text encoder, "" for none.
+    """
+
+    dataset: str
+    image: str
+    alpha: str
+    trimap: str = ""
+    background: str = ""
+    is_trans: int | None = None
+    caption: str = ""
+
+    @property
+    def kind(self) -> str:
+        """``"composite"`` where a background is given, else ``"natural"``."""
+        return "composite" if self.background else "natural"
+
+
+class Row(NamedTuple):
+    """A picture with its alpha, as a set lists them; paths relative to the data root."""
+
+    image: str
+    alpha: str
+    trimap: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a data set keeps its files, and how samples are made of them.
+
+    Attributes:
+        folder: The folder, or folders, of the set under the data root.
+        alpha: Sub-folder of the alphas; every picture in it becomes one or more samples.
+        image: Sub-folder of the natural pictures, "" if there are none.
+        fg: Sub-folder of the foregrounds for composites, "" if there are none.
+        trimap: Sub-folder of the trimaps, "" if they are made from the alphas.
+        composites: Composites made of each foreground.
+        background: Folder of the backgrounds under the data root.
+        is_trans: 1: all transparent; 0: opaque but for those on the set's list; None: by the
+            list, and where there is no list from the alpha.
+        image_stem: Gives the stem of the image that belongs to the stem of an alpha.
+        files: Lists the set in place of the walk over ``alpha``, where a file describes it.
+        count: So many alphas are drawn, once and for all; None takes them all.
+        list_file: A text file with one alpha path a line, in place of ``count``.
+        remap: (old, new): replaces a prefix of the lines of ``list_file``.
+        expected: Alphas that the set was published with; None: not known.
+    """
+
+    folder: str | tuple[str, ...]
+    alpha: str = ""
+    image: str = ""
+    fg: str = ""
+    trimap: str = ""
+    composites: int = 0
+    background: str = BACKGROUNDS
+    is_trans: int | None = None
+    image_stem: Callable[[str], str] | None = None
+    files: Callable[[Path, "Entry"], list[Row]] | None = None
+    count: int | None = None
+    list_file: str = ""
+    remap: tuple[str, str] = ("", "")
+    expected: int | None = None
+
+
+def samples_of_set(
+    name: str, entry: Entry, root: Path, training: bool, check_files: bool = True
+) -> Iterator[Sample]:
+    """Lists one set, as :func:`list_samples` does: its natural pictures, then its composites.
+
+    ``check_files`` False leaves it to the caller to see which partners are missing.
+    """
+    if entry.folder and not os.path.isdir(root):
+        raise DataError(
+            f"{name}: the data root {root} does not exist; set root in the config, or the "
+            f"environment variable SDMATTE_DATA_ROOT."
+        )
+    listed = None if entry.is_trans == 1 else read_transparent_list(name, root)
+
+    def opacity(alpha: str) -> int | None:
+        return entry.is_trans if listed is None else int(stem_of(alpha) in listed)
+
+    if entry.image or entry.files:
+        rows = entry.files(root, entry) if entry.files else _rows(root, entry, entry.image, ".jpg")
+        if check_files:
+            _check_files(name, rows, root, training)
+        for row in rows:
+            yield Sample(
+                name, row.image, row.alpha, row.trimap, "", opacity(row.alpha), row.caption
+            )
+    if entry.fg and entry.composites > 0:
+        rows = _rows(root, entry, entry.fg, ".png")
+        if check_files:
+            _check_files(name, rows, root, training)
+        backgrounds = _backgrounds(root, entry)
+        n = entry.composites
+        for f, row in enumerate(rows):
+            for i in range(n):
+                background = backgrounds[(f * n + i) % len(backgrounds)]
+                yield Sample(name, row.image, row.alpha, "", background, opacity(row.alpha))
+
+
+def _rows(root: Path, entry: Entry, images: str, preferred: str) -> list[Row]:
+    """Pairs each alpha with its image and trimap; a missing one gets its likely name."""
+    rows = []
+    for folder in (entry.folder,) if isinstance(entry.folder, str) else entry.folder:
+        image_dir, trimap_dir = join(folder, images), join(folder, entry.trimap)
+        by_stem = names_by_stem(root / image_dir, preferred)
+        trimaps = names_by_stem(root / trimap_dir, ".png") if entry.trimap else {}
+        alphas = _alphas(root, folder, entry)
+        for alpha in alphas:
+            stem = stem_of(alpha)
+            trimap = join(trimap_dir, trimaps.get(stem, f"{stem}.png")) if entry.trimap else ""
+            stem = entry.image_stem(stem) if entry.image_stem else stem
+            image = join(image_dir, by_stem.get(stem, f"{stem}{preferred}"))
+            rows.append(Row(image, alpha, trimap))
+        spare = sorted(by_stem.keys() - {stem_of(alpha) for alpha in alphas})
+        if spare and not (entry.image_stem or entry.list_file or entry.count is not None):
+            name = join(image_dir, by_stem[spare[0]])
+            logger.warning("%d pictures have no alpha and are left out: %s ...", len(spare), name)
+    return rows
+
+
+def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
+    """Lists the alphas of a folder, drawn or read from a list file where the entry says so."""
+    directory = join(folder, entry.alpha)
+    if entry.list_file:
+        path = Path(os.path.expanduser(entry.list_file))
+        path = path if os.path.exists(path) else root / path
+        old, new = entry.remap
+        lines = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        lines = [new + line[len(old) :] if old and line.startswith(old) else line for line in lines]
+        return [line if "/" in line else join(directory, line) for line in lines]
+    names = list_names(root / directory)
+    if entry.count is not None and entry.count < len(names):
+        drawn = np.random.default_rng(0).choice(len(names), entry.count, replace=False)
+        names = [names[i] for i in sorted(drawn)]
+    return [join(directory, name) for name in names]
+
+
+def _backgrounds(root: Path, entry: Entry) -> list[str]:
+    """Lists the backgrounds, in any sub-folders, sorted by their path."""
+    top = root / entry.background
+    found, seen = [], set()
+    for directory, folders, _ in os.walk(top, followlinks=True):
+        place = os.path.realpath(directory)
+        if place in seen:  # links may lead back
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
+        folder = join(entry.background, Path(directory).relative_to(top).as_posix())
+        found += [join(folder, name) for name in list_names(directory)]
+    if not found:
+        raise DataError(f"Composites need backgrounds, but there is no picture in {top}.")
+    return sorted(found)
+
+
+def _check_files(name: str, rows: Sequence[Row], root: Path, training: bool) -> None:
+    """Complains of pictures and trimaps that are not there: by an error, or in the log."""
+    there: dict[str, set[str]] = {}
+
+    def is_there(path: str) -> bool:
+        folder, _, file_name = path.rpartition("/")
+        if folder not in there:
+            # Not that this says a file can be read; that is found out when it is.
+            there[folder] = set(_names_in(root / folder))
+        return file_name in there[folder]
+
+    missing, broken = [], 0
+    for row in rows:
+        paths = [path for path in row[:3] if path and not is_there(path)]
+        missing += paths
+        broken += bool(paths)
+    if not missing:
+        return
+    text = (
+        f"{name}: {len(missing)} files are missing (looked for with any of the extensions "
+        f"{', '.join(IMAGE_EXTENSIONS)}): {', '.join(str(root / path) for path in missing[:5])}"
+        f"{' and so on' if len(missing) > 5 else ''}."
+    )
+    if not training or broken == len(rows):
+        raise DataError(text)
+    logger.warning("%s Training leaves them out.", text)
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
+
+
+def stem_of(path: str) -> str:
+    """The file name of a path, without its extension."""
+    return os.path.splitext(path.rpartition("/")[2])[0]
+
+
+def join(folder: str, name: str) -> str:
+    """Joins two parts of a path; an absolute second one stands alone."""
+    return os.path.normpath(os.path.join(folder, name)) if folder else name
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"Cannot read {path}: it is not a text file in UTF-8.") from error
+
+
+def read_json(path: Path) -> Any:
+    """Reads a label file.
+
+    Raises:
+        DataError: It cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"Cannot read {path}: it is not valid JSON ({error}).") from error
