@@ -21,16 +21,19 @@ from SDMatte.evaluation.document import (
     to_latex,
     to_markdown,
 )
+from SDMatte.evaluation.metrics import METRICS
 from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.report import (
     PUBLISHED_NOTE,
     difference_table,
     facts,
     metrics_table,
+    of_published_size,
     published_caution,
     published_rows,
 )
 from SDMatte.evaluation.results import EvaluationResult, PictureScore, find_results, read_result
+from SDMatte.evaluation.tables import Table
 from SDMatte.files import write_text
 from SDMatte.image_io import read_alpha, read_image, write_image
 
@@ -196,16 +199,21 @@ def _blocks(comparison: Comparison) -> list[Block]:
     protocol = get_protocol(first.protocol)
     pixels = "the unknown pixels of the trimaps" if first.trimap_restricted else "all pixels"
     rows = {label: result.scores for label, result in comparison.results.items()}
-    published = {k: v for r in comparison.results.values() for k, v in published_rows(r).items()}
-    base = dict(list(rows.items())[:1])
-    differences = difference_table(rows, {**base, **published})
+    published = published_rows(first)  # the same for all: they share the set and the prompt
+    comparable = {
+        k: rows[k] for k, result in comparison.results.items() if of_published_size(result)
+    }
+    differences = [
+        *difference_table(rows, dict(list(rows.items())[:1])).rows,
+        *difference_table(comparable, published).rows,
+    ]
     blocks: list[Block] = [
         Heading(comparison.title),
         Paragraph(f"Protocol {protocol.name} ({protocol.description}), over {pixels}."),
         metrics_table({**rows, **published}),
     ]
-    if differences.rows:
-        blocks += [Paragraph("Relative differences:"), differences]
+    if differences:
+        blocks += [Paragraph("Relative differences:"), Table(["", *METRICS], differences)]
     blocks += [Paragraph(caution) for caution in comparison.cautions()]
     blocks.append(Bullets([_about(label, r) for label, r in comparison.results.items()]))
     return blocks

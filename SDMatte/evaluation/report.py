@@ -136,25 +136,30 @@ def published_results() -> dict[str, Any]:
 def published_rows(result: EvaluationResult) -> dict[str, dict[str, float]]:
     """The published scores of a result's set and prompt, by label; each label says what they are.
 
-    There are none for a part of the set, or for other pictures under its name.
+    They may be of other pictures, see :func:`of_published_size`.
     """
-    if _published_number(result) != len(result.pictures):
-        return {}
     return {
         f"{row['model']} ({PUBLISHED_NOTE})": {key: row[key] for key in METRICS if key in row}
         for row in _published(result)
     }
 
 
+def of_published_size(result: EvaluationResult) -> bool:
+    """Whether a result has as many pictures as the set has, and not a part or others of its name.
+
+    If not, there is nothing in differences from the published numbers.
+    """
+    return _published_number(result) == len(result.pictures)
+
+
 def published_caution(result: EvaluationResult) -> str:
-    """Says why the published numbers are not there, or should not be compared; or nothing."""
+    """Says why the published numbers cannot or should not be compared; or nothing."""
     if not _published(result):
         return ""
-    number = _published_number(result)
-    if number != len(result.pictures):
+    if not of_published_size(result):
         return (
-            f"The paper's numbers of {result.dataset} are of {number} pictures, so they are not "
-            f"shown beside these of {len(result.pictures)}."
+            f"The paper's numbers of {result.dataset} are of {_published_number(result)} "
+            f"pictures, so they cannot be compared with these of {len(result.pictures)}."
         )
     if result.protocol == "official" and not result.trimap_restricted:
         return ""
@@ -184,7 +189,7 @@ def published_comparison(result: EvaluationResult) -> str:
         published for the set and prompt.
     """
     published, caution = published_rows(result), published_caution(result)
-    if not published:
+    if not (published and of_published_size(result)):
         return f"{caution}\n" if caution else ""
     own = {f"{result.model or 'prediction'} (this run)": result.scores}
     text = f"## Beside the paper ({PUBLISHED_NOTE})\n\n{score_table({**own, **published})}\n"

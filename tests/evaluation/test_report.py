@@ -113,7 +113,7 @@ def test_comparison_with_the_paper():
 
 def test_a_part_of_a_set_is_not_compared_with_the_paper():
     text = summary_markdown(make_result())
-    assert "are of 500 pictures, so they are not shown beside these of 2" in text
+    assert "are of 500 pictures, so they cannot be compared with these of 2" in text
     assert PUBLISHED_NOTE not in text
 
 
