@@ -17,22 +17,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
 
 import torch
 from detectron2.utils.events import EventStorage
-from diffusers.models.attention_processor import Attention, AttnProcessor
-from full_size import LOSSES, build, make_batch
+from full_size import LOSSES, PlainModel, build, make_batch
 
 from SDMatte.devices import choose_device
 from SDMatte.engine.options import adamw
 from SDMatte.engine.progress import peak_memory
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.modeling import SDMatte as Model
-from SDMatte.modeling.attention import AttentionContext, MattingAttnProcessor
 from SDMatte.modeling.losses import MattingCriterion
 
 CASES = {  # dtype of automatic mixed precision, gradient checkpointing
@@ -58,55 +56,6 @@ class Measurement:
     seconds: float
     memory: float
     loss: float
-
-
-class MaterialisedScores:
-    """Attention as the definition has it: a matrix of all scores, masked by a bias."""
-
-    def __init__(self, settings: MattingAttnProcessor):
-        self.settings = settings
-        self.attend = AttnProcessor()
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-        context: AttentionContext | None = None,
-    ) -> torch.Tensor:
-        """Attends to what `MattingAttnProcessor` attends to."""
-        if encoder_hidden_states is None and self.settings.masked:
-            keys = context.keys.get(hidden_states.shape[1])
-            attention_mask = None if keys is None else keys.bias.unsqueeze(1)  # [B, 1, K]
-        elif encoder_hidden_states is not None and self.settings.visual:
-            encoder_hidden_states = context.visual_tokens
-        return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-
-
-class PlainModel(Model):
-    """The same network without what makes it faster."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        processors = self.unet.attn_processors
-        self.unet.set_attn_processor({n: MaterialisedScores(p) for n, p in processors.items()})
-        self._all_keys = True
-
-    @torch.no_grad()
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Encodes pictures in the layout that they have."""
-        return self.vae.encode(image).latent_dist.mean * self.vae.config.scaling_factor
-
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Decodes latents in the layout that they have."""
-        decoded = self.vae.decode(latent / self.vae.config.scaling_factor).sample
-        return (decoded.mean(dim=1, keepdim=True).clip(-1, 1) + 1) / 2  # [-1, 1] -> [0, 1]
-
-    def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:
-        """Encodes the empty captions anew."""
-        return self._run_text_encoder([""] * size)
 
 
 def measure(case: str, size: int, steps: int, device: torch.device, tiny: bool) -> Measurement:

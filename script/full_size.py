@@ -1,15 +1,19 @@
-"""The full-size SDMatte with random weights, and a batch for it: for the benchmarks beside it."""
+"""Full-size models with random weights, and a batch for them: for the benchmarks beside it."""
 
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
 
 import SDMatte
+from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
+from SDMatte.modeling.attention import AttentionContext, MattingAttnProcessor
 from SDMatte.modeling.unet import COORDINATE_SETTINGS
 
 # Stable Diffusion v2's own configs.
@@ -43,8 +47,62 @@ CONFIGS = {
         "hidden_act": "gelu",
     },
 }
+LITE_CONFIGS = {  # of BK-SDM v2 base and TAESD
+    **CONFIGS,
+    "unet": {**CONFIGS["unet"], "layers_per_block": 1},
+    "vae": {"_class_name": "AutoencoderTiny", "latent_channels": 4, "scaling_factor": 1.0},
+}
 LOSSES = ["unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss"]
 SMALL = Path(SDMatte.__file__).parent / "assets" / "small"
+
+
+class MaterialisedScores:
+    """Attention as the definition has it: a matrix of all scores, masked by a bias."""
+
+    def __init__(self, settings: MattingAttnProcessor):
+        self.settings = settings
+        self.attend = AttnProcessor()
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        context: AttentionContext | None = None,
+    ) -> torch.Tensor:
+        """Attends to what `MattingAttnProcessor` attends to."""
+        if encoder_hidden_states is None and self.settings.masked:
+            keys = context.keys.get(hidden_states.shape[1])
+            attention_mask = None if keys is None else keys.bias.unsqueeze(1)  # [B, 1, K]
+        elif encoder_hidden_states is not None and self.settings.visual:
+            encoder_hidden_states = context.visual_tokens
+        return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+
+class PlainModel(Model):
+    """The same network without what makes it faster."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        processors = self.unet.attn_processors
+        self.unet.set_attn_processor({n: MaterialisedScores(p) for n, p in processors.items()})
+        self._all_keys = True
+
+    @torch.no_grad()
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Encodes pictures in the layout that they have."""
+        return self.vae.encode(image).latent_dist.mean * self.vae.config.scaling_factor
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Decodes latents in the layout that they have."""
+        decoded = self.vae.decode(latent / self.vae.config.scaling_factor).sample
+        return (decoded.mean(dim=1, keepdim=True).clip(-1, 1) + 1) / 2  # [-1, 1] -> [0, 1]
+
+    def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:
+        """Encodes the empty captions anew."""
+        return self._run_text_encoder([""] * size)
 
 
 def build(cls: type[Model] = Model, tiny: bool = False) -> Model:
@@ -58,11 +116,16 @@ def build(cls: type[Model] = Model, tiny: bool = False) -> Model:
     if tiny:
         return cls(SMALL, load_weight=False, aux_input="bbox_mask")
     with tempfile.TemporaryDirectory() as folder:
-        for name, config in CONFIGS.items():
-            (Path(folder) / name).mkdir()
-            (Path(folder) / name / "config.json").write_text(json.dumps(config))
-        shutil.copytree(SMALL / "tokenizer", Path(folder) / "tokenizer")
+        write_configs(Path(folder), LITE_CONFIGS if issubclass(cls, LiteSDMatte) else CONFIGS)
         return cls(folder, load_weight=False, aux_input="bbox_mask")
+
+
+def write_configs(folder: Path, configs: Mapping[str, Any]) -> None:
+    """Writes a model folder without weights."""
+    for name, config in configs.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+    shutil.copytree(SMALL / "tokenizer", folder / "tokenizer")
 
 
 def make_batch(size: int) -> dict[str, Any]:

@@ -56,10 +56,9 @@ def load_trained(config: DictConfig, checkpoint: str | Path) -> SDMatte:
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
     """
-    tensors = weights.read_tensors(checkpoint)  # before the model: a wrong path should not wait
     with init_empty_weights(include_buffers=False):
         model = build(config.model, load_weight=False)
-    weights.load_strict(model, tensors, str(checkpoint), assign=True)
+    weights.assign_checkpoint(model, checkpoint)
     return model.eval()
 
 

@@ -69,8 +69,7 @@ def load_model(
     with init_empty_weights(include_buffers=False):
         settings = {**saved.get("arguments", {}), **arguments, "load_weight": False}
         model = cls(folder, **settings, dtype=dtype)
-    tensors = weights.read_tensors(found[0])
-    weights.load_strict(model, tensors, str(found[0]), assign=True)
+    weights.assign_checkpoint(model, found[0])
     return model.eval()
 
 

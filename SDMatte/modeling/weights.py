@@ -18,6 +18,8 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 TEXT_PREFIX = "text_encoder."
 TEXT_LEVEL = "text_model."
 NAMES_SHOWN = 8
+OWN_KINDS = ("an SDMatte checkpoint", "a LiteSDMatte checkpoint")
+CONVERTED_AT_ONCE = 2**28
 
 
 def shorten(names: Iterable[str]) -> str:
@@ -50,9 +52,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt", device="cpu") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}
         else:
-            # Only the zip format of torch >= 1.6 can be mapped.
             content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+                path, map_location="cpu", weights_only=True, mmap=is_mapped(path)
             )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -79,9 +80,9 @@ def describe_model(names: Iterable[str]) -> str:
     """Says in words which model a state dict belongs to, from its names."""
     names = list(names)
     if any(n.startswith("vae.encoder.layers.") for n in names):
-        return "a LiteSDMatte checkpoint"
+        return OWN_KINDS[1]
     if any(n.startswith("unet.aux_conv_in.") for n in names):
-        return "an SDMatte checkpoint"
+        return OWN_KINDS[0]
     if any(n.startswith("model.diffusion_model.") for n in names):
         return "a Stable Diffusion checkpoint in its original one-file format"
     if any(n.startswith("down_blocks.") for n in names):
@@ -109,25 +110,18 @@ def rename_text_encoder(state_dict: dict[str, torch.Tensor], prefix: str, with_l
         state_dict[head + (TEXT_LEVEL if with_level else "") + tail] = value
 
 
-def load_strict(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str, assign: bool = False
-) -> None:
-    """Loads a full state dict and names whatever does not fit.
+def check_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Names whatever of a full state dict does not fit a model.
 
     Args:
         model: An `SDMatte` or `LiteSDMatte`.
         tensors: Tensors by published name.
         source: What the message calls them, usually the file.
-        assign: Put the tensors in place, in the model's own types, instead of copying them: for
-            models built without memory.
 
     Raises:
-        CheckpointError: Names are missing or unexpected, or shapes differ; nothing was loaded.
+        CheckpointError: Names are missing or unexpected, or shapes differ.
     """
-    tensors = dict(tensors)
-    rename_text_encoder(tensors, "", with_level=True)
-    own = model.state_dict()
-    expected = {name: value.shape for name, value in own.items()}
+    expected = {name: value.shape for name, value in model.state_dict().items()}
     missing = expected.keys() - tensors.keys()
     unexpected = tensors.keys() - expected.keys()
     reshaped = [
@@ -148,14 +142,68 @@ def load_strict(
             f"{source} is {kind} and does not fit this {type(model).__name__}: "
             f"{'; '.join(problems)}."
         )
-    if assign:
-        tensors = {name: value.to(own[name].dtype) for name, value in tensors.items()}
-    model.load_state_dict(tensors, assign=assign)
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, assign: bool = False) -> None:
-    """Loads a checkpoint file, published or our own, into a model; see `load_strict`."""
-    load_strict(model, read_tensors(path), str(path), assign=assign)
+def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Copies a full state dict into a model, or raises as `check_fit` does and loads nothing."""
+    tensors = dict(tensors)
+    rename_text_encoder(tensors, "", with_level=True)
+    check_fit(model, tensors, source)
+    model.load_state_dict(tensors)
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+    """Copies a checkpoint file, published or our own, into a model; see `load_strict`."""
+    load_strict(model, read_tensors(path), str(path))
+
+
+def assign_checkpoint(
+    model: nn.Module, path: str | Path, part_size: int = CONVERTED_AT_ONCE
+) -> None:
+    """Puts a checkpoint file's tensors in place in a model that was built without memory.
+
+    They take the model's own types. What has these types stays mapped from the file. The rest is
+    converted part by part, and between the parts the file is let go of, so that its pages do not
+    add up: loading takes the memory of the model and a part, whatever the file's size.
+
+    Args:
+        model: An `SDMatte` or `LiteSDMatte`, on the meta device.
+        path: The file.
+        part_size: Bytes of the file in a part.
+
+    Raises:
+        CheckpointError: The file cannot be read or does not fit; see `read_tensors`, `check_fit`.
+    """
+
+    def read() -> dict[str, torch.Tensor]:
+        tensors = read_tensors(path)
+        rename_text_encoder(tensors, "", with_level=True)
+        return tensors
+
+    types = {name: value.dtype for name, value in model.state_dict().items()}
+    tensors = read()
+    check_fit(model, tensors, str(path))
+    others = [name for name, value in tensors.items() if value.dtype != types[name]]
+    parts: list[list[str]] = []
+    room = 0
+    for name in others:
+        if room <= 0:
+            parts.append([])
+            room = part_size
+        parts[-1].append(name)
+        room -= tensors[name].nbytes
+    converted: dict[str, torch.Tensor] = {}
+    for part in parts:
+        converted |= {name: tensors.pop(name).to(types[name]) for name in part}
+        if is_mapped(path):
+            tensors.clear()  # before it is mapped anew: that is what lets go of the pages
+            tensors = read()
+    model.load_state_dict({**tensors, **converted}, assign=True)
+
+
+def is_mapped(path: str | Path) -> bool:
+    """Whether `read_tensors` maps a file: the zip format of torch >= 1.6, and safetensors."""
+    return Path(path).suffix == ".safetensors" or zipfile.is_zipfile(path)
 
 
 def resolve_folder(path_or_id: str | Path, patterns: list[str] | None = None) -> Path:

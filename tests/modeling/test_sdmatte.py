@@ -1,12 +1,15 @@
 """What the models promise beyond the reference's numbers."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate import init_empty_weights
 from golden_cases import GOLDEN, filled_state_dict
-from models import SMALL, make_batch, tiny_model
+from models import SMALL, make_batch, tiny_folder, tiny_model
 from safetensors.torch import load_file, save_file
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
@@ -232,12 +235,39 @@ def test_published_layout_loads_with_the_checkpoint_beside_the_configs(tmp_path)
         SDMatte.from_pretrained(folder, checkpoint="SDMatte_plus.pth")
 
 
-def test_a_checkpoint_of_another_type_takes_the_models(model):
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "old pth"])
+@pytest.mark.parametrize("part_size", [1, 2**16, 2**40])
+def test_a_checkpoint_of_another_type_takes_the_models(tmp_path, model, kind, part_size):
     half = {name: value.bfloat16() for name, value in model.state_dict().items()}
-    other = tiny_model()
-    weights.load_strict(other, half, "half", assign=True)
+    kept = "unet.conv_in.weight"
+    half[kept] = model.state_dict()[kept]  # of the model's type already
+    path = tmp_path / f"half.{kind.split()[-1]}"
+    if kind == "safetensors":
+        save_file(half, path)
+    else:
+        torch.save({"model": half}, path, _use_new_zipfile_serialization=kind == "pth")
+    with init_empty_weights(include_buffers=False):
+        other = SDMatte(tiny_folder(), load_weight=False)
+    weights.assign_checkpoint(other, path, part_size)
     for name, value in other.state_dict().items():
         assert value.dtype == torch.float32 and torch.equal(value, half[name].float()), name
+
+
+def test_converting_a_large_checkpoint_takes_the_memory_of_the_model(tmp_path):
+    tensors = {str(i): torch.ones(2**20) for i in range(256)}  # 1 GiB
+    save_file(tensors, tmp_path / "large.safetensors")
+    script = (
+        "import resource, sys, torch; from SDMatte.modeling import weights\n"
+        "model = torch.nn.Module()\n"
+        "for i in range(256): model.register_parameter(str(i), torch.nn.Parameter(\n"
+        "    torch.empty(2**20, dtype=torch.bfloat16, device='meta')))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "weights.assign_checkpoint(model, sys.argv[1], 2**26)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "large.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 800 * 2**10  # KiB; the file and its copy would be 1.5 GiB
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
