@@ -86,31 +86,35 @@ class _OneByOne:
 class GrabCut(_OneByOne):
     """OpenCV's GrabCut: binary segmentation with colour models, started from the prompt.
 
-    Outside a box is background for good; a mask is a first guess; the middles of points are
-    foreground for good and all else is open; of a trimap the known pixels stay. Pictures are
-    worked on at a smaller size, since time grows with the pixels.
+    Outside a box is background for good; of a mask only a band along its outline is open; the
+    middles of points are foreground for good and all else is open; of a trimap the known pixels
+    stay. Pictures are worked on at a smaller size, since time grows with the pixels.
     """
 
     title = "GrabCut"
     prompts = ("point", "box", "mask", "trimap")
 
-    def __init__(self, prompt: str = "box", iterations: int = 5, max_side: int = 512) -> None:
+    def __init__(
+        self, prompt: str = "box", iterations: int = 5, max_side: int = 512, band: float = 0.03
+    ) -> None:
         """Chooses the settings.
 
         Args:
             prompt: point, box, mask or trimap.
             iterations: Rounds of colour models and cuts.
             max_side: Pictures are shrunk to this, if larger.
+            band: How far a mask's outline may be wrong, as a share of the longer side.
 
         Raises:
             PromptError: GrabCut cannot use that prompt.
-            ConfigError: A number is below 1.
+            ConfigError: A number is too small.
         """
         super().__init__(prompt)
-        if iterations < 1 or max_side < 1:
-            raise ConfigError("GrabCut needs at least 1 iteration and 1 pixel.")
+        if iterations < 1 or max_side < 1 or band < 0:
+            raise ConfigError("GrabCut needs at least 1 iteration, 1 pixel and no band below 0.")
         self.iterations = iterations
         self.max_side = max_side
+        self.band = band
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
         """See the base class; the colour models' random start is the same for every picture."""
@@ -123,7 +127,12 @@ class GrabCut(_OneByOne):
         if self.prompt.alias == "box":
             labels = np.where(inside, cv2.GC_PR_FGD, cv2.GC_BGD)
         elif self.prompt.alias == "mask":
-            labels = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+            reach = round(self.band * max(size))
+            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
+            core, halo = (f(inside.astype(np.uint8), disc) > 0 for f in (cv2.erode, cv2.dilate))
+            labels = np.select(
+                [core, inside, halo], [cv2.GC_FGD, cv2.GC_PR_FGD, cv2.GC_PR_BGD], cv2.GC_BGD
+            )
         elif self.prompt.alias == "point":
             labels = np.select(
                 [small > 0.9, inside], [cv2.GC_FGD, cv2.GC_PR_FGD], default=cv2.GC_PR_BGD

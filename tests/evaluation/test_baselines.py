@@ -66,6 +66,19 @@ def test_grabcut_beats_the_box(scene, prompt):
     assert (shrunk[0, 0] - alpha).abs().mean() < box_error / 2
 
 
+def test_grabcut_moves_a_mask_s_outline_within_the_band(scene):
+    batch, alpha = scene
+    core = cv2.erode((alpha.numpy() > 0.5).astype(np.uint8), np.ones((7, 7)))
+    core[:8, :8] = 1  # and blue: it is no part of the disc, but is said to be
+    batch["mask"] = torch.tensor(core * 2.0 - 1).expand(2, 1, SIZE, SIZE)
+    found = GrabCut("mask", band=0.06)(batch)[0, 0]
+    rest = np.s_[16:]
+    assert (found - alpha)[rest].abs().mean() < (torch.tensor(core) - alpha)[rest].abs().mean() / 2
+    assert found[0, 0] == 1  # farther inside than the band
+    still = GrabCut("mask", band=0)(batch)[0, 0]
+    assert torch.equal(still, torch.tensor(core).float())
+
+
 def test_grabcut_without_two_sides(scene):
     batch, _ = scene
     for value in (-1.0, 1.0):
@@ -152,6 +165,8 @@ def test_wrong_prompts():
 def test_wrong_settings():
     with pytest.raises(ConfigError, match="at least 1 iteration"):
         GrabCut(iterations=0)
+    with pytest.raises(ConfigError, match="no band below 0"):
+        GrabCut(band=-0.1)
     for wrong in ({"radius": 0}, {"eps": -1}, {"eps": float("nan")}):
         with pytest.raises(ConfigError, match="above 0"):
             GuidedGrabCut(**wrong)
