@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from SDMatte.deep_png import encode_deep_png
 from SDMatte.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def read_icc_profile(path: str | Path) -> bytes | None:
         DataError: The file cannot be read as a picture.
     """
     try:
-        with Image.open(path, formats=_DECODERS) as picture:
+        with _open(path) as picture:
             profile = picture.info.get("icc_profile")
     except Exception as error:
         raise DataError(f"Cannot read {path}: {_reason(Path(path), error)}.") from error
@@ -190,8 +191,8 @@ def write_image(path: str | Path, array: np.ndarray, icc_profile: bytes | None =
     Args:
         path: Where to; the suffix chooses PNG, JPEG, WebP (lossless), TIFF or BMP. Missing
             folders are made.
-        array: ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, uint8, uint16 (gray PNG or TIFF only),
-            bool, or floating point in [0, 1], which is rounded to 8 bits.
+        array: ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, uint8, uint16 (gray PNG or TIFF, or
+            PNG with alpha), bool, or floating point in [0, 1], which is rounded to 8 bits.
         icc_profile: The colour profile to write into it; BMP files hold none.
 
     Returns:
@@ -206,12 +207,15 @@ def write_image(path: str | Path, array: np.ndarray, icc_profile: bytes | None =
     kind, options = _FORMATS[path.suffix.lower()]
     if icc_profile is not None:
         options = {**options, "icc_profile": icc_profile}
-    picture = Image.fromarray(_to_integers(np.asarray(array), path, kind))
+    array = _to_integers(np.asarray(array), path, kind)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            picture.save(temporary, format=kind, **options)
+            if array.dtype == np.uint16 and array.ndim == 3:
+                temporary.write_bytes(encode_deep_png(array, icc_profile))
+            else:
+                Image.fromarray(array).save(temporary, format=kind, **options)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -304,20 +308,24 @@ def _load(
         # To open a named pipe waits for its other end, and a device may have none.
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"Cannot read {path}: it is not a file.")
-        # Pillow warns of bombs at half its own limit; our own limit is an error, and lower.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_DECODERS) as picture:
-                width, height = picture.size
-                if width * height > max_pixels:
-                    raise _too_large(path, f"{width}x{height} pixels", max_pixels)
-                return _decode(picture, at_least)
+        with _open(path) as picture:
+            width, height = picture.size
+            if width * height > max_pixels:
+                raise _too_large(path, f"{width}x{height} pixels", max_pixels)
+            return _decode(picture, at_least)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(path, "a size that no honest file of its kind has", max_pixels) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
         raise DataError(f"Cannot read {path}: {_reason(path, error)}.") from error
+
+
+def _open(path: str | Path) -> Image.Image:
+    # Pillow warns of bombs at half its own limit; our own limit is an error, and lower.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path, formats=_DECODERS)
 
 
 def _decode(
@@ -421,7 +429,9 @@ def _to_integers(array: np.ndarray, path: Path, kind: str) -> np.ndarray:
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise DataError(f"Cannot write {path}: floating-point pictures must lie in [0, 1].")
         return np.round(array * 255).astype(np.uint8)  # [0, 1] -> [0, 255]
-    if array.dtype == np.uint16 and array.ndim == 2 and kind in ("PNG", "TIFF"):
+    if array.dtype == np.uint16 and (array.ndim, kind) in ((2, "PNG"), (2, "TIFF")):
+        return array
+    if array.dtype == np.uint16 and (channels, kind) == (4, "PNG"):
         return array
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)

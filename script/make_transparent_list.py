@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from SDMatte.cli.common import run_command
+from SDMatte.data.settings import check_whole
 from SDMatte.data.transparency import THRESHOLD, transparent_shares
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.files import write_text
@@ -52,12 +53,14 @@ def make_list(args: argparse.Namespace) -> None:
     """Decides, and writes list and sheet."""
     if not 0 <= args.threshold <= 1:
         raise ConfigError(f"--threshold is a share in [0, 1], not {args.threshold}.")
+    check_whole("--most", [args.most], 1)
+    check_whole("--num-workers", [args.num_workers or 0], 0)
     shares = measure(args.alpha_dir, args.num_workers)
     listed = sorted(path.name for path, share in shares.items() if share > args.threshold)
+    if args.sheet:  # first, so that a new list is there only if all went well
+        draw_sheet(args.sheet, shares, args.threshold, args.most)
     write_text(args.out, "".join(f"{name}\n" for name in listed))
     logger.info("%d of %d are transparent: %s", len(listed), len(shares), args.out)
-    if args.sheet:
-        draw_sheet(args.sheet, shares, args.threshold, args.most)
 
 
 def measure(alpha_dir: Path, num_workers: int | None) -> dict[Path, float]:

@@ -257,6 +257,8 @@ def bad_files(folder):
     os.mkfifo(folder / "pipe.png")  # to open it would wait for a writer
     (folder / "device.png").symlink_to("/dev/zero")
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
+    Image.open(good).save(folder / "other.png", format="GIF")
+    Image.open(good).save(folder / "script.png", format="EPS")  # would be given to Ghostscript
     bomb(folder / "bomb.png", 60_000)
     bomb(folder / "large.png", 13_100)
     return {
@@ -271,6 +273,9 @@ def bad_files(folder):
         "pipe.png": "not a file",
         "device.png": "not a file",
         "dangling.png": "does not exist",
+        f"{'long' * 99}.png": "does not exist",
+        "other.png": "not a picture",
+        "script.png": "not a picture",
         "bomb.png": "limit is 170 megapixels",
         "large.png": "13100x13100 pixels, the limit is 170 megapixels",
     }
@@ -286,6 +291,12 @@ def test_bad_files_end_in_one_sentence(tmp_path, reader, recwarn):
         text = str(caught.value)
         assert str(tmp_path / name) in text and "\n" not in text and text.endswith(".")
     assert not list(recwarn)
+
+
+def test_two_pictures_in_a_jpeg_are_the_first_of_them(tmp_path):
+    first, second = (Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (40, 90))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    assert (read_image(tmp_path / "a.jpg") == 40).all()
 
 
 def test_pixel_limit_is_the_callers(tmp_path):

@@ -210,11 +210,10 @@ def items_of(names: Any, training: bool = True) -> list[Any]:
     """
     if isinstance(names, str | Mapping):
         return [names]
-    if not isinstance(names, Sequence) or not names:
-        raise DataError(
-            f"The data sets are a list of at least one, not {names!r}; known are "
-            f"{_known(training)}, and folder pairs."
-        )
+    if not isinstance(names, Sequence):
+        raise DataError(f"The data sets are a list of names and folder pairs, not {names!r}.")
+    if not names:
+        raise DataError(f"No data set is named; known are {_known(training)} and folder pairs.")
     return list(names)
 
 

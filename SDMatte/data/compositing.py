@@ -9,6 +9,10 @@ from SDMatte.data.augment import crop_window
 from SDMatte.data.prompts import extent
 from SDMatte.data.settings import DataSettings
 from SDMatte.data.transforms import BilinearGrid, Window, pick, unit
+from SDMatte.errors import DataError
+from SDMatte.image_io import MAX_PIXELS
+
+_LARGEST_CANVAS = 4 * MAX_PIXELS  # two copies of the largest square picture, and as much around
 
 
 def composite(
@@ -46,6 +50,9 @@ def composite(
     Returns:
         The picture, float32 ``[size, size, 3]`` in [0, 1]; the target's alpha, float32
         ``[size, size]`` in [0, 1]; height and width before resizing, as in the files.
+
+    Raises:
+        DataError: With ``keep_aspect``, the foreground is so long that its square is too large.
     """
     choices = _choose(rng, settings)
     hw = hw or alpha.shape
@@ -57,6 +64,12 @@ def composite(
     canvas = (height, total)
     if settings.keep_aspect:
         canvas = (max(canvas), max(canvas))
+        if canvas[0] * canvas[1] > _LARGEST_CANVAS:
+            raise DataError(
+                f"A foreground of {width}x{height} pixels cannot keep its aspect: it needs a "
+                f"background of {canvas[1]}x{canvas[0]}, the limit is "
+                f"{_LARGEST_CANVAS / 1e6:.0f} megapixels."
+            )
         background = _middle_square(background)
     top, left = (canvas[0] - height) // 2, (canvas[1] - total) // 2
     blur = tuple(choices.blur * part / whole for part, whole in zip(alpha.shape, hw, strict=True))

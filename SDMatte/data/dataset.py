@@ -28,10 +28,11 @@ from SDMatte.data.prompts import (
 from SDMatte.data.settings import DataSettings, check_whole
 from SDMatte.data.sources import Source, SourceReader
 from SDMatte.data.transforms import (
+    BilinearGrid,
     Window,
     aspect_shape,
     make_trimap,
-    resize_bilinear,
+    pick,
     resize_trimap,
     to_gray,
     to_tensor,
@@ -278,16 +279,20 @@ class MattingDataset(Dataset):
         if not sample.background:
             return self._natural(sample, image, alpha, is_trans, rng["crop"])
         crop = rng["crop"] if self.training and self.settings.keep_aspect else None
-        small, target, hw = composite(
-            image.pixels,
-            alpha.pixels,
-            self._reader.image(self.root / sample.background, at_least).pixels,
-            self.size,
-            rng["composite"],
-            self.settings,
-            hw=alpha.hw,
-            crop=crop,
-        )
+        background = self._reader.image(self.root / sample.background, at_least)
+        try:
+            small, target, hw = composite(
+                image.pixels,
+                alpha.pixels,
+                background.pixels,
+                self.size,
+                rng["composite"],
+                self.settings,
+                hw=alpha.hw,
+                crop=crop,
+            )
+        except DataError as error:
+            raise DataError(f"{self.root / sample.image}: {error}") from error
         return _Picture(small, target, None, hw, is_trans)
 
     def _natural(
@@ -311,8 +316,10 @@ class MattingDataset(Dataset):
             given = self._reader.trimap(self.root / sample.trimap)
             self._check_size(sample, sample.trimap, given, alpha)
             trimap = resize_trimap(whole.cut(given.pixels), size)
-        small = resize_bilinear(window.cut(image.pixels), size) / np.float32(255)  # -> [0, 1]
-        target = resize_bilinear(unit(window.cut(alpha.pixels)), size)
+        grid = BilinearGrid(window, size)  # of a hundred megapixels, few become floats
+        small = grid.combine(pick(image.pixels, grid.rows, grid.columns).astype(np.float32))
+        small /= 255  # -> [0, 1]
+        target = grid.combine(unit(pick(alpha.pixels, grid.rows, grid.columns)))
         return _Picture(small, target, trimap, (whole.height, whole.width), is_trans)
 
     def _at_least(self, sample: Sample) -> tuple[int, int]:

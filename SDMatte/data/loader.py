@@ -3,7 +3,7 @@
 import atexit
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -103,20 +103,39 @@ class WeightedSampler(EpochSampler):
         return np.random.default_rng((self.seed, 0, epoch)).permutation(np.concatenate(rows))
 
 
-class ShareSampler(Sampler[int]):
-    """One rank's contiguous share of a test set; all shares together hold each sample once."""
+class ShareSampler(Sampler[list[int]]):
+    """One rank's contiguous share of a test set's batches; all shares hold each sample once.
 
-    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
-        """Plans the share of ``rank``."""
-        self._range = range(length * rank // world_size, length * (rank + 1) // world_size)
+    A sample always is in the same batch, however many processes there are and whichever samples
+    are left to do: what a network gives depends, in the last digits, on the others in the batch.
+    """
 
-    def __iter__(self) -> Iterator[int]:
-        """Yields the indices of the share, in order."""
-        return iter(self._range)
+    def __init__(
+        self,
+        length: int,
+        batch_size: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        wanted: Collection[int] | None = None,
+    ) -> None:
+        """Plans the share of ``rank``: of the batches that hold a wanted sample, or of all."""
+        batches = [
+            list(range(first, min(first + batch_size, length)))
+            for first in range(0, length, batch_size)
+        ]
+        if wanted is not None:
+            chosen = set(wanted)
+            batches = [batch for batch in batches if not chosen.isdisjoint(batch)]
+        number = len(batches)
+        self._batches = batches[number * rank // world_size : number * (rank + 1) // world_size]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yields the indices of each batch of the share, in order."""
+        return iter(self._batches)
 
     def __len__(self) -> int:
-        """The number of samples in the share."""
-        return len(self._range)
+        """The number of batches in the share."""
+        return len(self._batches)
 
 
 class MattingLoader(DataLoader):
@@ -229,22 +248,25 @@ def build_test_loader(
     world_size: int | None = None,
     pin_memory: bool = False,
     timeout: float = 600,
+    wanted: Collection[int] | None = None,
 ) -> MattingLoader:
     """Makes the loader of this rank's contiguous share of a test set.
 
     Args:
         dataset: The samples.
-        batch_size: Samples a batch; the last one may be smaller.
+        batch_size: Samples a batch; the last one of the set may be smaller.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
         rank: This process; None asks torch.distributed.
         world_size: The number of processes; None asks torch.distributed.
         pin_memory: Whether batches lie in page-locked memory.
         timeout: After so many seconds without a batch the workers count as hanging; 0 waits on.
+        wanted: Indices of the samples that are to come; the others of their batches come, too.
+            None: all.
     """
-    sampler = ShareSampler(len(dataset), *_place(rank, world_size))
-    return MattingLoader(
-        dataset, sampler=sampler, **_options(batch_size, num_workers, pin_memory, timeout)
-    )
+    options = _options(batch_size, num_workers, pin_memory, timeout)
+    batch_size = options.pop("batch_size")
+    batches = ShareSampler(len(dataset), batch_size, *_place(rank, world_size), wanted)
+    return MattingLoader(dataset, batch_sampler=batches, **options)
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -61,7 +61,7 @@ class BilinearGrid:
 
     The resize (cv2's INTER_LINEAR, without smoothing) reads at most 2 x 2 pixels per output
     pixel: of 12 megapixels to 512 squared a twelfth. Whatever works pixel by pixel, such as
-    compositing, gives the same result on those alone::
+    compositing or the way from 8 bits to floats, gives the same result on those alone::
 
         pick(a, b) = work(pick(a, grid.rows, grid.columns), pick(b, grid.rows, grid.columns))
         grid.combine(pick(a, b)) == resize_bilinear(window.cut(work(a, b)), size)
@@ -71,19 +71,20 @@ class BilinearGrid:
         columns: int ``[Q]``, likewise.
     """
 
-    def __init__(self, window: Window, size: int) -> None:
-        """Plans the resize of a window to ``size`` x ``size``."""
+    def __init__(self, window: Window, size: int | tuple[int, int]) -> None:
+        """Plans the resize of a window to a height and width, or to a square of that side."""
         self._size = size
-        self._sparse = 4 * size * size < window.height * window.width
+        width, height = _width_height(size)
+        self._sparse = 4 * height * width < window.height * window.width
         if self._sparse:
-            rows, self._row_share = _taps(window.height, size)
-            columns, self._column_share = _taps(window.width, size)
+            rows, self._row_share = _taps(window.height, height)
+            columns, self._column_share = _taps(window.width, width)
         else:
             rows, columns = np.arange(window.height), np.arange(window.width)
         self.rows, self.columns = rows + window.top, columns + window.left
 
     def combine(self, picked: np.ndarray) -> np.ndarray:
-        """Finishes the resize: float32 ``[R, Q(, C)]`` to ``[size, size(, C)]``."""
+        """Finishes the resize: float32 ``[R, Q(, C)]`` to ``[height, width(, C)]``."""
         if not self._sparse:
             return resize_bilinear(picked, self._size)
         extra = (1,) * (picked.ndim - 2)

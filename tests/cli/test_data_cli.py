@@ -117,7 +117,16 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["check", "AIM"], "Unknown training set 'AIM'"),
+        (["check", "AIM"], "Unknown set 'AIM'; known are Composition-1K, DIS-646"),
+        (["list", "{name: AM-2K, weights: 2}"], "AM-2K: unknown weights"),
+        (["list", "{image: [a, b], alpha: c}"], "pair: image must be a path"),
+        (
+            ["list", "dataloader.train.dataset.names=5", SMALL],
+            "a name or {image: DIR, alpha: DIR}, not 5",
+        ),
+        (["check", "--workers", "-1"], "--workers must be at least 0, not -1"),
+        (["sample", "--count", "-2"], "--count must be at least 1, not -2"),
+        (["sample", "--seed", "-1"], "seed takes whole numbers of at least 0, not -1"),
         (["check", "DIS-646", "--part", "test"], "DIS-646 is no test set"),
         (["check", "a.py"], "There is no config file a.py."),
         (["check", SMALL, "b.py"], "'b.py' is one config file too many"),
@@ -128,7 +137,7 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
             "names no test set",
         ),
         (["sample", "DIS-646"], "Distinctions-646"),
-        (["sample", "--count", "0"], "There is no sample to show."),
+        (["sample", "--count", "0"], "--count must be at least 1, not 0"),
         (["sample", "--output", "x.xyz"], "x.xyz: the suffix must be one of"),
         (["make-layouts", "new", "AIM"], "AIM"),
     ],

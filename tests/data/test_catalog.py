@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from data_trees import write_aim, write_backgrounds, write_composition, write_pairs
 
 from SDMatte.data import MattingDataset
-from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, Sample, data_root, list_samples
+from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, list_samples
+from SDMatte.data.check import check_set, list_set
+from SDMatte.data.listing import Sample
 from SDMatte.engine.config import build, derive_max_iter, load_config
 from SDMatte.errors import DataError
 from SDMatte.image_io import IMAGE_EXTENSIONS, write_image
@@ -206,6 +209,17 @@ def test_missing_masks_of_a_list_file(tmp_path, caplog):
         list_samples(item, tmp_path)
 
 
+def test_opacity_of_refmatte_follows_from_its_alphas(tmp_path):
+    base = "RefMatte/RefMatte/train"
+    touch(tmp_path, f"{base}/img/rim_train_00000001.jpg")
+    touch(tmp_path, *(f"{base}/mask/rim_train_00000001_{k}.png" for k in range(2)))
+    assert [s.is_trans for s in list_samples("RefMatte", tmp_path)] == [None, None]
+    path = tmp_path / "txt/RefMatte_transparent_samples.txt"
+    path.parent.mkdir()
+    path.write_text("rim_train_00000001_1.png\n")
+    assert [s.is_trans for s in list_samples("RefMatte", tmp_path)] == [0, 1]
+
+
 def test_number_of_masks_drawn(tmp_path):
     base = "RefMatte/RefMatte/train"
     touch(tmp_path, *(f"{base}/img/rim_train_{i}.jpg" for i in range(9)))
@@ -258,10 +272,14 @@ def test_refmatte_rw100(tmp_path):
         assert first.image == second.image == "RefMatte_RW_100/image/p1.jpg"
         assert first.dataset == "RefMatte-RW-100"
         assert (first.caption, second.caption) == ("the man on the left", "")
-    del labels["p1_1"]
+    labels["p1_1"]["expressions"] = "the other man"  # a text is a caption, not a list of letters
     (folder / "refmatte_rw100_label.json").write_text(json.dumps(labels))
-    with pytest.raises(DataError, match=r"no image_name for .*p1_1\.png"):
-        list_samples("RefMatte-RW-100", tmp_path, training=False)
+    captions = [s.caption for s in list_samples("RefMatte-RW-100", tmp_path, training=False)]
+    assert captions == ["the man on the left", "the other man"]
+    for broken in ({"p1_0": labels["p1_0"]}, labels | {"p1_1": {"image_name": 5}}):
+        (folder / "refmatte_rw100_label.json").write_text(json.dumps(broken))
+        with pytest.raises(DataError, match=r"no image_name for .*p1_1\.png"):
+            list_samples("RefMatte-RW-100", tmp_path, training=False)
 
 
 @pytest.mark.parametrize("prefix", ["", "COCO_Matting/"])
@@ -269,6 +287,12 @@ def test_coco_matting(tmp_path, prefix):
     folder = "COCO_Matting"
     touch(tmp_path / folder, "img/1.jpg", "alpha/1.png", "trimap/1.png")
     rows = [{"image_path": f"{prefix}img/1.jpg", "alpha_path": f"{prefix}alpha/1.png"}]
+    lost = {"image_path": f"{prefix}img/1.jpg", "alpha_path": f"{prefix}alpha/0.png"}
+    (tmp_path / folder / "COCO_Matte.json").write_text(json.dumps([lost, *rows]))
+    assert [s.alpha for s in list_samples("COCO-Matting", tmp_path)] == [
+        f"{folder}/alpha/0.png",
+        f"{folder}/alpha/1.png",
+    ]
     (tmp_path / folder / "COCO_Matte.json").write_text(json.dumps(rows))
     (sample,) = list_samples("COCO-Matting", tmp_path)
     assert list_samples("COCO_Matting", tmp_path) == [sample]
@@ -371,6 +395,41 @@ def test_a_link_to_nowhere_is_named(tmp_path):
         dataset[1]
 
 
+@pytest.fixture
+def other_user():
+    """Makes root, to whom no permission is denied, somebody else."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.mark.parametrize("forbidden", ["AIM-500/mask", "AIM-500", "."])
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_folders_that_may_not_be_read(forbidden, mode, other_user):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folder is closed to others
+        root = write_aim(Path(name) / "root")
+        pair = {"image": f"{root}/AIM-500/original", "alpha": f"{root}/AIM-500/mask"}
+        dataset = MattingDataset("AIM-500", root=root, size=16, training=False)
+        (root / forbidden).chmod(mode)
+        try:
+            with pytest.raises(DataError, match="permissions forbid it"):
+                dataset[0]
+            listed = list_set("AIM-500", root, training=False)
+            if mode == 0o444 and forbidden == "AIM-500/mask":  # names can be read
+                texts = [finding.text for finding in check_set(listed, 1).findings]
+                assert len(texts) == 3 and all("permissions forbid it" in text for text in texts)
+                return
+            assert "Permission denied" in listed.problem
+            for names in ("AIM-500", pair):
+                with pytest.raises(DataError, match="Permission denied"):
+                    list_samples(names, root, training=False)
+        finally:
+            (root / forbidden).chmod(0o755)
+
+
 def test_nothing_is_written_to_the_data_root(tmp_path):
     """So that it may be read-only."""
     write_composition(tmp_path)
@@ -409,7 +468,21 @@ def test_pictures_without_an_alpha_are_told_of(tmp_path, caplog):
         ("Composition-2K", True, "Unknown training set 'Composition-2K'; known are Composition-1K"),
         ("AIM-500", True, "AIM-500 is no training set"),
         ("RefMatte", False, "known are AIM-500, AM-2K, P3M-500-NP"),
-        ([], True, "No data set is named"),
+        ([], True, "No data set is named; known are Composition-1K"),
+        (3, True, "a list of names and folder pairs, not 3"),
+        ([["AM-2K"]], True, "A data set is a name or {image: DIR, alpha: DIR}, not \\['AM-2K'\\]"),
+        ([{"name": "AM-2K", "composites": True}], True, "composites must be a number from 0"),
+        ([{"name": "AM-2K", "background": 5}], True, "AM-2K: background must be a path, not 5"),
+        ([{"name": "RefMatte", "list_file": 5}], True, "RefMatte: list_file must be a path"),
+        ([{"image": ["x"], "alpha": "y"}], True, "pair: image must be a path"),
+        ([{"image": "x", "alpha": None}], True, "needs both folders"),
+        ([{"image": "x", "alpha": "y", 1: 2}], True, "unknown 1"),
+        (
+            [{"image": "x", "alpha": "y", "trimap": "z", "composites": 2}],
+            True,
+            "pair has no use for trimap",
+        ),
+        ([{"image": "x", "alpha": "y", "background": "z"}], True, "pair has no use for background"),
         ([{"nam": "AIM-500"}], True, "Unknown training set ''"),
         ([{"name": "AM-2K", "composite": 4}], True, "AM-2K: unknown composite; known are"),
         ([3], True, "A data set is a name or {image: DIR, alpha: DIR}, not 3"),

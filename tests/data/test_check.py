@@ -86,8 +86,11 @@ def test_parts_of_a_name():
     assert parts_of("DIS-646") == ["train"]
     assert parts_of("RefMatte_RW_100") == ["test"]
     assert parts_of("AM-2K", "test") == ["test"]
+    assert parts_of({"name": "AM-2K", "weight": 2}) == ["train"]  # a test has no weights
+    with pytest.raises(DataError, match="AM-2K: unknown shares"):
+        parts_of({"name": "AM-2K", "shares": 2})
     assert parts_of(PAIR) == ["train"] and parts_of(PAIR, "test") == ["test"]
-    with pytest.raises(DataError, match="Unknown training set 'AIM'"):
+    with pytest.raises(DataError, match="Unknown set 'AIM'; known are Comp.*, AIM-500, P3M"):
         parts_of("AIM")
     with pytest.raises(DataError, match="DIS-646 is no test set"):
         parts_of("DIS-646", "test")

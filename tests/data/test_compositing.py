@@ -4,10 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
+from SDMatte.data import MattingDataset
 from SDMatte.data.augment import crop_window
 from SDMatte.data.compositing import composite
+from SDMatte.data.listing import Sample
 from SDMatte.data.settings import DataSettings
 from SDMatte.data.transforms import resize_bilinear
+from SDMatte.errors import DataError
+from SDMatte.image_io import write_image
 
 SETTINGS = DataSettings()
 
@@ -179,6 +183,19 @@ def test_a_crop_is_a_part_of_the_whole(shape):
         assert window.cut(whole_target).sum() == alpha.sum()  # all of the object is in it
         found.add(window)
     assert len(found) > 6
+
+
+def test_no_square_around_a_strip(tmp_path):
+    """A square of 40,000 pixels a side would fill the memory; the picture is a bad sample."""
+    write_image(tmp_path / "fg/a.png", np.zeros((2, 20_000, 3), np.uint8))
+    write_image(tmp_path / "alpha/a.png", np.full((2, 20_000), 255, np.uint8))
+    write_image(tmp_path / "bg/b.png", np.zeros((2, 3, 3), np.uint8))
+    strip = Sample("mine", "fg/a.png", "alpha/a.png", background="bg/b.png", is_trans=0)
+    options = {"samples": [strip], "root": tmp_path, "size": 16}
+    dataset = MattingDataset(settings={"keep_aspect": True}, max_bad_samples=0, **options)
+    with pytest.raises(DataError, match=r"fg/a\.png: .* 20000x2 .* of 40000x40000, .* 680 meg"):
+        dataset[0]
+    assert MattingDataset(**options)[0]["hw"].tolist() == [2, 40_000]
 
 
 def test_inputs_are_left_alone():

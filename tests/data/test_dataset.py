@@ -301,7 +301,15 @@ def test_limit_and_index_range(root):
     ("options", "reason"),
     [
         ({"settings": {"psm": "square"}}, "psm must be"),
-        ({"size": 0}, "size"),
+        ({"size": 0}, "size takes whole numbers of at least 1, not 0"),
+        ({"size": "512"}, "size takes whole numbers of at least 1, not '512'"),
+        ({"size": 64.5}, "size takes whole numbers"),
+        ({"seed": -1}, "seed takes whole numbers of at least 0, not -1"),
+        ({"seed": None}, "seed takes whole numbers of at least 0, not None"),
+        ({"limit": 0}, "limit takes whole numbers of at least 1, not 0"),
+        ({"limit": -1}, "limit takes whole numbers"),
+        ({"max_bad_samples": "x"}, "max_bad_samples takes whole numbers of at least 0"),
+        ({"settings": 5}, "data settings are a mapping of names to values: 5"),
         ({"samples": []}, "either names or samples"),
     ],
 )

@@ -75,11 +75,23 @@ def test_sampler_refuses():
 
 @pytest.mark.parametrize("length", [0, 1, 5, 12, 13])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_shares_are_contiguous_and_complete(length, world_size):
-    shares = [list(ShareSampler(length, rank, world_size)) for rank in range(world_size)]
-    assert [i for share in shares for i in share] == list(range(length))
-    sizes = [len(ShareSampler(length, rank, world_size)) for rank in range(world_size)]
-    assert sizes == [len(share) for share in shares] and max(sizes) - min(sizes) <= 1
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_shares_are_contiguous_and_complete(length, world_size, batch_size):
+    def shared(wanted=None):
+        shares = [
+            ShareSampler(length, batch_size, rank, world_size, wanted) for rank in range(world_size)
+        ]
+        sizes = [len(share) for share in shares]
+        assert sizes == [len(list(share)) for share in shares] and max(sizes) - min(sizes) <= 1
+        return [batch for share in shares for batch in share]
+
+    batches = list(ShareSampler(length, batch_size))
+    assert shared() == batches  # the same ones, whoever has them
+    assert [i for batch in batches for i in batch] == list(range(length))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert shared([]) == []
+    if length > 4:
+        assert shared([1, 4]) == [b for b in batches if 1 in b or 4 in b]
 
 
 # ---------------------------------------------------------------------- loaders
@@ -256,12 +268,22 @@ def test_spawned_workers(root):
     assert_same(next(iter(loader)), next(iter(build_train_loader(dataset, 2, num_workers=0))))
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(0, 0), (1, -1)])
-def test_loader_refuses(root, batch_size, workers):
-    with pytest.raises(ConfigError, match="batch_size"):
-        build_train_loader(train_set(root), batch_size, num_workers=workers)
-    with pytest.raises(ConfigError, match="timeout must be at least 0"):
-        build_train_loader(train_set(root), num_workers=0, timeout=-1)
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_size": 0}, "batch_size takes whole numbers of at least 1, not 0"),
+        ({"batch_size": "2"}, "batch_size takes whole numbers of at least 1, not '2'"),
+        ({"num_workers": -1}, "num_workers takes whole numbers of at least 0, not -1"),
+        ({"num_workers": 1.5}, "num_workers takes whole numbers"),
+        ({"timeout": -1}, "timeout must be at least 0"),
+        ({"timeout": "long"}, "timeout must be at least 0 seconds, not 'long'"),
+        ({"seed": -1}, "seed takes whole numbers of at least 0, not -1"),
+        ({"seed": 0.5}, "seed takes whole numbers"),
+    ],
+)
+def test_loader_refuses(root, options, reason):
+    with pytest.raises(ConfigError, match=reason):
+        build_train_loader(train_set(root), **{"num_workers": 0} | options)
 
 
 def test_no_global_random_state_is_touched(root):

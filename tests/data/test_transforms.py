@@ -61,6 +61,21 @@ def test_grid_is_the_resize(shape, channels):
     np.testing.assert_allclose(resized, resize_bilinear(array, 32), atol=2e-6)
 
 
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (1000, 7)])
+def test_grid_of_any_shape(size):
+    array = np.random.default_rng(0).random((97, 331), np.float32)
+    resized = resize_by_grid(array, Window.whole(array.shape), size)
+    np.testing.assert_allclose(resized, resize_bilinear(array, size), atol=2e-6)
+
+
+@pytest.mark.parametrize(("length", "size"), [(9999, 1000), (3001, 512), (13_000, 1000)])
+def test_grid_weighs_as_the_resize_does_far_out(length, size):
+    """Places as float32 would be wrong by .0005 of a pixel there."""
+    array = np.random.default_rng(0).random((9, length), np.float32)
+    resized = resize_by_grid(array, Window.whole(array.shape), (1, size))
+    np.testing.assert_allclose(resized, resize_bilinear(array, (1, size)), atol=1e-6)
+
+
 @pytest.mark.parametrize("window", [Window(3, 5, 90, 90), Window(20, 0, 20, 20)])
 def test_grid_of_a_window_is_the_resize_of_the_part(window):
     array = np.random.default_rng(0).random((97, 131), np.float32)

@@ -171,6 +171,9 @@ def test_script_with_another_threshold(script, alphas, tmp_path, caplog):
         ("nowhere", [], "nowhere does not exist"),
         ("broken", [], "There is no readable picture in"),
         ("GT", ["--threshold", "25"], "--threshold is a share in [0, 1], not 25.0."),
+        ("GT", ["--most", "0"], "--most takes whole numbers of at least 1, not 0."),
+        ("GT", ["--num-workers", "-2"], "--num-workers takes whole numbers of at least 0"),
+        ("GT", ["--sheet", "sheet.gif"], "Cannot write sheet.gif: the suffix must be one of"),
     ],
 )
 def test_script_keeps_the_old_list_when_it_fails(
