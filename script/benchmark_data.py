@@ -1,7 +1,7 @@
 """Samples per second of the data path on one core, against the plain steps of the paper's code.
 
-Draws 2000 x 3000 sources (JPEG pictures, PNG alphas) into a temporary folder and makes the same
-samples, from the same random draws, in two or three ways::
+Draws 2000 x 3000 sources (JPEG pictures, PNG alphas) into a temporary folder, makes the same
+samples, from the same random draws, in two or three ways, and sees what four workers give::
 
     python script/benchmark_data.py [--repeats 6] [--sources DIR]
     python script/benchmark_data.py --picture docs/data_fast_mode.jpg
@@ -15,10 +15,11 @@ one thread. A stage's time is measured under cProfile, in a second pass; the tot
 import argparse
 import cProfile
 import logging
+import os
 import pstats
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from SDMatte.data import MattingDataset, Sample
+from SDMatte.data import MattingDataset, Sample, build_train_loader
 from SDMatte.data.synthetic import background, foreground
 from SDMatte.data.transforms import ellipse, to_gray
 from SDMatte.image_io import write_image
@@ -40,6 +41,7 @@ SMALL_SHAPE, SMALL_SIZE, SMALL_COUNT = (384, 384), 96, 12
 SMALL_SETTINGS = {"kernel_sizes": (3, 6), "point_radius": 5.0, "duplicate_prob": 0.5}
 TOLERANCE = 1e-5
 DETAIL = 128
+LOADER_WORKERS, LOADER_BATCHES = 4, 60
 STAGES = {  # functions of the package, and of this file
     "decode": ("matte", "image", "plain_decode"),
     "composite": ("composite", "plain_composite"),
@@ -247,7 +249,8 @@ def time_stages(make: Maker, count: int, repeats: int) -> dict[str, float]:
         if "SDMatte" in file or file == __file__:
             spent[name] = spent.get(name, 0.0) + cumulative / repeats
     stages = {stage: sum(spent.get(n, 0.0) for n in names) for stage, names in STAGES.items()}
-    stages["composite"] -= spent.get("combine", 0.0)  # the resize within composite()
+    if "composite" in spent:
+        stages["composite"] -= spent["combine"]  # the resize within composite()
     return stages
 
 
@@ -290,23 +293,46 @@ def compare(
     totals = time_makers(makers, len(samples), repeats)
     stages = {name: time_stages(make, len(samples), repeats) for name, make in makers.items()}
     ratios = {name: totals["plain"] / seconds for name, seconds in totals.items()}
-    print(f"\n{title}: milliseconds a sample\n")
-    print(f"| {'':24s} | " + " | ".join(f"{name:>8s}" for name in makers) + " |")
-    print(f"|{'':-<26s}|" + "".join(f"{'':->9s}:|" for _ in makers))
-    for stage in STAGES:
-        print(
-            f"| {stage:24s} | "
-            + " | ".join(f"{1e3 * s[stage]:8.1f}" for s in stages.values())
-            + " |"
-        )
-    for label, cells in (
-        ("in all, without profiling", [1e3 * t for t in totals.values()]),
-        ("samples a second", [1 / t for t in totals.values()]),
-        ("times plain", list(ratios.values())),
-    ):
-        print(f"| {label:24s} | " + " | ".join(f"{cell:8.1f}" for cell in cells) + " |")
-    print(f"\nofficial samples are the plain ones, to {worst:.1g}")
+    rows = {stage: [s[stage] for s in stages.values()] for stage in STAGES}
+    rows["in all, without profiling"] = list(totals.values())
+    print_table(f"{title}: milliseconds a sample", makers, rows, lambda seconds: 1e3 * seconds)
+    print_table(f"{title}: samples a second and core", makers, rows, lambda seconds: 1 / seconds)
+    print("\n" + ", ".join(f"{name}: {ratio:.1f} times plain" for name, ratio in ratios.items()))
+    print(f"official samples are the plain ones, to {worst:.1g}")
     return ratios
+
+
+def print_table(
+    title: str,
+    columns: Iterable[str],
+    rows: Mapping[str, Sequence[float]],
+    convert: Callable[[float], float],
+) -> None:
+    """Prints seconds, converted, a line a stage; of what does not happen, nothing."""
+    print(f"\n{title}\n")
+    print(f"| {'':25s} | " + " | ".join(f"{name:>8s}" for name in columns) + " |")
+    print(f"|{'':-<27s}|" + "".join(f"{'':->9s}:|" for _ in columns))
+    for label, seconds in rows.items():
+        cells = (f"{convert(s):8.1f}" if s else " " * 8 for s in seconds)
+        print(f"| {label:25s} | " + " | ".join(cells) + " |")
+
+
+def time_loader(samples: list[Sample], root: Path) -> float:
+    """Batches of one a second that four workers give, as long as nobody else works; printed."""
+    dataset = MattingDataset(samples=samples, root=root, size=512)
+    batches = iter(build_train_loader(dataset, num_workers=LOADER_WORKERS))
+    for _ in range(2 * LOADER_WORKERS):  # the workers start, and fill their queues
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(LOADER_BATCHES):
+        next(batches)
+    rate = LOADER_BATCHES / (time.perf_counter() - start)
+    batches.close()
+    print(
+        f"\n{LOADER_WORKERS} workers on {len(os.sched_getaffinity(0))} cores, training at 512, "
+        f"composites: {rate:.1f} samples a second"
+    )
+    return rate
 
 
 def compare_cache(folder: Path, repeats: int) -> None:
@@ -392,6 +418,7 @@ def main() -> None:
     parser.add_argument("--min-train", type=float, default=4, help="fail below, official at 512")
     parser.add_argument("--min-test", type=float, default=8, help="fail below, official at 1024")
     parser.add_argument("--min-reduced", type=float, default=8, help="fail below, reduced at 512")
+    parser.add_argument("--min-loader", type=float, default=5, help="fail below, with 4 workers")
     parser.add_argument("--picture", type=Path, help="only draw what `reduced` changes")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -411,10 +438,12 @@ def main() -> None:
             "Test at 1024", natural, root / "large", args.repeats, size=1024, training=False
         )
         compare_cache(root / "small", args.repeats)
+        loader = time_loader(samples, root / "large")
     if (
         train["official"] < args.min_train
         or test["official"] < args.min_test
         or train["reduced"] < args.min_reduced
+        or loader < args.min_loader
     ):
         raise SystemExit("too slow")
 
