@@ -60,7 +60,7 @@ class MaterialisedScores:
     """Attention as the definition has it: a matrix of all scores, masked by a bias."""
 
     def __init__(self, settings: MattingAttnProcessor):
-        self.settings = settings
+        self.masked, self.visual = settings.masked, settings.visual
         self.attend = AttnProcessor()
 
     def __call__(
@@ -73,10 +73,10 @@ class MaterialisedScores:
         context: AttentionContext | None = None,
     ) -> torch.Tensor:
         """Attends to what `MattingAttnProcessor` attends to."""
-        if encoder_hidden_states is None and self.settings.masked:
+        if encoder_hidden_states is None and self.masked:
             keys = context.keys.get(hidden_states.shape[1])
             attention_mask = None if keys is None else keys.bias.unsqueeze(1)  # [B, 1, K]
-        elif encoder_hidden_states is not None and self.settings.visual:
+        elif encoder_hidden_states is not None and self.visual:
             encoder_hidden_states = context.visual_tokens
         return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
@@ -94,6 +94,10 @@ class PlainModel(Model):
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Encodes pictures in the layout that they have."""
         return self.vae.encode(image).latent_dist.mean * self.vae.config.scaling_factor
+
+    def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
+        """Encodes prompts as pictures."""
+        return self.encode(prompt.expand(-1, 3, -1, -1))
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Decodes latents in the layout that they have."""
