@@ -88,8 +88,9 @@ def to_latex(blocks: Iterable[Block]) -> str:
                 items = "".join(f"  \\item {escape_latex(item)}\n" for item in block.items)
                 return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n"
             case Picture():
+                size = "width=\\linewidth,height=.9\\textheight,keepaspectratio"
                 return (
-                    f"\\noindent\\includegraphics[width=\\linewidth]{{{block.path.name}}}\n\n"
+                    f"\\noindent\\includegraphics[{size}]{{{block.path.name}}}\n\n"
                     f"{escape_latex(block.caption)}\n"
                 )
             case Table():
@@ -101,6 +102,7 @@ def to_latex(blocks: Iterable[Block]) -> str:
         "\\usepackage[T1]{fontenc}\n"
         "\\usepackage[margin=2cm]{geometry}\n"
         "\\usepackage{booktabs,graphicx}\n"
+        "\\sloppy\n"  # hashes and paths do not break: they may leave a short line before them
         f"\\begin{{document}}\n\n{body}\n\\end{{document}}\n"
     )
 
