@@ -26,3 +26,7 @@ class LiteSDMatte(SDMatte):
         """Encodes pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, h, w]."""
         image = (image + 1) / 2  # [-1, 1] -> [0, 1]
         return self.vae.encode(image.to(self.vae.dtype)).latents * self.vae.config.scaling_factor
+
+    def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
+        """Encodes prompts' maps as pictures."""
+        return self.encode(prompt.expand(-1, 3, -1, -1))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import save_file
+from torch import nn
 
-from SDMatte.errors import CheckpointError
+from SDMatte.errors import CheckpointError, ConfigError
 from SDMatte.modeling import weights
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 ARGUMENTS_FILE = "sdmatte.json"
 WEIGHTS_FILE = "model.safetensors"
+WIDE = 128
+"""Autoencoders without layers of that many channels stay in float32: in bfloat16 they are slower on
+a CPU, and the small model's, whose latents are whitened, is coarse."""
 
 
 def save_model(
@@ -26,6 +30,8 @@ def save_model(
     inference: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model folder; see `SDMatte.save_pretrained`."""
+    if model.text_encoder.device.type == "meta":
+        raise ConfigError("This model was loaded without its text encoder: it cannot be saved.")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -69,8 +75,15 @@ def load_model(
     with init_empty_weights(include_buffers=False):
         settings = {**saved.get("arguments", {}), **arguments, "load_weight": False}
         model = cls(folder, **settings, dtype=dtype)
+    if _widest(model.vae.config) < WIDE:
+        nn.Module.to(model.vae, torch.float32)
     weights.assign_checkpoint(model, found[0])
     return model.eval()
+
+
+def _widest(config: Mapping[str, Any]) -> int:
+    names = ("block_out_channels", "encoder_block_out_channels")
+    return max(channels for name in names for channels in config.get(name, [0]))
 
 
 def read_model_card(folder: Path) -> dict[str, Any]:

@@ -52,9 +52,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt", device="cpu") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}
         else:
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=is_mapped(path)
-            )
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of tensors alone, so it is not opened: a PyTorch or "
@@ -162,9 +160,10 @@ def assign_checkpoint(
 ) -> None:
     """Puts a checkpoint file's tensors in place in a model that was built without memory.
 
-    They take the model's own types. What has these types stays mapped from the file. The rest is
-    converted part by part, and between the parts the file is let go of, so that its pages do not
-    add up: loading takes the memory of the model and a part, whatever the file's size.
+    They take the model's own types. What has these types stays mapped from the file, but for the
+    text encoder's, which may be released by itself. The rest is converted part by part, and between
+    the parts the file is let go of, so that its pages do not add up: loading takes the memory of
+    the model and a part, whatever the file's size.
 
     Args:
         model: An `SDMatte` or `LiteSDMatte`, on the meta device.
@@ -183,7 +182,11 @@ def assign_checkpoint(
     types = {name: value.dtype for name, value in model.state_dict().items()}
     tensors = read()
     check_fit(model, tensors, str(path))
-    others = [name for name, value in tensors.items() if value.dtype != types[name]]
+    others = [
+        name
+        for name, value in tensors.items()
+        if value.dtype != types[name] or name.startswith(TEXT_PREFIX)
+    ]
     parts: list[list[str]] = []
     room = 0
     for name in others:
@@ -194,7 +197,7 @@ def assign_checkpoint(
         room -= tensors[name].nbytes
     converted: dict[str, torch.Tensor] = {}
     for part in parts:
-        converted |= {name: tensors.pop(name).to(types[name]) for name in part}
+        converted |= {name: tensors.pop(name).to(types[name], copy=True) for name in part}
         if is_mapped(path):
             tensors.clear()  # before it is mapped anew: that is what lets go of the pages
             tensors = read()

@@ -1,0 +1,114 @@
+"""Encoding pictures of constant bands: the same latents, with a part of the work."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from models import make_batch, tiny_model
+
+from SDMatte.modeling.bands import encode_bands, find_edges, plan_axis
+from SDMatte.prompts import PROMPT_TYPES
+
+DEPTHS = [5, 4, 4, 9]  # of Stable Diffusion's encoder: conv_in, two blocks each, the middle
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=4,
+    ).eval()
+    with torch.no_grad():
+        for parameter in vae.parameters():  # biases and norms that matter
+            parameter += 0.1 * torch.randn_like(parameter)
+    return vae
+
+
+def box_picture(height, width, boxes):
+    image = -torch.ones(1, 3, height, width)
+    for y0, y1, x0, x1 in boxes:
+        image[..., y0:y1, x0:x1] = 1
+    return image
+
+
+@pytest.mark.parametrize(
+    "height, width, boxes",
+    [
+        (512, 512, [(100, 301, 77, 400)]),
+        (512, 512, []),
+        (512, 512, [(0, 512, 0, 512)]),
+        (512, 512, [(0, 1, 511, 512)]),
+        (384, 512, [(9, 10, 3, 200)]),
+        (256, 640, [(0, 256, 320, 321)]),
+        (512, 512, [(10, 60, 20, 300), (200, 500, 301, 310)]),
+        (512, 512, [(255, 257, 127, 130)]),
+    ],
+)
+@torch.no_grad()
+def test_latents_are_those_of_the_whole_picture(vae, height, width, boxes):
+    image = box_picture(height, width, boxes)
+    latent = encode_bands(vae, image)
+    expected = vae.encode(image).latent_dist.mean
+    assert latent.shape == expected.shape
+    torch.testing.assert_close(latent, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_every_position_of_an_edge_is_right(vae):
+    for low in range(160, 176):
+        image = box_picture(448, 448, [(low, low + 97, 448 - low - 3, 448)])
+        torch.testing.assert_close(
+            encode_bands(vae, image), vae.encode(image).latent_dist.mean, atol=1e-4, rtol=1e-4
+        )
+
+
+@torch.no_grad()
+def test_pictures_without_bands_are_left_to_the_encoder(vae):
+    noise = torch.rand(1, 3, 64, 64)
+    assert encode_bands(vae, noise) is None
+    stripes = [(y, y + 4, 0, 256) for y in range(0, 256, 8)]
+    assert encode_bands(vae, box_picture(256, 256, stripes)) is None
+    small = [(y, y + 1, y, y + 1) for y in range(4, 32, 4)]
+    assert encode_bands(vae, box_picture(32, 32, small)) is None
+
+
+def test_edges_are_where_rows_and_columns_change():
+    image = box_picture(64, 96, [(10, 20, 0, 33)])
+    assert find_edges(image, 2) == [0, 10, 20, 64]
+    assert find_edges(image, 3) == [0, 33, 96]
+
+
+def test_a_box_at_1024_costs_a_tenth():
+    axes = plan_axis(1024, [0, 231, 793, 1024], DEPTHS)
+    shares = [(len(axis.kept) / axis.length) ** 2 for axis in axes]
+    assert [axis.length for axis in axes] == [1024, 512, 256, 128]
+    assert sum(shares) / 4 < 0.15
+    for axis in axes:
+        assert int(axis.counts.sum()) == axis.length and int(axis.counts.min()) > 0
+
+
+@torch.no_grad()
+def test_models_use_it_for_boxes_in_evaluation_alone(monkeypatch):
+    seen = []
+
+    def watched(vae, image):
+        seen.append(image.shape[-2:])
+        return encode_bands(vae, image)
+
+    model, batch = tiny_model(), make_batch(2, 256, 320)
+    batch["bbox_mask"][1] *= -1
+    kind = PROMPT_TYPES["bbox_mask"]
+    latents = model.encode(batch["image"])
+    inputs = (latents, batch[kind.mask_key], batch[kind.coords_key], kind)
+    model.train()
+    plain, _ = model.predict_latent(*inputs)
+    monkeypatch.setattr("SDMatte.modeling.bands.encode_bands", watched)
+    model.predict_latent(*inputs)
+    assert not seen
+    ours, _ = model.eval().predict_latent(*inputs)
+    assert seen == [(256, 320)] * 2
+    torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-4)
