@@ -106,10 +106,10 @@ class SetTest:
         return f"{self.name}/{self.label}"
 
     @property
-    def missing(self) -> list[Sample]:
-        """The samples that are not predicted yet."""
-        samples = self.loader.dataset.samples
-        return [s for s in samples if Path(s.alpha).stem not in self.done]
+    def missing(self) -> dict[int, Sample]:
+        """The samples that are not predicted yet, by their index in the set."""
+        samples = enumerate(self.loader.dataset.samples)
+        return {i: s for i, s in samples if Path(s.alpha).stem not in self.done}
 
 
 def plan_test(
@@ -281,24 +281,19 @@ def run_plan(
                 continue
             loader, missing = test.loader, test.missing
             if len(missing) < len(loader.dataset):
-                loader = _loader_of(config, loader.dataset, missing)
+                dataset = loader.dataset
+                loader = build(config.dataloader.test, dataset=dataset, wanted=list(missing))
             predict = _with_prompt(model, test.prompt, config.test.use_captions)
             results |= inference_on_dataset(predict, loader, evaluator)
     return results
-
-
-def _loader_of(config: DictConfig, dataset: MattingDataset, samples: Sequence[Sample]) -> Any:
-    """The loader of some samples of a set; they are what they are in the whole set."""
-    part = copy.copy(dataset)
-    part.samples = list(samples)
-    return build(config.dataloader.test, dataset=part)
 
 
 def _check_predicted(plan: Sequence[SetTest]) -> None:
     missing = {t.folder: t.missing for t in plan if t.missing}
     if missing:
         lines = (
-            f"{folder}: {len(samples)} of them, such as {Path(samples[0].alpha).stem}"
+            f"{folder}: {len(samples)} of them, such as "
+            f"{Path(next(iter(samples.values())).alpha).stem}"
             for folder, samples in missing.items()
         )
         raise DataError("There are no mattes to score:\n  " + "\n  ".join(lines))

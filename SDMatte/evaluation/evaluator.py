@@ -106,7 +106,8 @@ class MatteEvaluator(DatasetEvaluator):
         """Forgets all pictures but those done before."""
         self._workers.close()
         self.result = None
-        self._names = {p.name for p in self.done} | {target.name for target, _ in self.written}
+        self._ready = {p.name for p in self.done} | {target.name for target, _ in self.written}
+        self._names: set[str] = set()
         self._finished = list(self.done) if comm.is_main_process() else []
         self._problems: list[str] = []
 
@@ -138,6 +139,8 @@ class MatteEvaluator(DatasetEvaluator):
         images = inputs.get("image_path", [""] * len(paths))
         targets = map(Target, map(str, paths), trimaps, images)
         for target, pred, hw in zip(targets, preds, sizes, strict=True):
+            if target.name in self._ready:
+                continue  # it came along in the batch of another one
             if target.name in self._names:
                 self._problems.append(
                     f"{target.alpha_path}: there was a picture of this name before."
