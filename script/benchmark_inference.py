@@ -1,8 +1,8 @@
 """Compares ways to predict with a full-size model of random weights: time, memory, result.
 
 The plain path keeps float32, materialises all attention scores, encodes picture and prompt one
-after the other in the layout that they have, and encodes the empty caption at each call. The
-others are `MattePredictor`, loaded from a file of float32 weights as the published ones are. Each
+after the other and whole, in the layout that they have, and encodes the empty caption at each call.
+The others are `MattePredictor`, loaded from a file of float32 weights as the published ones are. Each
 case has a process of its own, so that the peak of memory, loading included, is its own. The
 picture is noise, prompted with a box of 30 % of it; batch 1::
 
@@ -213,7 +213,7 @@ def start_up(runs: int) -> None:
     """Prints how long the import and the command line's first line take."""
     medians = {}
     with tempfile.TemporaryDirectory() as scratch:
-        build(Model, tiny=True).save_pretrained(scratch)
+        build(Model, tiny=True).save_pretrained(scratch, inference={"resolution": 64})
         commands = {
             "import SDMatte": [sys.executable, "-c", "import SDMatte; print()"],
             "sdmatte matte, first line": [sys.executable, "-m", "SDMatte", "matte", "--auto"]
@@ -254,7 +254,8 @@ def main(arguments: argparse.Namespace) -> None:
         numbers = ("first", "second", "loading", "memory")
         print(json.dumps({name: getattr(m, name) for name in numbers}))
         return
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"{arguments.model} on {device}, {threads}, torch {torch.__version__}; batch 1")
     if arguments.start_up:
         return start_up(max(3, arguments.runs))
     if arguments.types:

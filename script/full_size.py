@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import nn
 
 import SDMatte
 from SDMatte.modeling import LiteSDMatte
@@ -81,6 +83,18 @@ class MaterialisedScores:
         return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
 
+class DoubleAndConvolve(nn.Module):
+    """Upsampling as the definition has it."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Doubles by nearest, then convolves."""
+        return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
+
+
 class PlainModel(Model):
     """The same network without what makes it faster."""
 
@@ -89,6 +103,11 @@ class PlainModel(Model):
         processors = self.unet.attn_processors
         self.unet.set_attn_processor({n: MaterialisedScores(p) for n, p in processors.items()})
         self._all_keys = True
+        for block in self.vae.decoder.up_blocks:
+            if block.upsamplers is not None:
+                block.upsamplers = nn.ModuleList(
+                    DoubleAndConvolve(up.conv) for up in block.upsamplers
+                )
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:

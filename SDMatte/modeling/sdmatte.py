@@ -17,6 +17,7 @@ from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
 from SDMatte.modeling import bands, saving, surgery, weights
 from SDMatte.modeling.attention import MASK_MODES, AttentionContext, build_key_selections
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SECTIONS, SDMatteUNet
+from SDMatte.modeling.upsampling import speed_up_upsampling
 from SDMatte.prompts import PROMPT_TYPES, PromptType
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,8 @@ class SDMatte(nn.Module):
             use_attention_mask_list,
             use_encoder_hidden_states_list if use_encoder_hidden_states else (False,) * 3,
         )
+        if isinstance(self.vae, AutoencoderKL):
+            speed_up_upsampling(self.vae)
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
         self._empty_caption: tuple[Any, torch.Tensor] | None = None
