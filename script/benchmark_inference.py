@@ -1,10 +1,10 @@
 """Compares ways to predict with a full-size model of random weights: time, memory, result.
 
 The plain path keeps float32, materialises all attention scores, encodes picture and prompt one
-after the other and whole, in the layout that they have, and encodes the empty caption at each call.
-The others are `MattePredictor`, loaded from a file of float32 weights as the published ones are. Each
-case has a process of its own, so that the peak of memory, loading included, is its own. The
-picture is noise, prompted with a box of 30 % of it; batch 1::
+after the other and whole, in the layout that they have, and encodes the empty caption at each
+call. The others are `MattePredictor`, loaded from a file of float32 weights as the published ones
+are. Each case has a process of its own, so that the peak of memory, loading included, is its own.
+The picture is noise, prompted with a box of 30 % of it; batch 1::
 
     python script/benchmark_inference.py                      # 512 and 1024 pixels
     python script/benchmark_inference.py --model lite
