@@ -2,7 +2,7 @@
 
 The definitions are those of Rhemann et al., "A Perceptually Motivated Online Benchmark for Image
 Matting" (CVPR 2009), as the published evaluation of SDMatte computes them: single precision
-throughout, double only inside the filters and in the sum of the connectivity error. All values
+throughout, double only inside the filters and in the sums of Grad and Conn. All values
 are raw: MSE and MAD are *not* multiplied by 1000, SAD, Grad and Conn are divided by 1000.
 
 A picture is ``[H, W]``, either 8-bit (taken as value / 255) or floating in [0, 1]. With a trimap,
@@ -112,7 +112,7 @@ def gradient(
     whole picture; only their sum is restricted. Arguments and errors as for :func:`mse`.
     """
     pred, true, weight = _check(pred, true, trimap, protocol)
-    error = np.zeros(pred.shape, np.float32)
+    total = 0.0
     for y in range(0, len(pred), _BAND):
         rows = np.s_[max(0, y - _HALF) : y + _BAND + _HALF]
         differs = np.flatnonzero((pred[rows] != true[rows]).any(axis=0))
@@ -120,11 +120,11 @@ def gradient(
             continue
         # Farther than half a kernel from the differences both gradients are equal, to the bit.
         columns = np.s_[max(0, differs[0] - 2 * _HALF) : differs[-1] + 1 + 2 * _HALF]
-        difference = _gradient_magnitude(pred[rows, columns])
-        difference -= _gradient_magnitude(true[rows, columns])
-        inner = difference[y - rows.start :][:_BAND]
-        np.square(inner, out=error[y : y + _BAND, columns])
-    return _total(error, weight) / 1000
+        inner = np.s_[y - rows.start : y - rows.start + _BAND]
+        magnitudes = [_gradient_magnitude(p[rows, columns])[inner] for p in (pred, true)]
+        where = None if weight is None else weight[y : y + _BAND, columns].view(np.uint8)
+        total += cv2.norm(*magnitudes, cv2.NORM_L2SQR, where)  # sums in double
+    return total / 1000
 
 
 def connectivity(
@@ -249,9 +249,11 @@ def _steps_connected(pred: np.ndarray, true: np.ndarray, count_background: bool)
     """
     # Both reach a threshold where the smaller one does. The product is exact enough: no float32
     # below a threshold is rounded up to the next integer.
-    level = (cv2.min(pred, true) * np.float32(NUM_STEPS)).astype(np.uint8)
+    level = cv2.min(pred, true)
+    level *= np.float32(NUM_STEPS)
+    level = level.astype(np.uint8)
     result = steps = np.zeros(level.shape, np.uint8)
-    kept = (pred != true).astype(np.uint8)  # what matters and was inside Omega in all steps so far
+    kept = (pred != true).view(np.uint8)  # what matters and was inside Omega in all steps so far
     seed = _amid_high_values(level)
     for step in range(1, NUM_STEPS + 1):
         mask = _at_least(level, step)
