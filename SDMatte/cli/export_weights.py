@@ -20,10 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 
 def run(args: argparse.Namespace) -> None:
     """Reads, writes and says so."""
-    from SDMatte.engine.checkpoint import write_weights
-    from SDMatte.modeling.weights import read_tensors
+    from SDMatte.engine.checkpoint import export_weights
 
-    tensors = read_tensors(args.checkpoint)
-    write_weights(tensors, args.output)
+    tensors = export_weights(args.checkpoint, args.output)
     size = sum(value.nbytes for value in tensors.values()) / 2**30
     print(f"{args.output}: {len(tensors)} tensors, {size:.2f} GiB")

@@ -34,6 +34,7 @@ def build_trainer(
     task, adapters = build_training_model(config, device)
     optimizer = build_optimizer(config, task)
     prompts = [task.model.aux_input] if task.model.aux_input else task.model.aux_input_list
+    data = config.dataloader.train
     trainer = MatteTrainer(
         parallelize(task, config, device),
         loader,
@@ -44,6 +45,7 @@ def build_trainer(
         amp_dtype=config.train.amp.dtype if config.train.amp.enabled else None,
         clip_grad_norm=config.train.clip_grad_norm,
         non_finite=config.train.non_finite,
+        patience=0 if data.num_workers else data.get("timeout", 0),
     )
     return task, trainer, adapters
 

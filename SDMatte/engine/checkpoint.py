@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"
 PARTIAL = ".partial"
+RUN_FILE = re.compile(r"model_\d{7,}\.pth")
 
 
 class MatteCheckpointer(Checkpointer):
@@ -110,8 +111,9 @@ class MatteCheckpointer(Checkpointer):
         )
 
     def get_all_checkpoint_files(self) -> list[str]:
-        """Lists the checkpoints of the run, by step."""
-        return sorted(map(str, Path(self.save_dir).glob("model_*[0-9].pth")), key=_iteration)
+        """Lists the checkpoints of the run, by step; not the copies that people make of them."""
+        files = [p for p in Path(self.save_dir).glob("model_*.pth") if RUN_FILE.fullmatch(p.name)]
+        return sorted(map(str, files), key=_iteration)
 
     def resume(self) -> bool:
         """Goes on from the last checkpoint that is whole; in all processes from the same one.
@@ -173,6 +175,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
+        partial.touch()  # says better why it cannot be than what writes it
         write(partial)
         _sync(partial)
         os.replace(partial, path)
@@ -223,6 +226,29 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None
         write_whole(path, lambda partial: _save(dict(tensors), partial))
     else:
         raise CheckpointError(f"Weights are written as .safetensors or .pth; {path} is neither.")
+
+
+def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Tensor]:
+    """Writes the weights of a checkpoint, published or of a run, alone and in published layout.
+
+    Args:
+        source: The checkpoint.
+        target: The new file, ``.safetensors`` or ``.pth``.
+
+    Returns:
+        What was written, by name.
+
+    Raises:
+        CheckpointError: The source is no checkpoint of SDMatte or LiteSDMatte, or the target cannot
+            be written.
+    """
+    tensors = weights.read_tensors(source)
+    kind = weights.describe_model(tensors)
+    if kind not in weights.OWN_KINDS:
+        raise CheckpointError(f"{source} is {kind}; only those of SDMatte and LiteSDMatte will do.")
+    weights.rename_text_encoder(tensors, "", with_level=True)
+    write_weights(tensors, target)
+    return tensors
 
 
 def read_run(path: Path) -> dict[str, Any]:

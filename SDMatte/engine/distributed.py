@@ -107,6 +107,12 @@ def launch(
                     "Under srun, --num-processes needs one task a machine (--ntasks-per-node=1); "
                     "or leave it out, and have one task for each process."
                 )
+    total = num_processes * num_machines if place is None else place.world_size
+    if total > 1 and str(device).startswith("cuda:"):
+        raise ConfigError(
+            f"train.device={device} is one GPU for {total} processes; with cuda or auto each takes "
+            f"its own."
+        )
     if place is not None:
         _join(place, main, args, on_gpu, timeout)
         return
@@ -116,7 +122,9 @@ def launch(
         )
     if num_machines > 1 and dist_url == "auto":
         raise ConfigError("Several machines need --dist-url tcp://HOST:PORT of machine 0.")
-    if num_processes * num_machines == 1:
+    if dist_url != "auto" and not re.fullmatch(r"tcp://[^/]+:\d+", dist_url):
+        raise ConfigError(f"--dist-url is tcp://HOST:PORT of machine 0; got {dist_url!r}.")
+    if total == 1:
         main(*args)
         return
     if on_gpu and num_processes > torch.cuda.device_count():
@@ -210,7 +218,7 @@ def _join(place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: floa
         comm.synchronize()
         main(*args)
     except RuntimeError as error:
-        if not _has_lost_others(error):
+        if not has_lost_others(error):
             raise
         reason = str(error).strip().splitlines()[0]
         raise ProcessError(
@@ -238,8 +246,11 @@ def _make_groups(place: Place, patience: datetime.timedelta) -> None:
     comm._get_global_gloo_group = lambda: gloo
 
 
-def _has_lost_others(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+def has_lost_others(error: BaseException) -> bool:
+    """Whether an error says that another process is gone, or gives no answer."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "gloo" in str(error)
+    )
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from torch import nn
 from SDMatte.data import MattingDataset
 from SDMatte.engine.builders import build_trainer
 from SDMatte.engine.config import build, load_config, resolve_device
+from SDMatte.engine.hooks import WeightAverage
+from SDMatte.engine.lora import Adapters
 from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
 from SDMatte.engine.progress import peak_memory
 from SDMatte.engine.testing import test_loaders
@@ -35,13 +37,11 @@ class StepCost:
         seconds: All of it.
         data_seconds: Waiting for the batch, of that.
         memory: Peak of this process, in GiB.
-        checkpoint: Size of a checkpoint to go on from, in GiB.
     """
 
     seconds: float
     data_seconds: float
     memory: float
-    checkpoint: float
 
 
 def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int = 1) -> str:
@@ -65,10 +65,13 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
     device = resolve_device(config.train.device)
     loader = build(config.dataloader.train)
     plan = make_plan(config, len(loader.dataset), num_processes)
-    task, trainer, _ = build_trainer(config, loader, device)
+    task, trainer, adapters = build_trainer(config, loader, device)
     if config.train.init_checkpoint:
         weights.load_checkpoint(task.model, config.train.init_checkpoint)
-    cost = time_step(trainer, task)
+    ema = config.train.ema
+    average = WeightAverage(task.model, ema.decay) if ema.enabled else None
+    cost = time_step(trainer)
+    size = checkpoint_size(task, trainer, average, adapters)
     rows = [
         ("config", config_file),
         ("model", describe_model(task)),
@@ -77,7 +80,7 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
         ("step", describe_step(config, plan)),
         ("length", describe_length(config, plan)),
         ("evaluations", describe_evaluations(config, plan)),
-        ("checkpoints", describe_checkpoints(config, plan, cost)),
+        ("checkpoints", describe_checkpoints(config, plan, size)),
         ("device", describe_device(device, num_processes)),
         ("time", describe_time(plan, cost)),
         ("memory", f"{cost.memory:.2f} GiB at most, of a process"),
@@ -87,7 +90,7 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
     return "\n".join([*lines, "A dry run: nothing was written."])
 
 
-def time_step(trainer: MatteTrainer, task: TrainingModel) -> StepCost:
+def time_step(trainer: MatteTrainer) -> StepCost:
     """Runs two steps, of which the first warms up, with a learning rate of 0."""
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0  # the schedule is not here; without it the weights might go astray
@@ -100,11 +103,22 @@ def time_step(trainer: MatteTrainer, task: TrainingModel) -> StepCost:
                 torch.cuda.synchronize(trainer.device)
             seconds = time.perf_counter() - start
         data_seconds = trainer.storage.history("data_time").latest()
+    return StepCost(seconds, data_seconds, peak_memory(trainer.device))
+
+
+def checkpoint_size(
+    task: TrainingModel,
+    trainer: MatteTrainer,
+    average: WeightAverage | None = None,
+    adapters: Adapters | None = None,
+) -> float:
+    """Counts what the tensors of a checkpoint to go on from take, in GiB; after a step."""
     state = trainer.optimizer.state_dict()["state"].values()
     tensors = [v for entry in state for v in entry.values() if isinstance(v, torch.Tensor)]
     tensors += task.model.state_dict().values()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**30
-    return StepCost(seconds, data_seconds, peak_memory(trainer.device), size)
+    tensors += average.state_dict()["trained"] if average is not None else []
+    tensors += adapters.state_dict().values() if adapters is not None else []
+    return sum(tensor.nbytes for tensor in tensors) / 2**30
 
 
 def describe_model(task: TrainingModel) -> str:
@@ -185,14 +199,14 @@ def describe_evaluations(config: DictConfig, plan: RunPlan) -> str:
     return "\n".join(lines)
 
 
-def describe_checkpoints(config: DictConfig, plan: RunPlan, cost: StepCost) -> str:
-    """Says when checkpoints are written, and whether there is room for them."""
+def describe_checkpoints(config: DictConfig, plan: RunPlan, size: float) -> str:
+    """Says when checkpoints, of so many GiB each, are written, and whether there is room."""
     kept = config.train.max_to_keep
     folder = Path(config.train.output_dir).absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
     free = shutil.disk_usage(there).free / 2**30
     return (
-        f"every {plan.checkpoint_period:,} steps and before evaluations, {cost.checkpoint:.2f} GiB "
+        f"every {plan.checkpoint_period:,} steps and before evaluations, {size:.2f} GiB "
         f"each, {f'the last {kept} are' if kept else 'all are'} kept\n"
         f"in {config.train.output_dir}, where {free:.1f} GiB are free"
     )

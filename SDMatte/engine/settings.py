@@ -152,9 +152,11 @@ def check_settings(config: DictConfig, sections: Sequence[str]) -> None:
         if not isinstance(config[name], DictConfig):
             raise ConfigError(f"{name} is a part of the config; got {config[name]!r}.")
     for name, kind in SETTINGS.items():
+        *parents, last = name.split(".")
         node: Any = config
-        for part in name.split("."):
-            if not isinstance(node, DictConfig) or part not in node:
-                raise ConfigError(f"The config lacks {name}.")
-            node = node[part]
-        kind.check(name, node)
+        for part in parents:
+            node = node.get(part) if isinstance(node, DictConfig) else None
+        if isinstance(node, DictConfig) and last in node:
+            kind.check(name, node[last])
+        elif not isinstance(node, DictConfig) or "_target_" not in node:  # else it has a default
+            raise ConfigError(f"The config lacks {name}.")

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, as keyboards (SIGINT) and schedulers send them."""
+"""Signals: those that ask a run to stop, and an alarm for what takes too long."""
 
 import contextlib
 import os
@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from SDMatte.errors import DataError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -36,6 +38,41 @@ def handling(handler: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous or signal.SIG_DFL)
+
+
+class _TooLong(BaseException):
+    """No `Exception`: what hangs might take that for an error of its own, and go on."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, describe: Callable[[], str]) -> Iterator[None]:
+    """Ends what is inside when it takes too long, unless it waits deep in the system.
+
+    Only a main thread can do that; in another one there is no limit.
+
+    Args:
+        seconds: The limit; 0: none.
+        describe: Called at the limit, where it was reached; gives the message.
+
+    Raises:
+        DataError: The limit was reached.
+    """
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise _TooLong(describe())
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _TooLong as late:
+        raise DataError(str(late)) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class StopRequest:

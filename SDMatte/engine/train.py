@@ -66,9 +66,10 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
             weights.load_checkpoint(task.model, config.train.init_checkpoint)
         loader.sampler.start = -(-trainer.samples // comm.get_world_size())
         trainer.train(start, max(start, max_iter))
-        checkpointer.save_weights(final.stem)
         if comm.is_main_process():
             draw_curves(output_dir / RECORDS, output_dir / "curves.png")
+        checkpointer.save_weights(final.stem)  # as the last thing: it says that all is there
+        if comm.is_main_process():
             used = output_dir / CONFIG  # with all overrides, unlike the config file
             logger.info("Done. To test: bash script/test.sh %s %s", used, final)
 

@@ -18,8 +18,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from SDMatte.engine.distributed import has_lost_others
 from SDMatte.engine.hooks import Checkpoints, WeightAverage
-from SDMatte.engine.signals import StopRequest
+from SDMatte.engine.signals import StopRequest, time_limit
 from SDMatte.errors import DataError, RunStopped, SDMatteError
 from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
 from SDMatte.modeling.sdmatte import SDMatte, as_dtype
@@ -52,6 +53,8 @@ class TrainingModel(nn.Module):
         self.criterion = criterion
         self.teacher = teacher.requires_grad_(False) if teacher is not None else None
         self.distillation = distillation
+        processors = model.unet.attn_processors.values()
+        self._reads_visual_tokens = any(processor.visual for processor in processors)
 
     def train(self, mode: bool = True) -> "TrainingModel":
         """Sets the training mode; the teacher stays in evaluation mode."""
@@ -65,8 +68,8 @@ class TrainingModel(nn.Module):
         unet = self.model.unet
         is_point = PROMPT_TYPES[aux_input].is_point
         idle = [unet.bbox_embedding if is_point else unet.point_embedding]
-        if not any(processor.visual for processor in unet.attn_processors.values()):
-            idle.append(unet.aux_conv_in)  # no section of the network reads the visual tokens
+        if not self._reads_visual_tokens:
+            idle.append(unet.aux_conv_in)
         return [p for part in idle for p in part.parameters() if p.requires_grad]
 
     def forward(self, batch: Mapping[str, Any], aux_input: str) -> dict[str, torch.Tensor]:
@@ -146,6 +149,8 @@ class MatteTrainer(SimpleTrainer):
         clip_grad_norm: Largest norm of all gradients together; None: any.
         non_finite: What happens when a loss or a gradient is not finite: ``"stop"`` ends the run,
             ``"skip"`` leaves the weights as they are in that step, up to 20 steps in a row.
+        patience: After so many seconds a batch that this process itself prepares counts as
+            hanging; 0: never. (A loader's workers have a time limit of their own.)
 
     Attributes:
         samples: Samples that all processes together have had.
@@ -164,6 +169,7 @@ class MatteTrainer(SimpleTrainer):
         amp_dtype: torch.dtype | str | None = None,
         clip_grad_norm: float | None = None,
         non_finite: str = "stop",
+        patience: float = 0,
     ):
         super().__init__(model, data_loader, optimizer)
         self.task: TrainingModel = getattr(model, "module", model)
@@ -173,6 +179,7 @@ class MatteTrainer(SimpleTrainer):
         self.amp_dtype = as_dtype(amp_dtype) if amp_dtype is not None else None
         self.clip_grad_norm = clip_grad_norm
         self.non_finite = non_finite
+        self.patience = patience
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(
@@ -220,6 +227,8 @@ class MatteTrainer(SimpleTrainer):
                     logger.warning("%s", cause)
                 elif isinstance(cause, SDMatteError):
                     logger.error("%s", cause)
+                elif has_lost_others(cause):
+                    logger.error("No answer from the other processes at step %d.", self.iter)
                 else:
                     logger.exception("The training failed at step %d:", self.iter)
                 raise cause from error.__cause__
@@ -257,7 +266,8 @@ class MatteTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         for index in range(self.accumulate):
             start = time.perf_counter()
-            batch = next(self._data_loader_iter)
+            with time_limit(self.patience, self._describe_wait):
+                batch = next(self._data_loader_iter)
             report.data_time += time.perf_counter() - start
             with self._without_reduction(skip=index == self.accumulate - 1):
                 with self._autocast():
@@ -285,6 +295,11 @@ class MatteTrainer(SimpleTrainer):
         else:
             self._refuse(problem)
         self.scaler.update()
+
+    def _describe_wait(self) -> str:
+        files = ", ".join(self.data_loader.dataset.being_made())
+        waited = f"{self.patience:g} s (timeout)"
+        return f"The loader gave no batch for {waited}, while it made samples of {files}."
 
     def agree_to_stop(self, received: Sequence[int | None] | None = None) -> None:
         """Sets `stop_signal` to the first signal that any process received.

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import tiny_model
+from models import SMALL, tiny_model
 from runs import CONFIG, Run, assert_same_run, checkpoints, fill_disk, finish, settings
 
 from SDMatte.cli.main import main
@@ -61,13 +61,17 @@ def test_only_the_newest_are_kept_whichever_process_wrote_them(checkpointer, tmp
     checkpointer.save_weights("model_best")
     for step in (9, 19, 29):
         checkpointer.save_run(step)
+    copy = tmp_path / "model_0000019_v2.pth"  # somebody's own
+    copy.write_bytes(b"")
     later = MatteCheckpointer(checkpointer.model, tmp_path, counter=Counter())
     later.save_run(39, max_to_keep=2)
-    assert checkpoints(tmp_path) == ["model_0000029.pth", "model_0000039.pth", "model_best.pth"]
+    kept = ["model_0000019_v2.pth", "model_0000029.pth", "model_0000039.pth", "model_best.pth"]
+    assert checkpoints(tmp_path) == kept
     # A run that went on from an older one: what is ahead of it is not counted.
     later.save_run(34, max_to_keep=1)
-    assert checkpoints(tmp_path) == ["model_0000034.pth", "model_0000039.pth", "model_best.pth"]
+    assert checkpoints(tmp_path) == [kept[0], "model_0000034.pth", *kept[2:]]
     assert later.get_checkpoint_file().endswith("model_0000034.pth")
+    assert copy.exists()
 
 
 def test_another_kind_of_run_is_refused(checkpointer, tmp_path):
@@ -121,6 +125,20 @@ def test_weights_alone_are_a_published_checkpoint(whole, tmp_path, suffix, capsy
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], value) for name, value in expected.items())
     assert any(name.startswith("text_encoder.text_model.") for name in tensors)
+
+
+def test_only_our_models_are_exported(tmp_path, capsys):
+    words = [str(SMALL / "vae" / "diffusion_pytorch_model.safetensors"), str(tmp_path / "x.pth")]
+    assert main(["export-weights", *words]) == 2
+    assert "is not an SDMatte checkpoint; only those of SDMatte and" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_folder_that_is_not_there_is_named(whole, tmp_path, suffix, capsys):
+    target = tmp_path / "nowhere" / f"x.{suffix}"
+    assert main(["export-weights", str(whole / "model_final.pth"), str(target)]) == 2
+    assert f"{target} cannot be written (No such file or directory)" in capsys.readouterr().err
 
 
 def test_weights_are_written_in_two_formats_only(whole, tmp_path, capsys):

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from processes import as_task, describe, end
-from runs import finish, settings
+from runs import Run, finish, pause, settings
 
 from SDMatte.engine import distributed
 from SDMatte.engine.distributed import Place, launch, place_of_slurm, place_of_torchrun
@@ -70,6 +70,11 @@ def test_counts_that_cannot_be(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     with pytest.raises(ConfigError, match="0 processes on machine 0 of 1 cannot be"):
         launch(describe, num_processes=0)
+    for dist_url in ("node1:29500", "tcp://node1", "file:///tmp/x"):
+        with pytest.raises(ConfigError, match="--dist-url is tcp://HOST:PORT of machine 0; got"):
+            launch(describe, num_machines=2, dist_url=dist_url)
+    with pytest.raises(ConfigError, match="train.device=cuda:1 is one GPU for 2 processes"):
+        launch(describe, num_processes=2, device="cuda:1")
 
 
 @pytest.mark.parametrize("cluster", ["torchrun", "slurm"])
@@ -149,22 +154,39 @@ def test_the_first_trouble_is_what_is_reported(reported, died, hung, received, e
     assert distributed._raise_cause([], {}, [], False, 2, []) is None
 
 
+def test_a_process_that_gives_no_answer_ends_the_run_in_a_sentence(sample_root, tmp_path):
+    words = settings(sample_root, tmp_path / "run", "train.ddp.timeout=5", "train.evaluations=0")
+    run = Run(words, tmp_path / "log", ("before step", 1), deed=pause, rank=1, num_processes=2)
+    first, second = run.processes
+    first.join(100)
+    second.kill()
+    assert first.exitcode == 2, run.log.read_text()
+    text = run.log.read_text()
+    assert text.splitlines()[-1].startswith("error: Process 0 of 2 lost the others: one of them")
+    assert "gave no answer for 5 s (train.ddp.timeout)" in text and "Traceback" not in text
+
+
 def test_two_processes_train_as_one_with_twice_the_batch(sample_root, tmp_path):
     # A loss that is a mean over the batch: the published ones weigh by the region in each batch.
     # The large eps makes AdamW's steps smooth in the gradients.
-    common = ["criterion.losses=[l1_loss]", "train.max_iter=2", "train.evaluations=0"]
+    # Steps with a box, points and a box: each leaves the other's embedding unused.
+    common = ["criterion.losses=[l1_loss]", "train.max_iter=3", "train.evaluations=0"]
     common += ["optimizer.eps=1.0", "optimizer.lr=10.0", "train.ddp.fp16_compression=False"]
     tensors = []
-    for batch_size, accumulate, num_processes in ((2, 1, 1), (1, 1, 2), (1, 2, 1)):
-        output = tmp_path / f"{batch_size}-{accumulate}-{num_processes}"
+    for batch_size, accumulate, num_processes, search in (
+        *((2, 1, 1, False), (1, 1, 2, False), (1, 1, 2, True), (1, 2, 1, False)),
+    ):
+        output = tmp_path / f"{batch_size}-{accumulate}-{num_processes}-{search}"
         words = settings(sample_root, output, *common)
+        words += [f"train.ddp.find_unused_parameters={search}"]
         words += [f"dataloader.train.batch_size={batch_size}", f"train.accumulate={accumulate}"]
-        words += ["train.checkpoints=2"]
+        words += ["train.checkpoints=3", "model.aux_input_list=[bbox_mask,point_mask]"]
         finish(words, tmp_path / "log", num_processes=num_processes)
         first = weights.read_tensors(output / "model_0000000.pth")
         final = weights.read_tensors(output / "model_final.pth")
         tensors.append({name: value - first[name] for name, value in final.items()})
-    one, processes, accumulated = tensors
+    one, processes, searched, accumulated = tensors
+    assert all(torch.equal(searched[name], value) for name, value in processes.items())
     moved = max(value.abs().max() for value in one.values())
     assert moved > 1e-3
     for other in (processes, accumulated):

@@ -3,9 +3,12 @@
 import re
 
 import pytest
-from tiny_runs import CONFIG, tiny_settings
+from tiny_runs import CONFIG, TinyRun, tiny_settings
 
 from SDMatte.cli.main import main
+from SDMatte.engine.checkpoint import MatteCheckpointer
+from SDMatte.engine.dry_run import checkpoint_size
+from SDMatte.engine.hooks import WeightAverage
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,18 @@ def test_it_tells_what_would_be_trained_and_writes_nothing(capsys, sample_root, 
     all_steps = int(hours) * 3600 + int(minutes) * 60 + int(rest)
     assert all_steps == pytest.approx(seconds * 9, abs=1)
     assert float(told["memory"][0].split()[0]) > 0.1
+
+
+@pytest.mark.parametrize("words", [(), ("train.ema.enabled=True", "train.lora.enabled=True")])
+def test_the_size_of_a_checkpoint_is_that_of_the_file(words, tmp_path):
+    run = TinyRun.build(*words).run(2)
+    average = WeightAverage(run.task.model, 0.9) if words else None
+    states = {"average": average, "adapters": run.adapters} if words else {}
+    checkpointer = MatteCheckpointer(run.task.model, tmp_path, trainer=run.trainer, **states)
+    checkpointer.save_run(1)
+    size = (tmp_path / "model_0000001.pth").stat().st_size / 2**30
+    estimate = checkpoint_size(run.task, run.trainer, average, run.adapters)
+    assert estimate == pytest.approx(size, rel=0.1)
 
 
 def test_what_would_stop_the_training_stops_it(capsys):

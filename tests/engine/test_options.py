@@ -10,6 +10,7 @@ from torch import nn
 from SDMatte.engine.options import adamw
 from SDMatte.errors import ConfigError, DependencyError
 from SDMatte.modeling import weights
+from SDMatte.modeling.losses import MATTING_LOSSES, DistillationCriterion, MattingCriterion
 
 ONE_PROMPT = "model.aux_input=bbox_mask"  # its map leaves keys out of the attention
 # Traces the model as for any backend, and runs what it has traced as it is.
@@ -70,6 +71,25 @@ def test_mixed_precision(dtype, close, plain):
             {**run.trainer.state_dict(), "scaler": {**scaler, "scale": 8}}
         )
         assert other.trainer.scaler.get_scale() == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_keep_their_digits_in_mixed_precision(dtype):
+    generator = torch.Generator().manual_seed(0)
+    # More pixels than float16 can count.
+    pred, label = 0.1 + 0.8 * torch.rand(2, 1, 1, 320, 320, generator=generator)
+    trimap = torch.ones(1, 1, 320, 320)
+    trimap[..., :32] = 0
+    criterion = MattingCriterion(list(MATTING_LOSSES), size=320)
+    features = torch.rand(2, 3, 4, 8, 8, generator=generator).to(dtype)
+    distillation = DistillationCriterion(["mse", "l1"])
+    plain = criterion(pred, label, trimap), distillation(*features.float())
+    with torch.autocast("cpu", dtype=dtype):
+        mixed = criterion(pred, label, trimap), distillation(*features)
+        coarse = criterion(pred.to(dtype), label, trimap)
+    assert mixed == plain
+    for name, value in coarse.items():
+        assert value.item() == pytest.approx(plain[0][name].item(), rel=0.01), name
 
 
 def test_clipping_limits_the_norm_of_all_gradients_together():

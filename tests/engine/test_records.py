@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import CONFIG, tiny_settings
 
 from SDMatte.engine.config import load_config
+from SDMatte.engine.output import set_up_run
 from SDMatte.engine.progress import ProgressLine, peak_memory
 from SDMatte.engine.testing import load_trained, run_test
 from SDMatte.engine.train import train
@@ -99,6 +100,14 @@ def test_the_environment_is_left(run):
     assert environment["numpy"] == np.__version__
     assert environment["processes"] == 1 and environment["device"] == "cpu"
     assert {"python", "detectron2", "diffusers", "command", "system"} <= environment.keys()
+
+
+def test_settings_that_changed_since_the_last_start_are_told(tmp_path):
+    for word in ("optimizer.lr=0.5", "optimizer.lr=0.25", "optimizer.lr=0.25"):
+        config = load_config(CONFIG, [f"train.output_dir={tmp_path}", word])
+        set_up_run(config, CONFIG, torch.device("cpu"))
+    told = re.findall("Other settings than before: (.*)", (tmp_path / "log.txt").read_text())
+    assert told == ["optimizer.lr was 0.5, is 0.25. What the optimizer has in a checkpoint stays."]
 
 
 def test_a_line_for_people():

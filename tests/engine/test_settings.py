@@ -6,9 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 from torch import nn
 
-from SDMatte.engine.config import build, load_config
+from SDMatte.engine.config import SECTIONS, build, load_config
 from SDMatte.engine.options import adamw
-from SDMatte.engine.settings import SETTINGS
+from SDMatte.engine.settings import SETTINGS, check_settings
 from SDMatte.errors import ConfigError
 from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
 
@@ -69,6 +69,15 @@ def test_what_cannot_be(override, message):
 )
 def test_what_can_be(override):
     load_config(CONFIGS / "SDMatte.py", [override])
+
+
+def test_what_a_callable_has_a_default_for_may_be_missing():
+    config = load_config(CONFIGS / "SDMatte.py")
+    del config.dataloader.train["timeout"]
+    check_settings(config, SECTIONS)
+    del config.train["seed"]
+    with pytest.raises(ConfigError, match="The config lacks train.seed."):
+        check_settings(config, SECTIONS)
 
 
 @pytest.mark.parametrize(

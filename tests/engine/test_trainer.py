@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from models import make_batch, tiny_model
-from runs import CONFIG, Run, finish, kill_workers, records, settings, spoil
+from runs import CONFIG, Run, finish, hang, kill_workers, records, settings, spoil
 
 from SDMatte.cli.main import main
 from SDMatte.engine import trainer as trainer_module
@@ -151,6 +151,18 @@ def test_processes_skip_a_step_together(sample_root, tmp_path):
     assert losses == {0, 2}
     final = weights.read_tensors(tmp_path / "run" / "model_final.pth")
     assert all(value.isfinite().all() for value in final.values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_loader_that_hangs_ends_the_run_in_a_sentence(num_workers, sample_root, tmp_path):
+    words = settings(sample_root, tmp_path / "run", "dataloader.train.timeout=1")
+    words += [f"dataloader.train.num_workers={num_workers}", "train.evaluations=0"]
+    run = Run(words, tmp_path / "log", at=("before step", 0), deed=hang)
+    assert run.wait() == [2], run.log.read_text()
+    last = run.log.read_text().splitlines()[-1]
+    assert last.startswith("error: ") and "no batch for 1 s (timeout), while it" in last
+    assert str(sample_root / "Combined_Dataset") in last  # a file
+    assert "Traceback" not in run.log.read_text()
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_a_sentence(sample_root, tmp_path):

@@ -99,27 +99,6 @@ def test_ways_to_train(tmp_path, more):
     assert np.isfinite(records(tmp_path)[-1]["total_loss"])
 
 
-def test_distillation(finished, tmp_path):
-    config = tmp_path / "distil.py"
-    (tmp_path / "common").symlink_to(ROOT / "configs" / "common")
-    config.write_text(
-        Path(CONFIG)
-        .read_text()
-        .replace(
-            "distillation = None",
-            "from detectron2.config import LazyCall as L\n"
-            "from SDMatte.modeling.losses import DistillationCriterion\n"
-            "from .common.model import model as teacher\n"
-            "teacher.pretrained_model_name_or_path = model.pretrained_model_name_or_path\n"
-            "teacher.load_weight = False\n"
-            f"distillation = dict(teacher=teacher, teacher_checkpoint={str(finished)!r}"
-            " + '/model_final.pth', criterion=L(DistillationCriterion)(losses=['mse', 'l1']))",
-        )
-    )
-    train(str(config), settings(tmp_path / "run", "train.max_iter=2", "train.evaluations=0"))
-    assert records(tmp_path / "run")[-1]["distillation_loss"] > 0
-
-
 def test_two_processes_train_and_test(sample_root, tmp_path):
     """By the command line on a CPU: gloo."""
     base = [sys.executable, "-m", "SDMatte"]
