@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from SDMatte.inference import MattePredictor, MatteResult
+    from SDMatte.inference.predictor import MattePredictor
+    from SDMatte.inference.result import MatteResult
 
 __all__ = ["MattePredictor", "MatteResult"]
+_MODULES = {"MattePredictor": "predictor", "MatteResult": "result"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("SDMatte.inference"), name)
+    return getattr(importlib.import_module(f"SDMatte.inference.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,9 +1,13 @@
 """``python -m SDMatte matte PICTURE --box X0 Y0 X1 Y1 -o OUT.png``: cuts objects out."""
 
 import argparse
+import logging
+import os
 from pathlib import Path
 
 from SDMatte.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "LongfeiHuang/SDMatte"
 FORMATS = ("png", "webp", "tif", "jpg", "bmp")
@@ -85,7 +89,13 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--premultiplied", action="store_true", help="multiply the colours with alpha"
     )
-    group.add_argument("--bits", type=int, choices=(8, 16), default=8, help="16 for --alpha-only")
+    group.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 16),
+        default=8,
+        help="16 for PNG, and for TIFF with --alpha-only",
+    )
     group.add_argument(
         "--format", choices=FORMATS, default="png", help="where -o is no file (default: png)"
     )
@@ -117,8 +127,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plans, loads the model if there is something to do, and makes the mattes."""
-    from SDMatte.inference.batch import BatchReport, OutputSettings, pending_jobs, run_jobs
-    from SDMatte.inference.predictor import MattePredictor
+    from SDMatte.inference.jobs import BatchReport, OutputSettings, pending_jobs
 
     kind = "alpha" if args.alpha_only else "composite" if args.background else "cutout"
     settings = OutputSettings(
@@ -130,6 +139,12 @@ def run(args: argparse.Namespace) -> int:
     # Who names a single picture wants its matte, whatever is there.
     pending = pending_jobs(jobs, args.overwrite or single, report)
     if pending:
+        many = "s" if len(pending) > 1 else ""
+        logger.info("%d matte%s to make; loading %s ...", len(pending), many, args.model)
+        # Only now, for they take seconds to import.
+        from SDMatte.inference.batch import run_jobs
+        from SDMatte.inference.predictor import MattePredictor
+
         predictor = MattePredictor.from_pretrained(
             args.model,
             args.checkpoint,
@@ -138,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
             resolution=args.resolution,
             keep_aspect=args.keep_aspect,
             offload=args.offload,
+            progress=True,
         )
         run_jobs(predictor, pending, settings, report, args.refine)
     if len(jobs) > 1:
@@ -151,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace, settings, single: bool) -> list:
     """Turns the arguments into jobs."""
-    from SDMatte.inference.batch import plan_listed, plan_many, plan_single
+    from SDMatte.inference.jobs import plan_listed, plan_many, plan_single
     from SDMatte.inference.prompt_lists import read_prompt_file
 
     if args.prompts is not None:
@@ -178,5 +194,7 @@ def _prompts(args: argparse.Namespace) -> list:
     for kind in ("mask", "trimap"):
         value = getattr(args, kind)
         if value is not None:
+            if not os.path.exists(value):
+                raise ConfigError(f"--{kind} {value}: there is no such file or folder.")
             return [PromptRequest(kind, value, args.transparent)]
     return [PromptRequest("auto", None, args.transparent)]

@@ -1,10 +1,11 @@
 """Pictures as users hand them over, as one kind of array."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageColor
 
 from SDMatte.errors import DataError
@@ -37,7 +38,7 @@ def as_rgb(image: Any) -> np.ndarray:
         if not (image.width and image.height):
             raise DataError("The picture is empty.")
         return pillow_to_rgb(image)
-    if isinstance(image, torch.Tensor):
+    if _is_tensor(image):
         if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
             raise DataError(f"The picture is a tensor {list(image.shape)}; {_ALLOWED}.")
         image = image.detach().movedim(0, -1).cpu()  # [3, H, W] -> [H, W, 3]
@@ -54,6 +55,12 @@ def as_rgb(image: Any) -> np.ndarray:
     return np.array(_to_8_bits(colours), order="C")  # a copy: the caller may go on to draw on it
 
 
+def _is_tensor(value: Any) -> bool:
+    # Who has a tensor has imported torch; for the rest its import would take seconds.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
@@ -65,13 +72,28 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return np.round(values * np.float32(255)).astype(np.uint8)  # [0, 1] -> [0, 255]
 
 
+def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
+    """Reads what a composite is to have behind its object.
+
+    Args:
+        background: A colour, as three numbers from 0 to 255 or as CSS writes it (``"white"``,
+            ``"#00b140"``); or a picture, see `as_rgb`.
+
+    Returns:
+        The colour, RGB from 0 to 255; or the picture, uint8 ``[H, W, 3]``.
+
+    Raises:
+        DataError: It is neither.
+    """
+    colour = _colour(background)
+    return as_rgb(background) if colour is None else colour
+
+
 def as_background(background: Any, hw: tuple[int, int]) -> np.ndarray:
     """Makes the background of a composite.
 
     Args:
-        background: A colour, as three numbers from 0 to 255 or as CSS writes it (``"white"``,
-            ``"#00b140"``); or a picture, see `as_rgb`, which is resized to cover all and cut at
-            its middle.
+        background: See `read_background`; a picture is resized to cover all and cut at its middle.
         hw: Height and width of the composite.
 
     Returns:
@@ -80,10 +102,10 @@ def as_background(background: Any, hw: tuple[int, int]) -> np.ndarray:
     Raises:
         DataError: It is neither.
     """
-    colour = _colour(background)
-    if colour is not None:
-        return np.broadcast_to(np.array(colour, np.uint8), (*hw, 3))
-    picture = Image.fromarray(as_rgb(background))
+    behind = read_background(background)
+    if isinstance(behind, tuple):
+        return np.broadcast_to(np.array(behind, np.uint8), (*hw, 3))
+    picture = Image.fromarray(behind)
     height, width = hw
     scale = max(width / picture.width, height / picture.height)
     part_width, part_height = width / scale, height / scale
@@ -93,13 +115,13 @@ def as_background(background: Any, hw: tuple[int, int]) -> np.ndarray:
 
 
 def _colour(background: Any) -> tuple[int, int, int] | None:
-    if isinstance(background, str) and not Path(background).exists():
+    if isinstance(background, str) and not os.path.exists(background):
         try:
             return ImageColor.getcolor(background, "RGB")
         except ValueError as error:
             raise DataError(
-                f"The background {background!r} is neither a file nor a colour such as white or "
-                f"#00b140."
+                f"The background {background!r:.80} is neither a file nor a colour such as white "
+                f"or #00b140."
             ) from error
     if isinstance(background, tuple | list):
         values = list(background)

@@ -23,7 +23,7 @@ CONFIG_FILES = ["*.json", "*.txt"]
 RUN_CONFIG = "config.yaml"
 RUN_CHECKPOINT = "model_final.pth"
 BOXES_ONLY_STEM = "SDMatte_plus"
-"""The published file of SDMatte*, which was trained with boxes alone."""
+"""How the published file of SDMatte*, which was trained with boxes alone, and its copies begin."""
 
 _WIDE = 512
 _CLASSES: dict[str, type[SDMatte]] = {"SDMatte": SDMatte, "LiteSDMatte": LiteSDMatte}
@@ -144,7 +144,7 @@ def _find_in_folder(path_or_hub_id: str | Path, checkpoint) -> ModelSource:
     if checkpoint is None and Path(path_or_hub_id).is_dir():
         checkpoint = _only_checkpoint(folder, (WEIGHTS_FILE, f"{model_class.__name__}.pth"))
     arguments = {}
-    if checkpoint is not None and Path(checkpoint).stem == BOXES_ONLY_STEM:
+    if checkpoint is not None and Path(checkpoint).stem.startswith(BOXES_ONLY_STEM):
         arguments = {"aux_input": "bbox_mask", "aux_input_list": ["bbox_mask"]}
     defaults = InferenceDefaults.of(card.get("inference", {}), str(folder))
     return ModelSource(model_class, path_or_hub_id, checkpoint, arguments, defaults)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from SDMatte.data.prompts import extent
 from SDMatte.data.transforms import aspect_shape, resize_bilinear, to_tensor
@@ -72,6 +73,7 @@ class MattePredictor:
         batch_size: How many mattes are computed at a time.
         defaults: How the model wants its pictures.
         device: Where to compute, if that is not where the model is: of one that is offloaded.
+        progress: Count the tiles of ``refine="tiles"`` on standard error.
 
     Raises:
         ConfigError: A setting cannot be.
@@ -87,6 +89,7 @@ class MattePredictor:
         batch_size: int = 4,
         defaults: InferenceDefaults | None = None,
         device: torch.device | None = None,
+        progress: bool = False,
     ):
         defaults = defaults or InferenceDefaults()
         self.model = model.eval()
@@ -94,6 +97,7 @@ class MattePredictor:
         self.resolution = defaults.resolution if resolution is None else resolution
         self.keep_aspect = defaults.keep_aspect if keep_aspect is None else keep_aspect
         self.batch_size = batch_size
+        self.progress = progress
         steps = {"resolution": model.size_divisor, "batch_size": 1}
         for name, step in steps.items():
             value = getattr(self, name)
@@ -116,6 +120,7 @@ class MattePredictor:
         prompts: Iterable[str] | None = None,
         batch_size: int = 4,
         offload: bool = False,
+        progress: bool = False,
         **arguments: Any,
     ) -> "MattePredictor":
         """Loads a model, published or trained here.
@@ -134,6 +139,7 @@ class MattePredictor:
             batch_size: See `MattePredictor`.
             offload: For GPUs too small for the whole model: only the part that computes is
                 there.
+            progress: See `MattePredictor`.
             **arguments: Of the model's constructor, in place of those saved with it.
 
         Raises:
@@ -147,6 +153,7 @@ class MattePredictor:
             offload_model(model, device)
         else:
             model.to(device)
+        model.release_text_encoder()  # there are no captions here
         return cls(
             model,
             resolution=resolution,
@@ -155,6 +162,7 @@ class MattePredictor:
             batch_size=batch_size,
             defaults=source.defaults,
             device=device,
+            progress=progress,
         )
 
     def set_image(self, image: Any) -> EncodedImage:
@@ -295,8 +303,12 @@ class MattePredictor:
         for task, small in zip(tasks, self._infer(tasks), strict=True):
             image = task.encoded.image
             if refine is not None:
-                predict = partial(self._predict_crops, transparent=task.transparent)
-                alpha = refine_with_tiles(image, small, predict, self.resolution, self.batch_size)
+                # How many there are shows only on the way.
+                with tqdm(unit="tile", leave=False, disable=not self.progress) as bar:
+                    predict = partial(self._predict_crops, transparent=task.transparent, bar=bar)
+                    alpha = refine_with_tiles(
+                        image, small, predict, self.resolution, self.batch_size
+                    )
             else:
                 alpha = finish_alpha(small, image.shape[:2], "corrected")
             results.append(MatteResult(image, alpha, task.prompt.kind.alias))
@@ -335,7 +347,11 @@ class MattePredictor:
         return alpha
 
     def _predict_crops(
-        self, crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray], transparent: bool
+        self,
+        crops: Sequence[np.ndarray],
+        mattes: Sequence[np.ndarray],
+        transparent: bool,
+        bar: tqdm,
     ) -> list[np.ndarray]:
         """Predicts parts of a picture, prompted with what is known of their mattes."""
         divisor = self.model.size_divisor
@@ -345,6 +361,7 @@ class MattePredictor:
             encoded = self._encode(crop, (height, width))
             tasks.append(_Task(encoded, self._prompt_of_matte(matte), transparent))
         pairs = zip(self._infer(tasks), crops, strict=True)
+        bar.update(len(crops))
         return [finish_alpha(small, crop.shape[:2], "corrected") for small, crop in pairs]
 
     def _prompt_of_matte(self, matte: np.ndarray) -> PixelPrompt:

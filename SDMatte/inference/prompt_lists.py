@@ -78,11 +78,13 @@ def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
         raise DataError(f"The prompts in {path} are to be a .json or a .csv file.")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read {path}: {error}.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"Cannot read {path}: {reason}.") from error
     found: dict[str, list[PromptRequest]] = {}
     for name, entry in readers[path.suffix.lower()](path, text):
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        place = PurePosixPath(name)
+        if not place.name or place.is_absolute() or ".." in place.parts:
             raise DataError(f"{path}, {name}: pictures are named relative to their folder.")
         request = _read_entry(entry, path.parent, f"{path}, {name}")
         found.setdefault(name, []).append(request)
@@ -93,8 +95,8 @@ def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
 
 def _read_json(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
     try:
-        content = json.loads(text)
-    except ValueError as error:
+        content = json.loads(text, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must map the names of pictures to prompts.")
@@ -107,8 +109,23 @@ def _read_json(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
     return entries
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice; several prompts are a list")
+    return content
+
+
 def _read_csv(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
-    rows = csv.DictReader(text.splitlines())
+    try:
+        return _read_rows(path, csv.DictReader(text.splitlines()))
+    except csv.Error as error:
+        raise DataError(f"{path} is not valid CSV: {error}.") from error
+
+
+def _read_rows(path: Path, rows: csv.DictReader) -> list[tuple[str, Mapping[str, Any]]]:
     columns = rows.fieldnames or []
     unknown = [name for name in columns if name not in _COLUMNS]
     if "image" not in columns or unknown:
@@ -168,4 +185,10 @@ def _read_entry(entry: Mapping[str, Any], folder: Path, where: str) -> PromptReq
         if not isinstance(value, str):
             raise DataError(f"{where}: {kind} is a file, not {value!r}.")
         value = folder / value
+    if kind == "box" and not _is_flat(value):
+        raise DataError(f"{where}: box is a list of four numbers, not {value!r:.80}.")
     return PromptRequest(kind, value, transparent)
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(one, list) for one in value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from SDMatte.data.prompts import (
     Prompt,
@@ -139,12 +140,17 @@ def read_prompts(
 
 def _numbers(value: Any, what: str) -> np.ndarray:
     try:
-        array = np.asarray(value)
+        array = _array(value)
         if array.dtype.kind not in "buifO":  # text and complex numbers would be cast, too
             raise TypeError(array.dtype)
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise PromptError(f"{what}; got {_short(value)}.") from error
+
+
+def _array(value: Any) -> np.ndarray:
+    """Makes an array of what may be one, a list, or a tensor on any device."""
+    return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
 
 
 def _short(value: Any) -> str:
@@ -191,7 +197,7 @@ def _list(numbers: Iterable[float]) -> str:
 def _read_maps(
     value: Any, hw: tuple[int, int], name: str, read: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[list[np.ndarray], bool]:
-    maps, many = _split_maps(value, name)
+    maps, many = _split_maps(value, hw, name)
     for array in maps:
         if array.shape != hw:
             raise PromptError(
@@ -201,18 +207,18 @@ def _read_maps(
     return [read(array) for array in maps], many
 
 
-def _split_maps(value: Any, name: str) -> tuple[list[np.ndarray], bool]:
+def _split_maps(value: Any, hw: tuple[int, int], name: str) -> tuple[list[np.ndarray], bool]:
     """Tells one map from several; lists may hold maps or be one."""
-    what = f"A {name} is an array [H, W], several are [N, H, W] or a list"
+    what = f"A {name} is an array [H, W], here {list(hw)}, several are [N, H, W] or a list"
     try:
         if isinstance(value, list | tuple):
-            arrays = [np.asarray(one) for one in value]
+            arrays = [_array(one) for one in value]
             if arrays and all(array.ndim == 2 for array in arrays):
                 return [_checked(array, what) for array in arrays], True
-        array = np.asarray(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        array = _array(value)
+    except (TypeError, ValueError, OverflowError) as error:
         raise PromptError(f"{what}; got {_short(value)}.") from error
-    if array.ndim == 3 and len(array):
+    if array.ndim == 3 and len(array) and array.shape[1:] == hw:
         return [_checked(one, what) for one in array], True
     return [_checked(array, what)], False
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from SDMatte.errors import ConfigError
 from SDMatte.inference.foreground import estimate_foreground
 from SDMatte.inference.images import as_background
 
@@ -29,23 +30,28 @@ class MatteResult:
         """The object's own colours, uint8 ``[H, W, 3]``; see `estimate_foreground`."""
         return estimate_foreground(self.image, self.alpha)
 
-    def cutout(self, premultiplied: bool = False) -> np.ndarray:
+    def cutout(self, premultiplied: bool = False, bits: int = 8) -> np.ndarray:
         """Cuts the object out.
 
         Args:
             premultiplied: Multiply the colours with alpha; what PNG and most programs expect is
                 not to.
+            bits: 8 or 16 a channel.
 
         Returns:
-            uint8 ``[H, W, 4]``, RGBA with the estimated foreground colours.
+            uint8 or uint16 ``[H, W, 4]``, RGBA with the estimated foreground colours.
 
         Raises:
+            ConfigError: ``bits`` is something else.
             DependencyError: pymatting is not installed.
         """
-        colours = self.foreground
+        if bits not in (8, 16):
+            raise ConfigError(f"bits is 8 or 16; got {bits!r}.")
+        dtype, full = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
+        colours = self.foreground * dtype(full // 255)  # [0, 255] -> [0, full]
         if premultiplied:
-            colours = np.round(colours * self.alpha[..., None]).astype(np.uint8)
-        alpha = np.round(self.alpha * 255).astype(np.uint8)  # [0, 1] -> [0, 255]
+            colours = np.round(colours * self.alpha[..., None]).astype(dtype)
+        alpha = np.round(self.alpha * np.float32(full)).astype(dtype)  # [0, 1] -> [0, full]
         return np.dstack([colours, alpha])
 
     def composite(self, background: Any) -> np.ndarray:

@@ -1,5 +1,9 @@
 """``matte`` as a user meets it."""
 
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from models import tiny_model
@@ -17,7 +21,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def matte(model, tmp_path, monkeypatch, capsys):
+def matte(model, tmp_path, monkeypatch, capsys, caplog):
     """Runs the command in a folder of pictures; gives status, output and errors."""
     picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for name in ("a.png", "b.jpg"):
@@ -25,17 +29,23 @@ def matte(model, tmp_path, monkeypatch, capsys):
         write_image(tmp_path / "masks" / f"{name[0]}.png", (picture[..., 0] > 128))
     monkeypatch.chdir(tmp_path)
 
+    caplog.set_level("INFO")
+
     def run(*words):
+        caplog.clear()
         status = main(["matte", *words, "--model", model, "--device", "cpu"])
         captured = capsys.readouterr()
-        return status, captured.out.strip(), captured.err.strip()
+        logged = [record.getMessage() for record in caplog.records]
+        return status, captured.out.strip(), "\n".join([*logged, captured.err.strip()]).strip()
 
     return run
 
 
 def test_one_picture(matte):
     box = ("--box", "10", "10", "60", "50")
-    assert matte("in/a.png", *box, "-o", "out/x.png") == (0, "Written: out/x.png", "")
+    status, out, err = matte("in/a.png", *box, "-o", "out/x.png")
+    assert (status, out) == (0, "Written: out/x.png")
+    assert err.startswith("1 matte to make; loading ")
     with Image.open("out/x.png") as written:
         assert written.mode == "RGBA" and written.size == (80, 60)
         alpha = np.array(written)[..., 3] / 255
@@ -77,7 +87,7 @@ def test_folders_and_what_goes_wrong_in_them(matte):
         (["none.png", "--auto"], "the file does not exist"),
         (["in/a.png", "--auto", "-o", "x.jpg"], "A .jpg file has no alpha channel"),
         (["in/a.png", "--auto", "-o", "x.gif"], ".gif is no format for pictures"),
-        (["in/a.png", "--auto", "--bits", "16"], "16 are for the matte alone"),
+        (["in/a.png", "--auto", "--bits", "16", "-o", "x.tif"], "no 16 bits here: use .png"),
         (["in/a.png", "--auto", "--resolution", "50"], "resolution must be a multiple of 32"),
         (["in/a.png", "--auto", "--dtype", "int8"], "dtype is float32"),
         (["in/a.png", "--auto", "--background", "nowhere.png"], "neither a file nor a colour"),
@@ -85,6 +95,10 @@ def test_folders_and_what_goes_wrong_in_them(matte):
         (["in/a.png", "--prompts", "x.csv"], "for the pictures of one folder"),
         (["in", "--prompts", "x.csv"], "Cannot read x.csv"),
         (["in", "nowhere", "--auto"], "-o FOLDER"),
+        (["in", "--auto", "-o", "in"], "in holds the pictures"),
+        (["in", "--mask", "nowhere"], "--mask nowhere: there is no such file or folder"),
+        (["in/a.png", "--auto", "-o", "in/a.png/x.png"], "in/a.png is no folder"),
+        (["in/a.png", "--auto", "-o", "in/a.png"], "would overwrite its picture"),
     ],
 )
 def test_mistakes_are_one_sentence(matte, words, sentence):
@@ -100,3 +114,46 @@ def test_a_prompt_is_needed_and_only_one(matte, capsys):
             matte(*words)
         assert ended.value.code == 2
         assert "--box" in capsys.readouterr().err
+
+
+def test_what_is_wrong_is_found_before_anything_is_loaded(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    code = """
+import sys
+from SDMatte.cli.main import main
+words = sys.argv[1:]
+status = main(["matte", *words])
+print(status, [name for name in ("torch", "diffusers") if name in sys.modules])
+"""
+    for words in (
+        ["none.png", "--auto"],
+        ["a.png", "--auto", "--background", "nowhere.png"],
+        ["a.png", "--mask", "nowhere.png"],
+        ["a.png", "--points", "1"],
+        ["a.png", "--auto", "-o", "a.gif"],
+    ):
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.strip() == "2 []", done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_run_that_was_killed_goes_on(model, tmp_path):
+    for number in range(15):
+        picture = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        write_image(tmp_path / "in" / f"{number:02}.png", picture)
+    words = ["matte", "in", "--auto", "--alpha-only", "-o", "out", "--model", model]
+    command = [sys.executable, "-m", "SDMatte", *words, "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("out/*.png"))) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    whole = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.png")}
+    assert 3 <= len(whole) < 15
+    for path in whole:
+        assert read_alpha(path).shape == (60, 80)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    expected = f"{15 - len(whole)} mattes written, {len(whole)} were there already."
+    assert (done.returncode, done.stdout.strip()) == (0, expected)
+    assert all(path.stat().st_mtime_ns == at for path, at in whole.items())

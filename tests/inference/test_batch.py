@@ -3,13 +3,17 @@
 import json
 import logging
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.image_io import read_alpha, read_image, write_image
-from SDMatte.inference.batch import (
+from SDMatte.inference.batch import run_jobs
+from SDMatte.inference.jobs import (
     BatchReport,
     Job,
     OutputSettings,
@@ -17,7 +21,6 @@ from SDMatte.inference.batch import (
     plan_listed,
     plan_many,
     plan_single,
-    run_jobs,
 )
 from SDMatte.inference.prompt_lists import PromptRequest, read_prompt_file
 
@@ -143,6 +146,14 @@ def test_mattes_of_8_and_16_bits_and_composites(predictor, folder, tmp_path):
     make(predictor, jobs, overwrite=True, premultiplied=True)
     with Image.open(jobs[0].output) as written:
         np.testing.assert_array_equal(np.array(written), result.cutout(premultiplied=True))
+    for premultiplied in (False, True):
+        make(predictor, jobs, overwrite=True, premultiplied=premultiplied, bits=16)
+        deep = cv2.cvtColor(cv2.imread(str(jobs[0].output), -1), cv2.COLOR_BGRA2RGBA)
+        np.testing.assert_array_equal(deep, result.cutout(premultiplied, bits=16))
+        assert np.abs(deep[..., 3] / 65535 - result.alpha).max() <= 0.51 / 65535
+        assert np.abs(deep / 257 - result.cutout(premultiplied)).max() <= 0.51
+    with pytest.raises(ConfigError, match="bits is 8 or 16"):
+        result.cutout(bits=12)
 
 
 def test_colour_profile_and_orientation(predictor, picture, tmp_path):
@@ -158,10 +169,43 @@ def test_colour_profile_and_orientation(predictor, picture, tmp_path):
             assert written.size == (70, 90)  # upright
             assert written.info["icc_profile"] == profile
             assert written.getexif().get(0x0112, 1) == 1
+    jobs = plan_single(path, [AUTO], tmp_path / "deep.png", ".png")
+    make(predictor, jobs, bits=16)
+    with Image.open(jobs[0].output) as written:
+        assert written.size == (70, 90) and written.info["icc_profile"] == profile
     jobs = plan_single(path, [AUTO], tmp_path / "alpha.png", ".png")
     make(predictor, jobs, kind="alpha")
     with Image.open(jobs[0].output) as written:
         assert "icc_profile" not in written.info  # a matte is no colour
+
+
+def test_a_background_is_read_once_and_before_the_rest(tmp_path, picture):
+    path = write_image(tmp_path / "b.png", picture)
+    np.testing.assert_array_equal(OutputSettings("composite", str(path)).background, picture)
+    assert OutputSettings("composite", "#102030").background == (16, 32, 48)
+    with pytest.raises(DataError, match="neither a file nor a colour"):
+        OutputSettings("composite", "nowhere.png")
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_computed(folder, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "out.png").mkdir()
+    targets = [tmp_path / "file" / "deep" / "x.png", tmp_path / "out.png", folder / "a.png"]
+    targets += [tmp_path / f"{'x' * 300}.png"]
+    jobs = [Job(folder / "a.png", AUTO, target) for target in targets]
+    jobs.append(Job(folder / "none.png", AUTO, tmp_path / "y.png"))
+    report = BatchReport()
+    pending = pending_jobs(jobs, False, report)
+    assert [job.output for job in pending] == targets[-1:]  # whose name is tried
+    reasons = [reason for _, reason in report.failed]
+    for reason, part in zip(
+        reasons,
+        ["is no folder", "it is a folder", "overwrite its picture", "does not exist"],
+        strict=True,
+    ):
+        assert part in reason
+    with pytest.raises(ConfigError, match="a folder of their own"):
+        plan_many([folder], [AUTO], folder, ".png")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +213,8 @@ def test_colour_profile_and_orientation(predictor, picture, tmp_path):
     [
         ({"kind": "mask"}, "one of cutout, alpha, composite"),
         ({"bits": 12}, "8 bits a channel"),
-        ({"bits": 16}, "16 are for the matte alone"),
+        ({"kind": "composite", "background": "red", "bits": 16}, "16 are for mattes and cut-outs"),
+        ({"bits": 16, "suffix": ".tif"}, "no 16 bits here: use .png"),
         ({"kind": "alpha", "bits": 16, "suffix": ".webp"}, "no 16 bits"),
         ({"suffix": ".jpg"}, "no alpha channel"),
         ({"suffix": ".bmp"}, "no alpha channel"),
@@ -239,6 +284,12 @@ def test_prompts_are_loaded_for_their_picture(tmp_path):
         ("p.json", '{"a.png": {"auto": true, "transparent": "no"}}', "transparent='no'"),
         ("p.json", '{"a.png": {"mask": [1]}}', "mask is a file"),
         ("p.json", '{"../a.png": {"auto": true}}', "named relative to their folder"),
+        ("p.json", "[" * 200_000, "not valid JSON"),
+        ("p.json", '{"a": {"auto": true}, "a": {"auto": true}}', "'a' is there twice"),
+        ("p.json", '{"": {"auto": true}}', "named relative to their folder"),
+        ("p.json", '{".": {"auto": true}}', "named relative to their folder"),
+        ("p.json", '{"a.png": {"box": [[1, 2, 3, 4], [5, 6, 7, 8]]}}', "box is a list of four"),
+        ("p.csv", f"image,box\n{'a' * 200_000},1 2 3 4\n", "not valid CSV"),
         ("p.csv", "picture,box\n", "the column image"),
         ("p.csv", "image,box\na.png,1 two 3 4\n", "line 2: box is a list of numbers"),
         ("p.csv", "image,points\na.png,1 2 3\n", "points are pairs x y; got 3 numbers"),
@@ -253,3 +304,28 @@ def test_prompt_files_that_are_not_understood(tmp_path, name, text, sentence):
         read_prompt_file(tmp_path / name)
     with pytest.raises(DataError, match="Cannot read"):
         read_prompt_file(tmp_path / "none.csv")
+
+
+text = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from([json.dumps(JSON), CSV]).flatmap(
+        lambda whole: st.integers(0, len(whole)).map(lambda end: whole[:end])
+    ),
+    st.lists(st.sampled_from([*'{}[]:,"\n', "image", "box", "a.png", "1 2 3 4", "true"])).map(
+        "".join
+    ),
+)
+
+
+@settings(max_examples=150)
+@given(suffix=st.sampled_from([".json", ".csv"]), content=text)
+def test_prompt_files_are_understood_or_refused(tmp_path_factory, suffix, content):
+    path = tmp_path_factory.getbasetemp() / f"fuzzed{suffix}"
+    path.write_bytes(content.encode("utf-8", "replace"))
+    try:
+        listed = read_prompt_file(path)
+    except DataError as error:
+        assert "\n" not in str(error)
+        return
+    jobs = plan_listed(path.parent, listed, path.parent / "out", ".png")
+    pending_jobs(jobs, False, BatchReport())

@@ -79,6 +79,8 @@ def test_backgrounds_are_colours_or_pictures(soft, tmp_path):
     ("background", "sentence"),
     [
         ("nowhere.png", "neither a file nor a colour such as white"),
+        ("x" * 5000, "neither a file nor a colour"),
+        ("x\0", "neither a file nor a colour"),
         ((1, 2), "three whole numbers"),
         ((1, 2, 256), "three whole numbers"),
         ((0.5, 0.5, 0.5), "three whole numbers"),

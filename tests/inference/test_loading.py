@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import LazyConfig
 from golden_cases import GOLDEN
+from huggingface_hub import constants
 from models import tiny_folder, tiny_model
 from safetensors.torch import save_file
 
@@ -90,6 +91,23 @@ def test_sdmatte_star_is_known_by_its_file(published):
         assert predictor.model.aux_input_list == ("bbox_mask",)
     (published / "SDMatte.pth").unlink()
     assert MattePredictor.from_pretrained(published, device="cpu").prompts == ("box", "auto")
+    copy = (published / "SDMatte_plus.pth").rename(published / "SDMatte_plus_fp16.pth")
+    assert find_model(copy).arguments["aux_input_list"] == ["bbox_mask"]
+
+
+def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch, picture, expected):
+    repository = tmp_path / "cache" / "models--LongfeiHuang--SDMatte"
+    revision = "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    shutil.copytree(published, repository / "snapshots" / revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    np.testing.assert_allclose(predict(picture, "LongfeiHuang/SDMatte"), expected, atol=1e-5)
+    with pytest.raises(CheckpointError, match="has no checkpoint named SDMatte_plus.pth"):
+        predict(picture, "LongfeiHuang/SDMatte", "SDMatte_plus.pth")
+    with pytest.raises(CheckpointError, match="neither a folder nor a model on the Hugging Face"):
+        predict(picture, "LongfeiHuang/Other")
 
 
 def test_a_copy_in_another_format(published, model, picture, expected):

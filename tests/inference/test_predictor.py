@@ -1,10 +1,13 @@
 """The predictor: the model's own answer, at the picture's size, for every kind of input."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from models import tiny_model
 from PIL import Image
 
@@ -12,7 +15,10 @@ from SDMatte import MattePredictor
 from SDMatte.data.transforms import resize_bilinear, to_tensor
 from SDMatte.errors import ConfigError, DataError, PromptError
 from SDMatte.image_io import write_image
+from SDMatte.inference.images import as_rgb, read_background
 from SDMatte.inference.loading import offload_model
+from SDMatte.inference.prompt_lists import PromptRequest
+from SDMatte.inference.prompts import read_prompts
 
 BOX = (9, 7, 72, 63)
 
@@ -296,3 +302,67 @@ def test_a_matte_in_range_or_a_sentence(predictor, height, width, prompt, refine
     assert result.alpha.shape == (height, width)
     assert result.alpha.min() >= 0 and result.alpha.max() <= 1  # false of NaN
     assert result.cutout().shape == (height, width, 4)
+
+
+def _encoded_pictures():
+    """A small picture in each format, as bytes."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8))
+    files = {}
+    for suffix in ("png", "jpg", "webp", "tif", "bmp", "gif"):
+        stream = io.BytesIO()
+        image.save(stream, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
+        files[suffix] = stream.getvalue()
+    return files
+
+
+FILES = _encoded_pictures()
+
+
+@st.composite
+def damaged_files(draw):
+    """Bytes of a picture, cut short and overwritten in places; or any bytes."""
+    if draw(st.booleans()) and draw(st.booleans()):
+        return draw(st.sampled_from(sorted(FILES))), draw(st.binary(max_size=200))
+    suffix = draw(st.sampled_from(sorted(FILES)))
+    data = bytearray(FILES[suffix])
+    for _ in range(draw(st.integers(0, 6))):
+        # Most of the harm is done in the head.
+        end = draw(st.sampled_from([64, len(data)])) - 1
+        data[draw(st.integers(0, end))] = draw(st.integers(0, 255))
+    return suffix, bytes(data[: draw(st.integers(0, len(data)) | st.just(len(data)))])
+
+
+@settings(max_examples=150)
+@given(file=damaged_files(), use=st.sampled_from(["image", "mask", "trimap", "background"]))
+def test_damaged_files_give_a_matte_or_a_sentence(predictor, tmp_path_factory, picture, file, use):
+    path = tmp_path_factory.getbasetemp() / f"damaged.{file[0]}"
+    path.write_bytes(file[1])
+    try:
+        if use == "background":
+            read_background(path)
+        elif use == "image":
+            image = as_rgb(path)
+            assert image.dtype == np.uint8 and image.shape[2] == 3
+        else:
+            whole = np.zeros((24, 30, 3), np.uint8)
+            given = PromptRequest(use, path).load(path)
+            read_prompts(whole.shape[:2], **{use: given[use]})
+    except (DataError, PromptError) as error:
+        assert "\n" not in str(error) and str(error).endswith(".")
+
+
+@settings(max_examples=12)
+@given(
+    kind=st.sampled_from(["mask", "trimap"]),
+    values=arrays(np.uint8, (9, 13), elements=st.sampled_from([0, 1, 128, 255])),
+    refine=st.sampled_from([None, "tiles"]),
+)
+def test_maps_give_a_matte_in_range_or_a_sentence(predictor, kind, values, refine):
+    image = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    encoded = predictor.encode(image)
+    try:
+        result = predictor.predict(**{kind: values}, refine=refine, image=encoded)
+    except PromptError:
+        return
+    assert result.alpha.shape == (9, 13)
+    assert result.alpha.min() >= 0 and result.alpha.max() <= 1  # false of NaN

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
@@ -97,6 +98,10 @@ def test_lists_are_several_prompts():
     for value in (masks, list(masks)):
         prompts, many = read_prompts(HW, mask=value)
         assert many and len(prompts) == 2
+    tensors, many = read_prompts(HW, mask=torch.ones(2, *HW, requires_grad=True))
+    assert many and len(tensors) == 2
+    (box,), many = read_prompts(HW, box=torch.tensor([1.0, 2, 3, 4], requires_grad=True))
+    assert not many and box.value.tolist() == [1, 2, 3, 4]
     single, many = read_prompts(HW, mask=masks[0].tolist())
     assert not many and len(single) == 1
 
@@ -125,6 +130,7 @@ def test_lists_are_several_prompts():
         ({"mask": np.full(HW, np.nan)}, "values go from nan"),
         ({"mask": np.full(HW, 256, np.int64)}, "values go from 256"),
         ({"mask": np.full(HW, "x")}, "of numbers; got <U1"),
+        ({"mask": np.ones((*HW, 3), np.uint8)}, r"here \[48, 80\].* got uint8 \[48, 80, 3\]"),
         ({"mask": 3}, r"A mask is an array \[H, W\]"),
         ({"trimap": np.full(HW, 3)}, "this one also holds 3"),
         ({"trimap": np.zeros(HW)}, "background all over"),
