@@ -1,22 +1,13 @@
 """The benchmark of training: all its ways compute the same, and it says when memory is short."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
-
-SCRIPT = Path(__file__).parents[1] / "script"
+from scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPT))
-        spec = importlib.util.spec_from_file_location("benchmark", SCRIPT / "benchmark_train.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
+    return load_script("benchmark_train")
 
 
 def test_the_plain_loop_computes_what_the_trainer_does(benchmark):

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from SDMatte.errors import ConfigError
 
 LAPLACIAN_LEVELS = 5
+LAPLACIAN_MIN_SIZE = 4 * 2 ** (LAPLACIAN_LEVELS - 1)
+"""The last level's filter reflects two pixels at the border of an even size, so it needs four."""
 DICE_SMOOTHING = 1e-3
 DISTILLATION_WEIGHT = 0.01
 
@@ -40,6 +42,12 @@ class MattingCriterion:
         _check_names("criterion.losses", losses, MATTING_LOSSES)
         if not isinstance(size, int) or size < 1:
             raise ConfigError(f"criterion.size is a number of pixels; got {size!r}.")
+        pyramids = [name for name in losses if MATTING_LOSSES[name][1] is laplacian_loss]
+        if pyramids and size < LAPLACIAN_MIN_SIZE:
+            raise ConfigError(
+                f"{pyramids[0]} needs pictures of at least {LAPLACIAN_MIN_SIZE} pixels; criterion."
+                f"size (dataloader.train.dataset.size) is {size}."
+            )
         self.losses = tuple(losses)
         self.size = size
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -113,3 +114,8 @@ def test_losses_that_cannot_be(losses):
     for size in (0, "x", None):
         with pytest.raises(ConfigError, match="criterion.size is a number of pixels; got"):
             MattingCriterion(["l1_loss"], size)
+    MattingCriterion(["l1_loss"], 32)
+    with pytest.raises(ConfigError, match="known_lap_loss needs pictures of at least 64 pixels"):
+        MattingCriterion(["l1_loss", "known_lap_loss"], 63)
+    smallest = MattingCriterion(["known_lap_loss"], 64)
+    smallest(*torch.zeros(3, 1, 1, 64, 64))
