@@ -73,6 +73,7 @@ def test_the_size_of_a_checkpoint_is_that_of_the_file(words, tmp_path):
     run = TinyRun.build(*words).run(2)
     average = WeightAverage(run.task.model, 0.9) if words else None
     states = {"average": average, "adapters": run.adapters} if words else {}
+    states |= {"weights_in_use": average.applied} if words else {}
     checkpointer = MatteCheckpointer(run.task.model, tmp_path, trainer=run.trainer, **states)
     checkpointer.save_run(1)
     size = (tmp_path / "model_0000001.pth").stat().st_size / 2**30
