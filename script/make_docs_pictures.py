@@ -1,0 +1,135 @@
+"""Makes the pictures of docs/inference.md with the commands that stand there.
+
+    .venv/bin/python script/make_docs_pictures.py
+
+The photographs lie in scikit-image's wheel (coffee cup: Rachel Michetti, CC0; rocket: SpaceX,
+public domain), the large picture is drawn. What the commands read and write is in output/docs.
+"""
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+from check_large_picture import draw
+
+from SDMatte.cli.main import main as sdmatte
+from SDMatte.data.synthetic import real_photographs
+from SDMatte.image_io import read_alpha, read_image, write_image
+from SDMatte.modeling import SDMatte
+from SDMatte.modeling.weights import load_checkpoint
+from SDMatte.pictures import contact_sheet
+
+ROOT = Path(__file__).parents[1]
+SMALL = ROOT / "SDMatte" / "assets" / "small"
+WORK = Path("output/docs")
+MODEL = f"{WORK}/model"
+BOX = (80, 16, 478, 386)
+POINTS = ((280, 120), (200, 200), (330, 200), (280, 280))
+FIELD = (770, 280, 930, 440)  # of the large picture, what is shown enlarged: x0, y0, x1, y1
+
+COMMANDS = (
+    "sdmatte matte output/docs/coffee.png --box 80 16 478 386"
+    " --alpha-only -o output/docs/box.png --model output/docs/model",
+    "sdmatte matte output/docs/coffee.png --points 280 120 200 200 330 200 280 280"
+    " --alpha-only -o output/docs/points.png --model output/docs/model",
+    "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png"
+    " --alpha-only -o output/docs/mask.png --model output/docs/model",
+    "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png"
+    " -o output/docs/cut_out.png --model output/docs/model",
+    "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png"
+    " --background output/docs/rocket.png -o output/docs/postcard.png --model output/docs/model",
+    "sdmatte matte output/docs/large.png --box 378 98 902 622"
+    " --alpha-only -o output/docs/plain.png --model output/docs/model",
+    "sdmatte matte output/docs/large.png --box 378 98 902 622 --refine tiles"
+    " --alpha-only -o output/docs/tiles.png --model output/docs/model",
+)
+
+
+def main() -> None:
+    """Prepares the inputs, runs the commands, lays out what came."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", help="a training run's folder; default: the weights the quickstart starts from"
+    )
+    args = parser.parse_args()
+    prepare(args.model)
+    for command in COMMANDS:
+        print("$", command, flush=True)
+        words = shlex.split(command.replace(MODEL, args.model or MODEL))
+        if sdmatte(words[1:]):
+            raise SystemExit(f"failed: {command}")
+    for name, sheet in sheets().items():
+        print(write_image(ROOT / "docs" / f"inference_{name}.jpg", sheet))
+
+
+def prepare(model: str | None) -> None:
+    """Writes what the commands read."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    for photograph in real_photographs():
+        if photograph.name in ("coffee", "rocket"):
+            write_image(WORK / f"{photograph.name}.png", photograph.load())
+    rough = np.zeros(read_image(WORK / "coffee.png").shape[:2], np.uint8)
+    cv2.ellipse(rough, (280, 200), (170, 150), 0, 0, 360, 255, -1)
+    write_image(WORK / "rough.png", rough)
+    image, alpha = draw(1280, 720)
+    write_image(WORK / "large.png", image)
+    write_image(WORK / "large_alpha.png", alpha)
+    if model is None:
+        shutil.rmtree(MODEL, ignore_errors=True)
+        small = SDMatte(SMALL, load_weight=False, aux_input=None)
+        load_checkpoint(small, SMALL / "start.safetensors")
+        small.save_pretrained(MODEL, inference={"resolution": 128, "point_radius": 5.0})
+
+
+def sheets() -> dict[str, np.ndarray]:
+    """Lays out the pictures, uint8 ``[H, W, 3]`` by name."""
+    photo, rough = read_image(WORK / "coffee.png"), read_alpha(WORK / "rough.png")
+    boxed, dotted = photo.copy(), photo.copy()
+    cv2.rectangle(boxed, BOX[:2], BOX[2:], (255, 210, 0), 4)
+    for point in POINTS:
+        cv2.circle(dotted, point, 9, (255, 210, 0), -1)
+    masked = (photo * (0.35 + 0.65 * rough[..., None])).astype(np.uint8)
+    mattes = [read_alpha(WORK / f"{name}.png") for name in ("box", "points", "mask")]
+    rgba = cv2.cvtColor(cv2.imread(str(WORK / "cut_out.png"), -1), cv2.COLOR_BGRA2RGBA)
+    colours, alpha = rgba[..., :3], rgba[..., 3]
+    large = [read_image(WORK / "large.png")]
+    large += [read_alpha(WORK / f"{name}.png") for name in ("plain", "tiles", "large_alpha")]
+    fields = [picture[FIELD[1] : FIELD[3], FIELD[0] : FIELD[2]] for picture in large]
+    black, raw = np.zeros_like(photo), over(photo, alpha, np.zeros_like(photo))
+    return {
+        "prompts": contact_sheet(
+            [boxed, dotted, masked, *mattes], ["--box", "--points", "--mask"], 3, 300
+        ),
+        "cutout": contact_sheet(
+            [photo, over(colours, alpha, checkerboard(alpha.shape)),
+             read_image(WORK / "postcard.png")],
+            ["coffee.png", "cut_out.png, on a checkerboard", "postcard.png"], 3, 300,
+        ),
+        "colours": contact_sheet(
+            [raw, over(colours, alpha, black)],
+            ["the picture's colours under the matte", "cut_out.png: estimated colours"], 2, 400,
+        ),
+        "tiles": contact_sheet(
+            [*large, *fields],
+            ["large.png", "plain.png", "tiles.png", "true matte", *[f"enlarged: {FIELD}"]], 4, 300,
+        ),
+    }  # fmt: skip
+
+
+def over(colours: np.ndarray, alpha: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """Puts colours on a ground, uint8 ``[H, W, 3]``; alpha is uint8 ``[H, W]``."""
+    share = alpha[..., None] / np.float32(255)
+    return np.round(share * colours + (1 - share) * ground).astype(np.uint8)
+
+
+def checkerboard(hw: tuple[int, int], side: int = 16) -> np.ndarray:
+    """Draws light and dark squares, uint8 ``[H, W, 3]``."""
+    ys, xs = np.mgrid[: hw[0], : hw[1]] // side
+    return np.repeat((205 + 50 * ((ys + xs) % 2)).astype(np.uint8)[..., None], 3, axis=2)
+
+
+if __name__ == "__main__":
+    main()
