@@ -120,7 +120,7 @@ def test_a_picture_is_encoded_once_for_its_prompts(tiny, predictor, folder, tmp_
         make(predictor, plan_single(folder / "a.png", [AUTO, BOX, BOX], tmp_path / "out", ".png"))
     finally:
         handle.remove()
-    assert len(encoded) == 1 + 3
+    assert len(encoded) == 1  # maps of boxes do not go through the whole encoder
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])

@@ -70,7 +70,7 @@ def test_a_second_prompt_does_not_encode_the_picture_again(tiny, predictor, pict
         predictor.set_image(picture)
         assert len(encoded) == 1
         for count in (2, 3):  # the prompt's own map
-            predictor.predict(box=BOX)
+            predictor.predict(points=[(30, 30)])
             assert len(encoded) == count
     finally:
         handle.remove()
