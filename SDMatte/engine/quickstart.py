@@ -18,7 +18,6 @@ from omegaconf import DictConfig
 
 from SDMatte.data.synthetic import make_sample_set
 from SDMatte.data.synthetic.photos import real_photographs
-from SDMatte.data.transforms import resize_bilinear, to_tensor
 from SDMatte.engine.config import build, load_config
 from SDMatte.engine.testing import load_trained, run_test, test_loaders
 from SDMatte.engine.train import train
@@ -26,6 +25,7 @@ from SDMatte.evaluation.baselines import BoxAsAlpha
 from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.report import score_table
 from SDMatte.image_io import read_alpha, read_image, write_image
+from SDMatte.inference.predictor import MattePredictor
 from SDMatte.modeling import SDMatte
 from SDMatte.pictures import PAGE, contact_sheet
 
@@ -130,35 +130,6 @@ def _summary(scores: dict[str, dict[str, float]], protocol: str) -> tuple[str, b
     return f"Held-out part of the sample set, protocol {protocol}: {description}\n\n{table}", beats
 
 
-@torch.no_grad()
-def predict_in_box(
-    model: SDMatte, image: np.ndarray, box: Sequence[float], size: int
-) -> np.ndarray:
-    """Predicts the matte of the object in a box.
-
-    Args:
-        model: In evaluation mode.
-        image: ``[H, W, 3]`` uint8.
-        box: x0, y0, x1, y1 in pixels.
-        size: What the picture is squashed to.
-
-    Returns:
-        ``[H, W]`` float32 in [0, 1].
-    """
-    height, width = image.shape[:2]
-    fractions = np.array(box, np.float32) / [width, height, width, height]
-    x0, y0, x1, y1 = (fractions * size).round().astype(int)
-    mask = np.zeros((size, size), np.float32)
-    mask[y0:y1, x0:x1] = 1
-    batch = {
-        "image": to_tensor(resize_bilinear(image.astype(np.float32) / 255, size))[None],
-        "bbox_mask": to_tensor(mask)[None],
-        "bbox_coords": torch.from_numpy(fractions.astype(np.float32))[None],
-    }
-    alpha = model(batch, aux_input="bbox_mask")[0, 0].numpy()
-    return cv2.resize(alpha, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
 def draw_results(
     config: DictConfig, model: SDMatte, picture: Path, num_rows: int = 12, tile: int = 192
 ) -> None:
@@ -168,7 +139,8 @@ def draw_results(
     photographs or drawn too; then photographs as they are, which have no true matte.
     """
     _, loader = next(iter(test_loaders(config)))
-    samples, size = loader.dataset.samples, loader.dataset.size
+    samples = loader.dataset.samples
+    predictor = MattePredictor(model, resolution=loader.dataset.size)
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(num_rows, len(samples))).round())
     rows = []
     for index in chosen.astype(int):
@@ -178,13 +150,13 @@ def draw_results(
         x0, y0, x1, y1 = loader.dataset[index]["bbox_coords"].tolist()
         height, width = truth.shape
         box = (x0 * width, y0 * height, x1 * width, y1 * height)
-        prediction = predict_in_box(model, image, box, size)
+        prediction = predictor.predict(box=box, image=predictor.encode(image)).alpha
         rows.append([image, _prompted(image, box), prediction, truth])
     for photograph in real_photographs():
         if photograph.box is not None:
-            image = np.array(photograph.load())
-            prediction = predict_in_box(model, image, photograph.box, size)
-            rows.append([image, _prompted(image, photograph.box), prediction, _BLANK])
+            image, box = np.array(photograph.load()), photograph.box
+            prediction = predictor.predict(box=box, image=predictor.encode(image)).alpha
+            rows.append([image, _prompted(image, box), prediction, _BLANK])
     half = (len(rows) + 1) // 2
     sides = zip_longest(rows[:half], rows[half:], fillvalue=[_BLANK] * 4)
     tiles = [cell for pair in sides for row in pair for cell in row]
