@@ -148,7 +148,7 @@ class CountedRows(TorchFunctionMode):
 
     def __init__(self, rows: Axis, columns: Axis):
         super().__init__()
-        self.counts = torch.outer(rows.counts, columns.counts).float()  # [h, w]
+        self.counts = torch.outer(rows.counts, columns.counts)  # [h, w]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Replaces the two functions."""
@@ -160,17 +160,19 @@ class CountedRows(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _group_norm(self, input, num_groups, weight=None, bias=None, eps=1e-5) -> torch.Tensor:
-        groups = input.float().flatten(2).unflatten(1, (num_groups, -1))  # [B, G, C/G, h*w]
-        share = self.counts.flatten() / (self.counts.sum() * groups.shape[2])
+        exact = torch.promote_types(input.dtype, torch.float32)
+        groups = input.to(exact).flatten(2).unflatten(1, (num_groups, -1))  # [B, G, C/G, h*w]
+        share = self.counts.flatten().to(exact) / (self.counts.sum() * groups.shape[2])
         mean = (groups * share).sum(dim=(2, 3), keepdim=True)
         centred = groups - mean
         variance = (centred.square() * share).sum(dim=(2, 3), keepdim=True)
         normed = (centred * torch.rsqrt(variance + eps)).flatten(1, 2)  # [B, C, h*w]
-        normed = normed * weight.float()[:, None] + bias.float()[:, None]
+        normed = normed * weight.to(exact)[:, None] + bias.to(exact)[:, None]
         return normed.to(input.dtype).reshape(input.shape)
 
     def _attention(self, query, key, value, attn_mask=None, **kwargs) -> torch.Tensor:
         # A key that stands for n weighs n times: log(n) more.
-        bias = self.counts.flatten().log().expand(query.shape[-2], -1)
-        heads = (part.float() for part in (query, key, value))
+        exact = torch.promote_types(query.dtype, torch.float32)
+        bias = self.counts.flatten().to(exact).log().expand(query.shape[-2], -1)
+        heads = (part.to(exact) for part in (query, key, value))
         return F.scaled_dot_product_attention(*heads, bias).to(query.dtype)

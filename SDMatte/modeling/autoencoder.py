@@ -1,4 +1,4 @@
-"""The decoder's upsampling with less than half of its multiplications."""
+"""diffusers' autoencoder with less work and less memory, and the same values."""
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +48,24 @@ def _halves(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]
     return torch.cat([before, middle + after], dim), torch.cat([before + middle, after], dim)
 
 
-def speed_up_upsampling(vae: AutoencoderKL) -> None:
-    """Puts `UpsampleConv` into a decoder, in place; the names of its weights stay."""
+class FrugalSiLU(nn.SiLU):
+    """SiLU that overwrites its input where nobody needs that for a gradient.
+
+    Its input is always a norm's fresh output here. At 1024 x 1024 that saves the decoder's largest
+    map, half a gigabyte in bfloat16.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Gives a map of the same shape."""
+        return F.silu(input, inplace=not torch.is_grad_enabled())
+
+
+def make_frugal(vae: AutoencoderKL) -> None:
+    """Puts `UpsampleConv` and `FrugalSiLU` in, in place; the names of the weights stay."""
     for block in vae.decoder.up_blocks:
         if block.upsamplers is not None:
             block.upsamplers = nn.ModuleList(UpsampleConv(up.conv) for up in block.upsamplers)
+    for module in vae.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.SiLU:
+                setattr(module, name, FrugalSiLU())

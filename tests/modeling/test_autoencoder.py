@@ -1,10 +1,13 @@
-"""Upsampling and convolving at once."""
+"""What makes the autoencoder faster and smaller changes none of its values."""
+
+import copy
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 
-from SDMatte.modeling.upsampling import UpsampleConv
+from SDMatte.modeling.autoencoder import UpsampleConv, make_frugal
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 5), (32, 16)])
@@ -37,3 +40,28 @@ def test_in_bfloat16_it_is_as_close_to_float32_as_diffusers():
 def test_names_of_weights_stay():
     plain = Upsample2D(4, use_conv=True)
     assert list(UpsampleConv(plain.conv).state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_the_whole_autoencoder_gives_the_same(with_gradient):
+    torch.manual_seed(0)
+    plain = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    ).requires_grad_(False)
+    ours = copy.deepcopy(plain)
+    make_frugal(ours)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    image, found = torch.rand(1, 3, 32, 48), []
+    for vae in (plain, ours):
+        latent = vae.encode(image).latent_dist.mean.detach().requires_grad_(with_gradient)
+        with torch.set_grad_enabled(with_gradient):
+            alpha = vae.decode(latent).sample
+        found.append((latent, alpha))
+        if with_gradient:
+            found[-1] += torch.autograd.grad(alpha.square().sum(), latent)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
