@@ -264,8 +264,8 @@ def main(arguments: argparse.Namespace) -> None:
         build(MODELS[arguments.model], arguments.tiny).save_pretrained(folder)
         for size in arguments.sizes:
             found = {c: run_apart(c, Path(folder), size, arguments) for c in arguments.cases}
-            check(found)
             print("\n".join(table(size, found)), flush=True)
+            check(found)
 
 
 def parse() -> argparse.Namespace:

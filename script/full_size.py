@@ -16,6 +16,7 @@ import SDMatte
 from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.attention import AttentionContext, MattingAttnProcessor
+from SDMatte.modeling.autoencoder import UpsampleConv
 from SDMatte.modeling.unet import COORDINATE_SETTINGS
 
 # Stable Diffusion v2's own configs.
@@ -103,11 +104,10 @@ class PlainModel(Model):
         processors = self.unet.attn_processors
         self.unet.set_attn_processor({n: MaterialisedScores(p) for n, p in processors.items()})
         self._all_keys = True
-        for block in self.vae.decoder.up_blocks:
-            if block.upsamplers is not None:
-                block.upsamplers = nn.ModuleList(
-                    DoubleAndConvolve(up.conv) for up in block.upsamplers
-                )
+        for module in list(self.vae.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, UpsampleConv):
+                    setattr(module, name, DoubleAndConvolve(child.conv))
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:

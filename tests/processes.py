@@ -47,6 +47,18 @@ def end(how: str, folder: str) -> None:
     comm.synchronize()
 
 
+def wait_forever(folder: str) -> None:
+    """Says who it is, and hangs."""
+    (Path(folder) / str(comm.get_rank())).write_text(str(os.getpid()))
+    time.sleep(1000)
+
+
+def starter(folder: str) -> None:
+    """Is a process that starts others, with SIGINT ignored as ``nohup`` in a script has it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    launch(wait_forever, num_processes=2, args=(folder,), device="cpu")
+
+
 def as_task(environ: dict[str, str], folder: str) -> None:
     """Is a process that a cluster's launcher started."""
     os.environ.update(environ)

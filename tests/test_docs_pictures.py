@@ -1,24 +1,17 @@
 """The guide shows the pictures that its commands make."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def commands(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "script")
-    path = ROOT / "script" / "make_docs_pictures.py"
-    spec = importlib.util.spec_from_file_location("make_docs_pictures", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module.COMMANDS
-    sys.modules.pop("check_large_picture", None)
+@pytest.fixture(scope="module")
+def commands():
+    return load_script("make_docs_pictures").COMMANDS
 
 
 def test_the_guide_names_the_commands_that_made_its_pictures(commands):

@@ -31,6 +31,7 @@ from detectron2.utils import comm
 from SDMatte import errors
 from SDMatte.engine.signals import exit_status, handling
 from SDMatte.errors import ConfigError, ProcessError, RunStopped, SDMatteError
+from SDMatte.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -298,6 +299,7 @@ def _start(places: Sequence[Place], main, args: tuple, on_gpu: bool, timeout: fl
 
 def _work(index: int, places, main, args, on_gpu, timeout, failures) -> None:
     """Is a process: runs ``main``, and reports how that fails."""
+    end_with_parent()
     if not on_gpu:  # processes that each take all cores slow each other down many times
         torch.set_num_threads(max(1, torch.get_num_threads() // len(places)))
     rank, failure = places[index].rank, None

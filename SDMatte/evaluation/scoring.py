@@ -6,15 +6,12 @@ Nothing here needs torch, so that a worker process starts in a moment.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from SDMatte.evaluation.protocols import (
 )
 from SDMatte.evaluation.results import MATTES, PictureScore
 from SDMatte.image_io import read_alpha, write_image
+from SDMatte.processes import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -213,9 +211,4 @@ def _start_worker() -> None:
     """Keeps a worker to one core, and lets it end when the process that started it has ended."""
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process sees to that
-
-    def end_with_parent() -> None:
-        wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()

@@ -1,4 +1,4 @@
-"""diffusers' autoencoder with less work and less memory, and the same values."""
+"""diffusers' autoencoder with less work, less memory and more digits."""
 
 import torch
 import torch.nn.functional as F
@@ -60,12 +60,43 @@ class FrugalSiLU(nn.SiLU):
         return F.silu(input, inplace=not torch.is_grad_enabled())
 
 
-def make_frugal(vae: AutoencoderKL) -> None:
-    """Puts `UpsampleConv` and `FrugalSiLU` in, in place; the names of the weights stay."""
+class ExactGroupNorm(nn.GroupNorm):
+    """GroupNorm that keeps its digits in float32 and channels_last.
+
+    torch adds up a whole group in one go there, which costs four digits at 1024 x 1024: an error of
+    2e-4 where it is 2e-6 in the usual layout. Here rows are added up first.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalises ``[B, C, H, W]``."""
+        usual = input.ndim != 4 or input.is_contiguous() or input.device.type != "cpu"
+        if usual or input.dtype != torch.float32 or torch.is_grad_enabled():
+            return super().forward(input)
+        pixels = input.permute(0, 2, 3, 1)  # [B, H, W, C]
+        sums = pixels.sum(2).double().sum(1)  # [B, C]
+        squares = torch.linalg.vector_norm(pixels, dim=2).double().square().sum(1)
+        count = input[0].numel() // self.num_groups
+        per_group = (len(input), self.num_groups, -1)
+        mean = sums.view(per_group).sum(2, keepdim=True) / count  # [B, G, 1]
+        variance = squares.view(per_group).sum(2, keepdim=True) / count - mean.square()
+        scale = (variance + self.eps).rsqrt() * self.weight.view(self.num_groups, -1)
+        shift = self.bias.view(self.num_groups, -1) - mean * scale
+        scale, shift = (v.float().flatten(1)[..., None, None] for v in (scale, shift))
+        return torch.addcmul(shift, input, scale)
+
+
+def improve(vae: AutoencoderKL) -> None:
+    """Puts the modules above into an autoencoder, in place; the names of the weights stay."""
     for block in vae.decoder.up_blocks:
         if block.upsamplers is not None:
             block.upsamplers = nn.ModuleList(UpsampleConv(up.conv) for up in block.upsamplers)
-    for module in vae.modules():
+    for module in list(vae.modules()):
         for name, child in module.named_children():
             if type(child) is nn.SiLU:
                 setattr(module, name, FrugalSiLU())
+            elif type(child) is nn.GroupNorm:
+                norm = ExactGroupNorm(
+                    child.num_groups, child.num_channels, child.eps, device="meta"
+                )
+                norm.weight, norm.bias = child.weight, child.bias
+                setattr(module, name, norm)

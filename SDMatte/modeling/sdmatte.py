@@ -14,9 +14,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
-from SDMatte.modeling import bands, saving, surgery, weights
+from SDMatte.modeling import autoencoder, bands, saving, surgery, weights
 from SDMatte.modeling.attention import MASK_MODES, AttentionContext, build_key_selections
-from SDMatte.modeling.autoencoder import make_frugal
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SECTIONS, SDMatteUNet
 from SDMatte.prompts import PROMPT_TYPES, PromptType
 
@@ -128,7 +127,7 @@ class SDMatte(nn.Module):
             use_encoder_hidden_states_list if use_encoder_hidden_states else (False,) * 3,
         )
         if isinstance(self.vae, AutoencoderKL):
-            make_frugal(self.vae)
+            autoencoder.improve(self.vae)
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
         self._empty_caption: tuple[Any, torch.Tensor] | None = None

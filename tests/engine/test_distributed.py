@@ -5,10 +5,11 @@ import multiprocessing
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from processes import as_task, describe, end
+from processes import as_task, describe, end, starter
 from runs import Run, finish, pause, settings
 
 from SDMatte.engine import distributed
@@ -118,6 +119,32 @@ def test_processes_of_this_machine_and_how_they_end(how, error, message, tmp_pat
     for rank in (0, 1):
         content = json.loads((tmp_path / str(rank)).read_text())
         assert (content["local_rank"], content["local_size"], content["sum"]) == (rank, 2, 1)
+
+
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
+    first = FORKSERVER.Process(target=starter, args=(str(tmp_path),))
+    first.start()
+    numbers = [tmp_path / str(rank) for rank in (0, 1)]
+    wait_until(lambda: all(path.exists() and path.read_text() for path in numbers))
+    first.kill()
+    first.join()
+    pids = [int(path.read_text()) for path in numbers]
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_processes_that_hang_are_ended_when_another_fails(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 
-from SDMatte.modeling.autoencoder import UpsampleConv, make_frugal
+from SDMatte.modeling.autoencoder import ExactGroupNorm, UpsampleConv, improve
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 5), (32, 16)])
@@ -53,7 +53,7 @@ def test_the_whole_autoencoder_gives_the_same(with_gradient):
         norm_num_groups=4,
     ).requires_grad_(False)
     ours = copy.deepcopy(plain)
-    make_frugal(ours)
+    improve(ours)
     assert ours.state_dict().keys() == plain.state_dict().keys()
     image, found = torch.rand(1, 3, 32, 48), []
     for vae in (plain, ours):
@@ -65,3 +65,18 @@ def test_the_whole_autoencoder_gives_the_same(with_gradient):
             found[-1] += torch.autograd.grad(alpha.square().sum(), latent)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mean", [0, 3])
+def test_the_norm_keeps_its_digits_in_channels_last(mean):
+    torch.manual_seed(0)
+    norm = ExactGroupNorm(4, 16)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    given = (torch.randn(2, 16, 384, 256) + mean).to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(norm).double()(given.double().contiguous())
+    found = norm(given)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (found - exact).abs().max() < 5e-6
+    torch.testing.assert_close(norm(given.contiguous()).double(), exact, atol=5e-6, rtol=0)

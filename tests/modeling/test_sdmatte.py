@@ -216,7 +216,9 @@ def test_save_and_load_is_identity(tmp_path, model):
     torch.testing.assert_close(run(loaded, make_batch()), run(model, make_batch()))
     assert not loaded.training and not loaded.vae.encoder.conv_in.weight.requires_grad
     half = SDMatte.from_pretrained(tmp_path / "saved", dtype="bfloat16")
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in half.vae.parameters()} == {torch.float32}  # it is narrow
+    assert torch.isfinite(run(half, make_batch())).all()
     with pytest.raises(CheckpointError, match="holds a SDMatte, not a LiteSDMatte"):
         LiteSDMatte.from_pretrained(tmp_path / "saved")
 
