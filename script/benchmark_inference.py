@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from full_size import PlainModel, build
+from full_size import PlainLite, PlainModel, build
 
 from SDMatte import MattePredictor
 from SDMatte.data.prompts import extent
@@ -40,7 +40,7 @@ from SDMatte.image_io import read_alpha
 from SDMatte.inference.prompts import read_prompts
 from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
-from SDMatte.modeling.saving import WEIGHTS_FILE
+from SDMatte.modeling.saving import WEIGHTS_FILE, read_model_card
 from SDMatte.modeling.weights import load_checkpoint
 
 CASES = {  # type of the weights, and what torch.compile is given; None: it is not called
@@ -97,7 +97,9 @@ def measure(case: str, folder: Path, size: int, runs: int, device: torch.device)
     image, boxes = picture_and_boxes(size)
     start = time.perf_counter()
     if case == "plain":
-        model = PlainModel(folder, load_weight=False, aux_input="bbox_mask").eval()
+        card = read_model_card(folder)
+        plain_class = PlainLite if card["model"] == "LiteSDMatte" else PlainModel
+        model = plain_class(folder, load_weight=False, aux_input="bbox_mask").eval()
         load_checkpoint(model, folder / WEIGHTS_FILE)
         model.to(device)
     else:

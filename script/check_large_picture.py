@@ -7,13 +7,13 @@ of memory; the exit status is 1 if the second pass made the error larger.
 """
 
 import argparse
-import resource
 import time
 
 import cv2
 import numpy as np
 
 from SDMatte import MattePredictor
+from SDMatte.engine.progress import peak_memory
 
 STRIP = 512
 
@@ -70,7 +70,7 @@ def main() -> int:
         result = predictor.predict(box=box, refine=refine)
         seconds = time.perf_counter() - start
         errors.append(float(np.abs(result.alpha - alpha)[band].mean()))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB -> GiB
+        peak = peak_memory(predictor.device)
         print(
             f"{width}x{height} at {predictor.resolution}, refine={refine}: error at the edges "
             f"{1000 * errors[-1]:.2f} (MAD x 1000), {seconds:.1f} s, peak memory {peak:.2f} GiB",

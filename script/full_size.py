@@ -96,8 +96,8 @@ class DoubleAndConvolve(nn.Module):
         return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
 
 
-class PlainModel(Model):
-    """The same network without what makes it faster."""
+class _Plain:
+    """A network without what makes it faster."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -108,11 +108,6 @@ class PlainModel(Model):
             for name, child in module.named_children():
                 if isinstance(child, UpsampleConv):
                     setattr(module, name, DoubleAndConvolve(child.conv))
-
-    @torch.no_grad()
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Encodes pictures in the layout that they have."""
-        return self.vae.encode(image).latent_dist.mean * self.vae.config.scaling_factor
 
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         """Encodes prompts as pictures."""
@@ -126,6 +121,14 @@ class PlainModel(Model):
     def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:
         """Encodes the empty captions anew."""
         return self._run_text_encoder([""] * size)
+
+
+class PlainModel(_Plain, Model):
+    """SDMatte, plain."""
+
+
+class PlainLite(_Plain, LiteSDMatte):
+    """LiteSDMatte, plain."""
 
 
 def build(cls: type[Model] = Model, tiny: bool = False) -> Model:

@@ -4,6 +4,7 @@ import datetime
 import logging
 import resource
 import sys
+from pathlib import Path
 
 import SDMatte.compat  # noqa: F401
 
@@ -26,8 +27,13 @@ def peak_memory(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 2**10  # getrusage counts bytes there, else KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 2**20  # from KiB
+    except (OSError, StopIteration):
+        # On Linux this counts what the process had held that started this one, too.
+        unit = 1 if sys.platform == "darwin" else 2**10  # it is bytes there, else KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 class Meter(HookBase):

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from models import make_batch, tiny_model
 
+from SDMatte.modeling.autoencoder import improve
 from SDMatte.modeling.bands import encode_bands, find_edges, plan_axis
 from SDMatte.prompts import PROMPT_TYPES
 
@@ -27,6 +28,7 @@ def vae():
     with torch.no_grad():
         for parameter in vae.parameters():  # biases and norms that matter
             parameter += 0.1 * torch.randn_like(parameter)
+    improve(vae)  # as in the models
     return vae
 
 
@@ -41,6 +43,7 @@ def box_picture(height, width, boxes):
     "height, width, boxes",
     [
         (512, 512, [(100, 301, 77, 400)]),
+        (768, 768, [(300, 301, 200, 600)]),  # also the last resolution has bands
         (512, 512, []),
         (512, 512, [(0, 512, 0, 512)]),
         (512, 512, [(0, 1, 511, 512)]),

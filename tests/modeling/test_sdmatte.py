@@ -259,17 +259,18 @@ def test_converting_a_large_checkpoint_takes_the_memory_of_the_model(tmp_path):
     tensors = {str(i): torch.ones(2**20) for i in range(256)}  # 1 GiB
     save_file(tensors, tmp_path / "large.safetensors")
     script = (
-        "import resource, sys, torch; from SDMatte.modeling import weights\n"
+        "import sys, torch; from SDMatte.modeling import weights\n"
+        "from SDMatte.engine.progress import peak_memory\n"
         "model = torch.nn.Module()\n"
         "for i in range(256): model.register_parameter(str(i), torch.nn.Parameter(\n"
         "    torch.empty(2**20, dtype=torch.bfloat16, device='meta')))\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak_memory(torch.device('cpu'))\n"
         "weights.assign_checkpoint(model, sys.argv[1], 2**26)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "print(peak_memory(torch.device('cpu')) - before)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "large.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 800 * 2**10  # KiB; the file and its copy would be 1.5 GiB
+    assert 0.5 < float(done.stdout) < 0.8  # GiB; the file and its copy would be 1.5
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
