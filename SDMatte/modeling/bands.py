@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch.overrides import TorchFunctionMode
 
+from SDMatte.modeling.autoencoder import group_moments, scale_and_shift
+
 MAX_EDGES = 16
 WORTHWHILE = 0.9
 
@@ -151,23 +153,28 @@ class CountedRows(TorchFunctionMode):
         self.counts = torch.outer(rows.counts, columns.counts)  # [h, w]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Replaces the two functions."""
+        """Replaces the three functions."""
         kwargs = kwargs or {}
+        if func is group_moments:
+            return self._moments(*args, **kwargs)
         if func is F.group_norm:
             return self._group_norm(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         return func(*args, **kwargs)
 
+    def _moments(self, input, num_groups) -> tuple[torch.Tensor, torch.Tensor]:
+        values = input.flatten(2).double()  # [B, C, h*w]
+        share = self.counts.flatten().double() / self.counts.sum()
+        per_group = (len(input), num_groups, -1)
+        mean = (values @ share).view(per_group).mean(2, keepdim=True)
+        squares = (values.square() @ share).view(per_group).mean(2, keepdim=True)
+        return mean, squares - mean.square()
+
     def _group_norm(self, input, num_groups, weight=None, bias=None, eps=1e-5) -> torch.Tensor:
-        exact = torch.promote_types(input.dtype, torch.float32)
-        groups = input.to(exact).flatten(2).unflatten(1, (num_groups, -1))  # [B, G, C/G, h*w]
-        share = self.counts.flatten().to(exact) / (self.counts.sum() * groups.shape[2])
-        mean = (groups * share).sum(dim=(2, 3), keepdim=True)
-        centred = groups - mean
-        variance = (centred.square() * share).sum(dim=(2, 3), keepdim=True)
-        normed = (centred * torch.rsqrt(variance + eps)).flatten(1, 2)  # [B, C, h*w]
-        normed = normed * weight.to(exact)[:, None] + bias.to(exact)[:, None]
+        moments = self._moments(input, num_groups)
+        scale, shift = scale_and_shift(moments, weight, bias, eps, input.dtype)
+        normed = torch.addcmul(shift, input.flatten(2).to(shift.dtype), scale)  # [B, C, h*w]
         return normed.to(input.dtype).reshape(input.shape)
 
     def _attention(self, query, key, value, attn_mask=None, **kwargs) -> torch.Tensor:

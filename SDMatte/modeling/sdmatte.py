@@ -328,7 +328,8 @@ class SDMatte(nn.Module):
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Encodes pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, h, w], no sampling."""
-        posterior = self.vae.encode(image.to(self.vae.dtype)).latent_dist
+        image = image.to(self.vae.dtype, memory_format=torch.channels_last)
+        posterior = self.vae.encode(image).latent_dist
         return posterior.mean * self.vae.config.scaling_factor
 
     @torch.no_grad()

@@ -160,10 +160,10 @@ def assign_checkpoint(
 ) -> None:
     """Puts a checkpoint file's tensors in place in a model that was built without memory.
 
-    They take the model's own types. What has these types stays mapped from the file, but for the
-    text encoder's, which may be released by itself. The rest is converted part by part, and between
-    the parts the file is let go of, so that its pages do not add up: loading takes the memory of
-    the model and a part, whatever the file's size.
+    They take the model's own types. What has these types stays mapped from the file. The rest is
+    converted part by part, and between the parts the file is let go of, so that its pages do not
+    add up: loading takes the memory of the model and a part, whatever the file's size. The text
+    encoder, which may be released by itself, gets a block of its own.
 
     Args:
         model: An `SDMatte` or `LiteSDMatte`, on the meta device.
@@ -182,26 +182,41 @@ def assign_checkpoint(
     types = {name: value.dtype for name, value in model.state_dict().items()}
     tensors = read()
     check_fit(model, tensors, str(path))
-    others = [
-        name
-        for name, value in tensors.items()
-        if value.dtype != types[name] or name.startswith(TEXT_PREFIX)
-    ]
+    text = [name for name in tensors if name.startswith(TEXT_PREFIX)]
+    converted = _copy_as_block({name: tensors[name] for name in text}, types)
     parts: list[list[str]] = []
     room = 0
-    for name in others:
+    for name, value in tensors.items():
+        if value.dtype == types[name] or name in converted:
+            continue
         if room <= 0:
             parts.append([])
             room = part_size
         parts[-1].append(name)
-        room -= tensors[name].nbytes
-    converted: dict[str, torch.Tensor] = {}
+        room -= value.nbytes
     for part in parts:
-        converted |= {name: tensors.pop(name).to(types[name], copy=True) for name in part}
+        converted |= {name: tensors.pop(name).to(types[name]) for name in part}
         if is_mapped(path):
             tensors.clear()  # before it is mapped anew: that is what lets go of the pages
             tensors = read()
     model.load_state_dict({**tensors, **converted}, assign=True)
+
+
+def _copy_as_block(
+    tensors: Mapping[str, torch.Tensor], types: Mapping[str, torch.dtype]
+) -> dict[str, torch.Tensor]:
+    """Copies tensors into one storage a type: as a whole it goes back to the system when freed.
+
+    The pieces of a heap would not, and the memory of an encoder that is no longer there would stay.
+    """
+    copies: dict[str, torch.Tensor] = {}
+    for dtype in {types[name] for name in tensors}:
+        names = [name for name in tensors if types[name] == dtype]
+        sizes = [tensors[name].numel() for name in names]
+        block = torch.empty(sum(sizes), dtype=dtype)
+        for name, piece in zip(names, block.split(sizes), strict=True):
+            copies[name] = piece.view(tensors[name].shape).copy_(tensors[name])
+    return copies
 
 
 def is_mapped(path: str | Path) -> bool:

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 
+from SDMatte.modeling import autoencoder
 from SDMatte.modeling.autoencoder import ExactGroupNorm, UpsampleConv, improve
 
 
@@ -42,29 +43,61 @@ def test_names_of_weights_stay():
     assert list(UpsampleConv(plain.conv).state_dict()) == list(plain.state_dict())
 
 
-@pytest.mark.parametrize("with_gradient", [False, True])
-def test_the_whole_autoencoder_gives_the_same(with_gradient):
+def small_autoencoder():
     torch.manual_seed(0)
-    plain = AutoencoderKL(
+    vae = AutoencoderKL(
         block_out_channels=(8, 16),
         down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2,
         latent_channels=4,
         norm_num_groups=4,
-    ).requires_grad_(False)
+    )
+    return vae.requires_grad_(False)
+
+
+@pytest.mark.parametrize("in_strips", [False, True])
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_whole_autoencoder_gives_the_same(with_gradient, in_strips, layout, monkeypatch):
+    if in_strips:
+        shrink_strips(monkeypatch)
+    plain = small_autoencoder()
     ours = copy.deepcopy(plain)
     improve(ours)
     assert ours.state_dict().keys() == plain.state_dict().keys()
-    image, found = torch.rand(1, 3, 32, 48), []
-    for vae in (plain, ours):
-        latent = vae.encode(image).latent_dist.mean.detach().requires_grad_(with_gradient)
+    image, found = torch.rand(2, 3, 32, 48), []
+    for vae, given in ((plain, image), (ours, image.to(memory_format=layout))):
+        with torch.no_grad():
+            latent = vae.encode(given).latent_dist.mean
+        latent = latent.requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
             alpha = vae.decode(latent).sample
         found.append((latent, alpha))
         if with_gradient:
             found[-1] += torch.autograd.grad(alpha.square().sum(), latent)
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        assert (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
+@torch.no_grad()
+def test_strips_in_bfloat16_are_as_close_to_float32_as_the_whole(monkeypatch):
+    plain = small_autoencoder()
+    improve(plain)
+    image = torch.rand(1, 3, 32, 48).to(memory_format=torch.channels_last)
+    exact = plain.encode(image).latent_dist.mean
+    plain, image, errors = plain.bfloat16(), image.bfloat16(), []
+    for in_strips in (False, True):
+        if in_strips:
+            shrink_strips(monkeypatch)
+        errors.append((plain.encode(image).latent_dist.mean.float() - exact).abs().mean())
+    assert 0 < errors[1] < 1.5 * errors[0]
+
+
+def shrink_strips(monkeypatch):
+    """Five rows at a time at most, of maps of any size."""
+    monkeypatch.setattr(autoencoder, "LARGE", 1)
+    monkeypatch.setattr(autoencoder, "CONVOLVED_AT_ONCE", 5 * 48 * 8)
+    monkeypatch.setattr(autoencoder, "ADDED_AT_ONCE", 5 * 48 * 8)
 
 
 @torch.no_grad()
@@ -80,3 +113,13 @@ def test_the_norm_keeps_its_digits_in_channels_last(mean):
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert (found - exact).abs().max() < 5e-6
     torch.testing.assert_close(norm(given.contiguous()).double(), exact, atol=5e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_the_norm_keeps_its_digits_where_a_map_is_nearly_constant():
+    norm = ExactGroupNorm(1, 4)
+    given = torch.full((1, 4, 256, 256), 30.0)
+    given[..., 100, 100:103] += 1  # of a variance of 5e-5
+    exact = copy.deepcopy(norm).double()(given.double())
+    found = norm(given.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found.double(), exact, atol=1e-3, rtol=1e-5)

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from models import make_batch, tiny_model
 
+from SDMatte.modeling import autoencoder
 from SDMatte.modeling.autoencoder import improve
 from SDMatte.modeling.bands import encode_bands, find_edges, plan_axis
 from SDMatte.prompts import PROMPT_TYPES
@@ -73,6 +74,15 @@ def test_nothing_but_rounding_is_lost(vae):
         for f in (vae.encode(image).latent_dist.mean, encode_bands(vae, image))
     ]
     assert errors[1].abs().max() < 2 * errors[0].abs().max()
+
+
+@torch.no_grad()
+def test_bands_and_strips_together(vae, monkeypatch):
+    image = box_picture(512, 512, [(100, 301, 77, 400)])
+    expected = vae.encode(image).latent_dist.mean
+    monkeypatch.setattr(autoencoder, "LARGE", 1)
+    monkeypatch.setattr(autoencoder, "CONVOLVED_AT_ONCE", 2**14)
+    torch.testing.assert_close(encode_bands(vae, image), expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -253,6 +253,9 @@ def test_a_checkpoint_of_another_type_takes_the_models(tmp_path, model, kind, pa
     weights.assign_checkpoint(other, path, part_size)
     for name, value in other.state_dict().items():
         assert value.dtype == torch.float32 and torch.equal(value, half[name].float()), name
+    text = {v.untyped_storage().data_ptr() for v in other.text_encoder.state_dict().values()}
+    assert len(text) == 1  # goes back to the system as a whole
+    other.save_pretrained(tmp_path / "again")
 
 
 def test_converting_a_large_checkpoint_takes_the_memory_of_the_model(tmp_path):
