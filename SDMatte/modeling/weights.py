@@ -184,16 +184,15 @@ def assign_checkpoint(
     check_fit(model, tensors, str(path))
     text = [name for name in tensors if name.startswith(TEXT_PREFIX)]
     converted = _copy_as_block({name: tensors[name] for name in text}, types)
+    others = [n for n, v in tensors.items() if v.dtype != types[n] and n not in converted]
     parts: list[list[str]] = []
     room = 0
-    for name, value in tensors.items():
-        if value.dtype == types[name] or name in converted:
-            continue
+    for name in others:
         if room <= 0:
             parts.append([])
             room = part_size
         parts[-1].append(name)
-        room -= value.nbytes
+        room -= tensors[name].nbytes
     for part in parts:
         converted |= {name: tensors.pop(name).to(types[name]) for name in part}
         if is_mapped(path):

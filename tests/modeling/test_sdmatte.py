@@ -259,14 +259,18 @@ def test_a_checkpoint_of_another_type_takes_the_models(tmp_path, model, kind, pa
 
 
 def test_converting_a_large_checkpoint_takes_the_memory_of_the_model(tmp_path):
-    tensors = {str(i): torch.ones(2**20) for i in range(256)}  # 1 GiB
+    tensors = {str(i): torch.ones(2**20) for i in range(160)}  # with the next line 1 GiB
+    tensors |= {f"text_encoder.text_model.{i}": torch.ones(2**20) for i in range(96)}
     save_file(tensors, tmp_path / "large.safetensors")
     script = (
         "import sys, torch; from SDMatte.modeling import weights\n"
         "from SDMatte.engine.progress import peak_memory\n"
         "model = torch.nn.Module()\n"
-        "for i in range(256): model.register_parameter(str(i), torch.nn.Parameter(\n"
-        "    torch.empty(2**20, dtype=torch.bfloat16, device='meta')))\n"
+        "model.text_encoder = torch.nn.Module()\n"
+        "model.text_encoder.text_model = torch.nn.Module()\n"
+        "for part, count in ((model, 160), (model.text_encoder.text_model, 96)):\n"
+        "    for i in range(count): part.register_parameter(str(i), torch.nn.Parameter(\n"
+        "        torch.empty(2**20, dtype=torch.bfloat16, device='meta')))\n"
         "before = peak_memory(torch.device('cpu'))\n"
         "weights.assign_checkpoint(model, sys.argv[1], 2**26)\n"
         "print(peak_memory(torch.device('cpu')) - before)\n"
