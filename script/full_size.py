@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention, AttnProcessor
-from torch import nn
 
 import SDMatte
 from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.attention import AttentionContext, MattingAttnProcessor
-from SDMatte.modeling.autoencoder import UpsampleConv
 from SDMatte.modeling.unet import COORDINATE_SETTINGS
 
 # Stable Diffusion v2's own configs.
@@ -84,18 +82,6 @@ class MaterialisedScores:
         return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
 
-class DoubleAndConvolve(nn.Module):
-    """Upsampling as the definition has it."""
-
-    def __init__(self, conv: nn.Conv2d):
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Doubles by nearest, then convolves."""
-        return self.conv(F.interpolate(hidden_states, scale_factor=2.0, mode="nearest"))
-
-
 class _Plain:
     """A network without what makes it faster."""
 
@@ -104,10 +90,11 @@ class _Plain:
         processors = self.unet.attn_processors
         self.unet.set_attn_processor({n: MaterialisedScores(p) for n, p in processors.items()})
         self._all_keys = True
-        for module in list(self.vae.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, UpsampleConv):
-                    setattr(module, name, DoubleAndConvolve(child.conv))
+        if isinstance(self.vae, AutoencoderKL):  # diffusers' own again
+            tensors = self.vae.state_dict()
+            self.vae = AutoencoderKL.from_config(self.vae.config).requires_grad_(False)
+            self.vae.load_state_dict(tensors)
+            self.train()
 
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         """Encodes prompts as pictures."""
@@ -125,6 +112,11 @@ class _Plain:
 
 class PlainModel(_Plain, Model):
     """SDMatte, plain."""
+
+    @torch.no_grad()
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """Encodes pictures in the layout that they have."""
+        return self.vae.encode(image).latent_dist.mean * self.vae.config.scaling_factor
 
 
 class PlainLite(_Plain, LiteSDMatte):
