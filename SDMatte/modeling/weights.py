@@ -179,11 +179,18 @@ def assign_checkpoint(
         rename_text_encoder(tensors, "", with_level=True)
         return tensors
 
+    def let_go(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not is_mapped(path):
+            return tensors
+        tensors.clear()  # before it is mapped anew: that is what lets go of the pages
+        return read()
+
     types = {name: value.dtype for name, value in model.state_dict().items()}
     tensors = read()
     check_fit(model, tensors, str(path))
     text = [name for name in tensors if name.startswith(TEXT_PREFIX)]
     converted = _copy_as_block({name: tensors[name] for name in text}, types)
+    tensors = let_go(tensors)
     others = [n for n, v in tensors.items() if v.dtype != types[n] and n not in converted]
     parts: list[list[str]] = []
     room = 0
@@ -195,9 +202,7 @@ def assign_checkpoint(
         room -= tensors[name].nbytes
     for part in parts:
         converted |= {name: tensors.pop(name).to(types[name]) for name in part}
-        if is_mapped(path):
-            tensors.clear()  # before it is mapped anew: that is what lets go of the pages
-            tensors = read()
+        tensors = let_go(tensors)
     model.load_state_dict({**tensors, **converted}, assign=True)
 
 
