@@ -284,6 +284,8 @@ def _options(batch_size: int, num_workers: int, pin_memory: bool, timeout: float
     check_whole("num_workers", [num_workers], 0)
     if not is_number(timeout) or timeout < 0:
         raise ConfigError(f"timeout must be at least 0 seconds, not {timeout!r}.")
+    if not isinstance(pin_memory, bool):
+        raise ConfigError(f"pin_memory must be True or False, not {pin_memory!r}.")
     return {
         "batch_size": batch_size,
         "num_workers": num_workers,

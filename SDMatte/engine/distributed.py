@@ -357,7 +357,7 @@ def _raise_cause(
     if received:
         number = received[0]
         raise RunStopped(
-            f"Stopped by {signal.Signals(number).name}; nothing new was saved.",
+            f"Stopped by {signal.Signals(number).name}; what was saved before is kept.",
             exit_status(number),
         )
     for failure in reported:

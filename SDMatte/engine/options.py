@@ -7,7 +7,7 @@ import SDMatte.compat  # noqa: F401
 
 import torch
 
-from SDMatte.engine.settings import DECAYS, SWITCH, number, or_none
+from SDMatte.engine.settings import DECAYS, SWITCH, number
 from SDMatte.errors import ConfigError, DependencyError
 from SDMatte.modeling.sdmatte import SDMatte
 
@@ -20,7 +20,7 @@ def adamw(
     betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.1,
-    fused: bool | None = None,
+    fused: bool = True,
     eight_bit: bool = False,
 ) -> torch.optim.Optimizer:
     """Builds AdamW, torch's own or one that keeps its state in 8 bits.
@@ -31,12 +31,12 @@ def adamw(
         betas: Decay of the two running means.
         eps: Added to the denominator.
         weight_decay: Decoupled weight decay.
-        fused: One kernel for all parameters; None: as torch chooses.
+        fused: One kernel for all parameters, in place of torch's loops; the 8-bit one has its own.
         eight_bit: The state of bitsandbytes' `AdamW8bit`: a quarter of the memory, and not quite
             the same steps.
 
     Raises:
-        ConfigError: A value cannot be, or both options are on; they exclude each other.
+        ConfigError: A value cannot be.
         DependencyError: bitsandbytes is not installed.
     """
     settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
@@ -44,13 +44,11 @@ def adamw(
     kinds = {"lr": at_least_0, "betas": DECAYS, "eps": at_least_0, "weight_decay": at_least_0}
     for name, kind in kinds.items():
         kind.check(f"optimizer.{name}", settings[name])
-    or_none(SWITCH).check("optimizer.fused", fused)
+    SWITCH.check("optimizer.fused", fused)
     SWITCH.check("optimizer.eight_bit", eight_bit)
     settings["betas"] = tuple(betas)
     if not eight_bit:
         return torch.optim.AdamW(params, fused=fused, **settings)
-    if fused:
-        raise ConfigError("optimizer.fused and optimizer.eight_bit exclude each other: choose one.")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -59,6 +57,24 @@ def adamw(
             "pip install -c constraints.txt -r requirements-finetune.txt"
         ) from error
     return AdamW8bit(params, **settings)
+
+
+def match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Lays out the state of an optimizer in memory as the parameters are.
+
+    One kernel for all parameters takes their memory and that of their state side by side, in
+    whatever order the numbers lie; and a state that was loaded lies as in the run that saved it.
+
+    Raises:
+        ValueError: The state is of 8 bits, which mean something only in the order that they had.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            same_shape = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if same_shape and value.stride() != parameter.stride():
+                if value.dtype == torch.uint8:
+                    raise ValueError("it has optimizer.eight_bit and another train.channels_last")
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def compile_model(model: SDMatte, backend: str, device: torch.device) -> None:

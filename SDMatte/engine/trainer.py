@@ -20,6 +20,7 @@ from torch import nn
 
 from SDMatte.engine.distributed import has_lost_others
 from SDMatte.engine.hooks import Checkpoints, WeightAverage
+from SDMatte.engine.options import match_layouts
 from SDMatte.engine.signals import StopRequest, time_limit
 from SDMatte.errors import DataError, RunStopped, SDMatteError
 from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
@@ -377,6 +378,7 @@ class MatteTrainer(SimpleTrainer):
         if averaged != any(isinstance(hook, WeightAverage) for hook in self._hooks):
             raise ValueError(f"it was trained with train.ema.enabled={averaged}")
         super().load_state_dict(state_dict)
+        match_layouts(self.optimizer)
         self.scaler.load_state_dict(state_dict["scaler"])
         self.samples = state_dict["samples"]
         self.skipped = state_dict["skipped"]

@@ -277,6 +277,7 @@ def test_spawned_workers(root):
         ({"num_workers": 1.5}, "num_workers takes whole numbers"),
         ({"timeout": -1}, "timeout must be at least 0"),
         ({"timeout": "long"}, "timeout must be at least 0 seconds, not 'long'"),
+        ({"pin_memory": "x"}, "pin_memory must be True or False, not 'x'"),
         ({"seed": -1}, "seed takes whole numbers of at least 0, not -1"),
         ({"seed": 0.5}, "seed takes whole numbers"),
     ],

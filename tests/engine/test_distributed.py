@@ -171,7 +171,7 @@ LOST = Failure(0, "ProcessError", "Process 0 of 2 lost the others.")
         ([LOST, Failure(1, "", "Trace")], {1: 6}, [], [], RuntimeError, "Trace"),
         ([LOST], {1: 9}, [1], [], ProcessError, "others. Process 1 did not answer and was ended."),
         ([LOST, Failure(1, "RunStopped", "Saved.", 143)], {}, [], [15], RunStopped, "Saved."),
-        ([], {}, [], [2], RunStopped, "Stopped by SIGINT; nothing new was saved."),
+        ([], {}, [], [2], RunStopped, "Stopped by SIGINT; what was saved before is kept."),
         ([], {}, [], [], ProcessError, "ended without a word"),
     ],
 )

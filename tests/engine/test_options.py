@@ -1,5 +1,6 @@
 """Options for speed and memory: each is on when asked for, and changes nothing else."""
 
+import copy
 import importlib.util
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tiny_runs import TinyRun
 from torch import nn
 
-from SDMatte.engine.options import adamw
+from SDMatte.engine.options import adamw, match_layouts
 from SDMatte.errors import ConfigError, DependencyError
 from SDMatte.modeling import weights
 from SDMatte.modeling.losses import MATTING_LOSSES, DistillationCriterion, MattingCriterion
@@ -27,15 +28,15 @@ OPTIONS = {
         ["train.gradient_checkpointing=True"],
         lambda run: run.task.model.unet.is_gradient_checkpointing,
     ),
+    "fused": ([], lambda run: run.trainer.optimizer.defaults["fused"]),
     "channels last": (["train.channels_last=True"], is_channels_last),
     "compile": (COMPILE, lambda run: torch._dynamo.utils.counters["frames"]["ok"] > 0),
-    "fused": (["optimizer.fused=True"], lambda run: run.trainer.optimizer.defaults["fused"]),
 }
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return TinyRun.build(ONE_PROMPT).run(2)
+    return TinyRun.build(ONE_PROMPT, "optimizer.fused=False").run(2)
 
 
 @pytest.mark.parametrize(("words", "is_on"), OPTIONS.values(), ids=OPTIONS)
@@ -114,6 +115,30 @@ def test_no_compiler_for_the_default_backend(monkeypatch):
         TinyRun.build("train.compile.enabled=True")
 
 
+@pytest.mark.parametrize("before", ["True", "False"])
+def test_a_state_of_another_memory_layout_goes_on_the_same(before):
+    start = TinyRun.build(ONE_PROMPT, f"train.channels_last={before}").run(1)
+    weights = []
+    for fused in (True, False):  # torch's loops do not care how numbers lie
+        other = f"train.channels_last={before == 'False'}"
+        run = TinyRun.build(ONE_PROMPT, other)
+        run.task.load_state_dict(start.task.state_dict())
+        run.trainer.load_state_dict(copy.deepcopy(start.trainer.state_dict()))
+        for group in run.trainer.optimizer.param_groups:
+            group["fused"] = fused
+        weights.append(run.run(1).task.model.unet.conv_in.weight)
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-5)  # of steps of up to 2e-3
+
+
+def test_an_8_bit_state_of_another_memory_layout_is_refused():
+    weight = torch.nn.Parameter(torch.zeros(2, 2, 3, 3))
+    optimizer = torch.optim.AdamW([weight])
+    state = torch.zeros_like(weight, dtype=torch.uint8)
+    optimizer.state[weight] = {"state1": state.to(memory_format=torch.channels_last)}
+    with pytest.raises(ValueError, match="another train.channels_last"):
+        match_layouts(optimizer)
+
+
 def test_eight_bit_optimizer():
     words = ["optimizer.eight_bit=True"]
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -129,7 +154,5 @@ def test_optimizer_settings():
     layer = nn.Linear(2, 2)
     optimizer = adamw(layer.parameters(), lr=0.1, betas=[0.8, 0.9], eps=1e-5, weight_decay=0.2)
     assert type(optimizer) is torch.optim.AdamW
-    expected = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.2, "fused": None}
+    expected = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.2, "fused": True}
     assert {name: optimizer.defaults[name] for name in expected} == expected
-    with pytest.raises(ConfigError, match="fused and optimizer.eight_bit exclude each other"):
-        adamw(layer.parameters(), lr=0.1, fused=True, eight_bit=True)
