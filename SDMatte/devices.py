@@ -1,4 +1,7 @@
-"""Which device to compute on, and in which floating-point type."""
+"""Which device to compute on, in which floating-point type, and what memory is kept."""
+
+import ctypes
+import sys
 
 import torch
 
@@ -52,3 +55,16 @@ def choose_dtype(
         probes = (getattr(torch.cpu, probe, lambda: False)() for probe in _CPU_PROBES)
         fast = device.type == "cpu" and any(probes)
     return torch.bfloat16 if wide and fast else torch.float32
+
+
+def give_back_memory() -> None:
+    """Gives memory that this process has freed, but keeps for later, back to the system.
+
+    glibc keeps all that lies below a block in use, by chance half a GiB after a picture of
+    1024 x 1024 pixels has been encoded; the memory of what comes next would come on top of that.
+    Nothing happens where the C library has no such call.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from SDMatte.data.prompts import extent
 from SDMatte.data.transforms import aspect_shape, resize_bilinear, to_tensor
-from SDMatte.devices import choose_device
+from SDMatte.devices import choose_device, give_back_memory
 from SDMatte.errors import ConfigError, DataError, PromptError
 from SDMatte.evaluation.protocols import finish_alpha
 from SDMatte.inference.images import as_rgb
@@ -24,6 +24,9 @@ from SDMatte.modeling import SDMatte
 from SDMatte.prompts import PROMPT_TYPES, get_prompt_type
 
 _LONGEST = 16
+# From so many pixels of a batch on, freed memory is given back before the decoder needs its own;
+# below, it is little, and to get it anew takes longer than it is worth.
+_LARGE = 2**20
 _PREDICT_KEYS = ("box", "points", "mask", "trimap", "transparent")
 
 
@@ -338,6 +341,8 @@ class MattePredictor:
             kind,
             is_trans=torch.tensor([int(task.transparent) for task in tasks]),
         )
+        if len(tasks) * size[0] * size[1] >= _LARGE:
+            give_back_memory()
         alpha = self.model.decode(latent)[:, 0].cpu().numpy()  # [B, h, w]
         if not np.isfinite(alpha).all():
             raise ConfigError(

@@ -1,6 +1,8 @@
 """Models are found wherever users have them, with the settings that belong to them."""
 
 import json
+import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from models import tiny_folder, tiny_model
 from safetensors.torch import save_file
 
 from SDMatte import MattePredictor
-from SDMatte.devices import choose_device, choose_dtype
+from SDMatte.devices import choose_device, choose_dtype, give_back_memory
 from SDMatte.engine.config import load_config
 from SDMatte.errors import CheckpointError, ConfigError
 from SDMatte.inference.loading import InferenceDefaults, find_model
@@ -174,6 +176,23 @@ def test_devices():
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(ConfigError, match="device=gpu cannot be used here"):
         choose_device("gpu")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep less")
+def test_memory_below_what_is_in_use_goes_back():
+    blocks = [np.ones(2**16, np.uint8) for _ in range(2**11)]  # too small to be mapped on their own
+    full = resident()
+    last = blocks.pop()
+    blocks.clear()
+    assert resident() > full - 2**26  # the last one keeps the others
+    give_back_memory()
+    assert resident() < full - 2**26
+    assert last.all()
+
+
+def resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def spoil(folder, name, content):
