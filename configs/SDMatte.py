@@ -9,5 +9,3 @@ from .common.model import criterion, model
 from .common.optim import optimizer
 from .common.schedule import lr_multiplier
 from .common.train import test, train
-
-distillation = None

@@ -21,7 +21,6 @@ from .common.train import test, train
 _small = Path(SDMatte.__file__).parent / "assets" / "small"
 model.pretrained_model_name_or_path = str(_small)
 model.load_weight = ["vae"]
-distillation = None
 
 dataloader.train.dataset.names = ["Composition-1K"]
 dataloader.train.dataset.root = "data/samples"

@@ -10,4 +10,3 @@ model.aux_input = "bbox_mask"
 model.aux_input_list = ["bbox_mask"]
 dataloader.train.dataset.names = ["Composition-1K", "DIS-646", "AM-2K", "COCO-Matting"]
 train.output_dir = "output/SDMatte_star"
-distillation = None

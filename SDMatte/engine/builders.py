@@ -94,8 +94,14 @@ def check_sizes(config: DictConfig, model: SDMatte) -> None:
 
 
 def build_optimizer(config: DictConfig, task: TrainingModel) -> torch.optim.Optimizer:
-    """Builds the optimizer over the parameters that are trained."""
+    """Builds the optimizer over the parameters that are trained.
+
+    Raises:
+        ConfigError: A setting of it cannot be used.
+    """
     node = copy.deepcopy(config.optimizer)
+    if not isinstance(node.get("params"), DictConfig):
+        raise ConfigError(f"optimizer.params is a part of the config; got {node.get('params')!r}.")
     node.params.model = task.model
     optimizer = build(node)
     decay = number(0, with_low=True)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -151,6 +152,7 @@ class MatteCheckpointer(Checkpointer):
         for path in map(Path, candidates):
             try:
                 read_run(path)
+                check_whole(path)
                 return path
             except CheckpointError as error:
                 logger.warning("%s Trying the one before.", error)
@@ -249,6 +251,21 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
     weights.rename_text_encoder(tensors, "", with_level=True)
     write_weights(tensors, target)
     return tensors
+
+
+def check_whole(path: Path) -> None:
+    """Reads all of a checkpoint against the sums in it; torch looks at none of them.
+
+    Raises:
+        CheckpointError: Something in it is not what was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}).") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged} in it is not what was written.")
 
 
 def read_run(path: Path) -> dict[str, Any]:

@@ -102,14 +102,14 @@ def build(node: DictConfig, **extra: Any) -> Any:
 
     Args:
         node: The part, a `LazyCall`.
-        **extra: Arguments that only the run knows.
+        **extra: Arguments that only the run knows, for callables that take them.
 
     Raises:
         ConfigError: Settings that the callable does not take, or references that lead nowhere.
     """
     node = copy.deepcopy(node)
-    for name, value in extra.items():
-        node[name] = value
+    known = _parameters(node["_target_"]) if "_target_" in node else []
+    node.update({name: value for name, value in extra.items() if name in known})
     try:
         _check_arguments(node)
         return instantiate(node)

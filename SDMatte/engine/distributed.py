@@ -208,13 +208,7 @@ def _join(place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: floa
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     patience = datetime.timedelta(seconds=timeout)
     try:
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            init_method=place.address,
-            world_size=place.world_size,
-            rank=place.rank,
-            timeout=patience,
-        )
+        _meet(place, on_gpu, patience)
         _make_groups(place, patience)
         comm.synchronize()
         main(*args)
@@ -232,6 +226,25 @@ def _join(place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: floa
         # NCCL would wait for processes that may be gone; the end of this one closes it as well.
         if dist.is_initialized() and not (on_gpu and sys.exc_info()[0]):
             dist.destroy_process_group()
+
+
+def _meet(place: Place, on_gpu: bool, patience: datetime.timedelta) -> None:
+    """Waits until all processes are there."""
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=place.address,
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=patience,
+        )
+    except dist.DistNetworkError as error:
+        if "address already in use" not in str(error).lower():
+            raise
+        raise ProcessError(
+            f"Process {place.rank} of {place.world_size} cannot listen at {place.address}: "
+            f"something else does. Another run? Another port will do (--dist-url, MASTER_PORT)."
+        ) from error
 
 
 def _make_groups(place: Place, patience: datetime.timedelta) -> None:

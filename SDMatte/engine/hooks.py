@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,7 +70,14 @@ class WeightAverage(HookBase):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a state; the model must hold the average, and gets the weights in training."""
+        """Takes up a state; the model must hold the average, and gets the weights in training.
+
+        Raises:
+            ValueError: The state is of a model of which something else is trained.
+        """
+        shapes = [[tuple(p.shape) for p in part] for part in (self._trained, state["trained"])]
+        if shapes[0] != shapes[1]:
+            raise ValueError("there other weights are trained (train.lora)")
         self._average.n_averaged.fill_(state["count"])
         for own, average, saved in zip(
             self._trained, self._average.module, state["trained"], strict=True
@@ -258,7 +265,7 @@ class PictureStrips(HookBase):
 
     Args:
         model: The model in training.
-        load_batch: Gives a test batch; called once, at the first strip.
+        load_batches: Gives test batches; called once, at the first strip.
         prompt: The prompt to show.
         period: Steps between strips.
         weights_in_use: Gives the model the weights to show, for as long as it is entered.
@@ -267,29 +274,30 @@ class PictureStrips(HookBase):
     def __init__(
         self,
         model: SDMatte,
-        load_batch: Callable[[], Mapping[str, Any]],
+        load_batches: Callable[[], Sequence[Mapping[str, Any]]],
         prompt: str,
         period: int,
         weights_in_use: Callable[[], AbstractContextManager] = nullcontext,
     ):
         self._model = model
-        self._load_batch = load_batch
+        self._load_batches = load_batches
         self._prompt = get_prompt_type(prompt)
         self._period = period
         self._weights_in_use = weights_in_use
-        self._batch: Mapping[str, Any] | None = None
+        self._batches: Sequence[Mapping[str, Any]] | None = None
 
     def after_step(self) -> None:
         """Writes the strips every ``period`` steps and at the end."""
         step = self.trainer.iter + 1
         if step % self._period and step != self.trainer.max_iter:
             return
-        if self._batch is None:
-            self._batch = self._load_batch()
-        with self._weights_in_use():
-            strips = picture_strips(self._model, self._batch, self._prompt.mask_key)
-        for name, strip in strips.items():
-            get_event_storage().put_image(f"pictures/{name}", strip)
+        if self._batches is None:
+            self._batches = self._load_batches()
+        for batch in self._batches:
+            with self._weights_in_use():
+                strips = picture_strips(self._model, batch, self._prompt.mask_key)
+            for name, strip in strips.items():
+                get_event_storage().put_image(f"pictures/{name}", strip)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The output folder of a run: who may write to it, and what is there from the beginning."""
+"""The output folder of a run: who may write to it, and what is there from the first step on."""
 
 import contextlib
 import errno
@@ -42,8 +42,8 @@ def check_unused(folder: Path) -> None:
         )
 
 
-def set_up_run(config: DictConfig, config_file: str, device: torch.device) -> None:
-    """Makes the output folder with the run's log, config and environment; seeds torch.
+def open_output(config: DictConfig) -> None:
+    """Makes the output folder with the run's log.
 
     Raises:
         OutputError: The folder cannot be made.
@@ -54,6 +54,14 @@ def set_up_run(config: DictConfig, config_file: str, device: torch.device) -> No
     except OSError as error:
         raise OutputError(f"{folder} cannot be made ({error.strerror}).") from error
     setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
+
+
+def record_start(config: DictConfig, config_file: str, device: torch.device) -> None:
+    """Leaves the config and the environment; tells which settings were others before.
+
+    To be called once all is built and resumed: a start that is refused leaves those before it.
+    """
+    folder = Path(config.train.output_dir)
     before = read_settings(folder / CONFIG) if comm.is_main_process() else {}
     # detectron2 logs the config file and packages, and writes config.yaml.
     default_setup(config, SimpleNamespace(config_file=config_file, eval_only=False))

@@ -81,9 +81,10 @@ class ProgressLine(EventWriter):
         self._period = period
 
     def write(self) -> None:
-        """Logs the line; nothing after the last step, when there is nothing new."""
+        """Logs the line; nothing in a step that is not done, or after the last one."""
         storage = get_event_storage()
-        if storage.iter < self._max_iter:
+        _, done = storage.latest().get("lr", (0, -1))  # recorded at the end of each step
+        if done == storage.iter < self._max_iter:
             logger.info(self.line(storage))
 
     def line(self, storage: EventStorage) -> str:

@@ -1,6 +1,5 @@
 """The training entry: from a config to a trained model."""
 
-import itertools
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ import SDMatte.compat  # noqa: F401
 from detectron2.engine import hooks
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig
 
 from SDMatte.engine.builders import build_trainer
@@ -18,7 +18,14 @@ from SDMatte.engine.checkpoint import MatteCheckpointer
 from SDMatte.engine.config import build, load_config, resolve_device
 from SDMatte.engine.hooks import BestWeights, Checkpoints, PictureStrips, Records, WeightAverage
 from SDMatte.engine.lora import Adapters
-from SDMatte.engine.output import CONFIG, RECORDS, check_unused, output_errors, set_up_run
+from SDMatte.engine.output import (
+    CONFIG,
+    RECORDS,
+    check_unused,
+    open_output,
+    output_errors,
+    record_start,
+)
 from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
 from SDMatte.engine.progress import Meter
 from SDMatte.engine.report import draw_curves
@@ -50,7 +57,8 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
     check_evaluations(config)
     max_iter = plan.max_iter
     with output_errors(output_dir):
-        set_up_run(config, config_file, device)
+        open_output(config)
+        seed_all_rng(config.train.seed + comm.get_rank())
         logger.info("%d samples an epoch, %d steps in all.", plan.num_samples, max_iter)
         task, trainer, adapters = build_trainer(config, loader, device)
         checkpointer = add_hooks(trainer, task.model, adapters, config, plan)
@@ -64,6 +72,7 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
                 return
         elif config.train.init_checkpoint:
             weights.load_checkpoint(task.model, config.train.init_checkpoint)
+        record_start(config, config_file, device)
         loader.sampler.start = -(-trainer.samples // comm.get_world_size())
         trainer.train(start, max(start, max_iter))
         if comm.is_main_process():
@@ -116,11 +125,11 @@ def add_hooks(
         with in_use():
             return run_test(config, model)
 
-    def first_test_batch():
+    def first_test_batches():  # of one picture: the evaluation may not have room for more either
         _, loader = next(iter(test_loaders(config)))
         dataset = loader.dataset
-        samples = itertools.islice(range(len(dataset)), settings.num_pictures)
-        return loader.collate_fn([dataset[index] for index in samples])
+        count = min(settings.num_pictures, len(dataset))
+        return [loader.collate_fn([dataset[index]]) for index in range(count)]
 
     registered = [
         hooks.IterationTimer(),
@@ -136,7 +145,7 @@ def add_hooks(
         if settings.num_pictures and comm.is_main_process():
             prompt = config.test.prompts[0]
             registered.append(
-                PictureStrips(model, first_test_batch, prompt, evaluation_period, in_use)
+                PictureStrips(model, first_test_batches, prompt, evaluation_period, in_use)
             )
     registered.append(Records(settings.output_dir, settings.log_period))
     trainer.register_hooks(registered)

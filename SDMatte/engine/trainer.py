@@ -379,6 +379,7 @@ class MatteTrainer(SimpleTrainer):
             raise ValueError(f"it was trained with train.ema.enabled={averaged}")
         super().load_state_dict(state_dict)
         match_layouts(self.optimizer)
-        self.scaler.load_state_dict(state_dict["scaler"])
+        if state_dict["scaler"] and self.scaler.is_enabled():  # else one begins, or has ended, here
+            self.scaler.load_state_dict(state_dict["scaler"])
         self.samples = state_dict["samples"]
         self.skipped = state_dict["skipped"]

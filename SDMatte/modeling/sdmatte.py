@@ -15,14 +15,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
 from SDMatte.modeling import autoencoder, bands, saving, surgery, weights
-from SDMatte.modeling.attention import MASK_MODES, AttentionContext, build_key_selections
-from SDMatte.modeling.unet import COORDINATE_SETTINGS, SECTIONS, SDMatteUNet
+from SDMatte.modeling.attention import AttentionContext, build_key_selections
+from SDMatte.modeling.settings import IDLE_SETTINGS, check_settings
+from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
 from SDMatte.prompts import PROMPT_TYPES, PromptType
 
 logger = logging.getLogger(__name__)
 
 COMPONENTS = ("unet", "vae", "text_encoder")
-IDLE_SETTINGS = ("add_noise", "num_inference_steps", "use_dis_loss", "use_encoder_attention_mask")
 
 
 class SDMatte(nn.Module):
@@ -83,40 +83,34 @@ class SDMatte(nn.Module):
         **idle: Any,
     ):
         super().__init__()
-        aux_input_list = tuple(aux_input_list or self.default_aux_input_list)
-        attn_mask_aux_input = tuple(attn_mask_aux_input)
-        self._check_settings(
-            conv_scale,
-            use_aux_input,
-            [aux_input, *aux_input_list, *attn_mask_aux_input],
-            {
-                "use_attention_mask_list": use_attention_mask_list,
-                "use_encoder_hidden_states_list": use_encoder_hidden_states_list,
-            },
-            attention_mask_mode,
-            idle,
-        )
-        self.aux_input = aux_input
-        self.aux_input_list = aux_input_list
-        self.attn_mask_aux_input = attn_mask_aux_input
-        self.use_coor_input = use_coor_input
-        self.use_opacity_input = use_opacity_input
-        self.use_attention_mask = use_attention_mask
-        self.attention_mask_mode = attention_mask_mode
-        self._arguments = {
+        if aux_input_list is None:
+            aux_input_list = self.default_aux_input_list
+        settings = {
             "conv_scale": conv_scale,
             "aux_input": aux_input,
             "use_coor_input": use_coor_input,
             "use_opacity_input": use_opacity_input,
             "use_attention_mask": use_attention_mask,
-            "attn_mask_aux_input": list(attn_mask_aux_input),
-            "aux_input_list": list(aux_input_list),
+            "attn_mask_aux_input": attn_mask_aux_input,
+            "aux_input_list": aux_input_list,
             "use_encoder_hidden_states": use_encoder_hidden_states,
             "residual_connection": residual_connection,
-            "use_attention_mask_list": list(use_attention_mask_list),
-            "use_encoder_hidden_states_list": list(use_encoder_hidden_states_list),
+            "use_attention_mask_list": use_attention_mask_list,
+            "use_encoder_hidden_states_list": use_encoder_hidden_states_list,
             "attention_mask_mode": attention_mask_mode,
         }
+        check_settings({**settings, "use_aux_input": use_aux_input}, idle)
+        self._arguments = {
+            name: value if isinstance(value, bool | int | str | None) else list(value)
+            for name, value in settings.items()
+        }
+        self.aux_input = aux_input
+        self.aux_input_list = tuple(aux_input_list)
+        self.attn_mask_aux_input = tuple(attn_mask_aux_input)
+        self.use_coor_input = use_coor_input
+        self.use_opacity_input = use_opacity_input
+        self.use_attention_mask = use_attention_mask
+        self.attention_mask_mode = attention_mask_mode
 
         folder = weights.resolve_folder(pretrained_model_name_or_path)
         self._build_components(folder, load_weight, as_dtype(dtype))
@@ -136,35 +130,6 @@ class SDMatte(nn.Module):
         self.register_state_dict_post_hook(_publish_names)
         self.register_load_state_dict_pre_hook(_accept_names)
         self.train()
-
-    @staticmethod
-    def _check_settings(conv_scale, use_aux_input, prompts, lists, mask_mode, idle) -> None:
-        unknown = sorted(idle.keys() - set(IDLE_SETTINGS))
-        if unknown:
-            raise ConfigError(f"Unknown model setting: {', '.join(unknown)}.")
-        for name, value in idle.items():
-            if value:
-                logger.warning("%s=%r does nothing, as in the reference.", name, value)
-        if not use_aux_input:
-            raise ConfigError("use_aux_input=False cannot work: the model needs a visual prompt.")
-        if conv_scale != 3:
-            raise ConfigError(
-                f"conv_scale={conv_scale} cannot work: the U-Net's input is the image's and the "
-                f"prompt's latent, for which it is 3 (with one place for noise, unused)."
-            )
-        for prompt in prompts:
-            if prompt is not None and prompt not in PROMPT_TYPES:
-                raise ConfigError(
-                    f"Unknown prompt {prompt!r} in the model's settings; known are "
-                    f"{', '.join(PROMPT_TYPES)}."
-                )
-        for name, values in lists.items():
-            if len(values) != len(SECTIONS):
-                raise ConfigError(f"{name} has one value for each of down, mid, up; got {values}.")
-        if mask_mode not in MASK_MODES:
-            raise ConfigError(
-                f"attention_mask_mode is one of {', '.join(MASK_MODES)}; got {mask_mode!r}."
-            )
 
     def _build_components(self, folder: Path, load_weight, dtype: torch.dtype) -> None:
         """Builds U-Net, autoencoder, text encoder and tokenizer from a pretrained folder."""

@@ -3,11 +3,13 @@
 train = dict(
     output_dir="output/SDMatte",
     init_checkpoint="",  # a full checkpoint to start from, published or our own
-    seed=42,
-    device="auto",  # cuda if there is one, else cpu; or a device's name
+    seed=42,  # of the steps; that of the data is dataloader.train.dataset.seed
+    device="auto",  # cuda if there is one, else mps, else cpu; or a device's name
     epochs=10,
     max_iter=None,  # None: derived from epochs, data, batch, accumulation and processes
-    accumulate=1,  # batches a step
+    # Batches a step. Each loss is scaled by its own batch's trimap, so that 8 accumulated pictures
+    # are what 8 GPUs with one each learn from; a batch of 8 is not quite the same.
+    accumulate=1,
     amp=dict(enabled=False, dtype="bfloat16"),
     gradient_checkpointing=False,  # less memory, more time
     channels_last=False,  # the memory layout that GPUs with tensor cores compute in

@@ -29,7 +29,7 @@ def checkpointer(tmp_path):
     return MatteCheckpointer(tiny_model(), tmp_path, counter=Counter())
 
 
-def test_the_last_whole_checkpoint_counts(checkpointer, tmp_path):
+def test_the_last_whole_checkpoint_counts(checkpointer, tmp_path, caplog):
     for step in (9, 19, 29):
         checkpointer.checkpointables["counter"].value = step
         checkpointer.save_run(step)
@@ -44,6 +44,13 @@ def test_the_last_whole_checkpoint_counts(checkpointer, tmp_path):
     (tmp_path / "model_0000039.pth.partial").write_bytes(b"killed here")
     assert again.resume() and again.checkpointables["counter"].value == 19
     assert not list(tmp_path.glob("*.partial"))
+
+    spoiled = tmp_path / "model_0000019.pth"
+    content = bytearray(spoiled.read_bytes())
+    content[len(content) // 2] ^= 1
+    spoiled.write_bytes(content)
+    assert again.resume() and again.checkpointables["counter"].value == 9
+    assert "model_0000019.pth is damaged" in caplog.text
 
     for path in tmp_path.glob("model_0*.pth"):
         path.write_bytes(b"")

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler
 
 from SDMatte.engine.config import build, derive_max_iter, load_config, resolve_device
-from SDMatte.engine.schedule import exponential_schedule
+from SDMatte.engine.options import adamw
 from SDMatte.errors import ConfigError
 from SDMatte.modeling.losses import MattingCriterion
 
@@ -37,21 +40,53 @@ def test_loading_reads_no_data(name, monkeypatch, tmp_path):
     assert all(path.endswith((".py", ".pyc")) for path in opened), opened
 
 
+def test_any_schedule_will_do():
+    node = L(WarmupParamScheduler)(
+        scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.0),
+        warmup_factor=0.0,
+        warmup_length=0.5,
+    )
+    schedule = build(node, max_iter=100)
+    assert schedule(0.25) == pytest.approx(schedule(0.5) / 2)
+    assert schedule(1 - 1e-6) == pytest.approx(0, abs=1e-5)
+
+
 def test_published_recipe():
     config = load_config(CONFIGS / "SDMatte.py")
     assert derive_max_iter(config, num_samples=24_401, num_processes=8) == 30_501
-    schedule = exponential_schedule(30_501)
+    schedule = build(config.lr_multiplier, max_iter=30_501)
     assert schedule(0.0) == pytest.approx(0.001)
     assert schedule(0.5) == pytest.approx(0.005**0.5)
     assert schedule(1.0) == pytest.approx(0.005)
     assert schedule(100 / 30_501) == pytest.approx(0.5, abs=0.02)
-    assert config.optimizer.lr == 5e-5 and config.optimizer.weight_decay == 0.1
-    assert config.model.aux_input is None
+    optimizer, train = config.optimizer, config.train
+    assert optimizer._target_ is adamw and list(optimizer.betas) == [0.9, 0.999]
+    assert (optimizer.lr, optimizer.weight_decay) == (5e-5, 0.1)
+    assert optimizer.params.weight_decay_norm == 0
+    assert (train.epochs, train.checkpoints, train.evaluations) == (10, 10, 10)
+    assert train.ddp.fp16_compression and not train.amp.enabled and train.accumulate == 1
+    assert not train.ema.enabled and train.clip_grad_norm is None
+    losses = {f"{where}_{what}_loss" for where in ("known", "unknown") for what in ("l1", "lap")}
+    assert set(config.criterion.losses) == losses and len(config.criterion.losses) == 4
+    data = config.dataloader
+    assert data.train.batch_size == 1
+    assert (data.train.dataset.size, data.test.dataset.size) == (512, 1024)
+    sets = ["Composition-1K", "DIS-646", "AM-2K", "RefMatte", "UHRSD"]
+    assert list(data.train.dataset.names) == sets
+    model = config.model
+    assert model.aux_input is None and model.conv_scale == 3 and not model.residual_connection
+    assert list(model.aux_input_list) == ["point_mask", "bbox_mask", "mask"]
+    assert list(model.attn_mask_aux_input) == ["point_mask", "bbox_mask", "mask"]
+    assert model.use_coor_input and model.use_attention_mask and model.use_encoder_hidden_states
+    assert list(model.use_attention_mask_list) == [True, True, True]
+    assert list(model.use_encoder_hidden_states_list) == [False, True, False]
     star = load_config(CONFIGS / "SDMatte_star.py")
     assert star.model.aux_input == "bbox_mask"
+    assert list(star.dataloader.train.dataset.names) == [*sets[:3], "COCO-Matting"]
     lite = load_config(CONFIGS / "LiteSDMatte.py")
     assert list(lite.model.aux_input_list).count("point_mask") == 3
     assert lite.distillation.teacher.pretrained_model_name_or_path == "pretrained/SDMatte"
+    assert list(lite.distillation.criterion.losses) == ["mse"]
 
 
 def test_steps_follow_from_what_is_overridden():

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from processes import as_task, describe, end, starter
-from runs import Run, finish, pause, settings
+from runs import CONFIG, Run, finish, pause, settings
 
+from SDMatte.cli.main import main
 from SDMatte.engine import distributed
 from SDMatte.engine.distributed import Place, launch, place_of_slurm, place_of_torchrun
 from SDMatte.engine.distributed import _Failure as Failure
@@ -198,23 +199,35 @@ def test_two_processes_train_as_one_with_twice_the_batch(sample_root, tmp_path):
     # The large eps makes AdamW's steps smooth in the gradients.
     # Steps with a box, points and a box: each leaves the other's embedding unused.
     common = ["criterion.losses=[l1_loss]", "train.max_iter=3", "train.evaluations=0"]
-    common += ["optimizer.eps=1.0", "optimizer.lr=10.0", "train.ddp.fp16_compression=False"]
+    common += ["optimizer.eps=1.0", "optimizer.lr=10.0"]
     tensors = []
-    for batch_size, accumulate, num_processes, search in (
-        *((2, 1, 1, False), (1, 1, 2, False), (1, 1, 2, True), (1, 2, 1, False)),
+    for batch_size, accumulate, num_processes, search, compress in (
+        *((2, 1, 1, False, False), (1, 1, 2, False, False), (1, 1, 2, True, False)),
+        *((1, 1, 2, False, True), (1, 2, 1, False, False)),
     ):
-        output = tmp_path / f"{batch_size}-{accumulate}-{num_processes}-{search}"
+        output = tmp_path / str(len(tensors))
         words = settings(sample_root, output, *common)
         words += [f"train.ddp.find_unused_parameters={search}"]
+        words += [f"train.ddp.fp16_compression={compress}"]
         words += [f"dataloader.train.batch_size={batch_size}", f"train.accumulate={accumulate}"]
         words += ["train.checkpoints=3", "model.aux_input_list=[bbox_mask,point_mask]"]
         finish(words, tmp_path / "log", num_processes=num_processes)
         first = weights.read_tensors(output / "model_0000000.pth")
         final = weights.read_tensors(output / "model_final.pth")
         tensors.append({name: value - first[name] for name, value in final.items()})
-    one, processes, searched, accumulated = tensors
+    one, processes, searched, compressed, accumulated = tensors
     assert all(torch.equal(searched[name], value) for name, value in processes.items())
     moved = max(value.abs().max() for value in one.values())
     assert moved > 1e-3
     for other in (processes, accumulated):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4 * moved.item())
+    torch.testing.assert_close(compressed, one, rtol=1e-2, atol=1e-3 * moved.item())
+    assert not all(torch.equal(compressed[name], value) for name, value in processes.items())
+
+
+def test_a_port_in_use_is_named(port, sample_root, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", int(port))):
+        words = settings(sample_root, tmp_path / "run", "--num-machines", "2")
+        assert main(["train", CONFIG, *words, "--dist-url", f"tcp://127.0.0.1:{port}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"0 of 2 cannot listen at tcp://127.0.0.1:{port}: something else does." in error

@@ -1,5 +1,6 @@
 """The moving average of the weights: what it is, where it is used, and that it is resumed."""
 
+import pytest
 import torch
 from models import tiny_model
 from runs import CONFIG, settings
@@ -80,8 +81,20 @@ def test_the_run_publishes_and_tests_the_average(whole):
 
 
 def test_a_run_goes_on_with_the_average_that_it_began_with(whole, sample_root, capsys):
-    before = sorted(path.name for path in whole.glob("*.pth"))
+    before = contents(whole)
     words = settings(sample_root, whole, "train.max_iter=8", "--resume")
     assert main(["train", CONFIG, *words]) == 2
     assert "train.ema.enabled=True" in capsys.readouterr().err.splitlines()[-1]
-    assert sorted(path.name for path in whole.glob("*.pth")) == before
+    assert contents(whole) == before
+
+
+def contents(run):
+    """All that a run left but its log."""
+    return {p.name: p.read_bytes() for p in run.iterdir() if not p.name.startswith("log.txt")}
+
+
+def test_the_average_of_other_weights_does_not_fit():
+    model = torch.nn.Linear(2, 2)
+    state = WeightAverage(torch.nn.Linear(2, 3), decay=0.5).state_dict()
+    with pytest.raises(ValueError, match="other weights are trained"):
+        WeightAverage(model, decay=0.5).load_state_dict(state)

@@ -72,6 +72,9 @@ def test_mixed_precision(dtype, close, plain):
             {**run.trainer.state_dict(), "scaler": {**scaler, "scale": 8}}
         )
         assert other.trainer.scaler.get_scale() == 8
+        scale = other.trainer.scaler.get_scale()
+        other.trainer.load_state_dict(copy.deepcopy(plain.trainer.state_dict()))  # it had none
+        assert other.trainer.scaler.get_scale() == scale
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import CONFIG, tiny_settings
 
 from SDMatte.engine.config import load_config
-from SDMatte.engine.output import set_up_run
+from SDMatte.engine.output import open_output, record_start
 from SDMatte.engine.progress import ProgressLine, peak_memory
 from SDMatte.engine.testing import load_trained, run_test
 from SDMatte.engine.train import train
@@ -87,6 +88,27 @@ def test_tensorboard_gets_scalars_and_strips_of_pictures(run):
         assert (strips[0].width, strips[0].height) == (4 * 64, 64)
 
 
+def test_strips_of_pictures_of_any_shape(tmp_path, sample_root):
+    sizes = {"wide.png": (192, 48), "high.png": (48, 192)}
+    for name, size in sizes.items():
+        for folder, mode in (("image", "RGB"), ("alpha", "L")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new(mode, size, "white").save(tmp_path / folder / name)
+    pair = f"{{image: {tmp_path / 'image'}, alpha: {tmp_path / 'alpha'}}}"
+    words = tiny_settings(
+        f"train.output_dir={tmp_path / 'run'}",
+        f"dataloader.train.dataset.root={sample_root}",
+        f"dataloader.test.dataset.names=[{pair}]",
+        *("dataloader.test.dataset.settings.keep_aspect=True", "dataloader.test.batch_size=1"),
+        *("train.max_iter=1", "train.checkpoints=1", "train.evaluations=1"),
+    )
+    train(CONFIG, words)
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    strips = {name: events.Images(f"pictures/{name}")[0] for name in sizes}
+    shapes = {name: (strip.width, strip.height) for name, strip in strips.items()}
+    assert shapes == {"wide.png": (4 * 128, 64), "high.png": (4 * 64, 128)}
+
+
 def test_the_log_says_where_the_run_is_and_how_to_test(run):
     log = (run / "log.txt").read_text()
     lines = re.findall(r"step (\d+)/4 \| epoch .* \| loss .* \| lr .* \| peak memory", log)
@@ -105,7 +127,8 @@ def test_the_environment_is_left(run):
 def test_settings_that_changed_since_the_last_start_are_told(tmp_path):
     for word in ("optimizer.lr=0.5", "optimizer.lr=0.25", "optimizer.lr=0.25"):
         config = load_config(CONFIG, [f"train.output_dir={tmp_path}", word])
-        set_up_run(config, CONFIG, torch.device("cpu"))
+        open_output(config)
+        record_start(config, CONFIG, torch.device("cpu"))
     told = re.findall("Other settings than before: (.*)", (tmp_path / "log.txt").read_text())
     assert told == ["optimizer.lr was 0.5, is 0.25. What the optimizer has in a checkpoint stays."]
 
@@ -130,7 +153,12 @@ def test_a_line_at_the_start_and_after_the_end(caplog):
     caplog.set_level("INFO", logger="SDMatte")
     with EventStorage(0) as storage:
         storage.put_scalars(total_loss=1.0, known_l1_loss=1.0)
+        line.write()  # the step is under way
+        assert not caplog.messages
+        storage.put_scalars(lr=0.5)  # it is done
+        line.write()
+        storage.iter = 1
         line.write()
         storage.iter = 10
         line.write()
-    assert caplog.messages == ["step 1/10 | loss 1.0000 (known_l1 1.0000)"]
+    assert caplog.messages == ["step 1/10 | loss 1.0000 (known_l1 1.0000) | lr 0.5"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from models import make_batch, tiny_model
 from runs import CONFIG, Run, finish, hang, kill_workers, records, settings, spoil
+from tiny_runs import TinyRun
 
 from SDMatte.cli.main import main
 from SDMatte.engine import trainer as trainer_module
@@ -106,6 +107,8 @@ def test_settings_that_would_fail_later_are_refused_at_once(
         ("dataloader.train.dataset.size=72", "dataloader.train.dataset.size is 72; this model"),
         ("dataloader.test.dataset.size=72", "dataloader.test.dataset.size is 72; this model"),
         ("optimizer.params.weight_decay_norm=x", "weight decay in optimizer.params is a number"),
+        ("optimizer.params=null", "optimizer.params is a part of the config; got None"),
+        ("model.use_coor_input=no", "use_coor_input is True or False; got 'no'"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused_before_a_step(
@@ -137,6 +140,19 @@ def test_batches_accumulated_are_one_large_batch():
     two.train(0, 1)
     torch.testing.assert_close(weights_of(two), weights_of(one))
     assert not same(weights_of(one), before)
+
+
+def test_a_step_leaves_alone_what_its_prompt_does_not_use():
+    run = TinyRun.build("model.aux_input=bbox_mask", "optimizer.weight_decay=0.1").run(1)
+    before = {name: value.clone() for name, value in run.task.model.state_dict().items()}
+    run.run(1)
+    moved = {
+        name
+        for name, value in run.task.model.state_dict().items()
+        if name.split(".")[1] in ("bbox_embedding", "point_embedding")
+        and not torch.equal(value, before[name])
+    }
+    assert moved == {name for name in before if name.startswith("unet.bbox_embedding.")}
 
 
 def test_processes_skip_a_step_together(sample_root, tmp_path):
