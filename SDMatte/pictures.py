@@ -29,7 +29,7 @@ def contact_sheet(
     """Puts pictures on a sheet, row by row.
 
     Args:
-        tiles: Pictures of any sizes, as :func:`to_rgb` takes them. They are read one at a time,
+        tiles: Pictures of any sizes, as `to_rgb` takes them. They are read one at a time,
             so that a generator of large pictures needs the memory of one.
         labels: Texts above the pictures; too long ones are cut, missing ones are empty. A row
             without any has no line for them.
@@ -62,7 +62,7 @@ def fit(picture: np.ndarray, tile: int) -> np.ndarray:
     """Shrinks or grows a picture into the middle of a square cell, keeping its shape.
 
     Args:
-        picture: As :func:`to_rgb` takes it.
+        picture: As `to_rgb` takes it.
         tile: Side of the cell, in pixels.
 
     Returns:

@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
 
+import SDMatte.compat  # noqa: F401
+
 import torch
 from detectron2.utils.events import EventStorage
 from full_size import LOSSES, PlainModel, build, make_batch

@@ -31,6 +31,7 @@ def build_trainer(
     Raises:
         SDMatteError: A setting or the weights cannot be used.
     """
+    torch.set_float32_matmul_precision(config.train.float32_precision)
     task, adapters = build_training_model(config, device)
     optimizer = build_optimizer(config, task)
     prompts = [task.model.aux_input] if task.model.aux_input else task.model.aux_input_list

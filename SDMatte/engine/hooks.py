@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from SDMatte.engine.checkpoint import MatteCheckpointer
+from SDMatte.engine.output import RECORDS
 from SDMatte.engine.progress import ProgressLine
 from SDMatte.engine.signals import exit_status
 from SDMatte.errors import RunStopped
@@ -213,7 +214,7 @@ class Records(hooks.PeriodicWriter):
         if not comm.is_main_process():
             return
         last = self._saved["last_write"]
-        path = self._output_dir / "metrics.json"
+        path = self._output_dir / RECORDS
         trim_records(path, last)
         self._json = JSONWriter(str(path), self.window)
         board = TensorboardXWriter(str(self._output_dir), self.window, purge_step=last + 1)

@@ -17,13 +17,14 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from SDMatte.engine.report import write_environment
+from SDMatte.engine.environment import write_environment
 from SDMatte.errors import ConfigError, OutputError
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 RECORDS = "metrics.json"
+FINAL = "model_final.pth"
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),

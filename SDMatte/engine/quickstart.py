@@ -1,10 +1,11 @@
 """The main job on the embedded default: samples, training, test, scores and pictures."""
 
+import contextlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,11 +20,13 @@ from omegaconf import DictConfig
 from SDMatte.data.synthetic import make_sample_set
 from SDMatte.data.synthetic.photos import real_photographs
 from SDMatte.engine.config import build, load_config
+from SDMatte.engine.output import FINAL
 from SDMatte.engine.testing import load_trained, run_test, test_loaders
 from SDMatte.engine.train import train
 from SDMatte.evaluation.baselines import BoxAsAlpha
 from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.report import score_table
+from SDMatte.files import write_text
 from SDMatte.image_io import read_alpha, read_image, write_image
 from SDMatte.inference.predictor import MattePredictor
 from SDMatte.modeling import SDMatte
@@ -88,21 +91,33 @@ def quickstart(
     make_sample_set(samples, **(sample_settings or {}))
     if fresh:
         shutil.rmtree(run_dir, ignore_errors=True)
-    os.environ["SDMATTE_DATA_ROOT"] = str(samples)  # the user's own is for other data
     settings = [f"train.output_dir={run_dir}", *overrides]
-    train(config_file, settings, resume=True)
     config = load_config(config_file, settings)
-    model = load_trained(config, run_dir / "model_final.pth")
-    scores = test_with_baselines(config, model, output / "test")
-    draw_results(config, model, output / "results.png")
+    with data_root(samples):
+        train(config_file, settings, resume=True)
+        model = load_trained(config, run_dir / FINAL)
+        scores = score_with_baselines(config, model, output / "test")
+        draw_results(config, model, output / "results.png")
     markdown, beats = _summary(scores, config.test.protocol)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    (output / "scores.md").write_text(markdown + "\n", encoding="utf-8")
+    write_text(output / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_text(output / "scores.md", markdown + "\n")
     return QuickstartResult(scores, beats, markdown)
 
 
-def test_with_baselines(
+@contextlib.contextmanager
+def data_root(path: str | Path) -> Iterator[None]:
+    """Has all data come from one folder; what the user has set is for other data."""
+    before = os.environ.get("SDMATTE_DATA_ROOT")
+    os.environ["SDMATTE_DATA_ROOT"] = str(path)
+    try:
+        yield
+    finally:
+        del os.environ["SDMATTE_DATA_ROOT"]
+        if before is not None:
+            os.environ["SDMATTE_DATA_ROOT"] = before
+
+
+def score_with_baselines(
     config: DictConfig, model: SDMatte, output: Path
 ) -> dict[str, dict[str, float]]:
     """Scores the trained network with each prompt, and with boxes what it is compared with."""

@@ -32,7 +32,7 @@ class Kind:
 
     Attributes:
         prompt: Short name of the prompt that gets worse; "": any, the first of test.prompts.
-        levels: How much; values of the setting of :class:`SDMatte.data.worsen.WorsePrompts` that
+        levels: How much; values of the setting of `SDMatte.data.worsen.WorsePrompts` that
             has the kind's name.
         meaning: What a level says.
     """
@@ -65,7 +65,7 @@ class Measurement:
     Attributes:
         subject: Name of the model or method.
         dataset: Name of the set.
-        kind: Of :data:`KINDS`.
+        kind: Of `KINDS`.
         level: Of its levels.
         prompt: Short name of the prompt.
         protocol: Name of the protocol.
@@ -107,12 +107,12 @@ class _Step:
 def plan_robustness(
     subject: Subject, output_dir: str | Path, kinds: Sequence[str] = (), restart: bool = False
 ) -> list[_Step]:
-    """Lists what is to be measured; see :func:`SDMatte.engine.testing.plan_test`.
+    """Lists what is to be measured; see `SDMatte.engine.testing.plan_test`.
 
     Args:
         subject: What is tested.
         output_dir: Gets the scores of each level, but no mattes.
-        kinds: Of :data:`KINDS`; none: all that the subject has prompts for.
+        kinds: Of `KINDS`; none: all that the subject has prompts for.
         restart: Whether the results there, whatever made them, are deleted.
 
     Raises:
@@ -144,13 +144,13 @@ def plan_robustness(
 
 
 def measure_robustness(subject: Subject, steps: Sequence[_Step]) -> list[Measurement]:
-    """Does what :func:`plan_robustness` has listed; what is the same in two kinds is done once.
+    """Does what `plan_robustness` has listed; what is the same in two kinds is done once.
 
     Returns:
         The measurements; none in all processes but the main one.
 
     Raises:
-        SDMatteError: See :func:`SDMatte.engine.testing.run_plan`.
+        SDMatteError: See `SDMatte.engine.testing.run_plan`.
     """
     model = subject.load()
     seen: set[str] = set()

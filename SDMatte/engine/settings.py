@@ -92,6 +92,8 @@ SETTINGS = {
     "train.accumulate": whole(1),
     "train.amp.enabled": SWITCH,
     "train.amp.dtype": one_of("bfloat16", "float16"),
+    "train.float32_precision": one_of("highest", "high", "medium"),
+    "train.cudnn_benchmark": SWITCH,
     "train.gradient_checkpointing": SWITCH,
     "train.channels_last": SWITCH,
     "train.compile.enabled": SWITCH,

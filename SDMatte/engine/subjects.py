@@ -16,14 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from SDMatte.engine.config import load_config, resolve_device
 from SDMatte.engine.distributed import ask_main_process
+from SDMatte.engine.output import FINAL
 from SDMatte.engine.testing import file_hash, load_trained
 from SDMatte.errors import CheckpointError, ConfigError
 from SDMatte.evaluation.baselines import get_baseline
 from SDMatte.prompts import PROMPT_TYPES, get_prompt_type
 
 logger = logging.getLogger(__name__)
-
-FINAL = "model_final.pth"
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Subject:
     Attributes:
         name: Different from that of all others in the run.
         config: The whole config.
-        load: Gives what :func:`SDMatte.engine.testing.run_plan` takes as a model.
+        load: Gives what `SDMatte.engine.testing.run_plan` takes as a model.
         prompts: Short names of the prompts to test it with, of test.prompts.
         usable: Short names of all prompts that it can use.
         identity: What makes it what it is, for results to be gone on with.

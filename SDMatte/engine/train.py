@@ -16,10 +16,12 @@ from omegaconf import DictConfig
 from SDMatte.engine.builders import build_trainer
 from SDMatte.engine.checkpoint import MatteCheckpointer
 from SDMatte.engine.config import build, load_config, resolve_device
+from SDMatte.engine.curves import draw_curves
 from SDMatte.engine.hooks import BestWeights, Checkpoints, PictureStrips, Records, WeightAverage
 from SDMatte.engine.lora import Adapters
 from SDMatte.engine.output import (
     CONFIG,
+    FINAL,
     RECORDS,
     check_unused,
     open_output,
@@ -28,7 +30,6 @@ from SDMatte.engine.output import (
 )
 from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
 from SDMatte.engine.progress import Meter
-from SDMatte.engine.report import draw_curves
 from SDMatte.engine.testing import run_test, test_loaders
 from SDMatte.engine.trainer import MatteTrainer
 from SDMatte.modeling import SDMatte, weights
@@ -62,7 +63,7 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         logger.info("%d samples an epoch, %d steps in all.", plan.num_samples, max_iter)
         task, trainer, adapters = build_trainer(config, loader, device)
         checkpointer = add_hooks(trainer, task.model, adapters, config, plan)
-        final = output_dir / "model_final.pth"
+        final = output_dir / FINAL
 
         start = 0
         if resume and checkpointer.resume():

@@ -11,6 +11,8 @@ train = dict(
     # are what 8 GPUs with one each learn from; a batch of 8 is not quite the same.
     accumulate=1,
     amp=dict(enabled=False, dtype="bfloat16"),
+    float32_precision="highest",  # of matrix products; "high" is TF32 on GPUs that have it
+    cudnn_benchmark=False,  # True: cuDNN tries which of its convolutions are fastest
     gradient_checkpointing=False,  # less memory, more time
     channels_last=False,  # the memory layout that GPUs with tensor cores compute in
     compile=dict(enabled=False, backend="inductor"),  # torch.compile; needs a compiler

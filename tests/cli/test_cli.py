@@ -21,6 +21,13 @@ def test_help(command, capsys):
     assert command in capsys.readouterr().out
 
 
+def test_a_misspelt_option_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "train.epochs=1", "--resmue"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --resmue" in capsys.readouterr().err
+
+
 def test_importing_the_package_imports_nothing_heavy():
     heavy = ("torch", "diffusers", "detectron2", "cv2", "numpy")
     code = f"import SDMatte, sys; print([m for m in {heavy} if m in sys.modules])"

@@ -3,11 +3,12 @@
 import re
 
 import pytest
+import torch
 from tiny_runs import CONFIG, TinyRun, tiny_settings
 
 from SDMatte.cli.main import main
 from SDMatte.engine.checkpoint import MatteCheckpointer
-from SDMatte.engine.dry_run import checkpoint_size
+from SDMatte.engine.dry_run import checkpoint_size, time_step
 from SDMatte.engine.hooks import WeightAverage
 
 
@@ -66,6 +67,14 @@ def test_it_tells_what_would_be_trained_and_writes_nothing(capsys, sample_root, 
     all_steps = int(hours) * 3600 + int(minutes) * 60 + int(rest)
     assert all_steps == pytest.approx(seconds * 9, abs=1)
     assert float(told["memory"][0].split()[0]) > 0.1
+
+
+def test_a_step_is_timed_without_moving_a_weight():
+    run = TinyRun.build()
+    before = {name: value.clone() for name, value in run.task.model.state_dict().items()}
+    assert time_step(run.trainer).seconds > 0
+    after = run.task.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("words", [(), ("train.ema.enabled=True", "train.lora.enabled=True")])

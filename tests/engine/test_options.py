@@ -56,6 +56,12 @@ def test_an_option_changes_neither_steps_nor_names(words, is_on, plain, tmp_path
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
 
 
+def test_the_precision_of_float32(request):
+    request.addfinalizer(lambda: torch.set_float32_matmul_precision("highest"))
+    TinyRun.build("train.float32_precision=high")
+    assert torch.get_float32_matmul_precision() == "high"
+
+
 @pytest.mark.parametrize(("dtype", "close"), [("bfloat16", 0.05), ("float16", 0.01)])
 def test_mixed_precision(dtype, close, plain):
     words = [ONE_PROMPT, "train.amp.enabled=True", f"train.amp.dtype={dtype}"]

@@ -1,6 +1,7 @@
 """The main job at toy size, from nothing to scores and pictures."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_quickstart_leaves_scores_curves_and_pictures(tmp_path, monkeypatch):
         "untrained, AIM-500/box",
         "box as alpha, AIM-500/box",
     ]
+    assert os.environ["SDMATTE_DATA_ROOT"] == "nowhere"
     assert list(result.scores) == names
     assert json.loads((output / "scores.json").read_text()) == result.scores
     table = (output / "scores.md").read_text()
