@@ -1,14 +1,13 @@
 """Pictures from and to disk: every kind of file that a matting set holds, one kind of error.
 
 Whatever is wrong with a file (missing, empty, cut short, not a picture, too large) ends in a
-:class:`~SDMatte.errors.DataError` of one sentence that names it (data/README.md, step 1).
+`SDMatte.errors.DataError` of one sentence that names it (data/README.md, step 1).
 """
 
 import logging
 import os
 import stat
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +40,11 @@ _FORMATS = {
 }
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: str | Path) -> np.ndarray:
     """Reads the colours of a picture; an alpha channel is dropped, EXIF rotation applied.
 
     Args:
         path: A PNG, JPEG, WebP, TIFF or BMP file of any bit depth and colour mode.
-        max_pixels: Larger pictures are refused.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB.
@@ -54,7 +52,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: The file cannot be read as a picture.
     """
-    picture, _ = _load(path, max_pixels)
+    picture, _ = _load(path)
     return np.array(_to_rgb(picture, path))
 
 
@@ -87,18 +85,15 @@ def read_icc_profile(path: str | Path) -> bytes | None:
     return profile if is_rgb else None
 
 
-def read_reduced(
-    path: str | Path, at_least: tuple[int, int], max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, tuple[int, int]]:
+def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """Reads the colours of a picture at a half, a quarter or an eighth of its size, where it can.
 
     Squares of pixels are averaged to one; at the right and the bottom, what is left of them. Of
     JPEG files only the coefficients that this needs are transformed, which is faster.
 
     Args:
-        path: As for :func:`read_image`.
-        at_least: Rows and columns that must remain, see :func:`reduction`.
-        max_pixels: Larger pictures are refused.
+        path: As for `read_image`.
+        at_least: Rows and columns that must remain, see `reduction`.
 
     Returns:
         uint8 ``[h, w, 3]``, RGB, and height and width of the whole picture.
@@ -106,7 +101,7 @@ def read_reduced(
     Raises:
         DataError: The file cannot be read as a picture.
     """
-    picture, hw = _load(path, max_pixels, at_least)
+    picture, hw = _load(path, at_least)
     factor = reduction(hw, at_least)
     picture = _to_rgb(picture, path)
     if picture.size == hw[::-1] and factor > 1:  # the decoder could not
@@ -122,16 +117,16 @@ def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
     return next(fits, 1)
 
 
-def read_alpha(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_alpha(path: str | Path) -> np.ndarray:
     """Reads an alpha matte, however it was stored.
 
     Gray files of 1, 8, 16 or 32 bits are scaled to [0, 1]; colour files count by their luminance
     (a gray picture stored as RGB, CMYK or with a palette). Of a file with an alpha channel that
-    channel is the matte, unless it is opaque all over: then the colours are.
+    channel is the matte, unless it is opaque all over: then the colours are. Where colours or an
+    alpha channel have 16 bits, the upper 8 count.
 
     Args:
         path: The picture file.
-        max_pixels: Larger pictures are refused.
 
     Returns:
         float32 ``[H, W]`` in [0, 1].
@@ -139,12 +134,12 @@ def read_alpha(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: The file cannot be read as a picture.
     """
-    matte = read_matte(path, max_pixels)
+    matte = read_matte(path)
     return matte.astype(np.float32) / 255 if matte.dtype == np.uint8 else matte  # -> [0, 1]
 
 
-def read_matte(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads an alpha matte like :func:`read_alpha`, but leaves 8 bits as they are.
+def read_matte(path: str | Path) -> np.ndarray:
+    """Reads an alpha matte like `read_alpha`, but leaves 8 bits as they are.
 
     Returns:
         ``[H, W]``: uint8 of a file of 8 bits or fewer, else float32 in [0, 1].
@@ -152,16 +147,15 @@ def read_matte(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: The file cannot be read as a picture.
     """
-    picture, _ = _load(path, max_pixels)
+    picture, _ = _load(path)
     return _wide_to_unit(picture, path) if _is_wide(picture.mode) else _gray(picture)
 
 
-def read_trimap(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_trimap(path: str | Path) -> np.ndarray:
     """Reads a trimap as it is stored: 0 background, 128 unknown, 255 foreground.
 
     Args:
         path: The picture file.
-        max_pixels: Larger pictures are refused.
 
     Returns:
         uint8 ``[H, W]``.
@@ -169,14 +163,14 @@ def read_trimap(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     Raises:
         DataError: The file cannot be read as a picture.
     """
-    picture, _ = _load(path, max_pixels)
+    picture, _ = _load(path)
     if _is_wide(picture.mode):
         return np.round(255 * _wide_to_unit(picture, path)).astype(np.uint8)  # -> [0, 255]
     return _gray(picture)
 
 
 def reduce_matte(matte: np.ndarray, factor: int) -> np.ndarray:
-    """Divides a matte as :func:`read_reduced` does a picture.
+    """Divides a matte as `read_reduced` does a picture.
 
     Args:
         matte: ``[H, W]``, uint8 or float32.
@@ -202,8 +196,7 @@ def write_image(path: str | Path, array: np.ndarray, icc_profile: bytes | None =
         DataError: The suffix, the array or the folder does not allow it.
     """
     path = Path(path)
-    if path.suffix.lower() not in _FORMATS:
-        raise DataError(f"Cannot write {path}: the suffix must be one of {', '.join(_FORMATS)}.")
+    check_suffix(path)
     kind, options = _FORMATS[path.suffix.lower()]
     if icc_profile is not None:
         options = {**options, "icc_profile": icc_profile}
@@ -225,6 +218,16 @@ def write_image(path: str | Path, array: np.ndarray, icc_profile: bytes | None =
     return path
 
 
+def check_suffix(path: Path) -> None:
+    """Sees that `write_image` knows what a file is to be.
+
+    Raises:
+        DataError: It does not.
+    """
+    if path.suffix.lower() not in _FORMATS:
+        raise DataError(f"Cannot write {path}: the suffix must be one of {', '.join(_FORMATS)}.")
+
+
 def list_names(directory: str | Path) -> list[str]:
     """Lists the file names of a folder's pictures, sorted; hidden files are left out.
 
@@ -240,7 +243,7 @@ def list_names(directory: str | Path) -> list[str]:
 
 
 def list_images(directory: str | Path) -> list[Path]:
-    """Lists the pictures of a folder as :func:`list_names` does, with their paths."""
+    """Lists the pictures of a folder as `list_names` does, with their paths."""
     return [Path(directory, name) for name in list_names(directory)]
 
 
@@ -248,7 +251,7 @@ def names_by_stem(directory: str | Path, preferred: str = "") -> dict[str, str]:
     """Maps the stem of each picture of a folder to its file name.
 
     Where two files share a stem, the one with the ``preferred`` extension wins, then the order
-    of :data:`IMAGE_EXTENSIONS`.
+    of `IMAGE_EXTENSIONS`.
 
     Raises:
         DataError: The folder does not exist or cannot be listed.
@@ -265,28 +268,26 @@ def names_by_stem(directory: str | Path, preferred: str = "") -> dict[str, str]:
     return found
 
 
-def find_partner(
-    path: str | Path, directory: str | Path, extensions: Sequence[str] = IMAGE_EXTENSIONS
-) -> Path:
+def find_partner(path: str | Path, directory: str | Path) -> Path:
     """Finds the file of the same stem in another folder, whatever its extension.
 
     Args:
         path: A file, of which only the name is used.
-        directory: Where to look.
-        extensions: Suffixes to try, in this order, in lower and upper case.
+        directory: Where to look; the order is that of `IMAGE_EXTENSIONS`, each in lower and
+            upper case.
 
     Raises:
         DataError: There is none; the message names the file that is missing.
     """
     path, directory = Path(path), Path(directory)
-    for suffix in extensions:
+    for suffix in IMAGE_EXTENSIONS:
         for spelling in (suffix, suffix.upper()):
             partner = directory / f"{path.stem}{spelling}"
             if partner.is_file():
                 return partner
     raise DataError(
         f"{path.name} has no partner: there is no {path.stem} with any of the extensions "
-        f"{', '.join(extensions)} in {directory}."
+        f"{', '.join(IMAGE_EXTENSIONS)} in {directory}."
     )
 
 
@@ -295,7 +296,7 @@ def _is_picture_name(name: str) -> bool:
 
 
 def _load(
-    path: str | Path, max_pixels: int, at_least: tuple[int, int] | None = None
+    path: str | Path, at_least: tuple[int, int] | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Reads a file and turns it as its EXIF tag says.
 
@@ -310,13 +311,13 @@ def _load(
             raise DataError(f"Cannot read {path}: it is not a file.")
         with _open(path) as picture:
             width, height = picture.size
-            if width * height > max_pixels:
-                raise _too_large(path, f"{width}x{height} pixels", max_pixels)
+            if width * height > MAX_PIXELS:
+                raise _too_large(path, f"{width}x{height} pixels")
             return _decode(picture, at_least)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(path, "a size that no honest file of its kind has", max_pixels) from error
+        raise _too_large(path, "a size that no honest file of its kind has") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
         raise DataError(f"Cannot read {path}: {_reason(path, error)}.") from error
 
@@ -334,8 +335,11 @@ def _decode(
     width, height = picture.size
     hw = (height, width)
     if at_least is not None and picture.format in _REDUCED_BY_DECODER:
-        factor = reduction(hw[::-1] if _orientation(picture) >= 5 else hw, at_least)
-        picture.draft(None, (max(1, width // factor), max(1, height // factor)))
+        orientation = _orientation(picture)
+        factor = reduction(hw[::-1] if orientation >= 5 else hw, at_least)
+        # Turned, the squares that are cut off would lie at the left or the top.
+        if orientation == 1 or not (width % factor or height % factor):
+            picture.draft(None, (max(1, width // factor), max(1, height // factor)))
     picture.load()
     orientation = _orientation(picture)  # a PNG may have it behind the pixels
     if orientation != 1:
@@ -349,9 +353,9 @@ def _orientation(picture: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _too_large(path: Path, size: str, max_pixels: int) -> DataError:
+def _too_large(path: Path, size: str) -> DataError:
     return DataError(
-        f"Cannot read {path}: it claims {size}, the limit is {max_pixels / 1e6:.0f} megapixels."
+        f"Cannot read {path}: it claims {size}, the limit is {MAX_PIXELS / 1e6:.0f} megapixels."
     )
 
 

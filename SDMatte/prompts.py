@@ -19,9 +19,8 @@ class PromptType:
 
     Attributes:
         mask_key: Batch key of the map, ``[B, 1, H, W]`` in [-1, 1]; also its published name.
-        coords_key: Batch key of the coordinates, ``[B, num_coords]``, fractions of width
-            (x) and height (y) in [0, 1].
-        num_coords: Length of the coordinate vector.
+        coords_key: Batch key of the coordinates, ``[B, 20]`` of points, else ``[B, 4]``: fractions
+            of width (x) and height (y) in [0, 1].
         alias: The short name used on the command line and in reports.
         fixed: True where the coordinates are 0, 0, 1, 1 whatever the picture, and where the
             self-attention is never masked.
@@ -29,7 +28,6 @@ class PromptType:
 
     mask_key: str
     coords_key: str
-    num_coords: int
     alias: str
     fixed: bool = False
 
@@ -42,11 +40,11 @@ class PromptType:
 PROMPT_TYPES: dict[str, PromptType] = {
     p.mask_key: p
     for p in (
-        PromptType("point_mask", "point_coords", 2 * NUM_POINTS, "point"),
-        PromptType("bbox_mask", "bbox_coords", 4, "box"),
-        PromptType("mask", "mask_coords", 4, "mask"),
-        PromptType("auto_mask", "auto_coords", 4, "auto", fixed=True),
-        PromptType("trimap", "trimap_coords", 4, "trimap", fixed=True),
+        PromptType("point_mask", "point_coords", "point"),
+        PromptType("bbox_mask", "bbox_coords", "box"),
+        PromptType("mask", "mask_coords", "mask"),
+        PromptType("auto_mask", "auto_coords", "auto", fixed=True),
+        PromptType("trimap", "trimap_coords", "trimap", fixed=True),
     )
 }
 

@@ -3,7 +3,11 @@
 Compares them, on one thread and in the same run, with a direct implementation of their
 definitions on scipy and scikit-image, and fails where the values differ or a limit is missed::
 
-    python script/benchmark_metrics.py [--size 1024] [--repeats 3] [--min-ratio 6]
+    python script/benchmark_metrics.py [--size 1024] [--repeats 3] [--min-ratio 8]
+
+The target is 10 times as fast. On an otherwise idle machine the cases came to 10.1 to 21 times,
+but for the noisy one, in which Conn has many components to label: 9.8 to 10.1. On a busy machine
+all are lower, so that the script fails below 8 only.
 """
 
 import argparse
@@ -150,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--min-ratio", type=float, default=6.0, help="fail below this")
+    parser.add_argument("--min-ratio", type=float, default=8.0, help="fail below this")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     cv2.setNumThreads(1)

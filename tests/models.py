@@ -69,5 +69,5 @@ def make_batch(size: int = 2, height: int = 64, width: int = 64, seed: int = 0) 
         box = -torch.ones(size, 1, height, width)
         box[..., height // 4 : height // 2, width // 4 :] = 1
         batch.setdefault(kind.mask_key, box)
-        batch[kind.coords_key] = rand(size, kind.num_coords)
+        batch[kind.coords_key] = rand(size, 20 if kind.is_point else 4)
     return batch

@@ -58,6 +58,37 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
 
 
+def launch(
+    args: argparse.Namespace, config_file: str, overrides: Sequence[str], function: Callable, *given
+) -> None:
+    """Runs ``function(*given)`` in as many processes as the command line asks for.
+
+    Args:
+        args: The parsed arguments, with those of `add_process_arguments`.
+        config_file: The config that names the device, and how long processes wait for another.
+        overrides: Its settings.
+        function: A module-level function.
+        *given: Its arguments; they must be picklable.
+
+    Raises:
+        SDMatteError: As raised by the function; or the config or the counts cannot be.
+    """
+    from SDMatte.engine import distributed
+    from SDMatte.engine.config import load_config
+
+    train = load_config(config_file, overrides).train
+    distributed.launch(
+        function,
+        args.num_processes,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        args=given,
+        device=train.device,
+        timeout=train.ddp.timeout,
+    )
+
+
 def is_setting(word: str) -> bool:
     """Whether a word is a ``key=value`` setting."""
     return bool(re.match(r"[+~\w.]+=", word))

@@ -55,7 +55,11 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
         help="folder of the contact sheets, one a set (default: output/data_check)",
     )
     parser.add_argument(
-        "--workers", type=int, help="processes that read (default: one a core, 8 at most)"
+        "-j",
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="processes that read (default: one a core, 8 at most)",
     )
     parser.set_defaults(run=check_sets)
 
@@ -133,19 +137,19 @@ def check_sets(args: argparse.Namespace) -> int:
     """Prints what is wrong with sets, writes contact sheets, and says whether training can start.
 
     Returns:
-        0 or :data:`CANNOT_START`.
+        0 or `CANNOT_START`.
     """
     from SDMatte.data.check import check_set, obstacles, summary_table, training_mix
     from SDMatte.data.dataset import MAX_BAD_SAMPLES
     from SDMatte.data.sheets import source_sheet
     from SDMatte.image_io import write_image
 
-    if args.workers is not None and args.workers < 0:
-        raise ConfigError(f"--workers must be at least 0, not {args.workers}.")
+    if args.num_workers is not None and args.num_workers < 0:
+        raise ConfigError(f"--num-workers must be at least 0, not {args.num_workers}.")
     config, listed = _listed(args)
     reports = []
     for number, one in enumerate(listed, start=1):
-        report = check_set(one, args.workers, progress=True)
+        report = check_set(one, args.num_workers, progress=True)
         reports.append(report)
         print(*report.lines(), sep="\n", flush=True)
         if report.usable:
@@ -161,7 +165,8 @@ def check_sets(args: argparse.Namespace) -> int:
     if mix is not None:
         print(mix.describe())
     left_out = sum(report.num_bad for report in reports)
-    print(f"Training can start{f', without {left_out} bad samples' if left_out else ''}.")
+    samples = f"{left_out} bad sample{'s' if left_out > 1 else ''}"
+    print(f"Training can start{f', without {samples}' if left_out else ''}.")
     return 0
 
 
@@ -174,10 +179,13 @@ def show_samples(args: argparse.Namespace) -> None:
 
     from SDMatte.data.sheets import sample_sheet
     from SDMatte.engine.config import build
-    from SDMatte.image_io import write_image
+    from SDMatte.files import check_writable
+    from SDMatte.image_io import check_suffix, write_image
 
     if args.count < 1:
         raise ConfigError(f"--count must be at least 1, not {args.count}.")
+    check_suffix(args.output)
+    check_writable(args.output)
     config, items = _chosen(args)
     part = args.part or items[0][1]
     node = config.dataloader[part]

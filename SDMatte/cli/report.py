@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"There cannot be {args.pictures} pictures.")
     comparisons = read_runs([_split(word) for word in args.runs])
     paths = write_comparison(comparisons, args.output, args.pictures)
-    print(paths[0].read_text(encoding="utf-8"))
+    print(paths[0].read_text("utf-8", "surrogateescape"))
     print(f"The report is in {', '.join(map(str, paths))}.")
 
 

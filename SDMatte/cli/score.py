@@ -14,6 +14,8 @@ from SDMatte.evaluation.report import (
     write_error_maps,
     write_report,
 )
+from SDMatte.evaluation.results import SUMMARY
+from SDMatte.files import check_writable
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -51,10 +53,13 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: Maps are asked for, but no output.
-        DataError: The folders do not fit together; the message lists all that is wrong.
+        DataError: The folders do not fit together; the message lists all that is wrong. Or the
+            output cannot be written.
     """
     if args.error_maps and args.output is None:
         raise ConfigError("--error-maps needs --output.")
+    if args.output is not None:
+        check_writable(args.output / SUMMARY)
     result = score_folder(
         args.pred_dir,
         args.truth_dir,

@@ -2,10 +2,9 @@
 
 import argparse
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
-from SDMatte.cli.common import add_process_arguments, split_runs
+from SDMatte.cli.common import add_process_arguments, launch, split_runs
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -79,89 +78,63 @@ def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a user asked for, in what can be sent to other processes."""
-
-    runs: list[tuple[str, str | None]]
-    baselines: list[str]
-    overrides: list[str]
-    output: str | None
-    only: str | None
-    restart: bool
-    num_workers: int | None
-    save_prompts: str | None
-    prompts_from: str | None
-
-
 def run(args: argparse.Namespace) -> None:
     """Tests, in as many processes as asked for."""
     runs, overrides = split_runs(args.words)
-
-    from SDMatte.engine.config import load_config
-    from SDMatte.engine.distributed import launch
-
-    settings = load_config(runs[0][0], overrides).train
-    request = Request(
-        runs,
-        args.baseline,
-        overrides,
-        args.output,
-        args.only,
-        args.restart,
-        args.num_workers,
-        args.save_prompts,
-        args.prompts_from,
-    )
-    launch(
-        test,
-        args.num_processes,
-        args.num_machines,
-        args.machine_rank,
-        args.dist_url,
-        args=(request,),
-        device=settings.device,
-        timeout=settings.ddp.timeout,
-    )
+    launch(args, runs[0][0], overrides, test, args)
 
 
-def test(request: Request) -> None:
+def test(args: argparse.Namespace) -> None:
     """Loads, tests and prints; called in every process."""
-    from SDMatte.engine.subjects import find_subjects
     from SDMatte.engine.testing import plan_test, run_plan, save_prompts
     from SDMatte.errors import ConfigError
 
-    subjects = find_subjects(request.runs, request.baselines, request.overrides)
+    subjects, folders = find_tested(args, "test")
     for config in {id(subject.config): subject.config for subject in subjects}.values():
-        if request.prompts_from is not None:
-            config.dataloader.test.dataset.prompts_from = request.prompts_from
-        if request.num_workers is not None:
-            config.test.num_workers = request.num_workers
-    folders = output_folders(subjects, request.output, "test")
+        if args.prompts_from is not None:
+            config.dataloader.test.dataset.prompts_from = args.prompts_from
     plans = [
-        plan_test(s.config, folder, s.prompts, s.identity, request.restart)
+        plan_test(s.config, folder, s.prompts, s.identity, args.restart)
         for s, folder in zip(subjects, folders, strict=True)
     ]
-    if request.save_prompts is not None:
-        if len({file for file, _ in request.runs}) > 1:
+    if args.save_prompts is not None:
+        if len({file for file, _ in split_runs(args.words)[0]}) > 1:
             raise ConfigError("--save-prompts takes the prompts of one config, not of several.")
-        save_prompts(subjects[0].config, request.save_prompts)
+        save_prompts(subjects[0].config, args.save_prompts)
     rows: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for subject, plan in zip(subjects, plans, strict=True):
         missing = any(test.missing for test in plan)
-        model = subject.load() if missing and request.only != "score" else None
-        scores = run_plan(subject.config, plan, model, subject.name, subject.info, request.only)
+        model = subject.load() if missing and args.only != "score" else None
+        scores = run_plan(subject.config, plan, model, subject.name, subject.info, args.only)
         for key, values in scores.items():
             rows[subject.config.test.protocol][f"{subject.name}, {key}"] = values
-    show(rows, folders, mattes_only=request.only == "predict")
+    show(rows, folders, mattes_only=args.only == "predict")
 
 
-def output_folders(subjects: list, output: str | None, name: str) -> list[Path]:
-    """Where the results of each subject go."""
+def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
+    """Finds what the arguments of `add_subject_arguments` name, and where results of each go.
+
+    Args:
+        args: The parsed arguments.
+        name: Of the default folder.
+
+    Returns:
+        Subjects and their folders.
+
+    Raises:
+        SDMatteError: See `SDMatte.engine.subjects.find_subjects`.
+    """
+    from SDMatte.engine.subjects import find_subjects
+
+    runs, overrides = split_runs(args.words)
+    if args.num_workers is not None:
+        overrides.append(f"test.num_workers={args.num_workers}")
+    subjects = find_subjects(runs, args.baseline, overrides)
     if len(subjects) > 1:
-        return [Path(output or f"output/{name}") / subject.name for subject in subjects]
+        return subjects, [Path(args.output or f"output/{name}") / s.name for s in subjects]
     beside = subjects[0].checkpoint
-    return [Path(output or (beside.parent / name if beside else f"output/{name}"))]
+    default = beside.parent / name if beside else f"output/{name}"
+    return subjects, [Path(args.output or default)]
 
 
 def show(

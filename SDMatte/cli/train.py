@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from SDMatte.cli.common import add_process_arguments, split_positionals
+from SDMatte.cli.common import add_process_arguments, launch, split_positionals
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -40,21 +40,9 @@ def run(args: argparse.Namespace) -> None:
         show_dry_run(args, config_file, overrides)
         return
 
-    from SDMatte.engine.config import load_config
-    from SDMatte.engine.distributed import launch
     from SDMatte.engine.train import train
 
-    settings = load_config(config_file, overrides).train
-    launch(
-        train,
-        args.num_processes,
-        args.num_machines,
-        args.machine_rank,
-        args.dist_url,
-        args=(config_file, overrides, args.resume),
-        device=settings.device,
-        timeout=settings.ddp.timeout,
-    )
+    launch(args, config_file, overrides, train, config_file, overrides, args.resume)
 
 
 def show_dry_run(args: argparse.Namespace, config_file: str, overrides: list[str]) -> None:

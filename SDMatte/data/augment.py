@@ -1,6 +1,6 @@
 """Augmentation that the paper does not have, off by default: see the second half of DataSettings.
 
-Everything here works on the resized picture but :func:`crop_window`, and takes its randomness from
+Everything here works on the resized picture but `crop_window`, and takes its randomness from
 a stream of its own, of which it always draws the same number of values.
 """
 

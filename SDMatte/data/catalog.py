@@ -1,7 +1,7 @@
 """The data sets of the paper, one short entry each, and any folder pair (data/README.md).
 
-An entry says only where a set keeps its files and what is peculiar to it; :func:`list_samples`
-turns entries into sorted lists of :class:`Sample`. Nothing is read before that call.
+An entry says only where a set keeps its files and what is peculiar to it; `list_samples`
+turns entries into sorted lists of `Sample`. Nothing is read before that call.
 """
 
 import logging
@@ -180,7 +180,7 @@ def list_samples(
             ``{"image": DIR, "alpha": DIR}``, optionally with trimap, name, is_trans, and with
             composites (then the images are foregrounds, put on the pictures of ``background``).
             The folders of a pair are looked for from the current directory, then the data root.
-        root: The data root of the config; see :func:`data_root`.
+        root: The data root of the config; see `data_root`.
         training: Which of the two tables names are looked up in.
 
     Returns:
@@ -229,7 +229,11 @@ def _known(training: bool) -> str:
 def resolve_set(
     item: str | Mapping[str, Any], root: Path, training: bool = True
 ) -> tuple[str, Entry]:
-    """Turns an item of the config into a name and an entry; ``root`` is the data root."""
+    """Turns an item of the config into a name and an entry; ``root`` is the data root.
+
+    Raises:
+        DataError: There is no such set, or it has no such setting.
+    """
     if not isinstance(item, str | Mapping):
         raise DataError(f"A data set is a name or {{image: DIR, alpha: DIR}}, not {item!r}.")
     options = {"name": item} if isinstance(item, str) else dict(item)
@@ -261,6 +265,8 @@ def resolve_set(
 def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
     """Makes an entry of a folder pair."""
     name = str(options.pop("name", "") or "pair")
+    if name == ".." or Path(name).name != name:
+        raise DataError(f"The name of a folder pair also names folders; {name!r} cannot.")
     _check_keys("a folder pair", options, _PAIR_KEYS)
     options = _checked(name, options)
     if not options.get("image") or not options.get("alpha"):

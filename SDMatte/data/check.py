@@ -79,7 +79,7 @@ class ListedSet:
 
 
 class Finding(NamedTuple):
-    """One thing that is not as it should be: its kind (of :data:`KINDS`), and a line of text."""
+    """One thing that is not as it should be: its kind (of `KINDS`), and a line of text."""
 
     kind: str
     text: str

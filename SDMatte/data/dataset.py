@@ -81,7 +81,7 @@ class MattingDataset(Dataset):
     A sample depends on nothing but the seed, its index and, in training, the epoch: not on the
     worker, the rank or the order. In test it depends on the seed and the alpha's file name, so
     that two evaluations, of the set or a part of it, see the same prompts. Each stage (composite,
-    trimap, mask, box, point, gray, and those of :mod:`~SDMatte.data.augment`) has a random stream
+    trimap, mask, box, point, gray, and those of `SDMatte.data.augment`) has a random stream
     of its own.
     """
 
@@ -103,10 +103,10 @@ class MattingDataset(Dataset):
         """Lists the samples; no picture is read.
 
         Args:
-            names: Data sets and folder pairs, see :func:`~SDMatte.data.catalog.list_samples`; in
-                training with weights, see :func:`~SDMatte.data.mix.list_mix`.
+            names: Data sets and folder pairs, see `SDMatte.data.catalog.list_samples`; in
+                training with weights, see `SDMatte.data.mix.list_mix`.
             samples: The records themselves, in place of ``names``.
-            root: The data root of the config, see :func:`~SDMatte.data.catalog.data_root`.
+            root: The data root of the config, see `SDMatte.data.catalog.data_root`.
             size: Side of the square that pictures are squashed to; in test with ``keep_aspect``,
                 of the square that has as many pixels.
             training: Whether to draw as in training, and to leave out unreadable files.
@@ -115,7 +115,7 @@ class MattingDataset(Dataset):
             limit: Takes only the first so many samples.
             max_bad_samples: In training, so many different samples may be unreadable.
             prompts_from: In test, a file of boxes, points and masks to use in place of drawn ones,
-                see :mod:`~SDMatte.data.prompt_files`.
+                see `SDMatte.data.prompt_files`.
             worsen: In test, how prompts are made worse, or a mapping of some of that.
 
         Raises:

@@ -1,8 +1,8 @@
 """From the folders of a set to the list of its samples: alphas first, then what belongs to them.
 
-What a set looks like is an :class:`Entry` (:mod:`SDMatte.data.catalog` has those of the paper).
+What a set looks like is an `Entry` (`SDMatte.data.catalog` has those of the paper).
 File names are read, no picture is. An entry of the operating system that cannot be looked at
-counts as one that is not there, or ends in a :class:`~SDMatte.errors.DataError`.
+counts as one that is not there, or ends in a `SDMatte.errors.DataError`.
 """
 
 import json
@@ -45,11 +45,6 @@ class Sample:
     background: str = ""
     is_trans: int | None = None
     caption: str = ""
-
-    @property
-    def kind(self) -> str:
-        """``"composite"`` where a background is given, else ``"natural"``."""
-        return "composite" if self.background else "natural"
 
 
 class Row(NamedTuple):
@@ -102,9 +97,13 @@ class Entry:
 def samples_of_set(
     name: str, entry: Entry, root: Path, training: bool, check_files: bool = True
 ) -> Iterator[Sample]:
-    """Lists one set, as :func:`list_samples` does: its natural pictures, then its composites.
+    """Lists one set, as `list_samples` does: its natural pictures, then its composites.
 
     ``check_files`` False leaves it to the caller to see which partners are missing.
+
+    Raises:
+        DataError: A folder or a list cannot be read; or partners are missing, in test any, in
+            training all of them.
     """
     if entry.folder and not os.path.isdir(root):
         raise DataError(

@@ -79,13 +79,13 @@ class WeightedSampler(EpochSampler):
     Each set has a stream of its own, one permutation of its samples behind the other, and an
     epoch takes the next ``quota`` of it. So at any time no sample of a set has come more than
     once more often than another, however large or small the quota is. All of that follows from
-    seed and epoch, as in :class:`EpochSampler`.
+    seed and epoch, as in `EpochSampler`.
     """
 
     def __init__(
         self, mix: Mix, seed: int = 0, rank: int = 0, world_size: int = 1, start: int = 0
     ) -> None:
-        """Plans the stream; see :class:`EpochSampler` for what is not the mix."""
+        """Plans the stream; see `EpochSampler` for what is not the mix."""
         super().__init__(sum(mix.sizes), seed, rank, world_size, start)
         self.mix = mix
 
@@ -212,7 +212,6 @@ def build_train_loader(
     seed: int = 0,
     rank: int | None = None,
     world_size: int | None = None,
-    start_iteration: int = 0,
     pin_memory: bool = False,
     timeout: float = 600,
 ) -> MattingLoader:
@@ -225,18 +224,20 @@ def build_train_loader(
         seed: Seed of the order.
         rank: This process; None asks torch.distributed.
         world_size: The number of processes; None asks torch.distributed.
-        start_iteration: Batches that this rank has had already, to go on from there.
         pin_memory: Whether batches lie in page-locked memory.
         timeout: After so many seconds without a batch the workers count as hanging; 0 waits on.
+
+    Raises:
+        ConfigError: A number cannot be.
+        DataError: There are no samples.
     """
     options = _options(batch_size, num_workers, pin_memory, timeout)
     rank, world_size = _place(rank, world_size)
-    start = start_iteration * batch_size
     if dataset.mix is None:
-        sampler = EpochSampler(len(dataset), seed, rank, world_size, start)
+        sampler = EpochSampler(len(dataset), seed, rank, world_size)
     else:
         logger.info(dataset.mix.describe())
-        sampler = WeightedSampler(dataset.mix, seed, rank, world_size, start)
+        sampler = WeightedSampler(dataset.mix, seed, rank, world_size)
     return MattingLoader(dataset, sampler=sampler, drop_last=True, **options)
 
 
@@ -262,6 +263,9 @@ def build_test_loader(
         timeout: After so many seconds without a batch the workers count as hanging; 0 waits on.
         wanted: Indices of the samples that are to come; the others of their batches come, too.
             None: all.
+
+    Raises:
+        ConfigError: A number cannot be.
     """
     options = _options(batch_size, num_workers, pin_memory, timeout)
     batch_size = options.pop("batch_size")

@@ -75,7 +75,7 @@ def list_mix(
     """Lists training sets of which each may have a ``weight``.
 
     Args:
-        names: As :func:`~SDMatte.data.catalog.list_samples` takes them; a mapping may also hold
+        names: As `SDMatte.data.catalog.list_samples` takes them; a mapping may also hold
             ``weight``. Shares go with the weights, whatever the sizes: weights 2 and 1 give a set
             twice as many samples an epoch as the other.
         root: The data root of the config.
@@ -86,7 +86,7 @@ def list_mix(
 
     Raises:
         ConfigError: Some sets have a weight and some have none, or a weight cannot be.
-        DataError: As of :func:`~SDMatte.data.catalog.list_samples`.
+        DataError: As of `SDMatte.data.catalog.list_samples`.
     """
     items = items_of(names)
     bare = [without_weight(item) for item in items]

@@ -50,7 +50,7 @@ class PromptFile:
         size: Side of the resized pictures, in pixels.
         point_radius: Radius of the points, in pixels.
         psm: Shape of the points, ``"gauss"`` or ``"circle"``.
-        sets: Set -> key of a sample (:func:`sample_key`) -> its ``box``, ``points`` and ``mask``.
+        sets: Set -> key of a sample (`sample_key`) -> its ``box``, ``points`` and ``mask``.
         path: The file it was read from, for messages.
     """
 
@@ -160,6 +160,8 @@ class PromptFile:
             for x, y in [*corners, *points]:
                 if not (_is_pixel(x, width) and _is_pixel(y, height)):
                     raise ValueError(f"({x}, {y}) is no pixel of {width}x{height}")
+            if corners and not (box[0] <= box[2] and box[1] <= box[3]):
+                raise ValueError(f"the box {box} does not end where it begins, or after")
             return {
                 "bbox_mask": prompt_of_box(box, shape),
                 "point_mask": prompt_of_points(points, shape, self.point_radius, self.psm),
@@ -209,7 +211,8 @@ def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_pixel(place: Any, length: int) -> bool:
-    return isinstance(place, int) and 0 <= place < length
+    is_whole = isinstance(place, int) and not isinstance(place, bool)
+    return is_whole and 0 <= place < length
 
 
 def encode_mask(mask: np.ndarray) -> list[int]:
@@ -225,7 +228,7 @@ def encode_mask(mask: np.ndarray) -> list[int]:
 
 
 def decode_mask(counts: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
-    """Draws the mask of :func:`encode_mask`: bool ``[H, W]``.
+    """Draws the mask of `encode_mask`: bool ``[H, W]``.
 
     Raises:
         ValueError: The runs do not fill the picture.

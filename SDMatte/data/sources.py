@@ -34,7 +34,7 @@ class SourceReader:
     """Reads images, mattes and trimaps, and keeps what it read last as long as there is room.
 
     A picture is reduced to no less than ``at_least`` rows and columns, or not at all, by the same
-    factor whether image or matte (:func:`SDMatte.image_io.reduction`). A file that changes while
+    factor whether image or matte (`SDMatte.image_io.reduction`). A file that changes while
     its picture is kept goes unnoticed.
     """
 

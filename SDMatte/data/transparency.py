@@ -12,7 +12,7 @@ from SDMatte.errors import DataError
 from SDMatte.image_io import read_alpha
 
 REPOSITORY_LISTS = Path(__file__).resolve().parents[2] / "data" / "txt"
-"""The lists that come with the repository; those under the data root win."""
+"""Where lists may lie beside the data root, whose own win; the repository comes without any."""
 
 THRESHOLD = 0.25
 """An object is transparent if more than this share of its interior is partly transparent."""
@@ -70,22 +70,22 @@ def transparent_share(alpha: np.ndarray) -> float:
     return float((small[interior] < high).mean()) if interior.any() else 0.0
 
 
-def is_transparent_alpha(alpha: np.ndarray, threshold: float = THRESHOLD) -> bool:
+def is_transparent_alpha(alpha: np.ndarray) -> bool:
     """Guesses from an alpha, float32 ``[H, W]`` in [0, 1], whether its object is transparent.
 
-    It is if :func:`transparent_share` exceeds the threshold.
+    It is if `transparent_share` exceeds `THRESHOLD`.
     """
-    return transparent_share(alpha) > threshold
+    return transparent_share(alpha) > THRESHOLD
 
 
 def transparent_shares(
     paths: Sequence[str | Path], num_workers: int | None = None
 ) -> Iterator[float | DataError]:
-    """Measures the :func:`transparent_share` of alpha files, in several processes.
+    """Measures the `transparent_share` of alpha files, in several processes.
 
     Args:
         paths: The files.
-        num_workers: See :func:`~SDMatte.data.parallel.map_in_processes`.
+        num_workers: See `SDMatte.data.parallel.map_in_processes`.
 
     Yields:
         For each file in turn its share, or the error that says why it cannot be read.

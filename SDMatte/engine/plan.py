@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from SDMatte.engine.config import derive_max_iter
 from SDMatte.engine.schedule import limit_warmup
-from SDMatte.engine.testing import plan_test
+from SDMatte.engine.testing import dataset_names, plan_test
 from SDMatte.errors import ConfigError
 from SDMatte.evaluation.metrics import METRICS
 
@@ -90,11 +90,11 @@ def check_evaluations(config: DictConfig) -> None:
         if settings.best_metric:
             raise ConfigError("train.best_metric needs train.evaluations.")
         return
-    keys = [test.key for test in plan_test(config)]
-    if not keys:
+    if not dataset_names(config):
         raise ConfigError(
             "dataloader.test.dataset.names names no set; train.evaluations=0 trains without."
         )
+    keys = [test.key for test in plan_test(config)]
     names = [f"{key}/{metric}" for key in keys for metric in METRICS]
     if settings.best_metric and settings.best_metric not in names:
         raise ConfigError(

@@ -23,7 +23,7 @@ from SDMatte.engine.config import build, load_config
 from SDMatte.engine.output import FINAL
 from SDMatte.engine.testing import load_trained, run_test, test_loaders
 from SDMatte.engine.train import train
-from SDMatte.evaluation.baselines import BoxAsAlpha
+from SDMatte.evaluation.baselines import PromptAsAlpha
 from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.report import score_table
 from SDMatte.files import write_text
@@ -35,6 +35,7 @@ from SDMatte.pictures import PAGE, contact_sheet
 logger = logging.getLogger(__name__)
 
 _BLANK = np.full((1, 1), PAGE, np.uint8)
+_ROWS = 12
 PROMPTS = ("box", "point", "mask")
 NEXT_STEPS = """\
 Scores, curves and pictures are in {output}: scores.md, train/curves.png, results.png.
@@ -126,7 +127,7 @@ def score_with_baselines(
         ("trained", model, PROMPTS),
         ("before training", load_trained(config, config.train.init_checkpoint), ("box",)),
         ("untrained", build(config.model), ("box",)),
-        ("box as alpha", BoxAsAlpha(), ("box",)),
+        ("box as alpha", PromptAsAlpha("box"), ("box",)),
     ]
     scores = {}
     for name, predictor, prompts in runs:
@@ -145,9 +146,7 @@ def _summary(scores: dict[str, dict[str, float]], protocol: str) -> tuple[str, b
     return f"Held-out part of the sample set, protocol {protocol}: {description}\n\n{table}", beats
 
 
-def draw_results(
-    config: DictConfig, model: SDMatte, picture: Path, num_rows: int = 12, tile: int = 192
-) -> None:
+def draw_results(config: DictConfig, model: SDMatte, picture: Path) -> None:
     """Draws rows of image, prompt, prediction and truth.
 
     First pictures of the test part, whose foregrounds are drawn and whose backgrounds are
@@ -156,7 +155,7 @@ def draw_results(
     _, loader = next(iter(test_loaders(config)))
     samples = loader.dataset.samples
     predictor = MattePredictor(model, resolution=loader.dataset.size)
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(num_rows, len(samples))).round())
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(_ROWS, len(samples))).round())
     rows = []
     for index in chosen.astype(int):
         sample = samples[index]
@@ -176,7 +175,7 @@ def draw_results(
     sides = zip_longest(rows[:half], rows[half:], fillvalue=[_BLANK] * 4)
     tiles = [cell for pair in sides for row in pair for cell in row]
     labels = ["image", "box prompt", "prediction", "truth"] * 2
-    write_image(picture, contact_sheet(tiles, labels, columns=8, tile=tile))
+    write_image(picture, contact_sheet(tiles, labels, columns=8))
 
 
 def _prompted(image: np.ndarray, box: Sequence[float]) -> np.ndarray:

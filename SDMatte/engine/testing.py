@@ -28,7 +28,7 @@ from SDMatte.errors import CheckpointError, ConfigError, DataError
 from SDMatte.evaluation.evaluator import MatteEvaluator
 from SDMatte.evaluation.journal import Journal, clear_results
 from SDMatte.evaluation.protocols import get_protocol
-from SDMatte.evaluation.results import PictureScore
+from SDMatte.evaluation.results import PictureScore, versions
 from SDMatte.evaluation.scoring import Target
 from SDMatte.modeling import SDMatte, weights
 from SDMatte.prompts import PromptType, get_prompt_type
@@ -70,8 +70,16 @@ def dataset_names(config: DictConfig, part: str = "test") -> list[Any]:
 
 
 def test_loaders(config: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Yields name and loader of each test set."""
-    for name in dataset_names(config):
+    """Yields name and loader of each test set.
+
+    Raises:
+        ConfigError: The config names no test set.
+        DataError: A set cannot be used.
+    """
+    names = dataset_names(config)
+    if not names:
+        raise ConfigError("dataloader.test.dataset.names names no set.")
+    for name in names:
         node = copy.deepcopy(config.dataloader.test)
         node.dataset.names = [name]
         loader = build(node)
@@ -130,7 +138,8 @@ def plan_test(
         restart: Whether the results there, whatever made them, are deleted.
 
     Raises:
-        ConfigError: No prompts, or two sets of one name.
+        ConfigError: No prompts, no sets, two sets of one name, or one without the trimaps that
+            ``test.use_trimap`` needs.
         DataError: A set cannot be used, two of its pictures have one name, or the folder holds
             other results.
     """
@@ -148,6 +157,8 @@ def plan_test(
             raise DataError(
                 f"Mattes of {name} could not be told apart: there are several {twice[0]}."
             )
+        if config.test.use_trimap and not all(s.trimap for s in loader.dataset.samples):
+            raise ConfigError(f"test.use_trimap=True needs trimaps, and {name} has none.")
         for prompt in types:
             test = SetTest(name, prompt, loader, _label(loader.dataset, prompt))
             if output_dir is not None:
@@ -181,12 +192,16 @@ def _identity(dataset: MattingDataset, prompt: PromptType, settings: DictConfig)
     knobs = asdict(dataset.settings)
     del knobs["cache_mb"]  # changes nothing
     samples = json.dumps([asdict(sample) for sample in dataset.samples])
+    known = versions()
     return {
+        "version": known["SDMatte"],
+        "commit": known.get("commit"),
         "protocol": settings.protocol,
         "use_trimap": settings.use_trimap,
         "use_captions": settings.use_captions,
         "set": dataset.samples[0].dataset,
         "pictures": hashlib.sha256(samples.encode()).hexdigest(),
+        **{f"{role} files": _stamp(dataset, role) for role in ("image", "alpha", "trimap")},
         "prompt": prompt.alias,
         "prompt seed": dataset.seed,
         "prompts sha256": file_hash(dataset.frozen.path) if dataset.frozen is not None else None,
@@ -194,6 +209,18 @@ def _identity(dataset: MattingDataset, prompt: PromptType, settings: DictConfig)
         "size": dataset.size,
         "settings": knobs,
     }
+
+
+def _stamp(dataset: MattingDataset, role: str) -> str:
+    """A hash of the sizes and times of a set's images, alphas or trimaps."""
+    digest = hashlib.sha256()
+    for path in filter(None, (getattr(sample, role) for sample in dataset.samples)):
+        try:
+            status = (dataset.root / path).stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+        except OSError:  # the reader says what it is
+            digest.update(b"-")
+    return digest.hexdigest()
 
 
 def file_hash(path: str | Path) -> str:
@@ -223,7 +250,7 @@ def run_test(
 
     Args:
         config: The whole config.
-        model: See :func:`run_plan`.
+        model: See `run_plan`.
         output_dir: Where mattes and reports go, ``set/prompt/`` each; None: nowhere.
         model_name: For the reports.
         prompts: Short names of prompts; None: ``test.prompts``.
@@ -247,7 +274,7 @@ def run_plan(
     info: Mapping[str, Any] | None = None,
     only: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Does what :func:`plan_test` has listed.
+    """Does what `plan_test` has listed.
 
     Args:
         config: The whole config.

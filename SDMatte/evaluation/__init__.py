@@ -1,6 +1,6 @@
 """Metrics, protocols, evaluators and reports; knows nothing of data sets or models.
 
-Only :class:`MatteEvaluator` needs detectron2 and torch, so that it is imported when asked for.
+Only `MatteEvaluator` needs detectron2 and torch, so that it is imported when asked for.
 """
 
 from typing import TYPE_CHECKING, Any

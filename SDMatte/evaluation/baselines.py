@@ -36,19 +36,10 @@ class PromptAsAlpha:
             PromptError: There is no such prompt.
         """
         self.prompt = get_prompt_type(prompt)
-        self.name = f"{self.prompt.alias} as alpha"
 
     def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Gives alpha ``[B, 1, S, S]``."""
         return ((batch[self.prompt.mask_key].float() + 1) / 2).clamp(0, 1)  # [-1, 1] -> [0, 1]
-
-
-class BoxAsAlpha(PromptAsAlpha):
-    """The box, filled."""
-
-    def __init__(self) -> None:
-        """Nothing to choose."""
-        super().__init__("box")
 
 
 class _OneByOne:
@@ -68,7 +59,6 @@ class _OneByOne:
                 f"{self.title} cannot use the prompt {self.prompt.alias!r}, "
                 f"only {', '.join(self.prompts)}."
             )
-        self.name = f"{self.title} ({self.prompt.alias})"
 
     def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """Gives alpha ``[B, 1, S, S]``."""

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class MatteEvaluator(DatasetEvaluator):
     """Scores one set under one prompt; holds numbers, not pictures.
 
-    Works in several processes: each scores its pictures, :meth:`evaluate` gathers. With an output
+    Works in several processes: each scores its pictures, `evaluate` gathers. With an output
     folder, ``mattes/`` there gets each matte as a PNG under the alpha's name, and the main process
     writes ``scores.csv``, ``summary.json``, ``summary.md`` and ``worst_and_best.png``.
     """
@@ -63,10 +63,10 @@ class MatteEvaluator(DatasetEvaluator):
             output_dir: Where mattes and reports go, None for nowhere.
             use_trimap: Whether only the unknown pixels of the set's trimaps count. The published
                 tables count all pixels.
-            num_pictures: How many pictures the set has; :meth:`evaluate` then refuses to average
+            num_pictures: How many pictures the set has; `evaluate` then refuses to average
                 over another number.
             num_workers: Who computes the metrics beside the model, see
-                :class:`~SDMatte.evaluation.scoring.Workers`.
+                `SDMatte.evaluation.scoring.Workers`.
             sheet_rows: How many worst, and how many best, the contact sheet shows; 0 for none.
             save_mattes: Whether the mattes are written; without them there is no contact sheet.
             error_maps: Whether ``errors/`` gets a map of the errors of each matte.
@@ -74,7 +74,7 @@ class MatteEvaluator(DatasetEvaluator):
             journal: Gets each picture that is done, so that another evaluator can go on.
             done: The pictures done before, the same in all processes.
             written: Mattes written before, each with what it is to be scored against, the same in
-                all processes; :meth:`evaluate` shares them out.
+                all processes; `evaluate` shares them out.
             model: Name of the model, for the report.
             prompt_seed: Seed of the drawn prompts, for the report.
             info: More for the report, such as the checkpoint.
@@ -115,7 +115,7 @@ class MatteEvaluator(DatasetEvaluator):
         """Takes a batch.
 
         A picture whose prediction is not finite, whose truth cannot be read or whose name has been
-        seen is noted; :meth:`evaluate` then names them all.
+        seen is noted; `evaluate` then names them all.
 
         Args:
             inputs: The batch: ``hw`` int64 ``[B, 2]``, lists ``alpha_path`` and, with
@@ -155,7 +155,7 @@ class MatteEvaluator(DatasetEvaluator):
         Returns:
             ``{"AIM-500/box": {"MSE": …, "MAD": …, "SAD": …, "Grad": …, "Conn": …}}`` in raw
             units, as detectron2's hooks and printers take it; empty in all processes but the
-            main one, and where nothing is scored. :attr:`result` holds the single pictures, too.
+            main one, and where nothing is scored. `result` holds the single pictures, too.
 
         Raises:
             DataError: In every process: files could not be read or fit, names occurred twice, or

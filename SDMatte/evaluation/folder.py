@@ -35,7 +35,7 @@ def score_folder(
         truth_dir: The true alphas.
         trimap_dir: Trimaps; if given, only their unknown pixels count.
         protocol: Name or protocol.
-        num_workers: See :class:`~SDMatte.evaluation.scoring.Workers`.
+        num_workers: See `SDMatte.evaluation.scoring.Workers`.
         dataset: Name of the set, by default that of the truth's folder.
         prompt: Short name of the prompt, for the report.
         model: Name of the method, by default that of the predictions' folder.

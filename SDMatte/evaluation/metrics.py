@@ -12,7 +12,7 @@ only the pixels of value 128 count.
 connectivity error has two: ``official`` counts the background as a component like any other,
 as the published evaluation does, ``corrected`` leaves it out, as the original benchmark does.
 How the two arrays come about (truncated to 8 bits, or floating) is the subject of
-:mod:`SDMatte.evaluation.protocols`.
+`SDMatte.evaluation.protocols`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def mad(
     *,
     protocol: str = "official",
 ) -> float:
-    """Mean of the absolute differences, in [0, 1]; arguments and errors as for :func:`mse`."""
+    """Mean of the absolute differences, in [0, 1]; arguments and errors as for `mse`."""
     pred, true, weight = _check(pred, true, trimap, protocol)
     return _mean(np.abs(pred - true), weight)
 
@@ -92,7 +92,7 @@ def sad(
 ) -> float:
     """Sum of the absolute differences / 1000, in thousands of pixels.
 
-    Arguments and errors as for :func:`mse`.
+    Arguments and errors as for `mse`.
     """
     pred, true, weight = _check(pred, true, trimap, protocol)
     return _total(np.abs(pred - true), weight) / 1000
@@ -109,7 +109,7 @@ def gradient(
 
     The gradient is a first-order Gaussian derivative with sigma 1.4 and a kernel of unit L2 norm,
     the picture being continued by its border pixels. With a trimap the gradients are those of the
-    whole picture; only their sum is restricted. Arguments and errors as for :func:`mse`.
+    whole picture; only their sum is restricted. Arguments and errors as for `mse`.
     """
     pred, true, weight = _check(pred, true, trimap, protocol)
     total = 0.0
@@ -146,7 +146,7 @@ def connectivity(
     leaves them out; Omega is then empty where nothing reaches the threshold. Of components of
     one size, the background comes first, then the one met first row by row.
 
-    Arguments and errors as for :func:`mse`.
+    Arguments and errors as for `mse`.
     """
     pred, true, weight = _check(pred, true, trimap, protocol)
     steps = _steps_connected(pred, true, count_background=protocol == "official")
@@ -238,7 +238,7 @@ def _excess(alpha: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 
 def _steps_connected(pred: np.ndarray, true: np.ndarray, count_background: bool) -> np.ndarray:
-    """The map ``l`` of :func:`connectivity` in steps: uint8 ``[H, W]``, 0 ... 10.
+    """The map ``l`` of `connectivity` in steps: uint8 ``[H, W]``, 0 ... 10.
 
     Where both pictures are equal, ``l`` has no influence on the error and is left 0.
 

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.evaluation.metrics import METRICS
+from SDMatte.evaluation.metrics import METRICS, UNKNOWN
 from SDMatte.image_io import read_alpha, read_trimap
 
 DISPLAY_SCALE = {"MSE": 1000.0, "MAD": 1000.0}
@@ -31,7 +31,7 @@ class Protocol:
     """A way to score.
 
     Attributes:
-        name: Also names the definition of the metrics, see :mod:`SDMatte.evaluation.metrics`.
+        name: Also names the definition of the metrics, see `SDMatte.evaluation.metrics`.
         eight_bit: Whether predictions are truncated to 8 bits and the truth is taken in 8 bits.
         description: One line for reports.
     """
@@ -84,7 +84,7 @@ def finish_alpha(
 
     Returns:
         ``[H, W]``: uint8 in ``official``, float32 in [0, 1] in ``corrected``
-        (:func:`SDMatte.image_io.write_image` rounds it for the file).
+        (`SDMatte.image_io.write_image` rounds it for the file).
 
     Raises:
         ValueError: ``pred`` is not a finite floating map.
@@ -107,7 +107,7 @@ def as_scored(alpha: np.ndarray, protocol: str | Protocol) -> np.ndarray:
     """A matte read from a file, as the protocol takes it.
 
     Args:
-        alpha: float32 ``[H, W]`` in [0, 1] as :func:`SDMatte.image_io.read_alpha` gives it.
+        alpha: float32 ``[H, W]`` in [0, 1] as `SDMatte.image_io.read_alpha` gives it.
         protocol: Name or protocol.
 
     Returns:
@@ -127,7 +127,7 @@ def score_pair(
     """All five metrics of one picture, in raw units.
 
     Args:
-        pred: What :func:`finish_alpha` or :func:`as_scored` gave, ``[H, W]``.
+        pred: What `finish_alpha` or `as_scored` gave, ``[H, W]``.
         true: True alpha ``[H, W]``, 8-bit or floating in [0, 1].
         trimap: uint8 ``[H, W]``; if given, only its pixels of value 128 count.
         protocol: Name or protocol.
@@ -136,7 +136,7 @@ def score_pair(
         ``{"MSE", "MAD", "SAD", "Grad", "Conn"}``, MSE and MAD not multiplied by 1000.
 
     Raises:
-        ValueError: See :func:`SDMatte.evaluation.metrics.mse`.
+        ValueError: See `SDMatte.evaluation.metrics.mse`.
     """
     name = get_protocol(protocol).name
     return {key: metric(pred, true, trimap, protocol=name) for key, metric in METRICS.items()}
@@ -151,16 +151,17 @@ def read_partners(
     """Reads what a matte is scored against.
 
     Args:
-        pred: As for :func:`score_pair`.
+        pred: As for `score_pair`.
         alpha_path: File of the true alpha.
         trimap_path: File of the trimap, if only its unknown pixels are to count.
         protocol: Name or protocol.
 
     Returns:
-        The truth and the trimap (or None), as :func:`score_pair` takes them.
+        The truth and the trimap (or None), as `score_pair` takes them.
 
     Raises:
-        DataError: A file cannot be read, or differs in size from the prediction.
+        DataError: A file cannot be read, or differs in size from the prediction; or a trimap has
+            other values than 0, 128 and 255.
     """
     true = as_scored(read_alpha(alpha_path), protocol)
     _check_size(pred, true, "true alpha", alpha_path)
@@ -168,6 +169,12 @@ def read_partners(
         return true, None
     trimap = read_trimap(trimap_path)
     _check_size(pred, trimap, "trimap", trimap_path)
+    known = np.isin(trimap, (0, UNKNOWN, 255))
+    if not known.all():
+        raise DataError(
+            f"The trimap {trimap_path} has the value {trimap[~known][0]}, only 0, {UNKNOWN} "
+            f"(unknown) and 255 are allowed."
+        )
     return true, trimap
 
 
@@ -178,10 +185,10 @@ def _check_size(pred: np.ndarray, other: np.ndarray, what: str, path: str | Path
 
 
 def to_display(scores: dict[str, float]) -> dict[str, float]:
-    """Raw scores in the units of the command line's tables, see :func:`display_name`."""
+    """Raw scores in the units of the command line's tables, see `display_name`."""
     return {key: value * DISPLAY_SCALE.get(key, 1) for key, value in scores.items()}
 
 
 def display_name(metric: str) -> str:
-    """The heading of a metric that went through :func:`to_display`, such as ``"MSE x1000"``."""
+    """The heading of a metric that went through `to_display`, such as ``"MSE x1000"``."""
     return f"{metric} x{DISPLAY_SCALE[metric]:.0f}" if metric in DISPLAY_SCALE else metric

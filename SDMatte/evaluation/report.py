@@ -65,7 +65,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]], display: bool = False
 
 
 def score_table(rows: Mapping[str, Mapping[str, float]], display: bool = False) -> str:
-    """The table of :func:`metrics_table` in Markdown."""
+    """The table of `metrics_table` in Markdown."""
     return metrics_table(rows, display).markdown()
 
 
@@ -136,7 +136,7 @@ def published_results() -> dict[str, Any]:
 def published_rows(result: EvaluationResult) -> dict[str, dict[str, float]]:
     """The published scores of a result's set and prompt, by label; each label says what they are.
 
-    They may be of other pictures, see :func:`of_published_size`.
+    They may be of other pictures, see `of_published_size`.
     """
     return {
         f"{row['model']} ({PUBLISHED_NOTE})": {key: row[key] for key in METRICS if key in row}
@@ -145,11 +145,11 @@ def published_rows(result: EvaluationResult) -> dict[str, dict[str, float]]:
 
 
 def of_published_size(result: EvaluationResult) -> bool:
-    """Whether a result has as many pictures as the set has, and not a part or others of its name.
+    """Whether a result is known to have as many pictures as the set, not a part or others.
 
     If not, there is nothing in differences from the published numbers.
     """
-    return _published_number(result) == len(result.pictures)
+    return published_results()["num_pictures"].get(result.dataset) == len(result.pictures)
 
 
 def published_caution(result: EvaluationResult) -> str:
@@ -157,9 +157,10 @@ def published_caution(result: EvaluationResult) -> str:
     if not _published(result):
         return ""
     if not of_published_size(result):
+        number = published_results()["num_pictures"].get(result.dataset, "an unknown number of")
         return (
-            f"The paper's numbers of {result.dataset} are of {_published_number(result)} "
-            f"pictures, so they cannot be compared with these of {len(result.pictures)}."
+            f"The paper's numbers of {result.dataset} are of {number} pictures, so they cannot be "
+            f"compared with these of {len(result.pictures)}."
         )
     if result.protocol == "official" and not result.trimap_restricted:
         return ""
@@ -175,10 +176,6 @@ def _published(result: EvaluationResult) -> list[dict[str, Any]]:
         for row in published_results()["results"]
         if row["dataset"] == result.dataset and row["prompt"] == result.prompt
     ]
-
-
-def _published_number(result: EvaluationResult) -> int:
-    return published_results()["num_pictures"].get(result.dataset, len(result.pictures))
 
 
 def published_comparison(result: EvaluationResult) -> str:
@@ -216,12 +213,12 @@ def error_map(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 def write_error_maps(
     results: Iterable[PictureScore], output_dir: str | Path, num_workers: int = 0
 ) -> None:
-    """Writes an :func:`error_map` of each picture to ``errors/``, under the matte's name.
+    """Writes an `error_map` of each picture to ``errors/``, under the matte's name.
 
     Args:
         results: The pictures; their mattes must be on disk.
         output_dir: The folder of the results.
-        num_workers: See :class:`~SDMatte.evaluation.scoring.Workers`.
+        num_workers: See `SDMatte.evaluation.scoring.Workers`.
 
     Raises:
         DataError: A matte was not written, or a file cannot be read or written.
@@ -244,33 +241,30 @@ def contact_sheet(
     result: EvaluationResult,
     path: str | Path,
     *,
-    metric: str = "SAD",
     num_each: int = 4,
     tile: int = 256,
 ) -> Path:
-    """Writes a picture of the worst and the best results, a row each.
+    """Writes a picture of the results with the largest and the smallest SAD, a row each.
 
     The columns are the image (black where its path is not known; left out if that is so for
-    all), the truth, the prediction and the :func:`error_map`.
+    all), the truth, the prediction and the `error_map`.
 
     Args:
         result: Its mattes must be on disk.
         path: Where to write, such as ``sheet.png``.
-        metric: What to sort by.
         num_each: How many worst, and how many best.
         tile: Width and height of a cell in pixels.
 
     Raises:
         DataError: No mattes were written, or a file cannot be read.
     """
-    ranked = sorted(result.pictures, key=lambda p: (-p.scores[metric], p.name))
+    ranked = sorted(result.pictures, key=lambda p: (-p.scores["SAD"], p.name))
     chosen = ranked[:num_each] + ranked[num_each:][-num_each:]
     with_image = any(picture.image_path for picture in chosen)
     labels = []
     for picture in chosen:
-        score = f"{display_name(metric)} {to_display(picture.scores)[metric]:.2f}"
         names = [picture.name, "truth"] if with_image else [f"{picture.name}, truth"]
-        labels += [*names, f"prediction, {score}", ERROR_LEGEND]
+        labels += [*names, f"prediction, SAD {picture.scores['SAD']:.2f}", ERROR_LEGEND]
     cells = (cell for picture in chosen for cell in _sheet_row(picture, with_image))
     columns = 4 if with_image else 3
     return write_image(path, pictures.contact_sheet(cells, labels, columns=columns, tile=tile))

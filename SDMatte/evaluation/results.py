@@ -6,8 +6,10 @@ Everything stored is raw: MSE and MAD plain, as in the paper's tables.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -134,7 +136,7 @@ def write_result(result: EvaluationResult, folder: str | Path) -> None:
 
 
 def read_result(folder: str | Path) -> EvaluationResult:
-    """Reads what :func:`write_result` left; the versions that it was made with are in ``info``.
+    """Reads what `write_result` left; the versions that it was made with are in ``info``.
 
     Raises:
         DataError: A file is missing or damaged, or the two do not belong together.
@@ -142,7 +144,8 @@ def read_result(folder: str | Path) -> EvaluationResult:
     folder = Path(folder)
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        with open(folder / SCORES, encoding="utf-8", newline="") as file:
+        path = folder / SCORES
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             pictures = [_from_row(row, folder) for row in csv.DictReader(file)]
         number, made_with = summary["num_pictures"], summary["versions"]
         info = {**summary["info"], "versions": ", ".join(f"{k} {v}" for k, v in made_with.items())}
@@ -179,22 +182,34 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed as a package"
-    commit = _commit()
+    commit = _commit(Path(__file__).resolve().parents[2])
     return {**found, "commit": commit} if commit else found
 
 
-def _commit() -> str:
-    """The commit of the checkout that this file is in, ``-dirty`` if changed; or nothing."""
-    root = Path(__file__).resolve().parents[2]
+def _commit(root: Path) -> str:
+    """The commit of a checkout, or nothing where the folder is none.
+
+    If files were changed since, ``-dirty`` and a hash of the package's changes follow.
+    """
     if not (root / ".git").exists():
         return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = _git(root, "describe", "--always", "--dirty", "--abbrev=12").decode().strip()
+    if commit.endswith("-dirty"):
+        changes = hashlib.sha256(_git(root, "diff", "HEAD", "--", "SDMatte")).hexdigest()
+        commit = f"{commit}-{changes[:12]}"
+    return commit
+
+
+def _git(root: Path, *words: str) -> bytes:
+    """What git says of a checkout; nothing where it fails."""
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # only look
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, timeout=30, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return b""
+    return done.stdout if done.returncode == 0 else b""
 
 
 _PATHS = ("alpha_path", "pred_path", "image_path")
@@ -219,6 +234,8 @@ def _from_row(row: Mapping[str, str], folder: Path) -> PictureScore:
         scores={key: float(row[key]) for key in METRICS},
         **{name: row.get(name) or "" for name in _PATHS},
     )
+    if not all(map(math.isfinite, picture.scores.values())):
+        raise ValueError(f"a score of {picture.name} is no finite number")
     # The folder may have been moved, or the paths be relative to another one.
     beside = folder / MATTES / f"{picture.name}.png"
     return replace(picture, pred_path=str(beside)) if beside.is_file() else picture

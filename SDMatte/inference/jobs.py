@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SDMatte.errors import ConfigError, DataError
+from SDMatte.files import find_obstacle
 from SDMatte.image_io import IMAGE_EXTENSIONS, list_names
 from SDMatte.inference.images import read_background
 from SDMatte.inference.prompt_lists import PromptRequest
@@ -248,7 +249,7 @@ def pending_jobs(jobs: Iterable[Job], overwrite: bool, report: BatchReport) -> l
             note_failure(report, job, f"Cannot read {job.image}: the file does not exist.")
         elif _is_same_file(job.output, job.image):
             note_failure(report, job, "The matte would overwrite its picture.")
-        elif (obstacle := _find_obstacle(job.output)) is not None:
+        elif (obstacle := find_obstacle(job.output)) is not None:
             note_failure(report, job, f"Cannot write {job.output}: {obstacle}.")
         elif os.path.exists(job.output) and not overwrite:
             report.skipped.append(job.output)
@@ -262,16 +263,6 @@ def _is_same_file(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except (OSError, ValueError):  # one of them is not there, or cannot be
         return False
-
-
-def _find_obstacle(path: Path) -> str | None:
-    """Says why a file cannot be written, as far as that is known before it is made."""
-    if os.path.isdir(path):
-        return "it is a folder"
-    folder = next((f for f in path.absolute().parents if os.path.exists(f)), path)
-    if not os.path.isdir(folder):
-        return f"{folder} is no folder"
-    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to"
 
 
 def note_failure(report: BatchReport, job: Job, reason: str) -> None:

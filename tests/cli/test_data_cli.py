@@ -67,7 +67,7 @@ def test_list_of_a_config_and_of_pairs(capsys, sample_root):
 
 
 def test_check_says_that_training_can_start(capsys, tmp_path):
-    assert main(["data", "check", "--workers", "0"]) == 0
+    assert main(["data", "check", "-j", "0"]) == 0
     printed = capsys.readouterr().out
     assert printed.strip().endswith("Training can start.")
     assert set(rows(printed)) == {("Composition-1K", "training"), ("AIM-500", "test")}
@@ -82,7 +82,7 @@ def test_check_of_damaged_data_exits_with_2(capsys, monkeypatch, tmp_path, sampl
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(root))
     alpha = next((root / "AIM-500/mask").iterdir())
     alpha.write_bytes(b"")
-    words = ["data", "check", SMALL, "--workers", "0", "--output", "sheets"]
+    words = ["data", "check", SMALL, "-j", "0", "--output", "sheets"]
     assert main(words) == 2
     printed = capsys.readouterr().out
     assert f"  unreadable: Cannot read {alpha}: the file is empty." in printed
@@ -104,7 +104,7 @@ def test_check_of_damaged_data_exits_with_2(capsys, monkeypatch, tmp_path, sampl
 
 def test_check_of_a_weighted_mix(capsys, sample_root):
     pair = f"{{image: {sample_root}/AIM-500/original, alpha: {sample_root}/AIM-500/mask}}"
-    words = ["data", "check", "--workers", "0", "--part", "train"]
+    words = ["data", "check", "-j", "0", "--part", "train"]
     assert main([*words, "{name: Composition-1K, weight: 1}", f"{pair[:-1]}, weight: 10}}"]) == 0
     printed = capsys.readouterr().out
     assert "An epoch has 22 samples: 2 of Composition-1K (each sample 0.111 times), 20 of pair" in (
@@ -124,7 +124,7 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
             ["list", "dataloader.train.dataset.names=5", SMALL],
             "a name or {image: DIR, alpha: DIR}, not 5",
         ),
-        (["check", "--workers", "-1"], "--workers must be at least 0, not -1"),
+        (["check", "--num-workers", "-1"], "--num-workers must be at least 0, not -1"),
         (["sample", "--count", "-2"], "--count must be at least 1, not -2"),
         (["sample", "--seed", "-1"], "seed takes whole numbers of at least 0, not -1"),
         (["check", "DIS-646", "--part", "test"], "DIS-646 is no test set"),
@@ -138,7 +138,7 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
         ),
         (["sample", "DIS-646"], "Distinctions-646"),
         (["sample", "--count", "0"], "--count must be at least 1, not 0"),
-        (["sample", "--output", "x.xyz"], "x.xyz: the suffix must be one of"),
+        (["sample", "DIS-646", "--output", "x.xyz"], "x.xyz: the suffix must be one of"),
         (["make-layouts", "new", "AIM"], "AIM"),
     ],
 )
@@ -149,7 +149,7 @@ def test_mistakes_are_one_sentence(words, sentence, capsys):
 
 
 def test_a_set_that_is_not_there_keeps_training_from_starting(capsys):
-    assert main(["data", "check", "DIS-646", "--workers", "0"]) == 2
+    assert main(["data", "check", "DIS-646", "-j", "0"]) == 2
     assert "- DIS-646 (training): " in capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -177,6 +178,7 @@ OTHERS = [
     (["a.pth", "dataloader.test.dataset.limit=2"], "pictures "),
     (["a.pth", "dataloader.test.dataset.settings.point_radius=4"], "settings.point_radius 5.0"),
     (["a.pth", "model.use_attention_mask=False"], "model settings "),
+    (["a.pth", "test.use_captions=False"], "use_captions true (now false)"),
     (["--baseline", "prompt"], "baseline null (now prompt)"),
 ]
 
@@ -198,6 +200,31 @@ def test_results_of_something_else_are_refused_or_replaced(capsys):
     assert Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns == written
     run(*words, "--restart")  # or not
     assert Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns > written
+
+
+def test_changed_files_and_another_version_are_noticed(tmp_path, sample_root, monkeypatch, capsys):
+    root = shutil.copytree(sample_root, tmp_path / "data")
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(root))
+    words = ["--baseline", "prompt", "--output", "out", "dataloader.test.dataset.limit=1"]
+
+    def assert_refused(*parts):
+        run(*words, status=2)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert all(part in error for part in parts) and error.count("(now ") == len(parts), error
+
+    run(*words)
+    for role, folder in (("image", "original"), ("alpha", "mask"), ("trimap", "trimap")):
+        path = min((root / "AIM-500" / folder).iterdir())
+        content, time = path.read_bytes(), path.stat().st_mtime_ns
+        # A byte more, of the same time; and the same, a moment later.
+        for more, later in ((b" ", 0), (b"", 1)):
+            path.write_bytes(content + more)
+            os.utime(path, ns=(time, time + later))
+            assert_refused(f"{role} files ")
+        os.utime(path, ns=(time, time))
+    then = {"SDMatte": "9", "commit": "abc-dirty-12"}
+    monkeypatch.setattr("SDMatte.engine.testing.versions", lambda: then)
+    assert_refused("(now 9)", "(now abc-dirty-12)")
 
 
 # --------------------------------------------------------- predicting and scoring apart
@@ -263,11 +290,20 @@ def test_error_maps(sample_root):
         (["--baseline", "grabcut", "test.prompts=[auto]"], "The baseline grabcut takes point, box"),
         (["a.pth", "c.pth"], "There is no checkpoint file c.pth."),
         (["a.pth", "a.pth"], "A config and a checkpoint are named twice."),
-        (["a.pth", "-j", "-2"], "There cannot be -2 workers."),
+        (["a.pth", "-j", "-2"], "test.num_workers is a whole number of at least 0; got -2."),
         (["a.pth", "test.protocol=x"], "Unknown protocol 'x'"),
         (["a.pth", "test.prompts=[]"], "test.prompts names no prompt."),
         (["a.pth", "--only", "predict", "test.save_mattes=False"], "needs test.save_mattes=True"),
         (["a.pth", "dataloader.test.dataset.names=[AIM-500,AIM-500]"], "two test sets AIM-500"),
+        (["a.pth", "dataloader.test.dataset.names=[]"], "dataset.names names no set."),
+        (
+            [
+                "a.pth",
+                "test.use_trimap=True",
+                "dataloader.test.dataset.names=[{image: AIM-500/original, alpha: AIM-500/mask}]",
+            ],
+            "test.use_trimap=True needs trimaps, and pair has none.",
+        ),
         (["a.pth", "dataloader.test.dataset.worsen={box: -1}"], "worsen.box cannot be -1"),
         (
             ["configs/SDMatte.py", "a.pth", "configs/SDMatte_small.py", "--save-prompts", "p"],

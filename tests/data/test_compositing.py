@@ -121,11 +121,13 @@ def test_of_reduced_pictures_the_blur_is_reduced_too():
     step[:, 50:] = 255
     settings = DataSettings(duplicate_prob=0, blur_prob=1, blur_sizes=[40])
     clear = np.zeros((100, 100), np.float32)
-    image, _, hw = composite(
-        step, clear, step, 100, np.random.default_rng(0), settings, hw=(199, 200)
-    )
-    assert ((image[50, :, 0] > 0) & (image[50, :, 0] < 1)).sum() == 20 - 1
-    assert hw == (199, 200)
+    for background, share in ((step, 4), (step.transpose(1, 0, 2), 2)):  # across, down
+        image, _, hw = composite(
+            step, clear, background, 100, np.random.default_rng(0), settings, hw=(199, 400)
+        )
+        line = image[50, :, 0] if share == 4 else image[:, 50, 0]
+        assert ((line > 0) & (line < 1)).sum() == 40 // share - 1
+        assert hw == (199, 400)
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (100, 40)])

@@ -13,7 +13,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs/common/data.py"
 
 
 @pytest.fixture
-def config(monkeypatch, tmp_path):
+def config():
     loaded = LazyConfig.load(str(CONFIG)).dataloader
     loaded.train.num_workers = loaded.test.num_workers = 0
     loaded.train.dataset.size = loaded.test.dataset.size = 32

@@ -58,7 +58,7 @@ def test_keys_shapes_and_ranges(root, make):
         assert -1 <= sample[key].min() and sample[key].max() <= 1
     for prompt in PROMPT_TYPES.values():
         coords = sample[prompt.coords_key]
-        assert coords.shape == (prompt.num_coords,) and coords.dtype == torch.float32
+        assert coords.shape == (20 if prompt.is_point else 4,) and coords.dtype == torch.float32
         assert coords.min() >= 0 and coords.max() <= 1
         if prompt.fixed:
             assert coords.tolist() == [0, 0, 1, 1]
@@ -130,7 +130,7 @@ def test_transparency_by_list_rule_and_record(root, tmp_path):
     assert dataset[2]["caption"] == "a disc"
 
 
-def test_gray_only_in_training(root, tmp_path):
+def test_gray_only_in_training(tmp_path):
     write_pairs(tmp_path, [f"{i:02d}" for i in range(5)])
     pair = {"image": "image", "alpha": "alpha"}
 

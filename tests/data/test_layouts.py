@@ -244,8 +244,8 @@ def test_a_run_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_lists(layout_root, name, training):
     samples = list_samples(name, layout_root, training)
     natural, composites, transparent = SAMPLES[name, training]
-    assert Counter(sample.kind for sample in samples) == Counter(
-        natural=natural, composite=composites
+    assert Counter(bool(s.background) for s in samples) == Counter(
+        {False: natural, True: composites}
     )
     assert sum(sample.is_trans for sample in samples) == transparent
     assert {sample.dataset for sample in samples} == {name}
@@ -285,7 +285,7 @@ def test_loads(layout_root, name, training):
         assert item["caption"] == sample.caption
         assert item["image"].isfinite().all() and item["alpha"].max() > 0
         height, width = alpha.shape
-        if sample.kind == "composite":
+        if sample.background:
             assert item["hw"].tolist() == [height, 2 * width] and item["image_path"] == ""
             continue
         assert item["hw"].tolist() == [height, width]

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from itertools import islice
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -132,7 +133,8 @@ def test_batches_do_not_depend_on_the_workers_and_resume(root):
         loader = build_train_loader(dataset, 2, num_workers=workers, seed=4)
         for first, second in zip(batches, loader, strict=False):
             assert_same(first, second)
-    resumed = build_train_loader(dataset, 2, num_workers=2, seed=4, start_iteration=5)
+    resumed = build_train_loader(dataset, 2, num_workers=2, seed=4)
+    resumed.sampler.start = 5 * 2
     for first, second in zip(batches[5:], resumed, strict=False):
         assert_same(first, second)
 
@@ -214,11 +216,10 @@ def test_a_named_pipe_is_no_file_to_wait_for(tmp_path):
 
 
 class HangingSet(MattingDataset):
-    """A disk that stops answering at the second picture, for a while."""
+    """A disk that takes much longer than the loader waits."""
 
     def _draw(self, sample, rng):
-        if sample.alpha.endswith("1.png"):
-            time.sleep(4)
+        time.sleep(4)
         return super()._draw(sample, rng)
 
 
@@ -231,10 +232,27 @@ class DeadlySet(MattingDataset):
         return super()._draw(sample, rng)
 
 
+class TellingSet(MattingDataset):
+    """Its captions say how the worker is set up."""
+
+    def _draw(self, sample, rng):
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        ignored = all(signal.getsignal(number) is signal.SIG_IGN for number in numbers)
+        told = f"{cv2.getNumThreads()} {torch.get_num_threads()} {ignored}"
+        return super()._draw(sample, rng) | {"caption": told}
+
+
+def test_workers_keep_to_one_core_and_leave_signals_to_the_trainer(tmp_path):
+    write_pairs(tmp_path, ["0"])
+    dataset = TellingSet({"image": "image", "alpha": "alpha"}, root=tmp_path, size=16)
+    batch = next(iter(build_train_loader(dataset, num_workers=1)))
+    assert batch["caption"] == ["1 1 True"]
+
+
 @pytest.mark.parametrize(
     ("kind", "timeout", "reason"),
     [
-        (HangingSet, 2, r"no batch for 2 s \(timeout\), while it made samples of .*alpha/1\.png"),
+        (HangingSet, 1, r"no batch for 1 s \(timeout\)"),
         (DeadlySet, 60, r"worker .* was killed, while it made samples of .*alpha/1\.png"),
     ],
 )

@@ -179,6 +179,12 @@ def test_mask_threshold_is_uniform():
     np.testing.assert_allclose(quantiles, [0.01, 0.2575, 0.505, 0.7525, 1], atol=0.035)
 
 
+def test_the_threshold_itself_is_in_the_mask():
+    alpha = np.full((4, 5), 0.5, np.float32)
+    assert mask_prompt(alpha, rng(), (1, 1), (0.5, 0.5)).mask.all()
+    assert not mask_prompt(np.nextafter(alpha, 0), rng(), (1, 1), (0.5, 0.5)).mask.any()
+
+
 def test_empty_mask():
     for alpha in (np.zeros((50, 50), np.float32), np.full((50, 50), 0.005, np.float32)):
         for prompt in masks_of(alpha, 20):
@@ -262,6 +268,12 @@ def test_fewer_than_ten_points():
     assert not prompt.mask.any() and not prompt.coords.any() and prompt.coords.shape == (20,)
     alpha[5, 5] = 1
     assert point_prompt(alpha, rng()).mask.any()
+
+
+def test_points_lie_above_the_threshold():
+    alpha = np.full((4, 5), 0.8, np.float32)
+    assert not point_prompt(alpha, rng()).mask.any()
+    assert point_prompt(np.nextafter(alpha, 1), rng()).mask.any()
 
 
 def test_auto():

@@ -98,7 +98,6 @@ def half_glass(part, size=256):
 def test_share(part):
     assert transparent_share(half_glass(part)) == pytest.approx(part, abs=0.01)
     assert is_transparent_alpha(half_glass(part)) == (part > 0.25)
-    assert is_transparent_alpha(half_glass(part), threshold=0.6) == (part > 0.6)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -6,7 +6,6 @@ import torch
 from SDMatte.data.prompts import prompt_of_points
 from SDMatte.errors import ConfigError, PromptError
 from SDMatte.evaluation.baselines import (
-    BoxAsAlpha,
     ClosedForm,
     GrabCut,
     GuidedGrabCut,
@@ -46,7 +45,7 @@ def scene():
 
 def test_prompt_as_alpha(scene):
     batch, _ = scene
-    found = BoxAsAlpha()(batch)
+    found = PromptAsAlpha("box")(batch)
     assert found.shape == (2, 1, SIZE, SIZE)
     assert found.sum() == 2 * 35 * 35
     assert PromptAsAlpha("trimap")(batch).unique().tolist() == [0, 0.5, 1]
@@ -59,7 +58,7 @@ def test_grabcut_beats_the_box(scene, prompt):
     assert found.shape == (2, 1, SIZE, SIZE)
     assert torch.equal(found[0], found[1])
     assert 0 <= found.min() <= found.max() <= 1
-    box_error = (BoxAsAlpha()(batch)[0, 0] - alpha).abs().mean()
+    box_error = (PromptAsAlpha("box")(batch)[0, 0] - alpha).abs().mean()
     assert (found[0, 0] - alpha).abs().mean() < box_error / 4
     shrunk = GrabCut(prompt, max_side=32)(batch)
     assert shrunk.shape == found.shape

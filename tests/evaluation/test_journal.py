@@ -77,6 +77,8 @@ def test_a_matte_that_is_gone_is_not_done(journal):
     assert again(journal).read() == {}
     journal.begin([PictureScore("p3", 2, 2, {}, "truth.png")])  # of a test that writes none
     assert list(again(journal).read()) == ["p3"]
+    again(journal).add(score(journal, 3, matte=False))  # predicted once more, for its matte
+    assert again(journal).read() == {}
 
 
 def test_another_identity_is_refused_and_the_difference_named(journal):

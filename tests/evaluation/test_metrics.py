@@ -154,6 +154,15 @@ def test_thresholds_are_met_exactly(step, dtype):
         assert found == pytest.approx(distance / 1000 if distance > 0.15 else 0, abs=1e-9)
 
 
+def test_the_smallest_distance_that_counts():
+    true, pred = np.zeros((2, 5, 9), np.float32)
+    true[:3] = pred[:3] = 1
+    distance = np.float32(0.15)
+    for value, expected in ((distance, distance / 1000), (np.nextafter(distance, 0), 0)):
+        true[4, 8] = value  # far from Omega, where pred has nothing
+        assert connectivity(pred, true) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_identical_and_swapped(protocol):
     rng = np.random.default_rng(3)

@@ -55,6 +55,11 @@ def test_eight_bit_files_survive(tmp_path):
     assert as_scored(read, "corrected") is read
 
 
+def test_deeper_files_are_rounded_in_official(tmp_path):
+    path = write_image(tmp_path / "a.png", np.uint16([[257 * 7 + 128, 257 * 7 + 129]]))
+    assert as_scored(read_alpha(path), "official").tolist() == [[7, 8]]
+
+
 def test_scores_are_those_of_the_metrics():
     rng = np.random.default_rng(1)
     pred, true = rng.integers(0, 256, (2, 30, 20), dtype=np.uint8)
@@ -83,6 +88,17 @@ def test_partners_must_fit(tmp_path):
     small = write_image(tmp_path / "t.png", np.zeros((2, 2), np.uint8))
     with pytest.raises(DataError, match=r"trimap .*t\.png is 2x2"):
         read_partners(pred, path, small)
+
+
+def test_trimaps_hold_three_values(tmp_path):
+    path = write_image(tmp_path / "a.png", np.zeros((1, 3), np.uint8))
+    pred = np.zeros((1, 3), np.uint8)
+    for allowed in ([[0, 128, 255]], [[0, 255, 255]], np.uint16([[0, 128 * 257, 65535]])):
+        file = write_image(tmp_path / "t.png", np.array(allowed, getattr(allowed, "dtype", "u1")))
+        assert set(read_partners(pred, path, file)[1].ravel()) <= {0, 128, 255}
+    file = write_image(tmp_path / "t.png", np.array([[0, 127, 255]], np.uint8))
+    with pytest.raises(DataError, match=r"t\.png has the value 127, only 0, 128 \(unknown\) and"):
+        read_partners(pred, path, file)
 
 
 def test_unknown_protocol():

@@ -1,10 +1,12 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from SDMatte.errors import DataError
+from SDMatte.evaluation import results
 from SDMatte.evaluation.metrics import METRICS
 from SDMatte.evaluation.report import (
     PUBLISHED_NOTE,
@@ -117,6 +119,12 @@ def test_a_part_of_a_set_is_not_compared_with_the_paper():
     assert PUBLISHED_NOTE not in text
 
 
+def test_of_a_set_of_unknown_size_nothing_is_compared():
+    result = replace(make_result(), dataset="RefMatte-RW-100")
+    assert "are of an unknown number of pictures" in published_comparison(result)
+    assert PUBLISHED_NOTE not in published_comparison(result)
+
+
 def test_relative_differences():
     first, second = dict.fromkeys(METRICS, 2.0), {**dict.fromkeys(METRICS, 3.0), "Conn": 0.0}
     rows = cells(
@@ -163,11 +171,29 @@ def test_results_come_back(tmp_path):
     assert find_results(tmp_path) == [tmp_path / "x"] == find_results(tmp_path / "x")
 
 
+def test_the_commit_names_uncommitted_changes(tmp_path):
+    path = tmp_path / "SDMatte" / "a.py"
+    path.parent.mkdir()
+    path.write_text("1")
+    assert results._commit(tmp_path) == ""  # no checkout
+    for words in ("init -q", "add .", "-c user.name=a -c user.email=a commit -q -m a"):
+        results._git(tmp_path, *words.split())
+    found = [results._commit(tmp_path)]
+    for text in ("2", "3"):
+        path.write_text(text)
+        found.append(results._commit(tmp_path))
+    assert len(found[0]) == 12 and len(set(found)) == 3
+    assert all(re.fullmatch(f"{found[0]}-dirty-[0-9a-f]{{12}}", commit) for commit in found[1:])
+
+
 def test_damaged_results_are_named(tmp_path):
     write_report(make_result(), tmp_path)
     scores = (tmp_path / "scores.csv").read_text().splitlines()
     (tmp_path / "scores.csv").write_text("\n".join(scores[:-1]))
     with pytest.raises(DataError, match=r"is of 2 pictures, scores\.csv has 1"):
+        read_result(tmp_path)
+    (tmp_path / "scores.csv").write_text("\n".join(scores).replace("3.0", "nan"))
+    with pytest.raises(DataError, match="a score of p1 is no finite number"):
         read_result(tmp_path)
     (tmp_path / "scores.csv").write_text("name\np0\n")
     with pytest.raises(DataError, match="no readable scores"):

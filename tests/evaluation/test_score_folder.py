@@ -1,12 +1,14 @@
 import argparse
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
 
 from SDMatte.cli import score as score_command
 from SDMatte.cli.common import run_command
+from SDMatte.cli.main import main
 from SDMatte.errors import DataError
 from SDMatte.evaluation import score_folder, score_pair
 from SDMatte.evaluation.metrics import METRICS
@@ -124,6 +126,32 @@ def test_command_in_processes_with_error_maps(truths, preds, capsys):
     assert found.scores == expected.scores and found.trimap_restricted
     assert command(*words, "--error-maps") == 2
     assert "--error-maps needs --output" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text(truths, preds, capsys):
+    """File names are bytes; those of a Latin-1 disk are no UTF-8."""
+    for folder in (preds, truths / "truth"):
+        (folder / "t0.png").rename(folder / os.fsdecode(b"t\xe4.png"))
+    preds = preds.rename(truths / os.fsdecode(b"pr\xe4d"))
+    assert command(preds, truths / "truth", "--output", truths / "out") == 0
+    assert os.fsdecode(b"t\xe4") in [p.name for p in read_result(truths / "out").pictures]
+    assert main(["report", str(truths / "out"), "--output", str(truths / "report")]) == 0
+    assert b"t\xe4.png" in (truths / "out" / "scores.csv").read_bytes()
+
+
+@pytest.mark.parametrize("protocol", ["official", "corrected"])
+def test_trimaps_without_the_unknown_value_are_no_perfect_score(truths, preds, protocol, capsys):
+    trimap = read_trimap(truths / "trimaps" / "t1.png")
+    write_image(truths / "trimaps" / "t1.png", np.where(trimap == 128, np.uint8(127), trimap))
+    words = ["--trimaps", truths / "trimaps", "--protocol", protocol]
+    assert command(preds, truths / "truth", *words) == 2
+    assert "t1.png has the value 127" in capsys.readouterr().err
+
+
+def test_an_output_in_the_way_is_noticed_first(truths, capsys):
+    (truths / "file").touch()
+    assert command(truths / "none", truths / "truth", "--output", truths / "file") == 2
+    assert "file is no folder" in capsys.readouterr().err
 
 
 def test_command_says_what_is_wrong(truths, preds, capsys):

@@ -2,6 +2,7 @@
 
 import operator
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -32,10 +33,12 @@ def test_where_the_work_is_done():
         workers = Workers(num_workers, found.append)
         workers.submit(os.getpid)
         workers.submit(threading.get_ident)
+        workers.submit(signal.getsignal, signal.SIGINT)
         workers.finish()
-    here, own, beside_here, beside_own, elsewhere, _ = found
+    here, own, _, beside_here, beside_own, _, elsewhere, _, on_interrupt = found
     assert here == beside_here == os.getpid() != elsewhere
     assert own == threading.get_ident() != beside_own
+    assert on_interrupt is signal.SIG_IGN  # the other process sees to that
 
 
 def test_a_job_s_error_arrives():

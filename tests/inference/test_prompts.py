@@ -171,4 +171,4 @@ def test_whatever_is_given_is_a_prompt_or_refused(kind, value):
             assert drawn.mask.shape == size and drawn.mask.dtype == np.float32
             assert drawn.mask.min() >= 0 and 0 < drawn.mask.max() <= 1
             assert drawn.coords.min() >= 0 and drawn.coords.max() <= 1
-            assert len(drawn.coords) == prompt.kind.num_coords
+            assert len(drawn.coords) == (20 if prompt.kind.is_point else 4)

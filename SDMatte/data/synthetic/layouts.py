@@ -28,7 +28,7 @@ from SDMatte.image_io import write_image
 logger = logging.getLogger(__name__)
 
 LAYOUTS = tuple(dict.fromkeys((*TRAIN_SETS, *TEST_SETS, BACKGROUNDS)))
-"""Names that :func:`make_layouts` knows."""
+"""Names that `make_layouts` knows."""
 
 _OPAQUE = ("hair", "solid", "fur", "figure", "leaves")
 _TRANSPARENT = ("glass", "veil", "smoke")
@@ -117,7 +117,7 @@ def make_layouts(
 
     Args:
         root: A new or empty folder.
-        names: Of :data:`LAYOUTS`, None for all. A set with a training and a test part gets both;
+        names: Of `LAYOUTS`, None for all. A set with a training and a test part gets both;
             a set that is composited brings backgrounds along.
         num: Pictures in each folder. Those of RefMatte, RefMatte-RW-100 and COCO-Matting have
             two alphas each.

@@ -42,24 +42,12 @@ class SampleSet:
 
     Attributes:
         root: its folder, to be used as `data_root`.
-        num_train: foregrounds for training.
-        num_test: test pictures.
-        num_backgrounds: training backgrounds.
-        size: about the length of a side, in pixels.
-        seed: of all randomness.
-        created: whether this call wrote it; False if it was there already.
         samples: "train" and "test", each with one entry a sample by the alpha's file name
             ("0007_hair.png"): `kind`, `transparent`; in the test part also `background` (the
             photograph or "drawn"), `distractor` (its kind or None) and `held_out_kind`.
     """
 
     root: Path
-    num_train: int
-    num_test: int
-    num_backgrounds: int
-    size: int
-    seed: int
-    created: bool
     samples: dict[str, dict[str, dict]]
 
 
@@ -114,7 +102,7 @@ def make_sample_set(
     old = _read_manifest(root)
     if _is_complete(root, old, parameters):
         logger.info("The sample set in %s is there already; nothing to do.", root)
-        return _result(root, counts, old, created=False)
+        return SampleSet(root, old["samples"])
 
     start = time.monotonic()
     draft = root.with_name(f".{root.name}.partial")  # beside it, so that a rename can put it there
@@ -130,7 +118,7 @@ def make_sample_set(
         root,
         time.monotonic() - start,
     )
-    return _result(root, counts, manifest, created=True)
+    return SampleSet(root, manifest["samples"])
 
 
 def _draw_all(
@@ -184,14 +172,6 @@ def _is_complete(root: Path, manifest: dict | None, parameters: dict) -> bool:
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
             return False
     return True
-
-
-def _result(root: Path, counts: dict, manifest: dict, *, created: bool) -> SampleSet:
-    p = manifest["parameters"]
-    return SampleSet(
-        root, *(counts[k] for k in ("train", "test", "background")), p["size"], p["seed"], created,
-        manifest["samples"],
-    )  # fmt: skip
 
 
 def _install(new: Path, root: Path, old: dict | None, manifest: dict) -> None:
