@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from SDMatte.errors import CheckpointError, ConfigError, DataError
 from SDMatte.evaluation.evaluator import MatteEvaluator
 from SDMatte.evaluation.journal import Journal, clear_results
 from SDMatte.evaluation.protocols import get_protocol
-from SDMatte.evaluation.results import PictureScore, versions
+from SDMatte.evaluation.results import PictureScore, code_hash
 from SDMatte.evaluation.scoring import Target
 from SDMatte.modeling import SDMatte, weights
 from SDMatte.prompts import PromptType, get_prompt_type
@@ -192,16 +193,14 @@ def _identity(dataset: MattingDataset, prompt: PromptType, settings: DictConfig)
     knobs = asdict(dataset.settings)
     del knobs["cache_mb"]  # changes nothing
     samples = json.dumps([asdict(sample) for sample in dataset.samples])
-    known = versions()
     return {
-        "version": known["SDMatte"],
-        "commit": known.get("commit"),
+        "code": code_hash(),
         "protocol": settings.protocol,
         "use_trimap": settings.use_trimap,
         "use_captions": settings.use_captions,
         "set": dataset.samples[0].dataset,
         "pictures": hashlib.sha256(samples.encode()).hexdigest(),
-        **{f"{role} files": _stamp(dataset, role) for role in ("image", "alpha", "trimap")},
+        **{f"{role} files": _fingerprint(dataset, role) for role in ("image", "alpha", "trimap")},
         "prompt": prompt.alias,
         "prompt seed": dataset.seed,
         "prompts sha256": file_hash(dataset.frozen.path) if dataset.frozen is not None else None,
@@ -211,16 +210,27 @@ def _identity(dataset: MattingDataset, prompt: PromptType, settings: DictConfig)
     }
 
 
-def _stamp(dataset: MattingDataset, role: str) -> str:
-    """A hash of the sizes and times of a set's images, alphas or trimaps."""
+def _fingerprint(dataset: MattingDataset, role: str) -> str:
+    """A hash of a set's images, alphas or trimaps, the same on each machine that has them.
+
+    Of images, which are large, only the sizes count.
+    """
     digest = hashlib.sha256()
     for path in filter(None, (getattr(sample, role) for sample in dataset.samples)):
         try:
             status = (dataset.root / path).stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
         except OSError:  # the reader says what it is
-            digest.update(b"-")
+            continue
+        content = str(status.st_size)
+        if role != "image":
+            content = _hash_unchanged(dataset.root / path, status.st_size, status.st_mtime_ns)
+        digest.update(f"{content}\n".encode())
     return digest.hexdigest()
+
+
+@cache  # once, for all prompts and models
+def _hash_unchanged(path: Path, size: int, time: int) -> str:
+    return file_hash(path)
 
 
 def file_hash(path: str | Path) -> str:

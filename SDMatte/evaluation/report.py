@@ -145,29 +145,36 @@ def published_rows(result: EvaluationResult) -> dict[str, dict[str, float]]:
 
 
 def of_published_size(result: EvaluationResult) -> bool:
-    """Whether a result is known to have as many pictures as the set, not a part or others.
+    """Whether a result has as many pictures as the set, not a part or others; or may have.
 
     If not, there is nothing in differences from the published numbers.
     """
-    return published_results()["num_pictures"].get(result.dataset) == len(result.pictures)
+    number = published_results()["num_pictures"].get(result.dataset)
+    return number in (None, len(result.pictures))
 
 
 def published_caution(result: EvaluationResult) -> str:
     """Says why the published numbers cannot or should not be compared; or nothing."""
     if not _published(result):
         return ""
+    number = published_results()["num_pictures"].get(result.dataset)
     if not of_published_size(result):
-        number = published_results()["num_pictures"].get(result.dataset, "an unknown number of")
         return (
             f"The paper's numbers of {result.dataset} are of {number} pictures, so they cannot be "
             f"compared with these of {len(result.pictures)}."
         )
-    if result.protocol == "official" and not result.trimap_restricted:
-        return ""
-    return (
-        "The published numbers follow the official protocol over all pixels; those of this run "
-        "do not, so that the differences mean little."
-    )
+    cautions = []
+    if number is None:
+        cautions.append(
+            f"Of how many pictures of {result.dataset} the paper's numbers are is not known here; "
+            f"those of this run are of {len(result.pictures)}."
+        )
+    if result.protocol != "official" or result.trimap_restricted:
+        cautions.append(
+            "The published numbers follow the official protocol over all pixels; those of this run "
+            "do not, so that the differences mean little."
+        )
+    return " ".join(cautions)
 
 
 def _published(result: EvaluationResult) -> list[dict[str, Any]]:

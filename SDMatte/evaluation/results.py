@@ -182,34 +182,30 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed as a package"
-    commit = _commit(Path(__file__).resolve().parents[2])
+    commit = _commit()
     return {**found, "commit": commit} if commit else found
 
 
-def _commit(root: Path) -> str:
-    """The commit of a checkout, or nothing where the folder is none.
-
-    If files were changed since, ``-dirty`` and a hash of the package's changes follow.
-    """
+def _commit() -> str:
+    """The commit of the checkout that this file is in, ``-dirty`` if changed; or nothing."""
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
-    commit = _git(root, "describe", "--always", "--dirty", "--abbrev=12").decode().strip()
-    if commit.endswith("-dirty"):
-        changes = hashlib.sha256(_git(root, "diff", "HEAD", "--", "SDMatte")).hexdigest()
-        commit = f"{commit}-{changes[:12]}"
-    return commit
-
-
-def _git(root: Path, *words: str) -> bytes:
-    """What git says of a checkout; nothing where it fails."""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # only look
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, timeout=30, env=environment
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
     except (OSError, subprocess.TimeoutExpired):
-        return b""
-    return done.stdout if done.returncode == 0 else b""
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def code_hash() -> str:
+    """The SHA-256 of the package's code, wherever it lies."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 _PATHS = ("alpha_path", "pred_path", "image_path")
