@@ -1,47 +1,56 @@
-"""The errors that a user can cause: one sentence that names the thing and what is allowed.
+"""Errors that a user can cause: one sentence that names the thing and what is allowed.
 
-The command line prints such an error without a stack trace and exits with status 2; any other
-exception is a defect of ours and keeps its trace.
+Each is also the standard exception that Python code expects, so that ``except ValueError`` around
+a prediction catches a bad prompt. The command line prints such an error without a stack trace and
+exits with status 2; any other exception is a bug and keeps its trace.
 """
 
 
 class SDMatteError(Exception):
-    """Base of all errors caused by what the user gave us."""
+    """Base of all errors caused by user input."""
 
 
-class ConfigError(SDMatteError):
-    """A config file, an override or a combination of settings that cannot work."""
+class ConfigError(SDMatteError, ValueError):
+    """A config file, an override or a combination of settings is invalid."""
 
 
-class DataError(SDMatteError):
-    """A folder, list or picture that is missing, unreadable or does not fit its partner."""
+class DataError(SDMatteError, ValueError):
+    """A folder, list or image is unreadable or does not match its partner."""
 
 
-class CheckpointError(SDMatteError):
-    """Weights that are missing, cut short, of another model or of another shape."""
+class MissingFileError(DataError, FileNotFoundError):
+    """A folder, list or image does not exist."""
 
 
-class PromptError(SDMatteError):
-    """A visual prompt that is unknown or does not fit its picture."""
+class CheckpointError(SDMatteError, ValueError):
+    """Weights are truncated, of another model or of another shape."""
 
 
-class DependencyError(SDMatteError):
-    """A package that is not installed, or not in a usable version."""
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """A checkpoint or model folder does not exist, on disk or on the hub."""
 
 
-class OutputError(SDMatteError):
-    """A folder or a file that cannot be written."""
+class PromptError(SDMatteError, ValueError):
+    """A visual prompt is unknown or does not fit its image."""
 
 
-class ProcessError(SDMatteError):
-    """A process of a run that died, or no longer answers."""
+class DependencyError(SDMatteError, ImportError):
+    """A package is not installed, or its version is not supported."""
+
+
+class OutputError(SDMatteError, OSError):
+    """A folder or a file cannot be written."""
+
+
+class ProcessError(SDMatteError, RuntimeError):
+    """A process of a run died, or no longer answers."""
 
 
 class RunStopped(SDMatteError):
-    """A run that a signal asked to stop.
+    """A signal asked the run to stop.
 
     Attributes:
-        status: The exit status that says so to a shell: 128 and the signal's number.
+        status: The exit status: 128 plus the signal's number, as shells have it.
     """
 
     def __init__(self, message: str, status: int):
