@@ -30,7 +30,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from SDMatte.errors import DependencyError
+from SDMatte.errors import DependencyError, SDMatteError
 
 __all__ = ["CompiledOpError", "apply"]
 
@@ -38,7 +38,7 @@ _OPS = "detectron2._C"
 _NOT_COMPILED = "not compiled (pure-Python installation)"
 
 
-class CompiledOpError(DependencyError, AttributeError):
+class CompiledOpError(SDMatteError, AttributeError):
     """An operator of ``detectron2._C`` was asked for, and detectron2 is installed without them."""
 
 
