@@ -154,13 +154,13 @@ def test_operators_say_that_they_are_not_compiled(fake):
     result = run(
         """
         import SDMatte.compat
-        from SDMatte.errors import DependencyError
+        from SDMatte.errors import SDMatteError
         from detectron2 import _C
         import detectron2._C as same
         assert same is _C and not hasattr(_C, "roi_align") and not _C.has_cuda()
         try:
             _C.deform_conv_forward
-        except DependencyError as error:
+        except SDMatteError as error:
             print(error)
         SDMatte.compat.apply()
         from detectron2 import _C as again
