@@ -41,7 +41,7 @@ class SDMatte(nn.Module):
         attn_mask_aux_input: Prompts that mask self-attention.
         aux_input_list: What to draw from; a list with repeats is a weighting.
         use_encoder_hidden_states: False: cross-attention reads the text everywhere.
-        residual_connection: Gives the attention modules of the first level their own residual.
+        residual_connection: Give the self-attentions of the first level a residual of their own.
         use_attention_mask_list: Masked self-attention in the down, mid and up section.
         use_encoder_hidden_states_list: Visual instead of text tokens in each section.
         load_weight: True: load the folder's weights; False: build from its config files alone, for

@@ -77,10 +77,14 @@ def add_visual_prompt_input(unet: UNet2DConditionModel, factor: int) -> None:
 
 
 def set_attention_residual(unet: UNet2DConditionModel, value: bool) -> None:
-    """Sets the attention modules' own residual flag on the U-Net's widest-resolution level."""
+    """Set the attention modules' own residual flag where the reference does.
+
+    Those are the modules whose ``cross_attention_dim`` equals the width of the first level: its
+    self-attentions. Cross-attentions have the text encoder's width.
+    """
     width = unet.config.block_out_channels[0]
     for module in unet.modules():
-        if isinstance(module, Attention) and module.query_dim == width:
+        if isinstance(module, Attention) and module.cross_attention_dim == width:
             module.residual_connection = value
 
 

@@ -86,12 +86,6 @@ def test_visual_tokens_reach_the_chosen_sections_only():
     torch.testing.assert_close(switched_off, seen[2])
 
 
-def test_residual_connection_changes_the_first_level():
-    batch = make_batch()
-    off, on = (run(tiny_model(residual_connection=r), batch) for r in (False, True))
-    assert not torch.allclose(off, on)
-
-
 def test_opacity_coordinates_and_caption_matter(model):
     batch = make_batch()
     base = run(model, batch)
