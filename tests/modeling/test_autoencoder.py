@@ -10,6 +10,8 @@ from diffusers.models.upsampling import Upsample2D
 from SDMatte.modeling import autoencoder
 from SDMatte.modeling.autoencoder import ExactGroupNorm, UpsampleConv, improve
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 5), (32, 16)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
