@@ -25,7 +25,7 @@ import numpy as np
 
 from SDMatte.evaluation import connectivity, gradient, score_pair
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 MEMORY_LIMIT_MIB = 2048
 CASES = (  # label, share of the area, noise of the prediction
     ("object of 30 %", 0.3, 0.02),

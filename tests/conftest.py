@@ -1,13 +1,20 @@
 """Fixtures that several parts share."""
 
 import logging
+import os
 
 import pytest
 import torch
 
 from SDMatte.data.synthetic import make_layouts, make_sample_set
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+
+
+def pytest_report_header():
+    """Says what computes: script/run_tests.sh restricts it."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"torch {torch.__version__}: {capability}, {torch.get_num_threads()} threads"
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ def test_the_plain_loop_computes_what_the_trainer_does(benchmark):
     cases = ("plain", "float32")
     found = {case: benchmark.measure(case, 64, 1, cpu, tiny=True) for case in cases}
     benchmark.check(found)
-    assert found["plain"].loss == pytest.approx(found["float32"].loss, rel=1e-5)
+    assert found["plain"].loss == pytest.approx(found["float32"].loss, rel=1e-4)
     wrong = benchmark.Measurement(1.0, 1.0, found["plain"].loss * 1.01)
     with pytest.raises(SystemExit, match="float32 has a loss of"):
         benchmark.check({**found, "float32": wrong})

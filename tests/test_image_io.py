@@ -329,7 +329,7 @@ def test_write_jpeg_float_bool_16_bit_and_rgba(tmp_path):
     np.testing.assert_array_equal(read_alpha(tmp_path / "b.png"), RAMP > 100)
     wide = np.array([[0, 1, 65535]], np.uint16)
     write_image(tmp_path / "w.png", wide)
-    np.testing.assert_allclose(read_alpha(tmp_path / "w.png"), wide / 65535)
+    np.testing.assert_allclose(read_alpha(tmp_path / "w.png"), wide / 65535, rtol=1e-6)
     rgba = np.dstack([COLOURS, RAMP])
     write_image(tmp_path / "r.png", rgba)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "r.png")), rgba)

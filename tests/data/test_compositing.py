@@ -64,7 +64,7 @@ def test_by_hand():
     seen = set()
     for seed in range(20):
         image, target, _ = composite(fg, alpha, black, 4, np.random.default_rng(seed), SETTINGS)
-        np.testing.assert_allclose(image[..., 0], [[1, 0.5, 1, 0.5]] * 4)
+        np.testing.assert_allclose(image[..., 0], [[1, 0.5, 1, 0.5]] * 4, rtol=1e-6)
         seen.add(tuple(target[0].tolist()))
     assert seen == {(1, 0.5, 0, 0), (0, 0, 1, 0.5)}
 
@@ -144,7 +144,7 @@ def test_keep_aspect_puts_the_objects_into_a_square(shape, duplicate):
     top, left = (side - height) // 2, (side - total) // 2
     expected = np.zeros((side, side), np.float32)
     expected[top : top + height, left : left + total] = 1
-    np.testing.assert_array_equal(image[..., 1], expected)
+    np.testing.assert_allclose(image[..., 1], expected, atol=1e-6)
     assert hw == (side, side)
     assert target.sum() == height * width and (target <= expected).all()
 

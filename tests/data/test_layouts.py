@@ -294,7 +294,7 @@ def test_loads(layout_root, name, training):
         assert torch.allclose(item["alpha"][0], expected, atol=1e-6)
         if sample.trimap:
             given = resize_trimap(read_trimap(layout_root / sample.trimap), 32)
-            assert np.array_equal(item["trimap"][0].numpy(), given * 2 - 1)
+            assert np.array_equal(item["trimap"][0].numpy(), given * 2 - 1)  # of 0, 0.5 and 1
 
 
 @pytest.mark.parametrize("name", ["Composition-1K", "DIS-646", "UHRSD", "COCO-Matting"])

@@ -86,10 +86,10 @@ def test_box_of_an_empty_alpha():
 
 def test_box_of_the_whole_picture_and_of_one_pixel():
     prompt = box_prompt(np.ones((10, 20), np.float32), rng())
-    np.testing.assert_allclose(prompt.coords, [0, 0, 19 / 20, 9 / 10])
+    np.testing.assert_allclose(prompt.coords, [0, 0, 19 / 20, 9 / 10], rtol=1e-6)
     assert prompt.mask.sum() == 19 * 9
     prompt = box_prompt(canvas((5, 7, 5, 7)), rng())
-    np.testing.assert_allclose(prompt.coords, [5 / 200, 7 / 100] * 2)
+    np.testing.assert_allclose(prompt.coords, [5 / 200, 7 / 100] * 2, rtol=1e-6)
     assert not prompt.mask.any()  # an exclusive end leaves nothing of one pixel
 
 
@@ -205,6 +205,7 @@ def scipy_heat_map(points, shape, sigma):
     return np.max(maps, axis=0)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("sigma", [1, 3.5, 25])
 def test_heat_map_is_scipys(sigma):
     shape = (90, 140)
@@ -217,7 +218,7 @@ def test_heat_map_is_scipys(sigma):
 def test_heat_map_is_cut_at_4_sigma_and_is_a_gaussian():
     result = heat_map([(100, 100)], (201, 201), 10)
     assert result[100, 100] == 1 and result.dtype == np.float32
-    np.testing.assert_allclose(result[100, 110], np.exp(-0.5), rtol=1e-6)
+    np.testing.assert_allclose(result[100, 110], np.exp(-0.5), rtol=1e-5)
     np.testing.assert_allclose(result[120, 110], np.exp(-0.5 * (4 + 1)), rtol=1e-5)
     assert result[100, 140] > 0 and result[100, 141] == 0 and result[59, 100] == 0
 

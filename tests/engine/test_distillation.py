@@ -46,6 +46,7 @@ def step(trainer):
     return {name: history.latest() for name, history in trainer.storage.histories().items()}
 
 
+@pytest.mark.numerics
 def test_two_steps_change_the_student_alone(teacher_file):
     task, trainer = distil(teacher_file)
     assert isinstance(task.model, LiteSDMatte) and isinstance(task.teacher, SDMatte)
@@ -63,10 +64,10 @@ def test_two_steps_change_the_student_alone(teacher_file):
     assert len(features) == len(taught) == 3
     assert not any(feature.requires_grad for feature in taught)
     expected = 0.01 * sum(((f - t) ** 2).mean() for f, t in zip(features, taught, strict=True))
-    assert scalars["distillation_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert scalars["distillation_loss"] == pytest.approx(expected.item(), rel=1e-4)
     matting = ("unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss")
     total = sum(scalars[name] for name in (*matting, "distillation_loss"))
-    assert scalars["total_loss"] == pytest.approx(total)
+    assert scalars["total_loss"] == pytest.approx(total, rel=1e-5)
 
     step(trainer)
     after = task.state_dict()

@@ -216,13 +216,14 @@ def test_two_processes_train_as_one_with_twice_the_batch(sample_root, tmp_path):
         final = weights.read_tensors(output / "model_final.pth")
         tensors.append({name: value - first[name] for name, value in final.items()})
     one, processes, searched, compressed, accumulated = tensors
-    assert all(torch.equal(searched[name], value) for name, value in processes.items())
     moved = max(value.abs().max() for value in one.values())
     assert moved > 1e-3
-    for other in (processes, accumulated):
+    for other in (processes, searched, accumulated):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4 * moved.item())
     torch.testing.assert_close(compressed, one, rtol=1e-2, atol=1e-3 * moved.item())
-    assert not all(torch.equal(compressed[name], value) for name, value in processes.items())
+    # It is on: float16 has 11 bits.
+    lost = max((compressed[n] - value).abs().max() for n, value in processes.items())
+    assert lost > 1e-5 * moved
 
 
 def test_a_port_in_use_is_named(port, sample_root, tmp_path, capsys):

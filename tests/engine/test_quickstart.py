@@ -49,4 +49,4 @@ def test_quickstart_leaves_scores_curves_and_pictures(tmp_path, monkeypatch):
     again = quickstart(CONFIG, output, samples, overrides=SETTINGS, sample_settings=SAMPLES)
     assert (output / "train" / "model_final.pth").stat().st_mtime_ns == before
     for name, values in result.scores.items():
-        assert again.scores[name] == pytest.approx(values)
+        assert again.scores[name] == pytest.approx(values, rel=1e-3)

@@ -56,7 +56,7 @@ def test_evaluations_score_every_set_and_prompt_at_the_pictures_own_size(
     assert scores.keys() == names
     for name, values in scores.items():
         for metric, value in values.items():
-            assert found[4][f"{name}/{metric}"] == pytest.approx(value, rel=1e-4), (name, metric)
+            assert found[4][f"{name}/{metric}"] == pytest.approx(value, rel=1e-3), (name, metric)
     # The model saw 64 pixels; what is scored has the truth's size.
     for truth in (sample_root / "AIM-500" / "mask").iterdir():
         matte = read_alpha(tmp_path / "pair" / "box" / "mattes" / truth.name)

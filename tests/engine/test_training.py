@@ -127,7 +127,8 @@ def test_two_processes_train_and_test(sample_root, tmp_path):
         json.loads((tmp_path / n / "AIM-500" / "box" / "summary.json").read_text())["scores"]
         for n in ("one", "two")
     ]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+    # Other batches round otherwise, and the official protocol truncates to 8 bits.
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
 

@@ -24,6 +24,7 @@ def test_same_as_scoring_its_files(truths, use_trimap):
     trimaps = truths / "trimaps" if use_trimap else None
     expected = score_folder(output / "mattes", truths / "truth", trimaps)
     assert list(found) == ["discs/box"]
+    # Equal: officially the scores are those of the 8 bits that the files hold.
     assert found["discs/box"] == expected.scores
     assert list(found["discs/box"]) == list(METRICS)
     assert [p.scores for p in evaluator.result.pictures] == [p.scores for p in expected.pictures]

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import LazyConfig
 from golden_cases import GOLDEN
 from huggingface_hub import constants
-from models import tiny_folder, tiny_model
+from models import ROUNDING, tiny_folder, tiny_model
 from safetensors.torch import save_file
 
 from SDMatte import MattePredictor
@@ -68,13 +68,14 @@ def test_a_saved_folder_says_how_it_wants_its_pictures(saved, picture, expected)
     predictor = MattePredictor.from_pretrained(saved, device="cpu", dtype="float32")
     assert (predictor.resolution, predictor.keep_aspect) == (96, True)
     assert predictor.point_radius == pytest.approx(35 * 96 / 1024)
-    np.testing.assert_allclose(predict(picture, saved, keep_aspect=False), expected, atol=1e-5)
+    np.testing.assert_allclose(predict(picture, saved, keep_aspect=False), expected, **ROUNDING)
 
 
+@pytest.mark.numerics
 def test_published_folders_and_files(published, picture, expected):
     assert find_model(published).defaults == InferenceDefaults(1024, False, 35)
     for place in (published, published / "SDMatte.pth"):
-        np.testing.assert_allclose(predict(picture, place), expected, atol=1e-5)
+        np.testing.assert_allclose(predict(picture, place), expected, **ROUNDING)
     assert MattePredictor.from_pretrained(published, device="cpu").prompts == (
         "point",
         "box",
@@ -105,19 +106,20 @@ def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch,
     shutil.copytree(published, repository / "snapshots" / revision)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    np.testing.assert_allclose(predict(picture, "LongfeiHuang/SDMatte"), expected, atol=1e-5)
+    np.testing.assert_allclose(predict(picture, "LongfeiHuang/SDMatte"), expected, **ROUNDING)
     with pytest.raises(CheckpointError, match="has no checkpoint named SDMatte_plus.pth"):
         predict(picture, "LongfeiHuang/SDMatte", "SDMatte_plus.pth")
     with pytest.raises(CheckpointError, match="neither a folder nor a model on the Hugging Face"):
         predict(picture, "LongfeiHuang/Other")
 
 
+@pytest.mark.numerics
 def test_a_copy_in_another_format(published, model, picture, expected):
     (published / "SDMatte.pth").unlink()
     save_file(model.state_dict(), published / "mine.safetensors")
-    np.testing.assert_allclose(predict(picture, published), expected, atol=1e-5)
+    np.testing.assert_allclose(predict(picture, published), expected, **ROUNDING)
     np.testing.assert_allclose(
-        predict(picture, published, published / "mine.safetensors"), expected, atol=1e-5
+        predict(picture, published, published / "mine.safetensors"), expected, **ROUNDING
     )
 
 
@@ -131,7 +133,7 @@ def test_the_lite_model_is_known_by_its_autoencoder(tmp_path, picture):
     alpha = predict(picture, folder)
     predictor = MattePredictor(lite, resolution=64)
     same = predictor.predict(box=BOX, image=predictor.encode(picture)).alpha
-    np.testing.assert_allclose(alpha, same, atol=1e-5)
+    np.testing.assert_allclose(alpha, same, **ROUNDING)
 
 
 def test_a_training_run_knows_its_model_and_size(model, tmp_path, picture, expected):
@@ -150,7 +152,7 @@ def test_a_training_run_knows_its_model_and_size(model, tmp_path, picture, expec
     shutil.copy(run / "model_final.pth", run / "model_0000009.pth")
     assert find_model(run).defaults == InferenceDefaults(64, False, 3)
     for arguments in ((run,), (run / "model_0000009.pth",), (run, "model_0000009.pth")):
-        np.testing.assert_allclose(predict(picture, *arguments), expected, atol=1e-5)
+        np.testing.assert_allclose(predict(picture, *arguments), expected, **ROUNDING)
 
 
 def test_weights_are_read_into_the_type(saved):

@@ -66,7 +66,7 @@ def test_right_tiles_give_the_details_back(scene):
     # Far from the edges nothing was asked and nothing changed.
     assert max(model.batches) == 3
     assert model.pixels < 1.5 * HW[0] * HW[1]
-    assert result[:200].max() < 1e-6 and result[700:800, 950:1050].min() == 1
+    assert result[:200].max() < 1e-6 and result[700:800, 950:1050].min() > 1 - 1e-6
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,7 @@ def test_tiles_that_disagree_still_give_details(scene):
     assert band_error(scene, result) < 0.5 * band_error(scene, plain(scene))
 
 
+@pytest.mark.numerics
 def test_tiles_that_disagree_leave_no_seams():
     veil = np.tile(np.linspace(0.2, 0.8, 1024, dtype=np.float32), (768, 1))
     picture = np.repeat((veil * 255).round().astype(np.uint8)[..., None], 3, axis=2)
@@ -103,6 +104,7 @@ def test_tiles_that_disagree_leave_no_seams():
     assert max(np.abs(np.diff(error, axis=axis)).max() for axis in (0, 1)) < 0.01
 
 
+@pytest.mark.numerics
 def test_small_pictures_have_one_pass(scene):
     def never(crops, mattes):
         raise AssertionError("There is nothing to refine.")
@@ -110,7 +112,7 @@ def test_small_pictures_have_one_pass(scene):
     picture, first = scene[1][:190, :250], scene[2]
     result = refine_with_tiles(picture, first, never, TILE)
     assert result.shape == (190, 250)
-    np.testing.assert_allclose(result, cv2.resize(first, (250, 190)), atol=1e-6)
+    np.testing.assert_allclose(result, cv2.resize(first, (250, 190)), atol=1e-5)
     certain = refine_with_tiles(scene[1], np.zeros((192, 256), np.float32), never, TILE)
     assert certain.shape == HW and not certain.any()
 

@@ -16,6 +16,8 @@ from SDMatte.modeling.attention import (
     select_keys,
 )
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture
 def layer():
@@ -87,7 +89,7 @@ def test_a_masked_key_has_no_influence(layer):
     after = attend(layer, changed, keep)
     others = torch.arange(48) != 30
     torch.testing.assert_close(after[:, others], before[:, others])
-    assert not torch.allclose(after[:, 30], before[:, 30])  # it still asks
+    assert not torch.allclose(after[:, 30], before[:, 30], atol=0.01)  # it still asks
 
 
 def test_gradients_do_not_reach_masked_keys(layer):

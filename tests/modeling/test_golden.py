@@ -13,6 +13,8 @@ from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
 MODELS = {"sdmatte": SDMatte, "litesdmatte": LiteSDMatte}
 MATTING = ["unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss"]
 
+pytestmark = pytest.mark.numerics
+
 
 def build(case: dict):
     folder = GOLDEN / f"pretrained_{case['kind']}"

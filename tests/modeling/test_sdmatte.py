@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from golden_cases import GOLDEN, filled_state_dict
-from models import SMALL, make_batch, tiny_folder, tiny_model
+from models import ROUNDING, SMALL, make_batch, tiny_folder, tiny_model
 from safetensors.torch import load_file, save_file
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
@@ -33,7 +33,7 @@ def test_alpha_is_in_range_for_every_prompt(model):
         alpha = run(model, batch, aux_input=name)
         assert alpha.shape == (2, 1, 64, 64) and alpha.min() >= 0 and alpha.max() <= 1
         seen.append(alpha)
-    assert not torch.allclose(seen[0], seen[1])
+    assert not torch.allclose(seen[0], seen[1], **ROUNDING)
 
 
 def test_any_multiple_of_the_divisor_works_and_others_are_refused(model):
@@ -42,6 +42,7 @@ def test_any_multiple_of_the_divisor_works_and_others_are_refused(model):
         run(model, make_batch(1, 64, 100))
 
 
+@pytest.mark.numerics
 def test_pictures_of_a_batch_do_not_touch_each_other(model):
     batch = make_batch(2)
     batch["bbox_mask"][1] = -1
@@ -49,18 +50,20 @@ def test_pictures_of_a_batch_do_not_touch_each_other(model):
     both = run(model, batch)
     for i in range(2):
         one = {k: v[i : i + 1] for k, v in batch.items()}
-        torch.testing.assert_close(run(model, one), both[i : i + 1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(run(model, one), both[i : i + 1], **ROUNDING)
 
 
+@pytest.mark.numerics
 def test_keep_all_mask_equals_no_mask(model):
     batch = make_batch()
     batch["bbox_mask"] = torch.ones_like(batch["bbox_mask"])
     unmasked = tiny_model(use_attention_mask=False)
-    torch.testing.assert_close(run(model, batch), run(unmasked, batch))
+    torch.testing.assert_close(run(model, batch), run(unmasked, batch), **ROUNDING)
     batch = make_batch()
-    assert not torch.allclose(run(model, batch), run(unmasked, batch))
+    assert not torch.allclose(run(model, batch), run(unmasked, batch), **ROUNDING)
 
 
+@pytest.mark.numerics
 def test_masked_sections_and_prompts_can_be_chosen():
     batch = make_batch(1, 128, 128)
     batch["bbox_mask"] = -torch.ones(1, 1, 128, 128)
@@ -69,10 +72,11 @@ def test_masked_sections_and_prompts_can_be_chosen():
     nowhere = run(tiny_model(use_attention_mask=False), batch)
     sections = run(tiny_model(use_attention_mask_list=(False, False, False)), batch)
     prompts = run(tiny_model(attn_mask_aux_input=("mask",)), batch)
-    torch.testing.assert_close(sections, nowhere)
-    torch.testing.assert_close(prompts, nowhere)
+    torch.testing.assert_close(sections, nowhere, **ROUNDING)
+    torch.testing.assert_close(prompts, nowhere, **ROUNDING)
     middle = run(tiny_model(use_attention_mask_list=(False, True, False)), batch)
-    assert not torch.allclose(middle, everywhere) and not torch.allclose(middle, nowhere)
+    for other in (everywhere, nowhere):
+        assert not torch.allclose(middle, other, **ROUNDING)
 
 
 def test_visual_tokens_reach_the_chosen_sections_only():
@@ -81,9 +85,10 @@ def test_visual_tokens_reach_the_chosen_sections_only():
         run(tiny_model(use_encoder_hidden_states_list=sections), batch)
         for sections in ((False, True, False), (True, True, True), (False, False, False))
     ]
-    assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[0], seen[2])
+    for other in seen[1:]:
+        assert not torch.allclose(seen[0], other, **ROUNDING)
     switched_off = run(tiny_model(use_encoder_hidden_states=False), batch)
-    torch.testing.assert_close(switched_off, seen[2])
+    torch.testing.assert_close(switched_off, seen[2], **ROUNDING)
 
 
 def test_opacity_coordinates_and_caption_matter(model):
@@ -94,18 +99,22 @@ def test_opacity_coordinates_and_caption_matter(model):
         {"bbox_coords": 1 - batch["bbox_coords"]},
         {"caption": ["a cat", ""]},
     ):
-        assert not torch.allclose(run(model, {**batch, **change}), base), change
+        assert not torch.allclose(run(model, {**batch, **change}), base, **ROUNDING), change
 
 
+@pytest.mark.numerics
 def test_coordinates_can_be_switched_off():
     batch = make_batch()
     without = tiny_model(use_coor_input=False)
     whole = {"bbox_coords": torch.tensor([[0.0, 0, 1, 1]] * 2)}
-    torch.testing.assert_close(run(without, batch), run(tiny_model(), {**batch, **whole}))
+    torch.testing.assert_close(
+        run(without, batch), run(tiny_model(), {**batch, **whole}), **ROUNDING
+    )
     zeros = {"point_coords": torch.zeros(2, 20)}
     torch.testing.assert_close(
         run(without, batch, aux_input="point_mask"),
         run(tiny_model(), {**batch, **zeros}, aux_input="point_mask"),
+        **ROUNDING,
     )
 
 
@@ -113,14 +122,18 @@ def test_opacity_can_be_switched_off():
     batch = make_batch()
     without = tiny_model(use_opacity_input=False)
     opaque = {"is_trans": torch.zeros(2, dtype=torch.long)}
-    torch.testing.assert_close(run(without, batch), run(tiny_model(), {**batch, **opaque}))
+    torch.testing.assert_close(
+        run(without, batch), run(tiny_model(), {**batch, **opaque}), **ROUNDING
+    )
 
 
 def test_fixed_prompts_ignore_the_coordinates_given(model):
     batch = make_batch()
     other = {**batch, "auto_coords": batch["auto_coords"] / 2}
     torch.testing.assert_close(
-        run(model, batch, aux_input="auto_mask"), run(model, other, aux_input="auto_mask")
+        run(model, batch, aux_input="auto_mask"),
+        run(model, other, aux_input="auto_mask"),
+        **ROUNDING,
     )
 
 
@@ -128,7 +141,7 @@ def test_missing_opacity_and_caption_mean_opaque_and_empty(model):
     batch = make_batch()
     batch["is_trans"] = torch.zeros(2, dtype=torch.long)
     bare = {k: v for k, v in batch.items() if k not in ("is_trans", "caption")}
-    torch.testing.assert_close(run(model, batch), run(model, bare))
+    torch.testing.assert_close(run(model, batch), run(model, bare), **ROUNDING)
 
 
 def test_prompt_is_drawn_in_training_and_points_in_evaluation():
@@ -152,6 +165,7 @@ def test_frozen_parts_get_no_gradient_and_stay_in_evaluation_mode():
         assert (parameter.grad is not None) == (parameter.requires_grad and not unused), name
 
 
+@pytest.mark.numerics
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
@@ -162,9 +176,12 @@ def test_gradient_checkpointing_changes_no_gradient():
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+        # Each to its own size; those that are 0 but for rounding have none.
+        atol = 1e-3 * gradient.abs().max().item() + 1e-7
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=atol, msg=name)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("prompt", ["bbox_mask", "point_mask"])
 def test_bfloat16_and_autocast_stay_near_float32(model, prompt):
     batch = make_batch()
@@ -180,7 +197,7 @@ def test_bfloat16_and_autocast_stay_near_float32(model, prompt):
 def test_features_are_returned_and_not_kept(model):
     alpha, features = run(model, make_batch(), return_features=True)
     assert [list(f.shape) for f in features] == [[2, 32, 2, 2], [2, 32, 2, 2], [2, 32, 16, 16]]
-    torch.testing.assert_close(alpha, run(model, make_batch()))
+    torch.testing.assert_close(alpha, run(model, make_batch()), **ROUNDING)
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -200,6 +217,7 @@ def test_empty_caption_is_encoded_once_and_again_after_a_change(model, monkeypat
         model.encode_caption(["a"], 2)
 
 
+@pytest.mark.numerics
 def test_save_and_load_is_identity(tmp_path, model):
     model.save_pretrained(tmp_path / "saved")
     loaded = SDMatte.from_pretrained(tmp_path / "saved")
@@ -207,7 +225,7 @@ def test_save_and_load_is_identity(tmp_path, model):
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     assert loaded._arguments == model._arguments
-    torch.testing.assert_close(run(loaded, make_batch()), run(model, make_batch()))
+    torch.testing.assert_close(run(loaded, make_batch()), run(model, make_batch()), **ROUNDING)
     assert not loaded.training and not loaded.vae.encoder.conv_in.weight.requires_grad
     half = SDMatte.from_pretrained(tmp_path / "saved", dtype="bfloat16")
     assert {p.dtype for p in half.unet.parameters()} == {torch.bfloat16}
