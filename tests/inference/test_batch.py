@@ -104,7 +104,7 @@ def test_one_bad_file_does_not_stop_the_rest(predictor, folder, tmp_path, caplog
     report = make(predictor, jobs)
     reasons = {f"{job.image.name}>{job.output.name}": reason for job, reason in report.failed}
     assert "is the matte of" in reasons["a.png>a.png"] or "overwrite" in reasons["a.png>a.png"]
-    assert "it is not a picture" in reasons["b.jpg>b.png"]
+    assert "it is not an image" in reasons["b.jpg>b.png"]
     assert "does not fit the picture" in reasons["a.png>box.png"]
     assert "has no partner" in reasons["a.png>none.png"]
     assert len(report.done) == 3 and len(report.failed) == 5  # one name, two pictures: a.jpg's

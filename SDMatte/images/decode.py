@@ -1,0 +1,386 @@
+"""Decoding image files: limits, first frames, orientation, and faulty metadata."""
+
+import io
+import math
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image, TiffImagePlugin, features
+
+from SDMatte.errors import ConfigError, DataError, DependencyError, MissingFileError, SDMatteError
+from SDMatte.images import warn_once
+from SDMatte.images.color import srgb_profile
+from SDMatte.images.formats import (
+    IMAGE_EXTENSIONS,
+    PILLOW_DECODERS,
+    TIFF_SIGNATURES,
+    describe_unread,
+    is_heif,
+    is_read,
+)
+from SDMatte.images.repair import without_metadata
+
+_T = TypeVar("_T")
+
+_LIMIT = "SDMATTE_MAX_PIXELS"
+_DEFAULT_MAX_PIXELS = 1 << 28  # 268 megapixels; the largest cameras of phones have 200
+
+_REDUCTIONS = (8, 4, 2, 1)  # what a JPEG decoder can do at less cost than all of it
+_REDUCED_BY_DECODER = ("JPEG", "MPO")
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_ORIENTATION, _EXIF, _GPS = 0x0112, 0x8769, 0x8825
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 0x011A, 0x011B, 0x0128, 2
+# What a camera or a program says of an image, but not how a TIFF or a thumbnail is stored:
+# description, make, model, software, date, artist, host, rating, Windows' fields, copyright.
+_EXIF_KEPT = (270, 271, 272, 305, 306, 315, 316, 18246, *range(40091, 40096), 33432)
+# Maker notes hold offsets into the old file and whole previews.
+_COLOR_SPACE, _WIDTH, _HEIGHT, _INTEROP, _MAKER_NOTE = 0xA001, 0xA002, 0xA003, 0xA005, 0x927C
+_LARGEST_DPI = 65535
+_ICC_PROFILE = 34675
+
+
+def max_pixels() -> int:
+    """Return how many pixels an image may have; a small file can claim a size that fills memory.
+
+    The environment variable SDMATTE_MAX_PIXELS sets it, for all processes of a run.
+
+    Raises:
+        ConfigError: It is not a positive number.
+    """
+    text = os.environ.get(_LIMIT, "").strip()
+    if not text:
+        return _DEFAULT_MAX_PIXELS
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 1 <= value < math.inf:
+        raise ConfigError(
+            f"{_LIMIT}={text!r:.80}: it is the number of pixels that an image may have, such as "
+            f"400000000 or 4e8."
+        )
+    return int(value)
+
+
+def load_image(
+    path: str | Path, at_least: tuple[int, int] | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Read a file's first frame and turn it as its EXIF tag says.
+
+    Colours are those of the file, not yet sRGB.
+
+    Args:
+        path: The file.
+        at_least: Rows and columns that must remain, where the decoder can reduce the image.
+
+    Returns:
+        The image, smaller where ``at_least`` and the decoder allow it; its whole height and
+        width.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    return _read(Path(path), lambda image: _decode(image, at_least, path))
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Read what a cut-out of an image keeps of its metadata.
+
+    Returns:
+        Options of `PIL.Image.Image.save`, those that there are: ``exif`` (bytes; without
+        orientation and thumbnail), ``dpi`` (of x and y, upright) and, where the image has a
+        profile, ``icc_profile`` of the sRGB that its colours are converted to.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    path = Path(path)
+    return _read(path, lambda image: _metadata(image, path))
+
+
+def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
+    """By what an image can be divided, 1, 2, 4 or 8, so that enough rows and columns remain."""
+    fits = (
+        f for f in _REDUCTIONS if all(-(-n // f) >= m for n, m in zip(hw, at_least, strict=True))
+    )
+    return next(fits, 1)
+
+
+class _PillowSettings:
+    """Pillow with our limit and without its warnings, as long as any thread is inside.
+
+    Its limit and Python's warnings are global: the first thread to come in changes them, the last
+    one to leave puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: int | None = None
+        self._warnings = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        limit = max_pixels()
+        with self._lock:
+            if not self._inside:
+                self._limit = Image.MAX_IMAGE_PIXELS
+                self._warnings = warnings.catch_warnings()
+                self._warnings.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            Image.MAX_IMAGE_PIXELS = limit
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._limit
+                self._warnings.__exit__(None, None, None)
+
+
+_pillow_settings = _PillowSettings()
+
+
+def _read(path: Path, use: Callable[[Image.Image], _T]) -> _T:
+    """Open a file and use the image; once more without its metadata, if those are at fault."""
+    try:
+        # To open a named pipe waits for its other end, and a device may have none.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"Cannot read {path}: it is not a file.")
+        with _pillow_settings:
+            try:
+                with _open(path, path) as image:
+                    return use(image)
+            except (SDMatteError, Image.DecompressionBombError, MemoryError):
+                raise
+            except Exception:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
+                stripped = without_metadata(path.read_bytes())
+                if stripped is None:
+                    raise
+                data, profile = stripped
+                try:
+                    with _open(io.BytesIO(data), path) as image:
+                        if profile is not None:
+                            image.info["icc_profile"] = profile
+                        return use(image)
+                except Exception:  # then it is not the metadata
+                    pass
+                raise
+    except (SDMatteError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        pixels = int(re.sub(r"\D*(\d+) pixels.*", r"\1", str(error)))
+        raise _too_large(path, pixels, f"{pixels / 1e6:.0f} megapixels") from error
+    except Exception as error:
+        kind = MissingFileError if not os.path.exists(path) else DataError
+        raise kind(f"Cannot read {path}: {_reason(path, error)}.") from error
+
+
+def _open(source: Path | io.BytesIO, path: Path) -> Image.Image:
+    head = _head(source)
+    known = describe_unread(path.name, head)
+    if known:
+        raise DataError(f"Cannot read {path}: {known}.")
+    if is_heif(head):
+        image = _open_heif(source, path)
+    else:
+        try:
+            image = Image.open(source, formats=PILLOW_DECODERS)
+        except Image.UnidentifiedImageError:
+            if head[4:8] == b"ftyp" and not features.check("avif"):
+                raise DependencyError(
+                    f"Cannot read {path}: the installed Pillow has no AVIF; install pillow>=11.3 "
+                    f"from PyPI."
+                ) from None
+            if head[:4] not in TIFF_SIGNATURES:
+                raise
+            return _open_tiff(source, path)
+    _check_size(path, image.size)
+    return image
+
+
+def _open_heif(source: Path | io.BytesIO, path: Path) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile  # its import takes a while, and few need it
+    except ImportError as error:
+        raise DependencyError(
+            f"Cannot read {path}: HEIC images need a package: pip install pillow-heif."
+        ) from error
+    return HeifImageFile(source)
+
+
+def _head(source: Path | io.BytesIO) -> bytes:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:4096]
+    with open(source, "rb") as file:
+        return file.read(4096)
+
+
+def _open_tiff(source: Path | io.BytesIO, path: Path) -> Image.Image:
+    """Decode a TIFF that Pillow has no mode for: floating-point colours, mostly, by OpenCV."""
+    import cv2
+
+    data = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16])
+    with io.BytesIO(data) as file:
+        file.seek(tags.next)
+        tags.load(file)
+    _check_size(path, (tags.get(256, 0), tags.get(257, 0)))
+    bits, photometric, samples = tags.get(258, (1,)), tags.get(262), tags.get(277, 1)
+    sample_format = tags.get(339, (1,))
+    is_read = photometric == 2 and samples in (3, 4) and tags.get(284, 1) == 1
+    if not is_read or (sample_format[0], bits[0]) not in ((1, 16), (1, 32), (3, 32), (3, 64)):
+        raise DataError(
+            f"Cannot read {path}: it is a TIFF of {samples} channels of {bits[0]} bits that is "
+            f"not read; it must be converted to PNG or an 8-bit TIFF first."
+        )
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if values is None or values.ndim != 3:
+        raise OSError("its pixels cannot be decoded")
+    top = 1.0 if sample_format[0] == 3 else float(2 ** bits[0] - 1)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= top):  # also where one of them is NaN
+        raise DataError(
+            f"Cannot read {path}: its values go from {low:g} to {high:g}, a floating-point image "
+            f"may hold 0 to 1."
+        )
+    values = np.round(values * (255 / top)).astype(np.uint8)  # [0, top] -> [0, 255]
+    order = cv2.COLOR_BGR2RGB if samples == 3 else cv2.COLOR_BGRA2RGBA
+    image = Image.fromarray(cv2.cvtColor(values, order))
+    image.getexif().update({t: tags[t] for t in (*_EXIF_KEPT, _ORIENTATION) if t in tags})
+    image.info["icc_profile"] = tags.get(_ICC_PROFILE)
+    return image
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > max_pixels():
+        raise _too_large(path, size[0] * size[1], f"{size[0]}x{size[1]} pixels")
+
+
+def _too_large(path: Path, pixels: int, size: str) -> DataError:
+    return DataError(
+        f"Cannot read {path}: it claims {size}, the limit is {max_pixels() / 1e6:.0f} megapixels. "
+        f"If the file can be trusted, raise the limit by the environment variable "
+        f"{_LIMIT}={pixels}."
+    )
+
+
+def _decode(
+    image: Image.Image, at_least: tuple[int, int] | None, path: str | Path
+) -> tuple[Image.Image, tuple[int, int]]:
+    _warn_of_frames(image, path)
+    width, height = image.size
+    hw = (height, width)
+    if at_least is not None and image.format in _REDUCED_BY_DECODER:
+        orientation = _orientation(image, path)
+        factor = reduction(hw[::-1] if orientation >= 5 else hw, at_least)
+        # Turned, the squares that are cut off would lie at the left or the top.
+        if orientation == 1 or not (width % factor or height % factor):
+            image.draft(None, (max(1, width // factor), max(1, height // factor)))
+    image.load()
+    orientation = _orientation(image, path)  # a PNG may have it behind the pixels
+    if orientation != 1:
+        image = image.transpose(_TURNED[orientation])
+    return image, hw[::-1] if orientation >= 5 else hw
+
+
+def _orientation(image: Image.Image, path: str | Path) -> int:
+    """Return the EXIF orientation, 1 to 8; from 5 on, height and width change places."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # whatever is wrong with it, the pixels are not
+        warn_once(f"{path}: its EXIF data are damaged; it is taken to be upright.")
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _warn_of_frames(image: Image.Image, path: str | Path) -> None:
+    if image.format == "MPO":  # of phones and 3D cameras: previews, depth, the other eye's view
+        return
+    try:
+        several = getattr(image, "is_animated", False)
+        if several and image.format == "TIFF":
+            image.seek(1)
+            several = not image.tag_v2.get(254, 0) & 5  # a thumbnail or a mask is not a page
+            image.seek(0)
+    except Exception:  # of what comes after it, the first frame does not depend
+        return
+    if several:
+        which = "main" if image.format == "HEIF" else "first"
+        warn_once(f"{path} holds several frames or pages; only the {which} one is read.")
+
+
+def _metadata(image: Image.Image, path: Path) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    if profile := srgb_profile(image.info.get("icc_profile")):
+        kept["icc_profile"] = profile
+    try:
+        source = _stored_exif(image)
+        dpi = tuple(float(value) for value in image.info.get("dpi", ()))
+        if len(dpi) == 2 and all(0 < value <= _LARGEST_DPI for value in dpi):
+            turned = source.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            kept["dpi"] = dpi[::-1] if turned else dpi
+        if exif := _kept_exif(source, kept.get("dpi")):
+            kept["exif"] = exif
+    except Exception:  # a value of the wrong type, an offset to nowhere, a division by zero...
+        warn_once(f"{path}: its EXIF data are damaged and are not kept.")
+    return kept
+
+
+def _stored_exif(image: Image.Image) -> Image.Exif:
+    if image.format in ("TIFF", None):
+        return image.getexif()
+    exif = Image.Exif()  # `getexif` would decode a PNG that has none
+    exif.load(image.info.get("exif") or b"")
+    return exif
+
+
+def _kept_exif(source: Image.Exif, dpi: tuple[float, float] | None) -> bytes | None:
+    kept = Image.Exif()
+    kept.update({tag: source[tag] for tag in _EXIF_KEPT if tag in source})
+    for part in (_EXIF, _GPS):
+        if part in source:
+            tags = dict(source.get_ifd(part))
+            for tag in (_WIDTH, _HEIGHT, _INTEROP, _MAKER_NOTE):
+                tags.pop(tag, None)
+            if _COLOR_SPACE in tags:
+                tags[_COLOR_SPACE] = 1  # sRGB
+            kept.get_ifd(part).update(tags)
+    if dpi is not None:
+        kept.update({_X_RESOLUTION: dpi[0], _Y_RESOLUTION: dpi[1], _RESOLUTION_UNIT: _INCH})
+    is_empty = not kept and not kept.get_ifd(_EXIF) and not kept.get_ifd(_GPS)
+    return None if is_empty else kept.tobytes()
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Say why a file could not be decoded."""
+    if isinstance(error, PermissionError):
+        return "its permissions forbid it"
+    if not os.path.exists(path):  # unlike Path.exists, of names that cannot be, too
+        return "the file does not exist"
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, Image.UnidentifiedImageError) and not is_read(_head(path)):
+        return f"it is not an image ({', '.join(IMAGE_EXTENSIONS)} are read)"
+    return f"the image is damaged or cut short ({' '.join(str(error).split()) or 'no data'})"
