@@ -7,7 +7,7 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +52,12 @@ _EXIF_KEPT = (270, 271, 272, 305, 306, 315, 316, 18246, *range(40091, 40096), 33
 # Maker notes hold offsets into the old file and whole previews.
 _COLOR_SPACE, _WIDTH, _HEIGHT, _INTEROP, _MAKER_NOTE = 0xA001, 0xA002, 0xA003, 0xA005, 0x927C
 _LARGEST_DPI = 65535
-_ICC_PROFILE = 34675
+
+_IMAGE_WIDTH, _IMAGE_LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_CHANNELS, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT, _ICC_PROFILE = 277, 284, 339, 34675
+_TIFF_KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
+_FLOAT = 3
+_OPENCV_TIFF = ((1, 16), (1, 32), (_FLOAT, 32), (_FLOAT, 64))
 
 
 def max_pixels() -> int:
@@ -114,6 +119,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return _read(path, lambda image: _metadata(image, path))
 
 
+def has_directories(exif: bytes) -> bool:
+    """Return whether an EXIF block of `read_metadata` has more than its main directory."""
+    parsed = Image.Exif()
+    parsed.load(exif)
+    return _EXIF in parsed or _GPS in parsed
+
+
 def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
     """By what an image can be divided, 1, 2, 4 or 8, so that enough rows and columns remain."""
     fits = (
@@ -167,6 +179,7 @@ def _read(path: Path, use: Callable[[Image.Image], _T]) -> _T:
         with _pillow_settings:
             try:
                 with _open(path, path) as image:
+                    _check(image, path)
                     return use(image)
             except (SDMatteError, Image.DecompressionBombError, MemoryError):
                 raise
@@ -177,6 +190,7 @@ def _read(path: Path, use: Callable[[Image.Image], _T]) -> _T:
                 data, profile = stripped
                 try:
                     with _open(io.BytesIO(data), path) as image:
+                        _check(image, path)
                         if profile is not None:
                             image.info["icc_profile"] = profile
                         return use(image)
@@ -186,7 +200,8 @@ def _read(path: Path, use: Callable[[Image.Image], _T]) -> _T:
     except (SDMatteError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        pixels = int(re.sub(r"\D*(\d+) pixels.*", r"\1", str(error)))
+        claimed = re.search(r"\d+(?= pixels)", str(error))
+        pixels = int(claimed[0]) if claimed else 2 * max_pixels()
         raise _too_large(path, pixels, f"{pixels / 1e6:.0f} megapixels") from error
     except Exception as error:
         kind = MissingFileError if not os.path.exists(path) else DataError
@@ -199,21 +214,27 @@ def _open(source: Path | io.BytesIO, path: Path) -> Image.Image:
     if known:
         raise DataError(f"Cannot read {path}: {known}.")
     if is_heif(head):
-        image = _open_heif(source, path)
-    else:
-        try:
-            image = Image.open(source, formats=PILLOW_DECODERS)
-        except Image.UnidentifiedImageError:
-            if head[4:8] == b"ftyp" and not features.check("avif"):
-                raise DependencyError(
-                    f"Cannot read {path}: the installed Pillow has no AVIF; install pillow>=11.3 "
-                    f"from PyPI."
-                ) from None
-            if head[:4] not in TIFF_SIGNATURES:
-                raise
-            return _open_tiff(source, path)
+        return _open_heif(source, path)
+    try:
+        return Image.open(source, formats=PILLOW_DECODERS)
+    except Image.UnidentifiedImageError:
+        if head[4:8] == b"ftyp" and not features.check("avif"):
+            raise DependencyError(
+                f"Cannot read {path}: the installed Pillow has no AVIF; install pillow>=11.3 "
+                f"from PyPI."
+            ) from None
+        if head[:4] not in TIFF_SIGNATURES:
+            raise
+        return _open_tiff(source, path)
+
+
+def _check(image: Image.Image, path: Path) -> None:
+    """Refuse an opened image before its pixels are decoded."""
     _check_size(path, image.size)
-    return image
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        if _is_planar(tags) and _tiff_values(tags)[0] > 8 and tags.get(_COMPRESSION, 1) == 1:
+            raise _unread_tiff(path, tags)  # Pillow takes them to be of 8 bits
 
 
 def _open_heif(source: Path | io.BytesIO, path: Path) -> Image.Image:
@@ -234,43 +255,62 @@ def _head(source: Path | io.BytesIO) -> bytes:
 
 
 def _open_tiff(source: Path | io.BytesIO, path: Path) -> Image.Image:
-    """Decode a TIFF that Pillow has no mode for: floating-point colours, mostly, by OpenCV."""
+    """Decode a TIFF that Pillow has no mode for, floating-point colours mostly, by OpenCV."""
     import cv2
 
     data = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
-    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16])
+    is_large = data[:4] in TIFF_SIGNATURES[2:]
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_large else 8])
     with io.BytesIO(data) as file:
         file.seek(tags.next)
         tags.load(file)
-    _check_size(path, (tags.get(256, 0), tags.get(257, 0)))
-    bits, photometric, samples = tags.get(258, (1,)), tags.get(262), tags.get(277, 1)
-    sample_format = tags.get(339, (1,))
-    is_read = photometric == 2 and samples in (3, 4) and tags.get(284, 1) == 1
-    if not is_read or (sample_format[0], bits[0]) not in ((1, 16), (1, 32), (3, 32), (3, 64)):
-        raise DataError(
-            f"Cannot read {path}: it is a TIFF of {samples} channels of {bits[0]} bits that is "
-            f"not read; it must be converted to PNG or an 8-bit TIFF first."
-        )
+    if _IMAGE_WIDTH not in tags or _IMAGE_LENGTH not in tags:
+        raise OSError("no image directory")
+    _check_size(path, (tags[_IMAGE_WIDTH], tags[_IMAGE_LENGTH]))
+    bits, kind, channels = _tiff_values(tags)
+    has_colours = tags.get(_PHOTOMETRIC) == 2 and channels in (3, 4) and not _is_planar(tags)
+    is_gray = tags.get(_PHOTOMETRIC) == 1 and channels == 1 and kind == _FLOAT
+    if not (has_colours or is_gray) or (kind, bits) not in _OPENCV_TIFF:
+        raise _unread_tiff(path, tags)
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
         cv2.utils.logging.setLogLevel(level)
-    if values is None or values.ndim != 3:
+    if values is None or values.ndim != (3 if has_colours else 2):
         raise OSError("its pixels cannot be decoded")
-    top = 1.0 if sample_format[0] == 3 else float(2 ** bits[0] - 1)
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= top):  # also where one of them is NaN
-        raise DataError(
-            f"Cannot read {path}: its values go from {low:g} to {high:g}, a floating-point image "
-            f"may hold 0 to 1."
-        )
-    values = np.round(values * (255 / top)).astype(np.uint8)  # [0, top] -> [0, 255]
-    order = cv2.COLOR_BGR2RGB if samples == 3 else cv2.COLOR_BGRA2RGBA
-    image = Image.fromarray(cv2.cvtColor(values, order))
+    if has_colours:
+        top = 1.0 if kind == _FLOAT else float(2**bits - 1)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= top):  # also where one of them is NaN
+            raise DataError(
+                f"Cannot read {path}: its values go from {low:g} to {high:g}, a floating-point "
+                f"image may hold 0 to 1."
+            )
+        values = np.round(values * (255 / top)).astype(np.uint8)  # [0, top] -> [0, 255]
+        values = cv2.cvtColor(values, cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA)
+    image = Image.fromarray(values.astype(np.float32) if is_gray else values)
     image.getexif().update({t: tags[t] for t in (*_EXIF_KEPT, _ORIENTATION) if t in tags})
     image.info["icc_profile"] = tags.get(_ICC_PROFILE)
     return image
+
+
+def _tiff_values(tags: Mapping[int, Any]) -> tuple[int, int, int]:
+    """Return the bits of a channel, the kind of its values and the number of channels."""
+    return tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0], tags.get(_CHANNELS, 1)
+
+
+def _is_planar(tags: Mapping[int, Any]) -> bool:
+    return tags.get(_PLANAR_CONFIGURATION) == 2
+
+
+def _unread_tiff(path: Path, tags: Mapping[int, Any]) -> DataError:
+    bits, kind, channels = _tiff_values(tags)
+    return DataError(
+        f"Cannot read {path}: it is a TIFF of {channels} channels of {bits}-bit "
+        f"{_TIFF_KINDS.get(kind, 'other')} values{' in planes' if _is_planar(tags) else ''}, which "
+        f"is not read; it must be converted to PNG or an 8-bit TIFF first."
+    )
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:
@@ -338,7 +378,11 @@ def _metadata(image: Image.Image, path: Path) -> dict[str, Any]:
     try:
         source = _stored_exif(image)
         dpi = tuple(float(value) for value in image.info.get("dpi", ()))
-        if len(dpi) == 2 and all(0 < value <= _LARGEST_DPI for value in dpi):
+        # Where the file states none, Pillow's readers of these formats make one up.
+        is_stated = image.format not in ("JPEG", "MPO", "TIFF") or (
+            _X_RESOLUTION in source or image.info.get("jfif_unit") in (1, 2)
+        )
+        if is_stated and len(dpi) == 2 and all(0 < value <= _LARGEST_DPI for value in dpi):
             turned = source.get(_ORIENTATION, 1) in (5, 6, 7, 8)
             kept["dpi"] = dpi[::-1] if turned else dpi
         if exif := _kept_exif(source, kept.get("dpi")):
@@ -381,6 +425,9 @@ def _reason(path: Path, error: Exception) -> str:
         return "the file does not exist"
     if path.stat().st_size == 0:
         return "the file is empty"
-    if isinstance(error, Image.UnidentifiedImageError) and not is_read(_head(path)):
-        return f"it is not an image ({', '.join(IMAGE_EXTENSIONS)} are read)"
-    return f"the image is damaged or cut short ({' '.join(str(error).split()) or 'no data'})"
+    details = " ".join(str(error).split()) or "no data"
+    if isinstance(error, Image.UnidentifiedImageError):
+        if not is_read(_head(path)):
+            return f"it is not an image ({', '.join(IMAGE_EXTENSIONS)} are read)"
+        details = "its header"
+    return f"the image is damaged or cut short ({details})"

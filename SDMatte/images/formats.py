@@ -58,7 +58,6 @@ _SIGNATURES = (
     (b"#?RADIANCE", "a Radiance HDR image"),
     (b"#?RGBE", "a Radiance HDR image"),
     (b"\0\0\1\0", "an icon"),
-    (b"\0\0\2\0", "a cursor"),
     (b"DDS ", "a DDS texture"),
     (b"qoif", "a QOI image"),
     (b"SIMPLE  =", "a FITS image"),
@@ -111,7 +110,8 @@ def describe_unread(name: str, head: bytes) -> str | None:
 
 def _kind(name: str, head: bytes) -> str | None:
     brands = _brands(head)
-    if os.path.splitext(name)[1].lower() in _RAW_SUFFIXES or head[8:10] == b"CR":
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in _RAW_SUFFIXES or head[8:10] == b"CR":
         is_raw = brands or head.startswith((b"II", b"MM", b"FUJI", b"\0MRM", b"FOVb"))
         return _RAW if is_raw else None
     if head[128:132] == b"DICM":
@@ -122,7 +122,10 @@ def _kind(name: str, head: bytes) -> str | None:
         return _RAW if brands[0] == b"crx " else _VIDEO
     if head[4:8] in (b"moov", b"mdat", b"wide"):
         return _VIDEO
-    return next((kind for start, kind in _SIGNATURES if head.startswith(start)), None)
+    kind = next((kind for start, kind in _SIGNATURES if head.startswith(start)), None)
+    if kind is None and suffix == ".tga" and not is_read(head):  # it has no signature
+        return "a Targa image"
+    return kind
 
 
 def _brands(head: bytes) -> list[bytes]:

@@ -10,7 +10,6 @@ import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_PNG_METADATA = (b"eXIf", b"pHYs")
 _LARGEST_PROFILE = 1 << 24  # bytes; those of printers have two or three million
 
 # Orientation (274) and profile (34675) are with them; not the pointers to EXIF and GPS.
@@ -56,7 +55,8 @@ def _strip_png(data: bytes) -> tuple[bytes, bytes | None]:
         is_sound = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(
             chunk[-4:], "big"
         )
-        if kind in _PNG_PIXELS or (kind in _PNG_METADATA and is_sound):
+        is_kept = kind == b"eXIf" or (kind == b"pHYs" and length == 9)
+        if kind in _PNG_PIXELS or (is_kept and is_sound):
             kept.append(chunk)
         elif kind == b"iCCP" and is_sound:
             profile = _inflate(chunk[8:-4].partition(b"\0")[2][1:])
