@@ -14,9 +14,10 @@ from PIL import Image
 
 from SDMatte.errors import DataError, OutputError
 from SDMatte.images.color import to_srgb
-from SDMatte.images.decode import has_directories, reduction
 from SDMatte.images.decode import load_image as _load
+from SDMatte.images.decode import reduction
 from SDMatte.images.formats import IMAGE_EXTENSIONS, WRITERS
+from SDMatte.images.metadata import says_more_than_resolution
 from SDMatte.images.png import encode_16_bit_png
 
 _LARGEST_JPEG_EXIF = 65_533
@@ -172,7 +173,7 @@ def write_image(
     metadata = dict(metadata or {})
     if kind == "JPEG" and len(metadata.get("exif", b"")) > _LARGEST_JPEG_EXIF:
         del metadata["exif"]
-    if kind == "TIFF" and has_directories(metadata.get("exif", b"")):
+    if kind == "TIFF" and says_more_than_resolution(metadata.get("exif", b"")):
         options = {}  # libtiff, which compresses, does not write these; Pillow's own encoder does
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from PIL import Image, TiffImagePlugin, features
 
 from SDMatte.errors import ConfigError, DataError, DependencyError, MissingFileError, SDMatteError
 from SDMatte.images import warn_once
-from SDMatte.images.color import srgb_profile
 from SDMatte.images.formats import (
     IMAGE_EXTENSIONS,
     PILLOW_DECODERS,
@@ -25,6 +24,7 @@ from SDMatte.images.formats import (
     is_heif,
     is_read,
 )
+from SDMatte.images.metadata import EXIF_KEPT, ORIENTATION, kept_metadata
 from SDMatte.images.repair import without_metadata
 
 _T = TypeVar("_T")
@@ -44,15 +44,7 @@ _TURNED = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_ORIENTATION, _EXIF, _GPS = 0x0112, 0x8769, 0x8825
-_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 0x011A, 0x011B, 0x0128, 2
-# What a camera or a program says of an image, but not how a TIFF or a thumbnail is stored:
-# description, make, model, software, date, artist, host, rating, Windows' fields, copyright.
-_EXIF_KEPT = (270, 271, 272, 305, 306, 315, 316, 18246, *range(40091, 40096), 33432)
-# Maker notes hold offsets into the old file and whole previews.
-_COLOR_SPACE, _WIDTH, _HEIGHT, _INTEROP, _MAKER_NOTE = 0xA001, 0xA002, 0xA003, 0xA005, 0x927C
-_LARGEST_DPI = 65535
-
+# TIFF tags and some of their values
 _IMAGE_WIDTH, _IMAGE_LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _CHANNELS, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT, _ICC_PROFILE = 277, 284, 339, 34675
 _TIFF_KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
@@ -116,14 +108,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         DataError: The file cannot be read as an image.
     """
     path = Path(path)
-    return _read(path, lambda image: _metadata(image, path))
-
-
-def has_directories(exif: bytes) -> bool:
-    """Return whether an EXIF block of `read_metadata` has more than its main directory."""
-    parsed = Image.Exif()
-    parsed.load(exif)
-    return _EXIF in parsed or _GPS in parsed
+    return _read(path, lambda image: kept_metadata(image, path))
 
 
 def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
@@ -290,7 +275,7 @@ def _open_tiff(source: Path | io.BytesIO, path: Path) -> Image.Image:
         values = np.round(values * (255 / top)).astype(np.uint8)  # [0, top] -> [0, 255]
         values = cv2.cvtColor(values, cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA)
     image = Image.fromarray(values.astype(np.float32) if is_gray else values)
-    image.getexif().update({t: tags[t] for t in (*_EXIF_KEPT, _ORIENTATION) if t in tags})
+    image.getexif().update({t: tags[t] for t in (*EXIF_KEPT, ORIENTATION) if t in tags})
     image.info["icc_profile"] = tags.get(_ICC_PROFILE)
     return image
 
@@ -348,7 +333,7 @@ def _decode(
 def _orientation(image: Image.Image, path: str | Path) -> int:
     """Return the EXIF orientation, 1 to 8; from 5 on, height and width change places."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # whatever is wrong with it, the pixels are not
         warn_once(f"{path}: its EXIF data are damaged; it is taken to be upright.")
         return 1
@@ -369,52 +354,6 @@ def _warn_of_frames(image: Image.Image, path: str | Path) -> None:
     if several:
         which = "main" if image.format == "HEIF" else "first"
         warn_once(f"{path} holds several frames or pages; only the {which} one is read.")
-
-
-def _metadata(image: Image.Image, path: Path) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    if profile := srgb_profile(image.info.get("icc_profile")):
-        kept["icc_profile"] = profile
-    try:
-        source = _stored_exif(image)
-        dpi = tuple(float(value) for value in image.info.get("dpi", ()))
-        # Where the file states none, Pillow's readers of these formats make one up.
-        is_stated = image.format not in ("JPEG", "MPO", "TIFF") or (
-            _X_RESOLUTION in source or image.info.get("jfif_unit") in (1, 2)
-        )
-        if is_stated and len(dpi) == 2 and all(0 < value <= _LARGEST_DPI for value in dpi):
-            turned = source.get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            kept["dpi"] = dpi[::-1] if turned else dpi
-        if exif := _kept_exif(source, kept.get("dpi")):
-            kept["exif"] = exif
-    except Exception:  # a value of the wrong type, an offset to nowhere, a division by zero...
-        warn_once(f"{path}: its EXIF data are damaged and are not kept.")
-    return kept
-
-
-def _stored_exif(image: Image.Image) -> Image.Exif:
-    if image.format in ("TIFF", None):
-        return image.getexif()
-    exif = Image.Exif()  # `getexif` would decode a PNG that has none
-    exif.load(image.info.get("exif") or b"")
-    return exif
-
-
-def _kept_exif(source: Image.Exif, dpi: tuple[float, float] | None) -> bytes | None:
-    kept = Image.Exif()
-    kept.update({tag: source[tag] for tag in _EXIF_KEPT if tag in source})
-    for part in (_EXIF, _GPS):
-        if part in source:
-            tags = dict(source.get_ifd(part))
-            for tag in (_WIDTH, _HEIGHT, _INTEROP, _MAKER_NOTE):
-                tags.pop(tag, None)
-            if _COLOR_SPACE in tags:
-                tags[_COLOR_SPACE] = 1  # sRGB
-            kept.get_ifd(part).update(tags)
-    if dpi is not None:
-        kept.update({_X_RESOLUTION: dpi[0], _Y_RESOLUTION: dpi[1], _RESOLUTION_UNIT: _INCH})
-    is_empty = not kept and not kept.get_ifd(_EXIF) and not kept.get_ifd(_GPS)
-    return None if is_empty else kept.tobytes()
 
 
 def _reason(path: Path, error: Exception) -> str:

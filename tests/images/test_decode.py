@@ -9,6 +9,7 @@ import numpy as np
 import pillow_heif
 import pytest
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
+from PIL.TiffImagePlugin import IFDRational
 
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.image_io import read_image, read_matte, read_reduced, write_image
@@ -295,3 +296,23 @@ def test_exif_that_a_jpeg_cannot_hold_is_left_out(tmp_path):
         assert not written.getexif()
     with Image.open(write_image(tmp_path / "out.png", COLORS, metadata)) as written:
         assert len(written.getexif()[0x010E]) == 70_000
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_odd_exif_values_do_not_keep_a_file_from_being_written(tmp_path, suffix):
+    exif = Image.Exif()
+    exif.update({0x0131: 7, 0x013B: b"\xff\xfe", 0x9C9B: b"T\0i\0", 0x4746: 5})
+    exif.get_ifd(0x8769).update({0x829A: IFDRational(0, 0), 0x9286: b"UNICODE\0\xff\xff"})
+    exif.get_ifd(0x8825)[2] = (IFDRational(1, 0),)
+    IMAGE.save(tmp_path / "in.png", exif=exif.tobytes())
+    metadata = read_metadata(tmp_path / "in.png")
+    with Image.open(write_image(tmp_path / f"out.{suffix}", COLORS, metadata)) as written:
+        assert 0x4746 in written.getexif()
+
+
+def test_a_tiff_is_compressed_where_it_has_no_exif(tmp_path):
+    IMAGE.save(tmp_path / "in.png", dpi=(300, 300))
+    metadata = read_metadata(tmp_path / "in.png")
+    with Image.open(write_image(tmp_path / "a.tif", COLORS, metadata)) as written:
+        assert written.info["compression"] == "tiff_adobe_deflate"
+        assert abs(float(written.info["dpi"][0]) - 300) < 0.1
