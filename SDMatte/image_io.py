@@ -1,88 +1,61 @@
-"""Pictures from and to disk: every kind of file that a matting set holds, one kind of error.
+"""Images from and to disk: every kind of file that a matting set holds, one kind of error.
 
-Whatever is wrong with a file (missing, empty, cut short, not a picture, too large) ends in a
+Whatever is wrong with a file (missing, empty, cut short, not an image, too large) ends in a
 `SDMatte.errors.DataError` of one sentence that names it (data/README.md, step 1).
 """
 
-import logging
 import os
-import stat
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from SDMatte.deep_png import encode_deep_png
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, OutputError
+from SDMatte.images.color import to_srgb
+from SDMatte.images.decode import load_image as _load
+from SDMatte.images.decode import reduction
+from SDMatte.images.formats import IMAGE_EXTENSIONS, WRITERS
+from SDMatte.images.metadata import says_more_than_resolution
+from SDMatte.images.png import encode_16_bit_png
 
-logger = logging.getLogger(__name__)
-
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-"""Suffixes (lower case) of the files that count as pictures."""
-
-MAX_PIXELS = 170_000_000
-"""Pictures with more pixels are refused: a small file can claim a size that fills the memory."""
-
-# Whatever a file calls itself, no other decoder gets at it: Pillow has one that starts Ghostscript.
-_DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # MPO comes with JPEG
-_REDUCTIONS = (8, 4, 2, 1)  # what a JPEG decoder can do at less cost than all of it
-_REDUCED_BY_DECODER = ("JPEG", "MPO")
-_EXIF_ORIENTATION = 0x0112
-_FORMATS = {
-    ".png": ("PNG", {"compress_level": 4}),
-    ".jpg": ("JPEG", {"quality": 95}),
-    ".jpeg": ("JPEG", {"quality": 95}),
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # colours under alpha 0, too
-    ".tif": ("TIFF", {"compression": "tiff_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
-    ".bmp": ("BMP", {}),
-}
+_LARGEST_JPEG_EXIF = 65_533
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Reads the colours of a picture; an alpha channel is dropped, EXIF rotation applied.
+    """Read the colours of an image; an alpha channel is dropped, EXIF rotation applied.
 
     Args:
-        path: A PNG, JPEG, WebP, TIFF or BMP file of any bit depth and colour mode.
+        path: A PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or GIF file of any bit depth, colour mode
+            and profile. Of an animation or of several pages, the first is read.
 
     Returns:
-        uint8 ``[H, W, 3]``, RGB.
+        uint8 ``[H, W, 3]``, sRGB.
 
     Raises:
-        DataError: The file cannot be read as a picture.
+        DataError: The file cannot be read as an image.
     """
     picture, _ = _load(path)
     return np.array(_to_rgb(picture, path))
 
 
 def pillow_to_rgb(picture: Image.Image) -> np.ndarray:
-    """Takes the colours of a Pillow picture of any mode, as it stands: uint8 ``[H, W, 3]``.
+    """Take the colours of a Pillow image of any mode and profile, not turned.
+
+    Returns:
+        uint8 ``[H, W, 3]``, sRGB.
 
     Raises:
         DataError: It cannot be decoded, or its values have no known range.
     """
     try:
-        return np.array(_to_rgb(picture, "the picture"))
+        picture.load()
+        return np.array(_to_rgb(picture, "the image"))
     except DataError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
-        raise DataError(f"The picture cannot be decoded: {error}.") from error
-
-
-def read_icc_profile(path: str | Path) -> bytes | None:
-    """Reads the colour profile of an RGB picture, None where there is none of RGB colours.
-
-    Raises:
-        DataError: The file cannot be read as a picture.
-    """
-    try:
-        with _open(path) as picture:
-            profile = picture.info.get("icc_profile")
-    except Exception as error:
-        raise DataError(f"Cannot read {path}: {_reason(Path(path), error)}.") from error
-    is_rgb = isinstance(profile, bytes) and profile[16:20] == b"RGB "
-    return profile if is_rgb else None
+        raise DataError(f"The image cannot be decoded: {error}.") from error
 
 
 def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -107,14 +80,6 @@ def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarra
     if picture.size == hw[::-1] and factor > 1:  # the decoder could not
         picture = picture.reduce(factor)
     return np.array(picture), hw
-
-
-def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
-    """By what a picture can be divided, 1, 2, 4 or 8, so that enough rows and columns remain."""
-    fits = (
-        f for f in _REDUCTIONS if all(-(-n // f) >= m for n, m in zip(hw, at_least, strict=True))
-    )
-    return next(fits, 1)
 
 
 def read_alpha(path: str | Path) -> np.ndarray:
@@ -179,53 +144,61 @@ def reduce_matte(matte: np.ndarray, factor: int) -> np.ndarray:
     return matte if factor == 1 else np.array(Image.fromarray(matte).reduce(factor))
 
 
-def write_image(path: str | Path, array: np.ndarray, icc_profile: bytes | None = None) -> Path:
-    """Writes a picture in one piece: a reader sees the old file or the whole new one.
+def write_image(
+    path: str | Path, array: np.ndarray, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Write an image in one piece: a reader sees the old file or the whole new one.
 
     Args:
         path: Where to; the suffix chooses PNG, JPEG, WebP (lossless), TIFF or BMP. Missing
             folders are made.
         array: ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, uint8, uint16 (gray PNG or TIFF, or
             PNG with alpha), bool, or floating point in [0, 1], which is rounded to 8 bits.
-        icc_profile: The colour profile to write into it; BMP files hold none.
+            Colours are sRGB.
+        metadata: Of `SDMatte.images.decode.read_metadata`; what the format cannot hold is left
+            out.
 
     Returns:
         The path written.
 
     Raises:
-        DataError: The suffix, the array or the folder does not allow it.
+        DataError: The suffix or the array does not allow it.
+        OutputError: The file cannot be written.
     """
     path = Path(path)
     check_suffix(path)
-    kind, options = _FORMATS[path.suffix.lower()]
-    if icc_profile is not None:
-        options = {**options, "icc_profile": icc_profile}
+    kind, options = WRITERS[path.suffix.lower()]
     array = _to_integers(np.asarray(array), path, kind)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    metadata = dict(metadata or {})
+    if kind == "JPEG" and len(metadata.get("exif", b"")) > _LARGEST_JPEG_EXIF:
+        del metadata["exif"]
+    if kind == "TIFF" and says_more_than_resolution(metadata.get("exif", b"")):
+        options = {}  # libtiff, which compresses, does not write these; Pillow's own encoder does
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if array.dtype == np.uint16 and array.ndim == 3:
-                temporary.write_bytes(encode_deep_png(array, icc_profile))
+                temporary.write_bytes(encode_16_bit_png(array, metadata))
             else:
-                Image.fromarray(array).save(temporary, format=kind, **options)
+                Image.fromarray(array).save(temporary, format=kind, **options, **metadata)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, ValueError) as error:  # of a WebP with too many pixels: ValueError
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"Cannot write {path}: {reason}.") from error
+        raise OutputError(f"Cannot write {path}: {reason}.") from error
     return path
 
 
 def check_suffix(path: Path) -> None:
-    """Sees that `write_image` knows what a file is to be.
+    """Ensure that `write_image` knows the format of a file.
 
     Raises:
         DataError: It does not.
     """
-    if path.suffix.lower() not in _FORMATS:
-        raise DataError(f"Cannot write {path}: the suffix must be one of {', '.join(_FORMATS)}.")
+    if path.suffix.lower() not in WRITERS:
+        raise DataError(f"Cannot write {path}: the suffix must be one of {', '.join(WRITERS)}.")
 
 
 def list_names(directory: str | Path) -> list[str]:
@@ -295,93 +268,19 @@ def _is_picture_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def _load(
-    path: str | Path, at_least: tuple[int, int] | None = None
-) -> tuple[Image.Image, tuple[int, int]]:
-    """Reads a file and turns it as its EXIF tag says.
-
-    Returns:
-        The picture, smaller where ``at_least`` and the decoder allow it; its whole height and
-        width.
-    """
-    path = Path(path)
-    try:
-        # To open a named pipe waits for its other end, and a device may have none.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"Cannot read {path}: it is not a file.")
-        with _open(path) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise _too_large(path, f"{width}x{height} pixels")
-            return _decode(picture, at_least)
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(path, "a size that no honest file of its kind has") from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
-        raise DataError(f"Cannot read {path}: {_reason(path, error)}.") from error
-
-
-def _open(path: str | Path) -> Image.Image:
-    # Pillow warns of bombs at half its own limit; our own limit is an error, and lower.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path, formats=_DECODERS)
-
-
-def _decode(
-    picture: Image.Image, at_least: tuple[int, int] | None
-) -> tuple[Image.Image, tuple[int, int]]:
-    width, height = picture.size
-    hw = (height, width)
-    if at_least is not None and picture.format in _REDUCED_BY_DECODER:
-        orientation = _orientation(picture)
-        factor = reduction(hw[::-1] if orientation >= 5 else hw, at_least)
-        # Turned, the squares that are cut off would lie at the left or the top.
-        if orientation == 1 or not (width % factor or height % factor):
-            picture.draft(None, (max(1, width // factor), max(1, height // factor)))
-    picture.load()
-    orientation = _orientation(picture)  # a PNG may have it behind the pixels
-    if orientation != 1:
-        picture = ImageOps.exif_transpose(picture)
-    return picture, hw[::-1] if orientation >= 5 else hw
-
-
-def _orientation(picture: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; from 5 on, height and width change places."""
-    value = picture.getexif().get(_EXIF_ORIENTATION, 1)
-    return value if value in range(1, 9) else 1
-
-
-def _too_large(path: Path, size: str) -> DataError:
-    return DataError(
-        f"Cannot read {path}: it claims {size}, the limit is {MAX_PIXELS / 1e6:.0f} megapixels."
-    )
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """Says in words why a file could not be decoded."""
-    if isinstance(error, PermissionError):
-        return "its permissions forbid it"
-    if not os.path.exists(path):  # unlike Path.exists, of names that cannot be, too
-        return "the file does not exist"
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return f"it is not a picture ({', '.join(IMAGE_EXTENSIONS)} are allowed)"
-    return f"the picture is damaged or cut short ({' '.join(str(error).split()) or 'no data'})"
-
-
 def _is_wide(mode: str) -> bool:
     """Whether a Pillow mode holds one channel of more than 8 bits."""
     return mode == "F" or mode.startswith("I")
 
 
 def _to_rgb(picture: Image.Image, path: str | Path) -> Image.Image:
-    """Brings a picture of any mode to RGB."""
+    """Bring an image of any mode and profile to RGB, sRGB."""
     if _is_wide(picture.mode):
         unit = _wide_to_unit(picture, path)
+        profile = picture.info.get("icc_profile")
         picture = Image.fromarray(np.round(255 * unit).astype(np.uint8))  # [0, 1] -> [0, 255]
+        picture.info["icc_profile"] = profile
+    picture = to_srgb(picture, path)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # straight to RGB, Pillow warns
     return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -10,9 +10,7 @@ from SDMatte.data.prompts import extent
 from SDMatte.data.settings import DataSettings
 from SDMatte.data.transforms import BilinearGrid, Window, pick, unit
 from SDMatte.errors import DataError
-from SDMatte.image_io import MAX_PIXELS
-
-_LARGEST_CANVAS = 4 * MAX_PIXELS  # two copies of the largest square picture, and as much around
+from SDMatte.images.decode import max_pixels
 
 
 def composite(
@@ -64,11 +62,12 @@ def composite(
     canvas = (height, total)
     if settings.keep_aspect:
         canvas = (max(canvas), max(canvas))
-        if canvas[0] * canvas[1] > _LARGEST_CANVAS:
+        limit = 4 * max_pixels()  # two copies of the largest square image, and as much around
+        if canvas[0] * canvas[1] > limit:
             raise DataError(
                 f"A foreground of {width}x{height} pixels cannot keep its aspect: it needs a "
                 f"background of {canvas[1]}x{canvas[0]}, the limit is "
-                f"{_LARGEST_CANVAS / 1e6:.0f} megapixels."
+                f"{limit / 1e6:.0f} megapixels."
             )
         background = _middle_square(background)
     top, left = (canvas[0] - height) // 2, (canvas[1] - total) // 2

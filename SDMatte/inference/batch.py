@@ -10,7 +10,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from SDMatte.errors import SDMatteError
-from SDMatte.image_io import read_icc_profile, write_image
+from SDMatte.image_io import write_image
+from SDMatte.images.decode import read_metadata
 from SDMatte.inference.jobs import BatchReport, Job, OutputSettings, note_failure
 from SDMatte.inference.predictor import EncodedImage, MattePredictor
 
@@ -44,8 +45,8 @@ def run_jobs(
                 current = None  # two pictures at once would be one too many for the memory
                 current = job.image, predictor.encode(job.image)
             result = predictor.predict(**arguments, refine=refine, image=current[1])
-            profile = read_icc_profile(job.image) if settings.kind != "alpha" else None
-            write_image(job.output, settings.render(result), profile)
+            metadata = None if settings.kind == "alpha" else read_metadata(job.image)
+            write_image(job.output, settings.render(result), metadata)
             report.done.append(job.output)
         except SDMatteError as error:
             note_failure(report, job, str(error))

@@ -15,6 +15,7 @@ import numpy as np
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.files import find_obstacle
 from SDMatte.image_io import IMAGE_EXTENSIONS, list_names
+from SDMatte.images.formats import WRITERS
 from SDMatte.inference.images import read_background
 from SDMatte.inference.prompt_lists import PromptRequest
 
@@ -70,10 +71,10 @@ class OutputSettings:
             ConfigError: It cannot.
         """
         suffix = suffix.lower()
-        if suffix not in IMAGE_EXTENSIONS:
+        if suffix not in WRITERS:
             raise ConfigError(
                 f"{suffix or 'No suffix'} is no format for pictures: use one of "
-                f"{', '.join(IMAGE_EXTENSIONS)}."
+                f"{', '.join(WRITERS)}."
             )
         if self.kind == "cutout" and suffix in _WITHOUT_ALPHA:
             raise ConfigError(f"A {suffix} file has no alpha channel: use .png, .webp or .tif.")

@@ -141,7 +141,7 @@ def test_script_writes_list_and_sheet(script, alphas, tmp_path, caplog):
     assert script(argv) == 0
     assert out.read_text(encoding="utf-8") == "ä 0.3.png\nä 0.9.png\n"
     assert read_transparent_list("Composition-1K", tmp_path / "new") == {"ä 0.3", "ä 0.9"}
-    assert "broken.png: it is not a picture" in caplog.text
+    assert "broken.png: it is not an image" in caplog.text
     # The two that are listed, and the one that nearly is: white below the glass.
     picture = read_image(sheet)
     upper = picture[60:70]  # of the first row of 160 pixels, below a line of labels

@@ -1,5 +1,6 @@
 """Many pictures: what is planned, what is written, and what does not stop the rest."""
 
+import io
 import json
 import logging
 
@@ -104,7 +105,7 @@ def test_one_bad_file_does_not_stop_the_rest(predictor, folder, tmp_path, caplog
     report = make(predictor, jobs)
     reasons = {f"{job.image.name}>{job.output.name}": reason for job, reason in report.failed}
     assert "is the matte of" in reasons["a.png>a.png"] or "overwrite" in reasons["a.png>a.png"]
-    assert "it is not a picture" in reasons["b.jpg>b.png"]
+    assert "it is not an image" in reasons["b.jpg>b.png"]
     assert "does not fit the picture" in reasons["a.png>box.png"]
     assert "has no partner" in reasons["a.png>none.png"]
     assert len(report.done) == 3 and len(report.failed) == 5  # one name, two pictures: a.jpg's
@@ -159,27 +160,38 @@ def test_mattes_of_8_and_16_bits_and_composites(predictor, folder, tmp_path):
         result.cutout(bits=12)
 
 
-def test_colour_profile_and_orientation(predictor, picture, tmp_path):
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+def test_colors_orientation_and_metadata(predictor, picture, tmp_path):
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
-    path = tmp_path / "photo.jpg"
-    Image.fromarray(picture).save(path, exif=exif, icc_profile=profile)
-    for suffix in (".png", ".webp", ".tif"):
-        jobs = plan_single(path, [AUTO], tmp_path / f"out{suffix}", suffix)
-        assert make(predictor, jobs).done
+    exif[0x0112], exif[0x010F] = 6, "Maker"  # a quarter turn
+    path = tmp_path / "photo.tif"
+    in_lab = ImageCms.profileToProfile(Image.fromarray(picture), srgb, lab, outputMode="LAB")
+    in_lab.save(path, exif=exif, dpi=(300, 300))  # with the profile of its own colours
+    assert "icc_profile" in Image.open(path).info
+    upright = np.rot90(picture, -1)
+    for suffix, bits in ((".png", 8), (".webp", 8), (".tif", 8), (".png", 16)):
+        jobs = plan_single(path, [AUTO], tmp_path / f"{bits}{suffix}", suffix)
+        assert make(predictor, jobs, bits=bits).done
         with Image.open(jobs[0].output) as written:
             assert written.size == (70, 90)  # upright
-            assert written.info["icc_profile"] == profile
-            assert written.getexif().get(0x0112, 1) == 1
-    jobs = plan_single(path, [AUTO], tmp_path / "deep.png", ".png")
-    make(predictor, jobs, bits=16)
-    with Image.open(jobs[0].output) as written:
-        assert written.size == (70, 90) and written.info["icc_profile"] == profile
+            stored = written.getexif()
+            assert stored.get(0x0112, 1) == 1 and stored[0x010F] == "Maker"
+            assert abs(float(written.info.get("dpi", (stored[0x011A],))[0]) - 300) < 0.1
+            own = io.BytesIO(written.info["icc_profile"])
+            shown = ImageCms.profileToProfile(written.convert("RGB"), own, srgb)
+            solid = np.array(written.getchannel("A")) == 255
+        error = np.abs(np.asarray(shown).astype(int) - upright)
+        assert not solid.any() or np.median(error[solid]) <= 3
+    jobs = plan_single(path, [AUTO], tmp_path / "composite.png", ".png")
+    make(predictor, jobs, kind="composite", background="#0096da")
+    with Image.open(jobs[0].output) as written:  # one profile, right for background and object
+        own = io.BytesIO(written.info["icc_profile"])
+        shown = np.asarray(ImageCms.profileToProfile(written, own, srgb)).astype(int)
+        assert np.abs(shown - np.asarray(written)).max() <= 1
     jobs = plan_single(path, [AUTO], tmp_path / "alpha.png", ".png")
     make(predictor, jobs, kind="alpha")
     with Image.open(jobs[0].output) as written:
-        assert "icc_profile" not in written.info  # a matte is no colour
+        assert not {"icc_profile", "exif", "dpi"} & set(written.info)  # a matte is data
 
 
 def test_a_background_is_read_once_and_before_the_rest(tmp_path, picture):
