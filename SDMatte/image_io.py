@@ -127,8 +127,12 @@ def _bits_per_channel(path: str | Path) -> int:
         return getattr(picture, "tag_v2", {}).get(_TIFF_BITS, (8,))[0]
 
 
-def read_hw(path: str | Path) -> tuple[int, int]:
+def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
     """Read height and width of the upright image, as a rule from the file's header alone.
+
+    Args:
+        path: The file.
+        exact: Decode the file: a PNG may have its EXIF rotation behind the pixels.
 
     Raises:
         DataError: The file cannot be read as an image.
@@ -136,10 +140,12 @@ def read_hw(path: str | Path) -> tuple[int, int]:
     try:
         with _open(path) as picture:
             width, height = picture.size
-            turned = _orientation(picture) >= 5
+            # To look for EXIF, Pillow decodes a PNG that has none in front.
+            has_exif = picture.format != "PNG" or "exif" in picture.info
+            upright = not exact and (not has_exif or _orientation(picture) == 1)
     except Exception as error:
         raise DataError(f"Cannot read {path}: {_reason(Path(path), error)}.") from error
-    return (width, height) if turned else (height, width)
+    return (height, width) if upright else _load(path)[1]
 
 
 def pillow_to_rgb(picture: Image.Image) -> np.ndarray:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, PromptError
 from SDMatte.files import read_error
 from SDMatte.image_io import find_partner, read_hw, read_mask, read_trimap
 from SDMatte.inference.prompt_values import read_values
@@ -73,7 +73,10 @@ class PromptRequest:
         """
         arguments = self.load(image)
         del arguments["transparent"]
-        read_values(read_hw(image), **arguments)
+        try:
+            read_values(read_hw(image), **arguments)
+        except PromptError:
+            read_values(read_hw(image, exact=True), **arguments)
 
 
 def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:

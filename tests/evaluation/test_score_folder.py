@@ -148,15 +148,15 @@ def test_trimaps_with_other_values_are_read_as_prompts_are_or_refused(
     trimap = read_trimap(path)
     words = ["--trimaps", truths / "trimaps", "--protocol", protocol]
     expected = score_folder(preds, truths / "truth", truths / "trimaps", protocol).scores
+    unknown, fg = trimap == 128, trimap == 255
     for values in ((0, 127, 255), (0, 1, 2)):
-        write_image(path, np.select([trimap == 128, trimap == 255], values[1:], 0).astype(np.uint8))
-        assert (
-            score_folder(preds, truths / "truth", truths / "trimaps", protocol).scores == expected
-        )
-    for values, sentence in (((0, 64, 255), "holds the value 64"), ((0, 1, 0), "holds 0 and 1 alone")):
-        write_image(path, np.select([trimap == 128, trimap == 255], values[1:], 0).astype(np.uint8))
+        write_image(path, np.select([unknown, fg], values[1:], 0).astype(np.uint8))
+        found = score_folder(preds, truths / "truth", truths / "trimaps", protocol).scores
+        assert found == expected
+    for values, sentence in (((0, 64, 255), "the value 64"), ((0, 1, 0), "0 and 1 alone")):
+        write_image(path, np.select([unknown, fg], values[1:], 0).astype(np.uint8))
         assert command(preds, truths / "truth", *words) == 2
-        assert f"t1.png {sentence}" in capsys.readouterr().err
+        assert f"t1.png holds {sentence}" in capsys.readouterr().err
 
 
 def test_mattes_and_truths_of_0_and_1_are_not_scored_as_black(truths, preds, tmp_path, caplog):
