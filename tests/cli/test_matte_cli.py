@@ -142,7 +142,7 @@ print(status, [name for name in ("torch", "diffusers") if name in sys.modules])
         ["a.png", "--points", "9", "0"],
         ["a.png", "--mask", "other.png"],
         ["a.png", "--trimap", "7.png"],
-        [".", "--prompts", "p.csv"],
+        [".", "--prompts", "p.csv", "-o", "out"],
     ):
         command = [sys.executable, "-c", code, *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
