@@ -56,3 +56,7 @@ class RunStopped(SDMatteError):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+    def __reduce__(self) -> tuple:
+        """Keep the status when the error crosses from one process to another."""
+        return type(self), (str(self), self.status)

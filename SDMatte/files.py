@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, MissingFileError
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -48,3 +48,15 @@ def find_obstacle(path: Path) -> str | None:
     if not os.path.isdir(folder):
         return f"{folder} is no folder"
     return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to"
+
+
+def read_error(path: str | Path, error: OSError, what: str = "") -> DataError:
+    """Return the error of a file that cannot be read, a `MissingFileError` where it is missing.
+
+    Args:
+        path: The file.
+        error: What the system said.
+        what: What the file is, such as ``"the prompt file "``.
+    """
+    kind = MissingFileError if isinstance(error, FileNotFoundError) else DataError
+    return kind(f"Cannot read {what}{path}: {error.strerror or error}.")

@@ -4,6 +4,7 @@ Whatever is wrong with a file (missing, empty, cut short, not an image, too larg
 `SDMatte.errors.DataError` of one sentence that names it (data/README.md, step 1).
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +15,17 @@ from PIL import Image
 
 from SDMatte.errors import DataError, OutputError
 from SDMatte.images.color import to_srgb
+from SDMatte.images.decode import bits_per_channel, reduction
 from SDMatte.images.decode import load_image as _load
-from SDMatte.images.decode import reduction
 from SDMatte.images.formats import IMAGE_EXTENSIONS, WRITERS
 from SDMatte.images.metadata import says_more_than_resolution
 from SDMatte.images.png import encode_16_bit_png
 
+logger = logging.getLogger(__name__)
+
 _LARGEST_JPEG_EXIF = 65_533
+_ALMOST_GRAY = 16
+"""Largest difference between the channels of a palette that counts as gray."""
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -38,6 +43,65 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     picture, _ = _load(path)
     return np.array(_to_rgb(picture, path))
+
+
+def read_image_and_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an image with its transparency, however the file stores that.
+
+    Args:
+        path: As for `read_image`. Alpha may be a channel of its own (premultiplied or not), or
+            the transparent entries of a palette, or a transparent gray level or color.
+
+    Returns:
+        uint8 ``[H, W, 3]``, RGB, not premultiplied; and float32 ``[H, W]`` in [0, 1], or None
+        where the image is opaque. Of an alpha of 16 bits the upper 8 count, rounded down.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    picture, _ = _load(path)
+    picture = without_premultiplied_gray(picture)
+    bits = bits_per_channel(path) if picture.has_transparency_data else 8
+    return np.array(_to_rgb(picture, path)), alpha_channel(picture, bits)
+
+
+def without_premultiplied_gray(picture: Image.Image) -> Image.Image:
+    """Convert mode La, which Pillow converts to LA alone, and return others as they are."""
+    return picture.convert("LA") if picture.mode == "La" else picture
+
+
+def alpha_channel(picture: Image.Image, bits: int = 8) -> np.ndarray | None:
+    """Return the alpha of a Pillow image of any mode.
+
+    Args:
+        picture: The image.
+        bits: Bits per channel in its file; Pillow brings channels to 8 bits, but leaves a
+            transparent gray level or color as it is in the file.
+
+    Returns:
+        float32 ``[H, W]`` in [0, 1], or None where the image is opaque.
+    """
+    if not picture.has_transparency_data:
+        return None
+    key = picture.info.get("transparency")
+    if picture.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        alpha = np.array(picture.getchannel(len(picture.getbands()) - 1))
+    elif picture.mode == "P":
+        alpha = np.array(picture.convert("RGBA").getchannel("A"))
+    else:
+        values = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+        if picture.mode == "L" and bits < 8:
+            key = key * 255 // (2**bits - 1)
+        elif picture.mode == "RGB" and bits == 16:
+            key = [level >> 8 for level in key]
+        same = values == key  # [H, W], or [H, W, 3]
+        alpha = np.where(same.all(axis=2) if same.ndim == 3 else same, 0, 255).astype(np.uint8)
+    if alpha.min(initial=255) == 255:
+        return None
+    # Rounded down, 16 bits never allow a matte more than they said.
+    levels = np.arange(256) * (256 / 65535 if bits == 16 else 1 / 255)  # [0, 255] -> [0, 1]
+    levels[-1] = 1
+    return levels.astype(np.float32)[alpha]
 
 
 def pillow_to_rgb(picture: Image.Image) -> np.ndarray:
@@ -83,55 +147,156 @@ def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarra
 
 
 def read_alpha(path: str | Path) -> np.ndarray:
-    """Reads an alpha matte, however it was stored.
+    """Read an alpha matte, however it was stored.
 
-    Gray files of 1, 8, 16 or 32 bits are scaled to [0, 1]; colour files count by their luminance
-    (a gray picture stored as RGB, CMYK or with a palette). Of a file with an alpha channel that
-    channel is the matte, unless it is opaque all over: then the colours are. Where colours or an
+    Gray files of 1, 8, 16 or 32 bits are scaled to [0, 1]; color files count by their luminance
+    (a gray image stored as RGB, CMYK or with a palette). Of a file with an alpha channel that
+    channel is the matte, unless it is opaque all over: then the colors are. Where colors or an
     alpha channel have 16 bits, the upper 8 count.
 
+    Files in another range are recognized, with one warning a folder: gray values of 0 and 1 of
+    any depth, 8 bits in a file of 16 (the largest value is 255), integers in a floating-point
+    file, and one object by its index in a palette of colors.
+
     Args:
-        path: The picture file.
+        path: The image file.
 
     Returns:
         float32 ``[H, W]`` in [0, 1].
 
     Raises:
-        DataError: The file cannot be read as a picture.
+        DataError: The file cannot be read as an image, or holds several objects by index.
     """
     matte = read_matte(path)
     return matte.astype(np.float32) / 255 if matte.dtype == np.uint8 else matte  # -> [0, 1]
 
 
 def read_matte(path: str | Path) -> np.ndarray:
-    """Reads an alpha matte like `read_alpha`, but leaves 8 bits as they are.
+    """Read an alpha matte like `read_alpha`, but leave 8 bits as they are.
 
     Returns:
         ``[H, W]``: uint8 of a file of 8 bits or fewer, else float32 in [0, 1].
 
     Raises:
-        DataError: The file cannot be read as a picture.
+        DataError: See `read_alpha`.
     """
     picture, _ = _load(path)
-    return _wide_to_unit(picture, path) if _is_wide(picture.mode) else _gray(picture)
+    if _is_wide(picture.mode):
+        return _wide_to_unit(picture, path)
+    labels = _palette_labels(picture)
+    if labels is not None:
+        if labels.max() != labels.min(where=labels > 0, initial=labels.max()):
+            raise DataError(
+                f"Cannot read {path} as an alpha: it holds several objects by their index "
+                f"({list_ids(labels)}). Write the alpha of one, gray, from 0 to 255."
+            )
+        _note_range(path, "the object is the index in its palette that is not the background's")
+        return np.where(labels > 0, 255, 0).astype(np.uint8)
+    gray = _gray(picture)
+    if gray.max(initial=0) == 1:
+        _note_range(path, "its largest value is 1, so it is read as 0 and 1")
+        return gray * np.uint8(255)  # {0, 1} -> {0, 255}
+    return gray
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Read a mask as it is stored: gray levels, 0 and 1, ids, indices in a palette, or colors.
+
+    Args:
+        path: The image file.
+
+    Returns:
+        ``[H, W]``: integers, or float32 of a floating-point file; 0 is the background. Of a file
+        with transparency its alpha, of colors the brightest channel.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    picture, _ = _load(path)
+    if _is_wide(picture.mode):
+        return np.array(picture)
+    labels = _palette_labels(picture)
+    if labels is not None:
+        return labels
+    if picture.mode == "L":
+        return np.array(picture)
+    alpha = alpha_channel(picture)
+    if alpha is not None:
+        return np.rint(alpha * 255).astype(np.uint8)  # [0, 1] -> [0, 255]
+    return np.array(_to_rgb(without_premultiplied_gray(picture), path)).max(axis=2)
 
 
 def read_trimap(path: str | Path) -> np.ndarray:
-    """Reads a trimap as it is stored: 0 background, 128 unknown, 255 foreground.
+    """Read a trimap: 0 background, 128 unknown, 255 foreground.
+
+    Files of 0, 1 and 2 (gray or indices in a palette) are scaled to that; other values are kept,
+    see `trimap_levels`.
 
     Args:
-        path: The picture file.
+        path: The image file.
 
     Returns:
         uint8 ``[H, W]``.
 
     Raises:
-        DataError: The file cannot be read as a picture.
+        DataError: The file cannot be read as an image, or its only values are 0 and 1.
     """
     picture, _ = _load(path)
-    if _is_wide(picture.mode):
-        return np.round(255 * _wide_to_unit(picture, path)).astype(np.uint8)  # -> [0, 255]
-    return _gray(picture)
+    labels = _palette_labels(picture)
+    if labels is not None:
+        values = labels
+    elif _is_wide(picture.mode):
+        values = np.array(picture)
+        top = values.max(initial=0)
+        if picture.mode == "F" and top != 2 or top > 255:
+            values = np.round(255 * _wide_to_unit(picture, path))  # -> [0, 255]
+        values = values.astype(np.uint8)
+    else:
+        values = _gray(picture)
+    if values.max(initial=0) in (1, 2):
+        values = trimap_levels(values, f"The trimap {path}")
+    return values
+
+
+def trimap_levels(trimap: np.ndarray, name: str = "The trimap") -> np.ndarray:
+    """Return the three levels of a trimap; the one check for prompts, files and scores.
+
+    Args:
+        trimap: ``[H, W]``: 0 background, 127 or 128 unknown, 255 foreground; or 0, 1, 2; or
+            floating point, 0, .5, 1.
+        name: Begins the message.
+
+    Returns:
+        uint8 ``[H, W]`` of 0, 128, 255.
+
+    Raises:
+        DataError: It holds other values, or 0 and 1 alone, which may mean either of two things.
+    """
+    top = trimap.max(initial=0)
+    is_unit = trimap.dtype.kind == "f" and top <= 1
+    unknown = (0.5,) if is_unit else (1,) if top <= 2 else (127, 128)
+    full = 1 if is_unit else 2 if top <= 2 else 255
+    levels = np.zeros(trimap.shape, np.uint8)
+    levels[np.isin(trimap, unknown)] = 128
+    levels[trimap == full] = 255
+    others = trimap[(levels == 0) & (trimap != 0)]
+    if others.size:
+        raise DataError(
+            f"{name} holds the value {others[0]:g}. Allowed are 0 (background), 128 or 127 "
+            f"(unknown) and 255 (foreground); or 0, 1, 2; or floating point, 0, 0.5, 1."
+        )
+    if top == 1 and not is_unit:
+        raise DataError(
+            f"{name} holds 0 and 1 alone, which may stand for unknown or for foreground: write "
+            f"0 (background), 128 (unknown) and 255 (foreground)."
+        )
+    return levels
+
+
+def list_ids(labels: np.ndarray, most: int = 8) -> str:
+    """Return the ids of a label map, without the background's 0, as they stand in a message."""
+    ids = [f"{label:g}" for label in np.unique(labels[labels != 0])[: most + 1].tolist()]
+    return ", ".join(ids if len(ids) <= most else [*ids[:most], "..."])
 
 
 def reduce_matte(matte: np.ndarray, factor: int) -> np.ndarray:
@@ -287,23 +452,33 @@ def _to_rgb(picture: Image.Image, path: str | Path) -> Image.Image:
 
 
 def _wide_to_unit(picture: Image.Image, path: str | Path) -> np.ndarray:
-    """Scales a 16-bit, 32-bit or floating-point gray picture to float32 in [0, 1]."""
+    """Scale a 16-bit, 32-bit or floating-point gray image to float32 in [0, 1]."""
     values = np.asarray(picture, dtype=np.float32)
     top, low = (float(values.max()), float(values.min())) if values.size else (0.0, 0.0)
-    limit = 1.0 if picture.mode == "F" else 65535.0
+    expected = 1 if picture.mode == "F" else 65535
+    limit = expected
+    if low >= 0 and top > 0:
+        if picture.mode != "F" and top in (1, 255):
+            limit = int(top)
+        # Other fractions above 1 are what a filter that overshoots leaves, not another range.
+        elif picture.mode == "F" and 1 < top <= 65535 and (values == np.rint(values)).all():
+            limit = 255 if top <= 255 else 65535
     if not (0 <= low and top <= limit):
         raise DataError(
-            f"Cannot read {path}: its values go from {low:g} to {top:g}, a gray picture of mode "
-            f"{picture.mode} may hold 0 to {limit:g}."
+            f"Cannot read {path}: its values go from {low:g} to {top:g}, a gray image of mode "
+            f"{picture.mode} may hold 0 to {expected:g}."
         )
+    if limit != expected:
+        _note_range(path, f"its largest value is {top:g}, so it is read as 0 to {limit}")
     return values / np.float32(limit)  # [0, limit] -> [0, 1]
 
 
 def _gray(picture: Image.Image) -> np.ndarray:
-    """Takes the matte out of an 8-bit picture of any mode: uint8 ``[H, W]``."""
+    """Take the matte out of an 8-bit image of any mode: uint8 ``[H, W]``."""
     if picture.mode == "L":
         return np.array(picture)
-    has_alpha = picture.mode in ("LA", "La", "RGBA", "RGBa", "PA") or (
+    picture = without_premultiplied_gray(picture)
+    has_alpha = picture.mode in ("LA", "RGBA", "RGBa", "PA") or (
         "transparency" in picture.info and picture.mode in ("1", "P", "RGB")
     )
     if has_alpha:
@@ -313,6 +488,44 @@ def _gray(picture: Image.Image) -> np.ndarray:
     if picture.mode not in ("1", "RGB"):
         picture = picture.convert("RGB")
     return np.array(picture.convert("L"))
+
+
+def _palette_labels(picture: Image.Image) -> np.ndarray | None:
+    """Return the indices of an image with a palette of colors, which stand for objects.
+
+    Returns:
+        uint16 ``[H, W]``, 0 where the color is black, or without black where the index is 0; the
+        void of VOC, index 255, is background, too. None of any other image: where the palette is
+        gray or has transparency, those tell more than the indices.
+    """
+    if picture.mode != "P" or picture.has_transparency_data:
+        return None
+    labels = np.array(picture).astype(np.uint16)
+    used = np.flatnonzero(np.bincount(np.array(picture).ravel(), minlength=256))
+    colors = np.zeros((256, 3), int)
+    palette = np.reshape(picture.getpalette("RGB"), (-1, 3))
+    colors[: len(palette)] = palette
+    if np.ptp(colors[used], axis=1).max(initial=0) <= _ALMOST_GRAY:
+        return None
+    black = [index for index in used if not colors[index].any()]
+    names = np.arange(256, dtype=np.uint16)
+    if black and 0 not in black:
+        names[0] = 256  # an object, although its index is that of most backgrounds
+    names[black] = 0
+    if len(set(names[used]) - {0, 255}):
+        names[255] = 0
+    return names[labels]
+
+
+_noted: set[tuple[Path, str]] = set()
+
+
+def _note_range(path: str | Path, reading: str) -> None:
+    """Warn of how a file's values are read, once a folder: data sets have many such files."""
+    note = Path(path).parent, reading
+    if note not in _noted:
+        _noted.add(note)
+        logger.warning("%s: %s (and others of its folder likewise).", path, reading)
 
 
 def _to_integers(array: np.ndarray, path: Path, kind: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -16,12 +17,15 @@ from SDMatte.image_io import (
     list_names,
     names_by_stem,
     read_alpha,
+    read_hw,
     read_image,
+    read_mask,
     read_matte,
     read_reduced,
     read_trimap,
     reduce_matte,
     reduction,
+    trimap_levels,
     write_image,
 )
 
@@ -107,8 +111,9 @@ def test_alpha_1_bit_and_float(tmp_path):
     np.testing.assert_array_equal(read_alpha(save(tmp_path / "b.png", bits, "1")), bits / 255)
     unit = (RAMP / 255).astype(np.float32)
     np.testing.assert_array_equal(read_alpha(save(tmp_path / "f.tif", unit)), unit)
-    with pytest.raises(DataError, match=r"g\.tif.*0 to 1"):
-        read_alpha(save(tmp_path / "g.tif", RAMP.astype(np.float32)))
+    for values in (RAMP * np.float32(1 / 229), RAMP + np.float32(0.5)):  # no honest range
+        with pytest.raises(DataError, match=r"g\.tif.*0 to 1"):
+            read_alpha(save(tmp_path / "g.tif", values))
 
 
 def test_alpha_of_a_cut_out_is_its_alpha_channel(tmp_path):
@@ -138,6 +143,95 @@ def test_palettes_with_transparency(tmp_path):
     palette.save(tmp_path / "p.png", transparency=bytes([0, 128, 255]))
     np.testing.assert_array_equal(read_matte(tmp_path / "p.png")[0, :3], [0, 128, 255])
     np.testing.assert_array_equal(read_image(tmp_path / "p.png")[0, 1], [200, 100, 50])
+
+
+BINARY = (RAMP > 100).astype(np.uint8)  # 0 and 1
+
+
+def palette_image(indices, colors):
+    picture = Image.fromarray(np.asarray(indices, np.uint8), "P")
+    picture.putpalette(np.ravel(colors).tolist())
+    return picture
+
+
+VOC = [[0, 0, 0], [128, 0, 0], [0, 128, 0], *[[9, 9, 9]] * 252, [224, 224, 192]]
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.fromarray(BINARY),
+        Image.fromarray(BINARY.astype(np.uint16)),
+        Image.fromarray(BINARY.astype(np.int32)),
+        Image.fromarray(BINARY.astype(np.float32)),
+        Image.fromarray(BINARY.astype(np.float32) * 255),
+        Image.fromarray(BINARY.astype(np.uint16) * 255),
+        Image.fromarray(BINARY.astype(bool)),
+        Image.fromarray(np.repeat(BINARY[..., None], 3, axis=2)),
+        palette_image(BINARY, VOC),
+        palette_image(BINARY, [[0, 0, 0], [1, 1, 1]]),
+        palette_image(BINARY * 2, VOC),
+        palette_image(1 - BINARY, [[200, 0, 0], [0, 0, 0]]),  # as optimizers order them
+    ],
+    ids=lambda picture: picture.mode,
+)
+def test_objects_of_1_or_an_index_are_not_black(tmp_path, picture):
+    path = tmp_path / "m.tif"
+    picture.save(path)
+    np.testing.assert_array_equal(read_alpha(path), BINARY)
+    mask = read_mask(path)
+    np.testing.assert_array_equal(mask > 0, BINARY)
+    assert len(np.unique(mask)) == 2
+
+
+def test_other_ranges_are_warned_of_once_a_folder(tmp_path, caplog):
+    for name in ("a.png", "b.png"):
+        read_alpha(save(tmp_path / name, BINARY))
+    assert caplog.text.count("its largest value is 1, so it is read as 0 and 1") == 1
+
+
+def test_dark_alphas_stay_dark(tmp_path):
+    for values in (np.zeros((2, 2), np.uint8), np.uint8([[0, 2]]), np.uint16([[0, 254]])):
+        alpha = read_alpha(save(tmp_path / "a.png", values))
+        np.testing.assert_allclose(alpha, values / np.iinfo(values.dtype).max, rtol=1e-6)
+
+
+def test_labels_of_a_palette(tmp_path):
+    path = tmp_path / "voc.png"
+    palette_image([[0, 1, 2, 255]], VOC).save(path)
+    assert read_mask(path).tolist() == [[0, 1, 2, 0]]  # 255 is void
+    with pytest.raises(DataError, match=r"several objects by their index \(1, 2\)"):
+        read_alpha(path)
+
+
+def test_masks_of_colors_count_by_their_brightest_channel(tmp_path):
+    red = np.uint8([[[0, 0, 0], [250, 50, 80], [0, 0, 255]]])
+    assert read_mask(save(tmp_path / "m.png", red)).tolist() == [[0, 250, 255]]
+    rgba = np.dstack([red, np.uint8([[255, 0, 9]])])
+    assert read_mask(save(tmp_path / "c.png", rgba)).tolist() == [[255, 0, 9]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_trimaps_of_0_1_2(tmp_path, dtype):
+    expected = [[0, 128, 255]]
+    path = tmp_path / "t.tif"
+    for values in ([0, 1, 2], [0, 128, 255]):
+        assert read_trimap(save(path, np.array([values], dtype))).tolist() == expected
+    with pytest.raises(DataError, match="0 and 1 alone") if dtype != np.float32 else nullcontext():
+        assert read_trimap(save(path, np.array([[0, 1]], dtype))).tolist() == [[0, 255]]
+    palette_image([[0, 1, 2]], VOC).save(tmp_path / "p.png")
+    assert read_trimap(tmp_path / "p.png").tolist() == expected
+    pet = save(tmp_path / "pet.png", np.uint8([[1, 2, 3]]))
+    with pytest.raises(DataError, match="The trimap holds the value 1. Allowed are 0"):
+        trimap_levels(read_trimap(pet))
+
+
+def test_height_and_width_of_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("a.jpg", "a.png", "a.tif"):
+        assert read_hw(save(tmp_path / name, COLOURS)) == (4, 6)
+        assert read_hw(save(tmp_path / name, COLOURS, exif=exif)) == (6, 4)
 
 
 def test_a_hundred_megapixels(tmp_path):

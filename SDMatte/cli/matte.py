@@ -37,6 +37,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER")
+    parser.add_argument(
+        "--ignore-alpha",
+        action="store_true",
+        help="take what is transparent in the images as opaque, with the colors stored there "
+        "(default: mattes never exceed the image's own alpha)",
+    )
     _add_prompts(parser)
     _add_outputs(parser)
     _add_model(parser)
@@ -53,17 +59,22 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         type=float,
         action="append",
         metavar=("X0", "Y0", "X1", "Y1"),
-        help="around the object; repeat it for several mattes",
+        help="around the object, in pixels; repeat it for several mattes",
     )
     kinds.add_argument(
-        "--points", nargs="+", type=float, metavar="X Y", help="one to ten points on the object"
+        "--points", nargs="+", type=float, metavar="X Y", help="one to ten points, in pixels"
     )
-    kinds.add_argument("--mask", type=Path, metavar="FILE_OR_FOLDER", help="roughly the object")
+    kinds.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="roughly the object, of gray 0 and 255, 0 and 1, ...",
+    )
     kinds.add_argument(
         "--trimap",
         type=Path,
         metavar="FILE_OR_FOLDER",
-        help="0 background, 128 unknown, 255 foreground",
+        help="0 background, 128 unknown, 255 foreground; or 0, 1, 2",
     )
     kinds.add_argument("--auto", action="store_true", help="no prompt: what stands out")
     kinds.add_argument(
@@ -127,7 +138,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plans, loads the model if there is something to do, and makes the mattes."""
-    from SDMatte.inference.jobs import BatchReport, OutputSettings, pending_jobs
+    from SDMatte.inference.jobs import BatchReport, OutputSettings, checked_jobs, pending_jobs
 
     kind = "alpha" if args.alpha_only else "composite" if args.background else "cutout"
     settings = OutputSettings(
@@ -138,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
     report = BatchReport()
     # Who names a single picture wants its matte, whatever is there.
     pending = pending_jobs(jobs, args.overwrite or single, report)
+    pending = checked_jobs(pending, report)
     if pending:
         many = "s" if len(pending) > 1 else ""
         logger.info("%d matte%s to make; loading %s ...", len(pending), many, args.model)
@@ -155,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
             offload=args.offload,
             progress=True,
         )
-        run_jobs(predictor, pending, settings, report, args.refine)
+        run_jobs(predictor, pending, settings, report, args.refine, args.ignore_alpha)
     if len(jobs) > 1:
         print(report.summary())
     elif report.done:

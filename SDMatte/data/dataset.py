@@ -78,6 +78,10 @@ class _Picture(NamedTuple):
 class MattingDataset(Dataset):
     """Samples with all prompts, for training or test.
 
+    Of images with an alpha channel the colors count as they are stored, as in the reference: in
+    data sets they are foregrounds, whose colors go on under their alpha, or channels of no
+    meaning. (`SDMatte.MattePredictor` heeds the transparency of images.)
+
     A sample depends on nothing but the seed, its index and, in training, the epoch: not on the
     worker, the rank or the order. In test it depends on the seed and the alpha's file name, so
     that two evaluations, of the set or a part of it, see the same prompts. Each stage (composite,

@@ -29,7 +29,7 @@ import numpy as np
 
 from SDMatte.data.prompts import Prompt, prompt_of_box, prompt_of_mask, prompt_of_points
 from SDMatte.errors import DataError
-from SDMatte.files import write_text
+from SDMatte.files import read_error, write_text
 from SDMatte.prompts import NUM_POINTS, PROMPT_TYPES
 
 FORMAT = "SDMatte prompts"
@@ -70,7 +70,7 @@ class PromptFile:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise DataError(f"Cannot read the prompt file {path}: {error.strerror}.") from error
+            raise read_error(path, error, "the prompt file ") from error
         except ValueError as error:
             raise DataError(f"The prompt file {path} is not valid JSON ({error}).") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -159,7 +159,10 @@ class PromptFile:
             corners = [] if box is None else [box[:2], box[2:]]
             for x, y in [*corners, *points]:
                 if not (_is_pixel(x, width) and _is_pixel(y, height)):
-                    raise ValueError(f"({x}, {y}) is no pixel of {width}x{height}")
+                    raise ValueError(
+                        f"({x}, {y}) is not a pixel of {width}x{height}; coordinates are integers, "
+                        f"in pixels"
+                    )
             if corners and not (box[0] <= box[2] and box[1] <= box[3]):
                 raise ValueError(f"the box {box} does not end where it begins, or after")
             return {

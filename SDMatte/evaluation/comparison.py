@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from SDMatte import pictures
-from SDMatte.errors import DataError
+from SDMatte.errors import MissingFileError
 from SDMatte.evaluation.document import (
     Block,
     Bullets,
@@ -86,7 +86,7 @@ def read_runs(runs: Sequence[tuple[str, Path]]) -> list[Comparison]:
     for name, run in runs:
         folders = find_results(run)
         if not folders:
-            raise DataError(f"There are no results in {run}: no summary.json, nor below it.")
+            raise MissingFileError(f"There are no results in {run}: no summary.json, nor below it.")
         results = {folder: read_result(folder) for folder in folders}
         several = len({result.model for result in results.values()}) > 1
         for folder, result in results.items():

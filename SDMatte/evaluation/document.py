@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from SDMatte.errors import DataError
 from SDMatte.evaluation.tables import Table, escape_latex, escape_markdown
+from SDMatte.files import read_error
 
 
 @dataclass(frozen=True)
@@ -143,5 +143,5 @@ def _data_uri(path: Path) -> str:
     try:
         content = base64.b64encode(path.read_bytes()).decode("ascii")
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+        raise read_error(path, error) from error
     return f"data:{mimetypes.guess_type(path.name)[0]};base64,{content}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, OutputError
 from SDMatte.evaluation.results import ERRORS, MATTES, SCORES, SUMMARY, PictureScore
 from SDMatte.files import write_text
 
@@ -81,7 +81,7 @@ class Journal:
         """Adds a picture that process ``rank`` has done.
 
         Raises:
-            DataError: The file cannot be written.
+            OutputError: The file cannot be written.
         """
         try:
             if self._part is None:
@@ -90,7 +90,7 @@ class Journal:
             self._part.write(f"{json.dumps(picture.as_dict())}\n")
             self._part.flush()
         except OSError as error:
-            raise DataError(f"Cannot write to {self.folder}: {error.strerror}.") from error
+            raise OutputError(f"Cannot write to {self.folder}: {error.strerror}.") from error
 
     def close(self) -> None:
         """Closes the file of this process."""

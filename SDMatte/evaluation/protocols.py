@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.evaluation.metrics import METRICS, UNKNOWN
-from SDMatte.image_io import read_alpha, read_trimap
+from SDMatte.evaluation.metrics import METRICS
+from SDMatte.image_io import read_alpha, read_trimap, trimap_levels
 
 DISPLAY_SCALE = {"MSE": 1000.0, "MAD": 1000.0}
 """Factors of the command line's tables; everything stored or returned is raw."""
@@ -161,20 +161,14 @@ def read_partners(
 
     Raises:
         DataError: A file cannot be read, or differs in size from the prediction; or a trimap has
-            other values than 0, 128 and 255.
+            other values than `SDMatte.image_io.trimap_levels` takes.
     """
     true = as_scored(read_alpha(alpha_path), protocol)
     _check_size(pred, true, "true alpha", alpha_path)
     if trimap_path is None:
         return true, None
-    trimap = read_trimap(trimap_path)
+    trimap = trimap_levels(read_trimap(trimap_path), f"The trimap {trimap_path}")
     _check_size(pred, trimap, "trimap", trimap_path)
-    known = np.isin(trimap, (0, UNKNOWN, 255))
-    if not known.all():
-        raise DataError(
-            f"The trimap {trimap_path} has the value {trimap[~known][0]}, only 0, {UNKNOWN} "
-            f"(unknown) and 255 are allowed."
-        )
     return true, trimap
 
 

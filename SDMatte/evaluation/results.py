@@ -26,7 +26,7 @@ import numpy as np
 
 from SDMatte.errors import DataError
 from SDMatte.evaluation.metrics import METRICS
-from SDMatte.files import write_text
+from SDMatte.files import read_error, write_text
 
 MATTES, ERRORS = "mattes", "errors"
 SCORES, SUMMARY = "scores.csv", "summary.json"
@@ -139,7 +139,8 @@ def read_result(folder: str | Path) -> EvaluationResult:
     """Reads what `write_result` left; the versions that it was made with are in ``info``.
 
     Raises:
-        DataError: A file is missing or damaged, or the two do not belong together.
+        MissingFileError: A file is missing.
+        DataError: A file is damaged, or the two do not belong together.
     """
     folder = Path(folder)
     try:
@@ -155,8 +156,10 @@ def read_result(folder: str | Path) -> EvaluationResult:
             **{key: summary[key] for key in ("dataset", "protocol", "prompt", "model")},
             **{key: summary[key] for key in ("prompt_seed", "trimap_restricted")},
         )
+    except DataError:  # a ValueError, too
+        raise
     except OSError as error:
-        raise DataError(f"Cannot read {error.filename}: {error.strerror}.") from error
+        raise read_error(error.filename, error) from error
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(
             f"{folder} holds no readable scores ({SUMMARY}, {SCORES}): {error!r}."

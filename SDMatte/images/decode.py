@@ -111,6 +111,39 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return _read(path, lambda image: kept_metadata(image, path))
 
 
+def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
+    """Read height and width of the upright image, as a rule from the file's header alone.
+
+    Args:
+        path: The file.
+        exact: Decode the file: a PNG may have its EXIF orientation behind the pixels.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+
+    def hw(image: Image.Image) -> tuple[int, int]:
+        if exact:
+            image.load()
+        # To look for EXIF, Pillow decodes a PNG that has none in front.
+        has_exif = exact or image.format != "PNG" or "exif" in image.info
+        turned = has_exif and _orientation(image, path) >= 5
+        return image.size if turned else image.size[::-1]
+
+    return _read(Path(path), hw)
+
+
+def bits_per_channel(path: str | Path) -> int:
+    """Return the bits per channel that a PNG or TIFF file has; 8 for others."""
+
+    def bits(image: Image.Image) -> int:
+        if image.format == "PNG":
+            return _head(Path(path))[24]
+        return getattr(image, "tag_v2", {}).get(_BITS, (8,))[0]
+
+    return _read(Path(path), bits)
+
+
 def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
     """By what an image can be divided, 1, 2, 4 or 8, so that enough rows and columns remain."""
     fits = (

@@ -24,6 +24,7 @@ def run_jobs(
     settings: OutputSettings,
     report: BatchReport,
     refine: str | None = None,
+    ignore_alpha: bool = False,
 ) -> None:
     """Makes mattes one after another; what goes wrong with one does not stop the others.
 
@@ -36,6 +37,7 @@ def run_jobs(
         settings: What to write.
         report: Gets what was done and what failed.
         refine: See `MattePredictor.predict`.
+        ignore_alpha: See `MattePredictor.set_image`.
     """
     current: tuple[Path, EncodedImage] | None = None
     for job in _with_progress(jobs):
@@ -43,7 +45,7 @@ def run_jobs(
             arguments = job.prompt.load(job.image)
             if current is None or current[0] != job.image:
                 current = None  # two pictures at once would be one too many for the memory
-                current = job.image, predictor.encode(job.image)
+                current = job.image, predictor.encode(job.image, ignore_alpha=ignore_alpha)
             result = predictor.predict(**arguments, refine=refine, image=current[1])
             metadata = None if settings.kind == "alpha" else read_metadata(job.image)
             write_image(job.output, settings.render(result), metadata)

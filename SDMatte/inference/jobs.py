@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SDMatte.errors import ConfigError, DataError
+from SDMatte.errors import ConfigError, DataError, SDMatteError
 from SDMatte.files import find_obstacle
 from SDMatte.image_io import IMAGE_EXTENSIONS, list_names
 from SDMatte.images.formats import WRITERS
@@ -257,6 +257,26 @@ def pending_jobs(jobs: Iterable[Job], overwrite: bool, report: BatchReport) -> l
         else:
             pending.append(job)
     return pending
+
+
+def checked_jobs(jobs: Iterable[Job], report: BatchReport) -> list[Job]:
+    """Sort out prompts that do not fit their images; of images only the headers are read.
+
+    Args:
+        jobs: As `pending_jobs` returns them.
+        report: Gets what is sorted out.
+
+    Returns:
+        The jobs that can be done.
+    """
+    fitting = []
+    for job in jobs:
+        try:
+            job.prompt.check(job.image)
+            fitting.append(job)
+        except SDMatteError as error:
+            note_failure(report, job, str(error))
+    return fitting
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

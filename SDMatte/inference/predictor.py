@@ -1,7 +1,7 @@
 """Mattes of objects in pictures: encode a picture once, then ask with any number of prompts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from SDMatte.data.transforms import aspect_shape, resize_bilinear, to_tensor
 from SDMatte.devices import choose_device, give_back_memory
 from SDMatte.errors import ConfigError, DataError, PromptError
 from SDMatte.evaluation.protocols import finish_alpha
-from SDMatte.inference.images import as_rgb
+from SDMatte.inference.images import flatten, read_pixels
 from SDMatte.inference.loading import InferenceDefaults, find_model, offload_model
 from SDMatte.inference.prompts import PixelPrompt, read_prompts
 from SDMatte.inference.result import MatteResult
@@ -32,17 +32,19 @@ _PREDICT_KEYS = ("box", "points", "mask", "trimap", "transparent")
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture and what the autoencoder made of it, to be used with any number of prompts.
+    """An image and what the autoencoder made of it, to be used with any number of prompts.
 
     Attributes:
-        image: uint8 ``[H, W, 3]``, RGB.
+        image: uint8 ``[H, W, 3]``, RGB; gray where the image is transparent all through.
         latent: ``[1, C, h, w]``, on the predictor's device.
         size: Height and width at which the model saw it.
+        opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None where it is opaque.
     """
 
     image: np.ndarray
     latent: torch.Tensor
     size: tuple[int, int]
+    opacity: np.ndarray | None = None
 
 
 class _Task(NamedTuple):
@@ -168,27 +170,32 @@ class MattePredictor:
             progress=progress,
         )
 
-    def set_image(self, image: Any) -> EncodedImage:
-        """Encodes a picture, which the next calls of `predict` are about.
+    def set_image(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
+        """Encode an image, which the next calls of `predict` are about.
+
+        What is transparent in it stays so: the model sees the image on mid-gray, mattes never
+        exceed the image's own alpha, and colors under alpha 0 show nowhere.
 
         Args:
             image: A path, a Pillow image, an array or a tensor; see
-                `SDMatte.inference.images.as_rgb`.
+                `SDMatte.inference.images.read_pixels`.
+            ignore_alpha: Take the colors as they are stored, and the image as opaque.
 
         Returns:
-            The encoded picture: for ``predict(..., image=...)``, if several are in use.
+            The encoded image: for ``predict(..., image=...)``, if several are in use.
 
         Raises:
-            DataError: It is no picture.
+            DataError: It is not an image.
         """
-        self._current = None  # a picture that cannot be read leaves none behind
-        self._current = self.encode(image)
+        self._current = None  # an image that cannot be read leaves none behind
+        self._current = self.encode(image, ignore_alpha=ignore_alpha)
         return self._current
 
-    def encode(self, image: Any) -> EncodedImage:
-        """Encodes a picture as `set_image` does, and leaves the one that is set alone."""
-        pixels = as_rgb(image)
-        return self._encode(pixels, self._model_size(pixels.shape))
+    def encode(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
+        """Encode an image as `set_image` does, and leave the one that is set alone."""
+        colors, opacity = read_pixels(image, ignore_alpha)
+        encoded = self._encode(flatten(colors, opacity), self._model_size(colors.shape))
+        return replace(encoded, image=colors, opacity=opacity)
 
     def predict(
         self,
@@ -203,15 +210,16 @@ class MattePredictor:
     ) -> MatteResult | list[MatteResult]:
         """Predicts the matte of what a prompt points at; without a prompt, of what stands out.
 
-        All coordinates are in pixels of the picture. What does not fit is refused, not clipped.
+        All coordinates are in pixels of the image. What does not fit is refused, not clipped.
 
         Args:
             box: x0, y0, x1, y1, the edges of a box, from 0 to width and height; or a list of
-                boxes.
+                boxes. Fractions of the size are refused.
             points: One to ten (x, y) on the object.
             mask: ``[H, W]``, roughly the object: bool, 0 and 1, 0 to 255, or floating point in
-                [0, 1]; or a list of masks.
-            trimap: ``[H, W]``: 0 background, 128 unknown, 255 foreground; or a list of trimaps.
+                [0, 1]; or a list of masks. See `SDMatte.inference.prompts.read_prompts`.
+            trimap: ``[H, W]``: 0 background, 128 unknown, 255 foreground, or 0, 1, 2; or a list of
+                trimaps.
             transparent: Whether the object is transparent (glass, smoke); None: it is not.
             refine: ``"tiles"``: a second pass over the edges at full resolution; see
                 `SDMatte.inference.tiles`.
@@ -242,14 +250,17 @@ class MattePredictor:
         images: Sequence[Any],
         prompts: Sequence[Mapping[str, Any]],
         refine: str | None = None,
+        *,
+        ignore_alpha: bool = False,
     ) -> list[MatteResult]:
-        """Predicts one matte of each of several pictures, in batches.
+        """Predict one matte of each of several images, in batches.
 
         Args:
-            images: As `set_image` takes them; the picture set there is left alone.
+            images: As `set_image` takes them; the image set there is left alone.
             prompts: For each picture the arguments of `predict`, such as
                 ``{"box": (10, 20, 300, 400)}``; one box, mask or trimap each.
             refine: See `predict`.
+            ignore_alpha: See `set_image`.
 
         Returns:
             The results, in order.
@@ -268,7 +279,7 @@ class MattePredictor:
                     f"A prompt of a batch is a mapping with {', '.join(_PREDICT_KEYS)}; got "
                     f"{given!r:.80}."
                 )
-            given, encoded = dict(given), self.encode(image)
+            given, encoded = dict(given), self.encode(image, ignore_alpha=ignore_alpha)
             transparent = _opacity(given.pop("transparent", None))
             read, many = self._read_prompts(encoded, **given)
             if many:
@@ -304,17 +315,23 @@ class MattePredictor:
             raise ConfigError(f"refine is None or 'tiles'; got {refine!r}.")
         results = []
         for task, small in zip(tasks, self._infer(tasks), strict=True):
-            image = task.encoded.image
+            image, opacity = task.encoded.image, task.encoded.opacity
             if refine is not None:
                 # How many there are shows only on the way.
                 with tqdm(unit="tile", leave=False, disable=not self.progress) as bar:
                     predict = partial(self._predict_crops, transparent=task.transparent, bar=bar)
                     alpha = refine_with_tiles(
-                        image, small, predict, self.resolution, self.batch_size
+                        flatten(image, opacity),
+                        small,
+                        predict,
+                        self.resolution,
+                        self.batch_size,
                     )
             else:
                 alpha = finish_alpha(small, image.shape[:2], "corrected")
-            results.append(MatteResult(image, alpha, task.prompt.kind.alias))
+            if opacity is not None:
+                alpha = np.minimum(alpha, opacity)
+            results.append(MatteResult(image, alpha, task.prompt.kind.alias, opacity))
         return results
 
     def _infer(self, tasks: Sequence[_Task]) -> list[np.ndarray]:

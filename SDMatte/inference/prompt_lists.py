@@ -23,8 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from SDMatte.errors import DataError
-from SDMatte.image_io import find_partner, read_alpha, read_trimap
+from SDMatte.errors import DataError, PromptError
+from SDMatte.files import read_error
+from SDMatte.image_io import find_partner, read_mask, read_trimap
+from SDMatte.images.decode import read_hw
+from SDMatte.inference.prompt_values import read_values
 
 KINDS = ("box", "points", "mask", "trimap", "auto")
 _COLUMNS = ("image", *KINDS, "transparent")
@@ -59,8 +62,22 @@ class PromptRequest:
         if self.kind in ("mask", "trimap"):
             path = Path(value)
             path = find_partner(image, path) if path.is_dir() else path
-            value = read_alpha(path) if self.kind == "mask" else read_trimap(path)
+            value = read_mask(path) if self.kind == "mask" else read_trimap(path)
         return {**arguments, self.kind: value}
+
+    def check(self, image: Path) -> None:
+        """Check the prompt against an image, of which only the header is read.
+
+        Raises:
+            DataError: The image or the map is missing, or not an image.
+            PromptError: The prompt does not fit.
+        """
+        arguments = self.load(image)
+        del arguments["transparent"]
+        try:
+            read_values(read_hw(image), **arguments)
+        except PromptError:
+            read_values(read_hw(image, exact=True), **arguments)
 
 
 def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
@@ -78,9 +95,10 @@ def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
         raise DataError(f"The prompts in {path} are to be a .json or a .csv file.")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"Cannot read {path}: {reason}.") from error
+    except OSError as error:
+        raise read_error(path, error) from error
+    except ValueError as error:
+        raise DataError(f"Cannot read {path}: {error}.") from error
     found: dict[str, list[PromptRequest]] = {}
     for name, entry in readers[path.suffix.lower()](path, text):
         place = PurePosixPath(name)

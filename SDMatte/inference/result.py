@@ -16,19 +16,28 @@ class MatteResult:
     """The matte of one object.
 
     Attributes:
-        image: The picture, uint8 ``[H, W, 3]``, RGB.
-        alpha: float32 ``[H, W]`` in [0, 1]: how much of each pixel is the object.
+        image: The image, uint8 ``[H, W, 3]``, RGB; gray where it is transparent all through.
+        alpha: float32 ``[H, W]`` in [0, 1]: how much of each pixel is the object. Never more than
+            the image's own alpha.
         prompt: Short name of the prompt that was used: box, point, mask, trimap or auto.
+        opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None where it is opaque.
     """
 
     image: np.ndarray
     alpha: np.ndarray
     prompt: str
+    opacity: np.ndarray | None = None
 
     @cached_property
     def foreground(self) -> np.ndarray:
         """The object's own colours, uint8 ``[H, W, 3]``; see `estimate_foreground`."""
-        return estimate_foreground(self.image, self.alpha)
+        if self.opacity is None:
+            return estimate_foreground(self.image, self.alpha)
+        # Colors are stored as if the image were opaque: where the object is all that shows, they
+        # are its own.
+        share = np.zeros_like(self.alpha)
+        np.divide(self.alpha, self.opacity, out=share, where=self.opacity > 0)
+        return estimate_foreground(self.image, share)
 
     def cutout(self, premultiplied: bool = False, bits: int = 8) -> np.ndarray:
         """Cuts the object out.

@@ -27,6 +27,7 @@ def matte(model, tmp_path, monkeypatch, capsys, caplog):
     for name in ("a.png", "b.jpg"):
         write_image(tmp_path / "in" / name, picture)
         write_image(tmp_path / "masks" / f"{name[0]}.png", (picture[..., 0] > 128))
+    write_image(tmp_path / "black.png", np.zeros((60, 80), np.uint8))
     monkeypatch.chdir(tmp_path)
 
     caplog.set_level("INFO")
@@ -83,6 +84,9 @@ def test_folders_and_what_goes_wrong_in_them(matte):
     [
         (["in/a.png", "--box", "9", "9", "90", "20"], "The box (9, 9, 90, 20) does not fit"),
         (["in/a.png", "--box", "9", "9", "nan", "20"], "nan"),
+        (["in/a.png", "--box", ".1", ".1", ".9", ".9"], "Did you mean 8 6 72 54?"),
+        (["in/a.png", "--points", ".5", ".25"], "Did you mean 40 15?"),
+        (["in/a.png", "--mask", "black.png"], "The mask is empty"),
         (["in/a.png", "--points", "1", "2", "3"], "points are pairs x y; got 3 numbers"),
         (["none.png", "--auto"], "the file does not exist"),
         (["in/a.png", "--auto", "-o", "x.jpg"], "A .jpg file has no alpha channel"),
@@ -118,6 +122,9 @@ def test_a_prompt_is_needed_and_only_one(matte, capsys):
 
 def test_what_is_wrong_is_found_before_anything_is_loaded(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 9)).save(tmp_path / "other.png")
+    Image.new("L", (9, 9), 7).save(tmp_path / "7.png")
+    (tmp_path / "p.csv").write_text("image,box\na.png,0 0 .5 .5\n")
     code = """
 import sys
 from SDMatte.cli.main import main
@@ -131,11 +138,16 @@ print(status, [name for name in ("torch", "diffusers") if name in sys.modules])
         ["a.png", "--mask", "nowhere.png"],
         ["a.png", "--points", "1"],
         ["a.png", "--auto", "-o", "a.gif"],
+        ["a.png", "--box", "0", "0", "1", "1"],
+        ["a.png", "--points", "9", "0"],
+        ["a.png", "--mask", "other.png"],
+        ["a.png", "--trimap", "7.png"],
+        [".", "--prompts", "p.csv", "-o", "out"],
     ):
         command = [sys.executable, "-c", code, *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout.strip() == "2 []", done.stderr
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 def test_a_run_that_was_killed_goes_on(model, tmp_path):
@@ -157,3 +169,28 @@ def test_a_run_that_was_killed_goes_on(model, tmp_path):
     expected = f"{15 - len(whole)} mattes written, {len(whole)} were there already."
     assert (done.returncode, done.stdout.strip()) == (0, expected)
     assert all(path.stat().st_mtime_ns == at for path, at in whole.items())
+
+
+def test_transparent_images(matte):
+    rgba = np.zeros((60, 80, 4), np.uint8)
+    rgba[..., 0], rgba[20:40, 30:60] = 255, (9, 99, 9, 255)
+    Image.fromarray(rgba).save("c.png")
+    for words in ((), ("--bits", "16"), ("--refine", "tiles"), ("--format", "webp")):
+        assert matte("c.png", "--auto", *words)[0] == 0
+        with Image.open("c_matte.webp" if "webp" in words else "c_matte.png") as written:
+            found = np.array(written)
+        assert not found[rgba[..., 3] == 0][:, 3].any() and found[..., 3].any()
+        assert found[..., 0].max() < 128
+    assert matte("c.png", "--auto", "--background", "blue")[0] == 0
+    assert (np.array(Image.open("c_matte.png"))[rgba[..., 3] == 0] == (0, 0, 255)).all()
+    assert matte("c.png", "--auto", "--ignore-alpha")[0] == 0
+    assert np.array(Image.open("c_matte.png"))[rgba[..., 3] == 0][:, 3].any()
+
+
+def test_masks_of_0_and_1(matte):
+    mask = np.array(Image.open("masks/a.png")) > 0
+    assert matte("in/a.png", "--mask", "masks/a.png", "-o", "x.png")[0] == 0
+    Image.fromarray(mask.astype(np.uint8)).save("one.png")
+    assert matte("in/a.png", "--mask", "one.png", "-o", "y.png")[0] == 0
+    same = np.array(Image.open("x.png")).astype(int) - np.array(Image.open("y.png"))
+    assert np.abs(same).max() <= 1

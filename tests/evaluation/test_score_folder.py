@@ -140,12 +140,37 @@ def test_names_that_are_no_text(truths, preds, capsys):
 
 
 @pytest.mark.parametrize("protocol", ["official", "corrected"])
-def test_trimaps_without_the_unknown_value_are_no_perfect_score(truths, preds, protocol, capsys):
-    trimap = read_trimap(truths / "trimaps" / "t1.png")
-    write_image(truths / "trimaps" / "t1.png", np.where(trimap == 128, np.uint8(127), trimap))
+def test_trimaps_with_other_values_are_read_as_prompts_are_or_refused(
+    truths, preds, protocol, capsys
+):
+    """The pixels of 127, or of 1 among 0, 1, 2, are unknown; of 64, nobody knows."""
+    path = truths / "trimaps" / "t1.png"
+    trimap = read_trimap(path)
     words = ["--trimaps", truths / "trimaps", "--protocol", protocol]
-    assert command(preds, truths / "truth", *words) == 2
-    assert "t1.png has the value 127" in capsys.readouterr().err
+    expected = score_folder(preds, truths / "truth", truths / "trimaps", protocol).scores
+    unknown, fg = trimap == 128, trimap == 255
+    for values in ((0, 127, 255), (0, 1, 2)):
+        write_image(path, np.select([unknown, fg], values[1:], 0).astype(np.uint8))
+        found = score_folder(preds, truths / "truth", truths / "trimaps", protocol).scores
+        assert found == expected
+    for values, sentence in (((0, 64, 255), "the value 64"), ((0, 1, 0), "0 and 1 alone")):
+        write_image(path, np.select([unknown, fg], values[1:], 0).astype(np.uint8))
+        assert command(preds, truths / "truth", *words) == 2
+        assert f"t1.png holds {sentence}" in capsys.readouterr().err
+
+
+def test_mattes_and_truths_of_0_and_1_are_not_scored_as_black(truths, preds, tmp_path, caplog):
+    binary = {}
+    for folder in (preds, truths / "truth"):
+        for path in sorted(folder.iterdir()):
+            mask = read_alpha(path) >= 0.5
+            for full in (1, 255):
+                copy = tmp_path / f"{folder.name}_{full}" / path.name
+                binary[folder.name, full] = write_image(copy, mask * np.uint8(full)).parent
+    expected = score_folder(binary[preds.name, 255], binary["truth", 255]).scores
+    assert 0 < expected["MSE"]
+    assert score_folder(binary[preds.name, 1], binary["truth", 1]).scores == expected
+    assert "its largest value is 1, so it is read as 0 and 1" in caplog.text
 
 
 def test_an_output_in_the_way_is_noticed_first(truths, capsys):

@@ -106,7 +106,7 @@ def test_one_bad_file_does_not_stop_the_rest(predictor, folder, tmp_path, caplog
     reasons = {f"{job.image.name}>{job.output.name}": reason for job, reason in report.failed}
     assert "is the matte of" in reasons["a.png>a.png"] or "overwrite" in reasons["a.png>a.png"]
     assert "it is not an image" in reasons["b.jpg>b.png"]
-    assert "does not fit the picture" in reasons["a.png>box.png"]
+    assert "does not fit the image" in reasons["a.png>box.png"]
     assert "has no partner" in reasons["a.png>none.png"]
     assert len(report.done) == 3 and len(report.failed) == 5  # one name, two pictures: a.jpg's
     assert [r.levelno for r in caplog.records] == [logging.ERROR] * 5
@@ -278,7 +278,7 @@ def test_prompts_are_loaded_for_their_picture(tmp_path):
     image = tmp_path / "in" / "a.jpg"
     for value in (tmp_path / "masks", tmp_path / "masks" / "a.png"):
         loaded = PromptRequest("mask", value, True).load(image)
-        np.testing.assert_array_equal(loaded["mask"], mask / 255)
+        np.testing.assert_array_equal(loaded["mask"], mask)
         assert loaded["transparent"] is True
         trimap = PromptRequest("trimap", value).load(image)["trimap"]
         np.testing.assert_array_equal(trimap, mask)

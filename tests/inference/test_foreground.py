@@ -84,7 +84,7 @@ def test_backgrounds_are_colours_or_pictures(soft, tmp_path):
         ((1, 2), "three whole numbers"),
         ((1, 2, 256), "three whole numbers"),
         ((0.5, 0.5, 0.5), "three whole numbers"),
-        (None, "The picture is a NoneType"),
+        (None, "The image is a NoneType"),
     ],
 )
 def test_what_is_no_background(soft, background, sentence):

@@ -85,7 +85,7 @@ def test_pictures_come_in_many_ways(predictor, picture, tmp_path):
         path,
         str(path),
         Image.fromarray(picture),
-        np.dstack([picture, picture[..., :1]]),  # with an alpha channel
+        np.dstack([picture, np.full((70, 90), 255, np.uint8)]),
         picture.astype(np.float64) / 255,
         torch.from_numpy(picture).permute(2, 0, 1),
         torch.from_numpy(picture).permute(2, 0, 1).float() / 255,
@@ -105,8 +105,10 @@ def test_pictures_come_in_many_ways(predictor, picture, tmp_path):
     ("image", "sentence"),
     [
         ("nowhere.png", "the file does not exist"),
-        (None, "The picture is a NoneType; a picture is a path"),
-        (np.zeros((4, 4, 2), np.uint8), r"an array \[4, 4, 2\]"),
+        (None, "The image is a NoneType; an image is a path"),
+        (np.zeros((4, 4, 5), np.uint8), r"an array \[4, 4, 5\]"),
+        (np.zeros((4, 4, 4), np.int64), "holds int64 values"),
+        (np.full((4, 4, 4), (0, 0, 0, 1.5)), "values go from 1.5 to 1.5"),
         (np.zeros((0, 4, 3), np.uint8), r"an array \[0, 4, 3\]"),
         (np.zeros((4, 4, 3), np.int64), "holds int64 values"),
         (np.full((4, 4, 3), 255.0), "values go from 255 to 255"),

@@ -62,7 +62,7 @@ def test_fewer_points_leave_zeros_behind():
 def test_a_box_goes_with_the_size_and_never_vanishes():
     drawn = draw((24, 160), box=(20, 12, 60, 36))
     assert drawn.mask.sum() == 12 * 80 and drawn.mask[6:18, 40:120].all()
-    for box in ((79.9, 47.9, 80, 48), (0, 0, 0.1, 0.1)):
+    for box in ((79.9, 47.9, 80, 48), (1, 1, 1.1, 1.1)):
         assert draw((8, 8), box=box).mask.sum() == 1
 
 
@@ -82,6 +82,39 @@ def test_trimaps_of_either_range(alpha):
         drawn = draw((24, 40), trimap=values)
         np.testing.assert_array_equal(drawn.mask, expected)
         np.testing.assert_array_equal(drawn.coords, [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda m: m,
+        lambda m: m.astype(np.uint8),
+        lambda m: m.astype(np.uint16) * 65535,
+        lambda m: m.astype(np.int64) * 3,  # the id of an object
+        lambda m: m * 255.0,
+        lambda m: m * np.float32(0.5),
+    ],
+)
+def test_masks_of_every_range(values):
+    mask = np.zeros(HW, bool)
+    mask[10:20, 30:60] = True
+    np.testing.assert_array_equal(draw(HW, mask=values(mask)).mask, mask)
+
+
+def test_small_coordinates_that_are_pixels():
+    for points in ([(0, 0)], [(1, 1), (0, 1)], [(0.5, 0.5), (40, 3)], [(1.5, 1)]):
+        prompts, _ = read_prompts(HW, points=points)
+        np.testing.assert_array_equal(prompts[0].value, points)
+    assert read_prompts((1, 1), box=(0, 0, 1, 1))[0][0].value.tolist() == [0, 0, 1, 1]
+    assert read_prompts(HW, box=(0, 0, 1, 2))[0][0].value.tolist() == [0, 0, 1, 2]
+
+
+def test_trimaps_of_0_1_2_and_127(alpha):
+    levels = np.digitize(alpha, (0.1, 0.9))
+    expected = np.uint8([0, 128, 255])[levels]
+    for values in ([0, 1, 2], [0, 127, 255], [0.0, 1, 2], [0, 0.5, 1]):
+        prompts, _ = read_prompts(HW, trimap=np.array(values)[levels])
+        np.testing.assert_array_equal(prompts[0].value, expected)
 
 
 def test_no_prompt_is_everything():
@@ -109,7 +142,7 @@ def test_lists_are_several_prompts():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"box": (5, 5, 5, 9)}, r"The box \(5, 5, 5, 9\) does not fit the picture, which is 80"),
+        ({"box": (5, 5, 5, 9)}, r"The box \(5, 5, 5, 9\) does not fit the image, which is 80"),
         ({"box": (0, 0, 81, 9)}, "0 <= x0 < x1 <= 80 and 0 <= y0 < y1 <= 48 are needed"),
         ({"box": (0, -1, 5, 9)}, "does not fit"),
         ({"box": (0, float("nan"), 5, 9)}, "nan"),
@@ -122,19 +155,28 @@ def test_lists_are_several_prompts():
         ({"points": []}, "1 to 10 pairs"),
         ({"points": [(1, 1)] * 11}, "1 to 10 pairs"),
         ({"points": (3, 4)}, "1 to 10 pairs"),
-        ({"points": [(80, 4)]}, r"The point \(80, 4\) is not in the picture"),
+        ({"points": [(80, 4)]}, r"The point \(80, 4\) is not in the image"),
         ({"points": [(1, 1), (float("inf"), 4)]}, "inf"),
         ({"mask": np.zeros(HW)}, "The mask is empty"),
-        ({"mask": np.ones((48, 79))}, "The mask is 79 wide and 48 high, the picture 80 and 48"),
+        ({"mask": np.ones((48, 79))}, "The mask is 79 wide and 48 high, the image 80 and 48"),
         ({"mask": np.full(HW, -1.0)}, "values go from -1 to -1"),
         ({"mask": np.full(HW, np.nan)}, "values go from nan"),
-        ({"mask": np.full(HW, 256, np.int64)}, "values go from 256"),
+        ({"mask": np.full(HW, 65536, np.int64)}, "values go from 65536"),
         ({"mask": np.full(HW, "x")}, "of numbers; got <U1"),
         ({"mask": np.ones((*HW, 3), np.uint8)}, r"here \[48, 80\].* got uint8 \[48, 80, 3\]"),
         ({"mask": 3}, r"A mask is an array \[H, W\]"),
-        ({"trimap": np.full(HW, 3)}, "this one also holds 3"),
+        ({"trimap": np.full(HW, 3)}, "holds the value 3"),
         ({"trimap": np.zeros(HW)}, "background all over"),
         ({"trimap": np.full((3, 3), 128)}, "The trimap is 3 wide"),
+        ({"box": (0.1, 0.1, 0.9, 0.9)}, r"\[0, 1\], but pixels .* Did you mean 8 5 72 43\?"),
+        ({"box": (0, 0, 1, 1)}, r"Did you mean 0 0 80 48\?"),
+        ({"box": [(10, 10, 20, 20), (0.5, 0, 1, 1)]}, r"Did you mean 40 0 80 48\?"),
+        ({"box": torch.tensor([0.25, 0.25, 0.75, 0.5])}, r"Did you mean 20 12 60 24\?"),
+        ({"points": [(0.5, 0.25)]}, r"point has all .* Did you mean 40 12\?"),
+        ({"points": [(0.5, 0.25), (1, 1), (0, 0)]}, r"Did you mean 40 12 79 47 0 0\?"),
+        ({"mask": np.arange(48 * 80).reshape(HW) % 4}, r"ids of several objects \(1, 2, 3\)"),
+        ({"mask": np.arange(48 * 80).reshape(HW) % 90 + 300}, r"\(300, .*, 307, \.\.\.\)"),
+        ({"trimap": np.arange(48 * 80).reshape(HW) % 2}, "0 and 1 alone"),
         ({"box": (0, 0, 5, 5), "points": [(1, 1)]}, "one kind of prompt.*got box, points"),
     ],
 )
