@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, OutputError
 from SDMatte.image_io import (
     find_partner,
     list_images,
@@ -357,11 +357,11 @@ def test_write_refuses(tmp_path, name, array, reason):
 
 def test_write_failure_keeps_the_old_file(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="Cannot write"):
+    with pytest.raises(OutputError, match="Cannot write"):
         write_image(tmp_path / "file" / "a.png", RAMP)
     target = tmp_path / "a.png"
     target.mkdir()
-    with pytest.raises(DataError, match="Cannot write"):
+    with pytest.raises(OutputError, match="Cannot write"):
         write_image(target, RAMP)
     assert sorted(os.listdir(tmp_path)) == ["a.png", "file"]
 

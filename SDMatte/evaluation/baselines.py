@@ -239,7 +239,7 @@ class ClosedForm(_OneByOne):
         """
         super().__init__(prompt)
         try:
-            import pymatting
+            pymatting = load_compiled(lambda: importlib.import_module("pymatting"))
         except ImportError as error:
             raise DependencyError(
                 "The closed-form baseline needs pymatting: pip install pymatting."

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from SDMatte.errors import ConfigError, DataError
+from SDMatte.errors import ConfigError, DataError, OutputError
 from SDMatte.evaluation.protocols import (
     Protocol,
     as_scored,
@@ -86,7 +86,7 @@ class Scorer:
                 path = self.folder / MATTES / f"{target.name}.png"
                 pred_path = str(write_image(path, self._as_file(matte)))
             scores = self._scores(matte, target) if self.with_scores else {}
-        except (DataError, ValueError) as error:
+        except (DataError, OutputError, ValueError) as error:
             return f"{target.alpha_path}: {error}"
         return _score(target, matte, scores, pred_path)
 

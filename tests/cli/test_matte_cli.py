@@ -95,10 +95,10 @@ def test_folders_and_what_goes_wrong_in_them(matte):
         (["in/a.png", "--prompts", "x.csv"], "for the pictures of one folder"),
         (["in", "--prompts", "x.csv"], "Cannot read x.csv"),
         (["in", "nowhere", "--auto"], "-o FOLDER"),
-        (["in", "--auto", "-o", "in"], "in holds the pictures"),
+        (["in", "--auto", "-o", "in"], "in is read by this command and must not be overwritten"),
         (["in", "--mask", "nowhere"], "--mask nowhere: there is no such file or folder"),
         (["in/a.png", "--auto", "-o", "in/a.png/x.png"], "in/a.png is no folder"),
-        (["in/a.png", "--auto", "-o", "in/a.png"], "would overwrite its picture"),
+        (["in/a.png", "--auto", "-o", "in/a.png"], "in/a.png is read by this command"),
     ],
 )
 def test_mistakes_are_one_sentence(matte, words, sentence):

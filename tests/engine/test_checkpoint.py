@@ -41,9 +41,7 @@ def test_the_last_whole_checkpoint_counts(checkpointer, tmp_path, caplog):
 
     torn = tmp_path / "model_0000029.pth"
     torn.write_bytes(torn.read_bytes()[:-1000])
-    (tmp_path / "model_0000039.pth.partial").write_bytes(b"killed here")
     assert again.resume() and again.checkpointables["counter"].value == 19
-    assert not list(tmp_path.glob("*.partial"))
 
     spoiled = tmp_path / "model_0000019.pth"
     content = bytearray(spoiled.read_bytes())
@@ -142,10 +140,23 @@ def test_only_our_models_are_exported(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_a_folder_that_is_not_there_is_named(whole, tmp_path, suffix, capsys):
-    target = tmp_path / "nowhere" / f"x.{suffix}"
+def test_a_folder_that_cannot_be_made_is_named(whole, tmp_path, suffix, capsys):
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / f"x.{suffix}"
     assert main(["export-weights", str(whole / "model_final.pth"), str(target)]) == 2
-    assert f"{target} cannot be written (No such file or directory)" in capsys.readouterr().err
+    assert f"{target} cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_not_overwritten_by_its_export(whole, tmp_path, capsys):
+    source = tmp_path / "model.pth"
+    source.write_bytes((whole / "model_final.pth").read_bytes())
+    (tmp_path / "link.pth").symlink_to(source)
+    (tmp_path / "hard.pth").hardlink_to(source)
+    before = source.read_bytes()
+    for name in ("model.pth", "link.pth", "hard.pth"):
+        assert main(["export-weights", str(source), str(tmp_path / name)]) == 2
+        assert "read by this command and must not be overwritten" in capsys.readouterr().err
+    assert source.read_bytes() == before and (tmp_path / "link.pth").is_symlink()
 
 
 def test_weights_are_written_in_two_formats_only(whole, tmp_path, capsys):
