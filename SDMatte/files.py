@@ -191,29 +191,25 @@ def check_not_read(
     Args:
         outputs: Files and folders that will be written to. A folder is not the files in it.
         inputs: Files and folders that are read; None entries are skipped.
-        emptied: Folders whose contents will be deleted: no input may be in them.
+        emptied: Folders whose contents will be deleted; all that is in them is an output.
 
     Raises:
         OutputError: An output is one of the inputs.
     """
-    inputs = [Path(path) for path in inputs if path is not None]
+    outputs = [
+        *outputs,
+        *emptied,
+        *(path for folder in emptied for path in Path(folder).rglob("*")),
+    ]
     written = {key: path for path in outputs if (key := _identity(path)) is not None}
     for path in inputs if written else ():
-        output = written.get(_identity(path))
+        output = written.get(_identity(path)) if path is not None else None
         if output is not None:
             same = str(output) == str(path)
             raise OutputError(
                 f"{output} {'' if same else f'is {path}, which '}is read by this command and must "
                 "not be overwritten: choose another output."
             )
-    for folder in filter(os.path.isdir, emptied):
-        place = os.path.realpath(folder)
-        for path in inputs:
-            if Path(os.path.realpath(path)).is_relative_to(place):
-                raise OutputError(
-                    f"{path} is read by this command, and {folder} will be emptied: choose another "
-                    "output."
-                )
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -22,7 +22,9 @@ def load_compiled(load: Callable[[], T]) -> T:
         return load()
     except ImportError:
         raise
-    except Exception as error:  # RuntimeError of no folder, OSError of a full disk, a torn cache ...
+    except (
+        Exception
+    ) as error:  # RuntimeError of no folder, OSError of a full disk, a torn cache ...
         logger.debug("numba cannot use its cache (%s); compiling without it.", error)
         with _without_cache():
             return load()

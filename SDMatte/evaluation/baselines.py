@@ -6,6 +6,7 @@ them learns anything; GrabCut and the closed-form solver come from OpenCV and py
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from SDMatte.errors import ConfigError, DependencyError, PromptError
+from SDMatte.numba_cache import load_compiled
 from SDMatte.prompts import PROMPT_TYPES, get_prompt_type
 
 

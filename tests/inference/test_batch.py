@@ -98,7 +98,7 @@ def test_one_bad_file_does_not_stop_the_rest(predictor, folder, tmp_path, caplog
     (folder / "a.jpg").write_bytes((folder / "a.png").read_bytes())
     jobs = plan_many([folder], [AUTO], tmp_path / "out", ".png")
     jobs.append(Job(folder / "a.png", PromptRequest("box", [5, 5, 900, 9]), tmp_path / "box.png"))
-    jobs.append(Job(folder / "a.png", PromptRequest("mask", folder), tmp_path / "mask.png"))
+    jobs.append(Job(folder / "c.webp", PromptRequest("mask", folder), tmp_path / "mask.png"))
     jobs.append(Job(folder / "a.png", PromptRequest("mask", tmp_path), tmp_path / "none.png"))
     report = make(predictor, jobs)
     reasons = {f"{job.image.name}>{job.output.name}": reason for job, reason in report.failed}
