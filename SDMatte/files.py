@@ -116,7 +116,8 @@ def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
         name = name[1:]
     temporary = path.with_name(f".{name}{end}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # no folder: who opens the file says so better
+            path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(os.path.abspath(path.parent))
         try:
             yield temporary

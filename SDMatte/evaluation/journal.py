@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any, TextIO
 
 from SDMatte.errors import DataError, OutputError
 from SDMatte.evaluation.results import ERRORS, MATTES, PROGRESS, SCORES, SUMMARY, PictureScore
-from SDMatte.files import write_text
+from SDMatte.files import clear_leftovers, write_text
 
 _PARTS = "progress.*.jsonl"
 _REPORTS = (SCORES, SUMMARY, "summary.md", "worst_and_best.png")
@@ -73,6 +74,7 @@ class Journal:
         """
         lines = [{"identity": self.identity}, *(picture.as_dict() for picture in done)]
         write_text(self.folder / PROGRESS, "".join(f"{json.dumps(line)}\n" for line in lines))
+        clear_leftovers(os.path.abspath(self.folder / MATTES))
         for leftover in self.folder.glob(_PARTS):
             leftover.unlink()
 
