@@ -310,7 +310,7 @@ def scan_folder(
     while pending:
         place = pending.popleft()
         try:
-            files, folders, links = _list_folder(os.path.join(directory, place))
+            files, folders, links = _list_folder(Path(directory, place))
         except DataError:
             if recursive or not place:
                 raise

@@ -60,6 +60,8 @@ def make_list(args: argparse.Namespace) -> None:
     paths = [args.alpha_dir / name for name in scan.images]
     check_not_read([args.out, *filter(None, [args.sheet])], paths)
     shares = measure(paths, args.num_workers)
+    if not shares:
+        raise DataError(f"There is no readable picture in {args.alpha_dir}.")
     listed = sorted(path.name for path, share in shares.items() if share > args.threshold)
     if args.sheet:  # first, so that a new list is there only if all went well
         draw_sheet(args.sheet, shares, args.threshold, args.most)
@@ -76,8 +78,6 @@ def measure(paths: Sequence[Path], num_workers: int | None) -> dict[Path, float]
             logger.warning("Left out: %s", share)
         else:
             shares[path] = share
-    if not shares:
-        raise DataError("There is no readable image in the folder of alphas.")
     return shares
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, OutputError
 from SDMatte.evaluation.journal import Journal, clear_results
 from SDMatte.evaluation.results import PictureScore
 from SDMatte.files import clear_leftovers
@@ -126,7 +126,7 @@ def test_the_first_line_says_what_made_it(journal):
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     journal = Journal(tmp_path / "file" / "box", IDENTITY)
-    with pytest.raises(DataError, match="file"):
+    with pytest.raises(OutputError, match="file"):
         journal.begin([])
-    with pytest.raises(DataError, match="Cannot write to .*file"):
+    with pytest.raises(OutputError, match="Cannot write to .*file"):
         journal.add(PictureScore("p", 1, 1, {}, "t"))
