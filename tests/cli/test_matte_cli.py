@@ -76,7 +76,8 @@ def test_folders_and_what_goes_wrong_in_them(matte):
     with open("prompts.csv", "w") as file:
         file.write("image,box\na.png,1 2 30 40\na.png,5 5 60 50\nnone.png,1 2 3 4\n")
     status, out, err = matte("in", "--prompts", "prompts.csv", "-o", "listed")
-    assert (status, out) == (1, "2 mattes written, 1 failed.")
+    assert (status, out) == (1, "2 mattes written, 1 failed, 2 files left out.")
+    assert "2 images without a prompt left out: b.jpg, c.png." in err
     assert "none.png: the file does not exist" in err
     status, out, _ = matte("in/a.png", "in/b.jpg", "--auto", "-o", "two")
     assert (status, out) == (0, "2 mattes written.")

@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, few, and readable by whoever wants the weights alone."""
 
+import shutil
+
 import pytest
 import torch
 from models import SMALL, tiny_model
@@ -116,6 +118,24 @@ def test_a_folder_with_a_run_is_not_overwritten(whole, stateful, capsys):
     assert main(["train", CONFIG, *stateful(whole)]) == 2
     assert "holds a run: go on with --resume" in capsys.readouterr().err
     assert sorted((path.name, path.stat().st_mtime_ns) for path in whole.iterdir()) == before
+
+
+def test_a_run_overwrites_nothing_that_it_starts_from(whole, sample_root, tmp_path, capsys):
+    data = shutil.copytree(sample_root, tmp_path / "data")
+    run, kept = tmp_path / "run", tmp_path / "kept.pth"
+    run.mkdir()
+    (run / "model_final.pth").write_bytes(b"weights")
+    kept.hardlink_to(run / "model_final.pth")
+    (tmp_path / "new").mkdir()
+    config = shutil.copy(whole / "config.yaml", tmp_path / "new" / "config.yaml")
+    for words in (
+        [CONFIG, *settings(data, data / "Combined_Dataset/Training_set/combined_fg")],
+        [CONFIG, *settings(data, run, f"train.init_checkpoint={kept}"), "--resume"],
+        [str(config), *settings(data, tmp_path / "new")],
+    ):
+        assert main(["train", *words]) == 2
+        assert "must not be overwritten" in capsys.readouterr().err
+    assert kept.read_bytes() == b"weights" and sorted(run.iterdir()) == [run / "model_final.pth"]
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
