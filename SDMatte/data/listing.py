@@ -183,9 +183,11 @@ def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
 def _backgrounds(root: Path, entry: Entry) -> list[str]:
     """List the backgrounds, in any sub-folders, sorted by their path."""
     top = root / entry.background
-    scan = scan_folder(top, recursive=True)
-    scan.log_left_out()
-    found = [join(entry.background, name) for name in scan.images]
+    found = []
+    if os.path.isdir(top):
+        scan = scan_folder(top, recursive=True)
+        scan.log_left_out()
+        found = [join(entry.background, name) for name in scan.images]
     if not found:
         raise DataError(f"Composites need backgrounds, but there is no picture in {top}.")
     return sorted(found)
