@@ -6,7 +6,9 @@ Whatever is wrong with a file (missing, empty, cut short, not an image, too larg
 
 import logging
 import os
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from SDMatte.errors import DataError, OutputError
+from SDMatte.files import NameLookup, list_error, replace_file, stem_key
 from SDMatte.images.color import to_srgb
 from SDMatte.images.decode import bits_per_channel, reduction
 from SDMatte.images.decode import load_image as _load
@@ -334,25 +337,19 @@ def write_image(
     check_suffix(path)
     kind, options = WRITERS[path.suffix.lower()]
     array = _to_integers(np.asarray(array), path, kind)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     metadata = dict(metadata or {})
     if kind == "JPEG" and len(metadata.get("exif", b"")) > _LARGEST_JPEG_EXIF:
         del metadata["exif"]
     if kind == "TIFF" and says_more_than_resolution(metadata.get("exif", b"")):
         options = {}  # libtiff, which compresses, does not write these; Pillow's own encoder does
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with replace_file(path) as temporary:
             if array.dtype == np.uint16 and array.ndim == 3:
                 temporary.write_bytes(encode_16_bit_png(array, metadata))
             else:
                 Image.fromarray(array).save(temporary, format=kind, **options, **metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:  # of a WebP with too many pixels: ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"Cannot write {path}: {reason}.") from error
+    except ValueError as error:  # of a WebP with too many pixels
+        raise OutputError(f"Cannot write {path}: {error}.") from error
     return path
 
 
@@ -366,70 +363,222 @@ def check_suffix(path: Path) -> None:
         raise DataError(f"Cannot write {path}: the suffix must be one of {', '.join(WRITERS)}.")
 
 
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders
+_NAMES_SHOWN = 5
+
+
 def list_names(directory: str | Path) -> list[str]:
-    """Lists the file names of a folder's pictures, sorted; hidden files are left out.
+    """List the file names of a folder's images, sorted; hidden files are left out.
 
     Raises:
         DataError: The folder does not exist or cannot be listed.
     """
-    try:
-        return sorted(name for name in os.listdir(directory) if _is_picture_name(name))
-    except FileNotFoundError as error:
-        raise DataError(f"The folder {directory} does not exist.") from error
-    except OSError as error:
-        raise DataError(f"Cannot list the folder {directory}: {error.strerror}.") from error
+    return sorted(filter(_is_image_name, _list_folder(directory)[0]))
 
 
 def list_images(directory: str | Path) -> list[Path]:
-    """Lists the pictures of a folder as `list_names` does, with their paths."""
+    """List the images of a folder as `list_names` does, with their paths."""
     return [Path(directory, name) for name in list_names(directory)]
 
 
-def names_by_stem(directory: str | Path, preferred: str = "") -> dict[str, str]:
-    """Maps the stem of each picture of a folder to its file name.
+@dataclass(frozen=True)
+class FolderScan:
+    """What a folder holds, by path relative to it (``/`` between the parts), sorted.
 
-    Where two files share a stem, the one with the ``preferred`` extension wins, then the order
-    of `IMAGE_EXTENSIONS`.
+    Attributes:
+        folder: The folder.
+        images: The images, if asked for also those of all sub-folders.
+        others: Files beside them that are not images; hidden ones and system files do not count.
+        sub_folders: Images in each sub-folder, at any depth, where these are not in ``images``.
+    """
+
+    folder: Path
+    images: tuple[str, ...]
+    others: tuple[str, ...]
+    sub_folders: dict[str, int]
+
+    @property
+    def num_left_out(self) -> int:
+        """How many files are not among the images."""
+        return len(self.others) + sum(self.sub_folders.values())
+
+    def log_left_out(self, hint: str = "") -> None:
+        """Log which files are not among the images.
+
+        Args:
+            hint: How to include those of the sub-folders, a sentence.
+        """
+        if self.others:
+            logger.warning(
+                "%s: %s left out, not images: %s.",
+                self.folder,
+                _count(len(self.others), "file"),
+                shorten(self.others),
+            )
+        if self.sub_folders:
+            logger.warning(
+                "%s: %s in %s left out: %s.%s",
+                self.folder,
+                _count(sum(self.sub_folders.values()), "image"),
+                _count(len(self.sub_folders), "sub-folder"),
+                shorten([f"{name} ({number})" for name, number in self.sub_folders.items()]),
+                f" {hint}" if hint else "",
+            )
+
+
+def scan_folder(
+    directory: str | Path, recursive: bool = False, skip: Iterable[str | Path] = ()
+) -> FolderScan:
+    """List what is in a folder and its sub-folders; each folder once, whatever links lead to it.
+
+    Args:
+        directory: The folder.
+        recursive: Whether the images of sub-folders are wanted, or only their number.
+        skip: Sub-folders that are not looked at, because they are known to hold something else.
 
     Raises:
-        DataError: The folder does not exist or cannot be listed.
+        DataError: The folder, or a sub-folder whose images are wanted, cannot be listed.
+    """
+    images, others = [], []
+    inside: dict[str, int] = {}
+    seen = {os.path.realpath(path) for path in (directory, *skip)}
+    pending = deque([""])
+    while pending:
+        place = pending.popleft()
+        try:
+            files, folders, links = _list_folder(Path(directory, place))
+        except DataError:
+            if recursive or not place:
+                raise
+            continue
+        for name in (*folders, *links):
+            real = os.path.realpath(os.path.join(directory, place, name))
+            if real not in seen:
+                seen.add(real)
+                # Links last, so that a folder counts under its own name where it has one here.
+                (pending.append if name in links else pending.appendleft)(_join(place, name))
+        found = [_join(place, name) for name in files if _is_image_name(name)]
+        if recursive or not place:
+            images += found
+            others += [_join(place, name) for name in files if not _is_image_name(name)]
+        elif found:
+            top = place.partition("/")[0]
+            inside[top] = inside.get(top, 0) + len(found)
+    sub_folders = dict(sorted(inside.items()))
+    return FolderScan(Path(directory), tuple(sorted(images)), tuple(sorted(others)), sub_folders)
+
+
+def _list_folder(directory: str | Path) -> tuple[list[str], list[str], list[str]]:
+    """List names of files, folders and linked folders, without hidden ones and system files."""
+    files, folders, links = [], [], []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FILES:
+                    continue
+                if not _is_folder(entry):
+                    files.append(entry.name)
+                else:
+                    (links if entry.is_symlink() else folders).append(entry.name)
+    except OSError as error:
+        raise list_error(directory, error) from error
+    return files, sorted(folders), sorted(links)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _join(place: str, name: str) -> str:
+    return f"{place}/{name}" if place else name
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def shorten(names: Iterable[str]) -> str:
+    """Write the first of many names on a line, and how many more there are."""
+    names = list(names)
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def names_by_stem(directory: str | Path, preferred: str = "") -> dict[str, str]:
+    """Map the `stem_key` of each image of a folder to its file name.
+
+    Where several files share a stem, the one with the ``preferred`` extension wins, then the
+    order of `IMAGE_EXTENSIONS`; the others are logged.
+
+    Raises:
+        DataError: The folder does not exist or cannot be listed, or a name is ambiguous.
     """
     order = (preferred, *IMAGE_EXTENSIONS)
     found: dict[str, str] = {}
-    for name in list_names(directory):
-        stem, suffix = os.path.splitext(name)
-        other = found.get(stem)
-        if other is None or order.index(suffix.lower()) < order.index(
-            os.path.splitext(other)[1].lower()
-        ):
-            found[stem] = name
+    shadowed = []
+    names = list_names(directory)
+    for name in sorted(names, key=lambda name: order.index(os.path.splitext(name)[1].lower())):
+        other = found.setdefault(stem_key(name), name)
+        if os.path.splitext(other)[0] != os.path.splitext(name)[0]:
+            raise DataError(
+                f"{directory} holds the same name in two Unicode spellings, {ascii(other)} and "
+                f"{ascii(name)}: rename one of them."
+            )
+        if other != name:
+            shadowed.append(f"{name} (beside {other})")
+    if shadowed:
+        logger.warning(
+            "%s: %s left out, another has the same name: %s.",
+            directory,
+            _count(len(shadowed), "image"),
+            shorten(shadowed),
+        )
     return found
 
 
-def find_partner(path: str | Path, directory: str | Path) -> Path:
-    """Finds the file of the same stem in another folder, whatever its extension.
+def find_partner(path: str | Path, directory: str | Path, lookup: NameLookup | None = None) -> Path:
+    """Find the image of the same name in another folder, whatever its extension and spelling.
 
     Args:
         path: A file, of which only the name is used.
-        directory: Where to look; the order is that of `IMAGE_EXTENSIONS`, each in lower and
-            upper case.
+        directory: Where to look.
+        lookup: Remembers what is in the folder, for many calls.
 
     Raises:
-        DataError: There is none; the message names the file that is missing.
+        DataError: There is none, or there are several; the message names them.
     """
     path, directory = Path(path), Path(directory)
-    for suffix in IMAGE_EXTENSIONS:
-        for spelling in (suffix, suffix.upper()):
-            partner = directory / f"{path.stem}{spelling}"
-            if partner.is_file():
-                return partner
+    names = (lookup or NameLookup()).spellings(directory)
+    stem = stem_key(path)
+    found = [
+        name
+        for suffix in IMAGE_EXTENSIONS
+        for name in names.get(stem + suffix, ())
+        if (directory / name).is_file()
+    ]
+    found = [name for name in found if os.path.splitext(name)[0] == path.stem] or found
+    if len(found) > 1:
+        raise DataError(
+            f"{path.name} has several partners in {directory}: {', '.join(map(_spelled, found))}. "
+            "Keep one of them there."
+        )
+    if found:
+        return directory / found[0]
     raise DataError(
         f"{path.name} has no partner: there is no {path.stem} with any of the extensions "
         f"{', '.join(IMAGE_EXTENSIONS)} in {directory}."
     )
 
 
-def _is_picture_name(name: str) -> bool:
+def _spelled(name: str) -> str:
+    """A name, with escapes where two spellings would look the same."""
+    return name if name.isascii() else ascii(name)
+
+
+def _is_image_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS)
 
 

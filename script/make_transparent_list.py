@@ -22,8 +22,8 @@ from SDMatte.cli.common import run_command
 from SDMatte.data.settings import check_whole
 from SDMatte.data.transparency import THRESHOLD, transparent_shares
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.files import write_text
-from SDMatte.image_io import list_images, read_alpha, write_image
+from SDMatte.files import check_not_read, write_text
+from SDMatte.image_io import read_alpha, scan_folder, write_image
 from SDMatte.pictures import contact_sheet
 
 logger = logging.getLogger("make_transparent_list")
@@ -55,7 +55,13 @@ def make_list(args: argparse.Namespace) -> None:
         raise ConfigError(f"--threshold is a share in [0, 1], not {args.threshold}.")
     check_whole("--most", [args.most], 1)
     check_whole("--num-workers", [args.num_workers or 0], 0)
-    shares = measure(args.alpha_dir, args.num_workers)
+    scan = scan_folder(args.alpha_dir)
+    scan.log_left_out()
+    paths = [args.alpha_dir / name for name in scan.images]
+    check_not_read([args.out, *filter(None, [args.sheet])], paths)
+    shares = measure(paths, args.num_workers)
+    if not shares:
+        raise DataError(f"There is no readable picture in {args.alpha_dir}.")
     listed = sorted(path.name for path, share in shares.items() if share > args.threshold)
     if args.sheet:  # first, so that a new list is there only if all went well
         draw_sheet(args.sheet, shares, args.threshold, args.most)
@@ -63,9 +69,8 @@ def make_list(args: argparse.Namespace) -> None:
     logger.info("%d of %d are transparent: %s", len(listed), len(shares), args.out)
 
 
-def measure(alpha_dir: Path, num_workers: int | None) -> dict[Path, float]:
-    """Measures every alpha of a folder; those that cannot be read are named and left out."""
-    paths = list_images(alpha_dir)
+def measure(paths: Sequence[Path], num_workers: int | None) -> dict[Path, float]:
+    """Measure every alpha; those that cannot be read are named and left out."""
     shares = {}
     results = tqdm(transparent_shares(paths, num_workers), "alphas", len(paths))
     for path, share in zip(paths, results, strict=True):
@@ -73,8 +78,6 @@ def measure(alpha_dir: Path, num_workers: int | None) -> dict[Path, float]:
             logger.warning("Left out: %s", share)
         else:
             shares[path] = share
-    if not shares:
-        raise DataError(f"There is no readable picture in {alpha_dir}.")
     return shares
 
 

@@ -14,7 +14,6 @@ to the training that starts here. The shipped file comes from, on two CPU cores 
 import argparse
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -29,6 +28,7 @@ import SDMatte
 from SDMatte.data.prompts import box_prompt, mask_prompt, point_prompt
 from SDMatte.data.synthetic import make_sample_set
 from SDMatte.data.transforms import make_trimap, to_gray, to_tensor
+from SDMatte.files import replace_file
 from SDMatte.image_io import read_alpha, read_image
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.losses import MattingCriterion
@@ -170,12 +170,11 @@ def train(args: argparse.Namespace) -> None:
 
 def save(model: Model, unet: torch.nn.Module, path: Path) -> None:
     """Writes a full checkpoint in float16 with other weights of the U-Net, in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
     tensors |= {f"unet.{name}": value for name, value in unet.state_dict().items()}
     tensors = {name: value.half().contiguous() for name, value in tensors.items()}
-    save_file(tensors, path.with_suffix(".tmp"), metadata={"format": "pt"})
-    os.replace(path.with_suffix(".tmp"), path)
+    with replace_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from SDMatte.errors import ConfigError, RunStopped, SDMatteError
+from SDMatte.files import clear_leftovers
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
 
@@ -27,6 +28,7 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
         args: The parsed arguments.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    clear_leftovers.cache_clear()  # each command looks anew
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
@@ -40,6 +42,16 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return INTERRUPTED
+
+
+def print_help(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Return what a parser runs when none of its subcommands is named."""
+
+    def run(args: argparse.Namespace) -> int:
+        parser.print_help()
+        return USER_ERROR
+
+    return run
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from SDMatte.cli.common import DEFAULT_CONFIG, is_setting
+from SDMatte.cli.common import DEFAULT_CONFIG, is_setting, print_help
 from SDMatte.errors import ConfigError
 
 PUBLISHED_CONFIG = str(Path(DEFAULT_CONFIG).with_name("SDMatte.py"))
@@ -19,7 +19,8 @@ _WORDS = (
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """Adds the subcommand and its own."""
     parser = subparsers.add_parser("data", help="list, check, show and make data sets")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    parser.set_defaults(run=print_help(parser))
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
     _add_list(actions)
     _add_check(actions)
     _add_sample(actions)
@@ -141,19 +142,26 @@ def check_sets(args: argparse.Namespace) -> int:
     """
     from SDMatte.data.check import check_set, obstacles, summary_table, training_mix
     from SDMatte.data.dataset import MAX_BAD_SAMPLES
+    from SDMatte.data.listing import files_of
     from SDMatte.data.sheets import source_sheet
+    from SDMatte.files import check_not_read
     from SDMatte.image_io import write_image
 
     if args.num_workers is not None and args.num_workers < 0:
         raise ConfigError(f"--num-workers must be at least 0, not {args.num_workers}.")
     config, listed = _listed(args)
+    paths = [
+        args.output / f"{number:02d}_{one.name}_{one.part}.png"
+        for number, one in enumerate(listed, start=1)
+    ]
+    for one in listed:
+        check_not_read([args.output, *paths], files_of(one.samples, one.root))
     reports = []
-    for number, one in enumerate(listed, start=1):
+    for path, one in zip(paths, listed, strict=True):
         report = check_set(one, args.num_workers, progress=True)
         reports.append(report)
         print(*report.lines(), sep="\n", flush=True)
         if report.usable:
-            path = args.output / f"{number:02d}_{one.name}_{one.part}.png"
             print(f"  contact sheet: {write_image(path, source_sheet(report.usable, one.root))}")
     print(f"\n{summary_table(reports)}\n")
     allowed = config.dataloader.train.dataset.get("max_bad_samples", MAX_BAD_SAMPLES)
@@ -177,9 +185,10 @@ def show_samples(args: argparse.Namespace) -> None:
     import numpy as np
     from tqdm import tqdm
 
+    from SDMatte.data.listing import files_of
     from SDMatte.data.sheets import sample_sheet
     from SDMatte.engine.config import build
-    from SDMatte.files import check_writable
+    from SDMatte.files import check_not_read, check_writable
     from SDMatte.image_io import check_suffix, write_image
 
     if args.count < 1:
@@ -194,6 +203,7 @@ def show_samples(args: argparse.Namespace) -> None:
         node.dataset.seed = args.seed
     node.num_workers = 0
     loader = build(node)
+    check_not_read([args.output], files_of(loader.dataset.samples, loader.dataset.root))
     if part == "train":
         keys = list(islice(loader.sampler, args.count))
     else:

@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from SDMatte.cli.common import run_command
+from SDMatte.cli.common import print_help, run_command
 
 COMMANDS = {
     "train": "train a model",
@@ -25,7 +25,8 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sdmatte", description="SDMatte: interactive image matting."
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(run=print_help(parser))
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in COMMANDS.items():
         if name == chosen:
             module = importlib.import_module(f"SDMatte.cli.{name.replace('-', '_')}")
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its arguments; None: the process's.
 
     Returns:
-        The exit status: 0, or 2 for an error that the user can mend.
+        The exit status: 0, or 2 for an error that the user can mend. Without a command the help is
+        printed, as git does.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if word in COMMANDS), None)

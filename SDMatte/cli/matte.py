@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from SDMatte.errors import ConfigError
+from SDMatte.errors import ConfigError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ examples:
   sdmatte matte photo.jpg --points 50 60 70 80 --alpha-only --bits 16
   sdmatte matte photo.jpg --mask rough.png --background "#00b140"
   sdmatte matte FOLDER --prompts prompts.csv -o MATTES
-  sdmatte matte FOLDER --mask MASKS -o MATTES
+  sdmatte matte FOLDER --mask MASKS -o MATTES --recursive
 
 The exit status is 0 if all went well, 1 if some pictures failed, 2 if nothing could be done."""
 
@@ -42,6 +42,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         action="store_true",
         help="take what is transparent in the images as opaque, with the colors stored there "
         "(default: mattes never exceed the image's own alpha)",
+    )
+    parser.add_argument(
+        "-r",
+        "--recursive",
+        action="store_true",
+        help="include the sub-folders of folders; outputs, masks and trimaps keep their names",
     )
     _add_prompts(parser)
     _add_outputs(parser)
@@ -145,10 +151,11 @@ def run(args: argparse.Namespace) -> int:
         kind, args.background, args.premultiplied, args.bits, f".{args.format}"
     )
     single = len(args.inputs) == 1 and not args.inputs[0].is_dir()
-    jobs = _plan(args, settings, single)
     report = BatchReport()
+    jobs = _plan(args, settings, single, report)
     # Who names a single picture wants its matte, whatever is there.
-    pending = pending_jobs(jobs, args.overwrite or single, report)
+    also_read = [args.prompts, args.background, args.model, args.checkpoint]
+    pending = pending_jobs(jobs, args.overwrite or single, report, also_read)
     pending = checked_jobs(pending, report)
     if pending:
         many = "s" if len(pending) > 1 else ""
@@ -168,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
             progress=True,
         )
         run_jobs(predictor, pending, settings, report, args.refine, args.ignore_alpha)
-    if len(jobs) > 1:
+    if len(jobs) > 1 or not single:
         print(report.summary())
     elif report.done:
         print(f"Written: {report.done[0]}")
@@ -177,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
     return SOME_FAILED if report.done or report.skipped else USER_ERROR
 
 
-def _plan(args: argparse.Namespace, settings, single: bool) -> list:
+def _plan(args: argparse.Namespace, settings, single: bool, report) -> list:
     """Turns the arguments into jobs."""
     from SDMatte.inference.jobs import plan_listed, plan_many, plan_single
     from SDMatte.inference.prompt_lists import read_prompt_file
@@ -186,10 +193,10 @@ def _plan(args: argparse.Namespace, settings, single: bool) -> list:
         if single or len(args.inputs) != 1:
             raise ConfigError("--prompts is for the pictures of one folder.")
         listed = read_prompt_file(args.prompts)
-        return plan_listed(args.inputs[0], listed, args.output, settings.suffix)
+        return plan_listed(args.inputs[0], listed, args.output, settings.suffix, report)
     prompts = _prompts(args)
     if not single:
-        return plan_many(args.inputs, prompts, args.output, settings.suffix)
+        return plan_many(args.inputs, prompts, args.output, settings.suffix, args.recursive, report)
     jobs = plan_single(args.inputs[0], prompts, args.output, settings.suffix)
     settings.check_suffix(jobs[0].output.suffix)
     return jobs
@@ -207,6 +214,6 @@ def _prompts(args: argparse.Namespace) -> list:
         value = getattr(args, kind)
         if value is not None:
             if not os.path.exists(value):
-                raise ConfigError(f"--{kind} {value}: there is no such file or folder.")
+                raise MissingFileError(f"--{kind} {value}: there is no such file or folder.")
             return [PromptRequest(kind, value, args.transparent)]
     return [PromptRequest("auto", None, args.transparent)]

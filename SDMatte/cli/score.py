@@ -14,8 +14,10 @@ from SDMatte.evaluation.report import (
     write_error_maps,
     write_report,
 )
-from SDMatte.evaluation.results import SUMMARY
-from SDMatte.files import check_writable
+from SDMatte.evaluation.results import ERRORS, SCORES, SUMMARY
+from SDMatte.files import check_not_read, check_writable
+
+_SHEET = "worst_and_best.png"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -53,13 +55,17 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: Maps are asked for, but no output.
-        DataError: The folders do not fit together; the message lists all that is wrong. Or the
-            output cannot be written.
+        DataError: The folders do not fit together; the message lists all that is wrong.
+        OutputError: The output cannot be written, or is one of the folders.
     """
     if args.error_maps and args.output is None:
         raise ConfigError("--error-maps needs --output.")
     if args.output is not None:
         check_writable(args.output / SUMMARY)
+        folders = [args.pred_dir, args.truth_dir, args.trimaps]
+        check_not_read([args.output, args.output / ERRORS], folders)
+        files = [args.output / name for name in (SUMMARY, SCORES, "summary.md", _SHEET)]
+        check_not_read(files, [p for f in folders if f and f.is_dir() for p in f.iterdir()])
     result = score_folder(
         args.pred_dir,
         args.truth_dir,
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     print(score_table({result.model: result.scores}, display=True))
     if args.output is not None:
         write_report(result, args.output)
-        contact_sheet(result, args.output / "worst_and_best.png")
+        contact_sheet(result, args.output / _SHEET)
         if args.error_maps:
             write_error_maps(result.pictures, args.output, args.num_workers)
         print(f"Reports are in {args.output}.")

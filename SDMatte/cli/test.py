@@ -125,11 +125,15 @@ def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
         SDMatteError: See `SDMatte.engine.subjects.find_subjects`.
     """
     from SDMatte.engine.subjects import find_subjects
+    from SDMatte.files import check_not_read
 
     runs, overrides = split_runs(args.words)
     if args.num_workers is not None:
         overrides.append(f"test.num_workers={args.num_workers}")
     subjects = find_subjects(runs, args.baseline, overrides)
+    if getattr(args, "save_prompts", None) is not None:
+        read = [path for run in runs for path in run] + [s.checkpoint for s in subjects]
+        check_not_read([args.save_prompts], [args.prompts_from, *read])
     if len(subjects) > 1:
         return subjects, [Path(args.output or f"output/{name}") / s.name for s in subjects]
     beside = subjects[0].checkpoint

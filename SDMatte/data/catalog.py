@@ -19,9 +19,9 @@ from SDMatte.data.listing import (
     join,
     read_json,
     samples_of_set,
-    stem_of,
 )
 from SDMatte.errors import DataError
+from SDMatte.files import name_key, stem_key
 from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem
 
 logger = logging.getLogger(__name__)
@@ -63,13 +63,14 @@ def _refmatte_rw_files(root: Path, entry: Entry) -> list[Row]:
     labels = read_json(root / entry.folder / "refmatte_rw100_label.json")
     by_stem = names_by_stem(root / images, preferred=".jpg")
     rows = []
+    by_alpha = {name_key(k): v for k, v in labels.items()} if isinstance(labels, dict) else {}
     for name in list_names(root / alphas):
-        label = labels.get(stem_of(name)) if isinstance(labels, dict) else None
+        label = by_alpha.get(name_key(os.path.splitext(name)[0]))
         if not isinstance(label, dict) or not isinstance(label.get("image_name"), str):
             raise DataError(f"refmatte_rw100_label.json has no image_name for {alphas}/{name}.")
         stem = label["image_name"]
-        stem = stem_of(stem) if stem.lower().endswith(IMAGE_EXTENSIONS) else stem
-        image = join(images, by_stem.get(stem, f"{stem}.jpg"))
+        stem = os.path.splitext(stem)[0] if stem.lower().endswith(IMAGE_EXTENSIONS) else stem
+        image = join(images, by_stem.get(stem_key(f"{stem}.jpg"), f"{stem}.jpg"))
         texts = label.get("expressions") or [""]
         caption = texts if isinstance(texts, str) else str(texts[-1])
         rows.append(Row(image, join(alphas, name), caption=caption))

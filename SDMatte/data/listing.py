@@ -8,7 +8,7 @@ counts as one that is not there, or ends in a `SDMatte.errors.DataError`.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ import numpy as np
 
 from SDMatte.data.transparency import read_transparent_list
 from SDMatte.errors import DataError
-from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem
+from SDMatte.files import NameLookup, name_key, stem_key
+from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem, scan_folder
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +114,11 @@ def samples_of_set(
     listed = None if entry.is_trans == 1 else read_transparent_list(name, root)
 
     def opacity(alpha: str) -> int | None:
-        return entry.is_trans if listed is None else int(stem_of(alpha) in listed)
+        return entry.is_trans if listed is None else int(stem_key(alpha) in listed)
 
     if entry.image or entry.files:
         rows = entry.files(root, entry) if entry.files else _rows(root, entry, entry.image, ".jpg")
+        rows = _as_spelled(rows, root)
         if check_files:
             _check_files(name, rows, root, training)
         for row in rows:
@@ -124,7 +126,7 @@ def samples_of_set(
                 name, row.image, row.alpha, row.trimap, "", opacity(row.alpha), row.caption
             )
     if entry.fg and entry.composites > 0:
-        rows = _rows(root, entry, entry.fg, ".png")
+        rows = _as_spelled(_rows(root, entry, entry.fg, ".png"), root)
         if check_files:
             _check_files(name, rows, root, training)
         backgrounds = _backgrounds(root, entry)
@@ -140,16 +142,21 @@ def _rows(root: Path, entry: Entry, images: str, preferred: str) -> list[Row]:
     rows = []
     for folder in (entry.folder,) if isinstance(entry.folder, str) else entry.folder:
         image_dir, trimap_dir = join(folder, images), join(folder, entry.trimap)
+        alpha_dir = join(folder, entry.alpha)
+        used = [image_dir, *([] if entry.list_file else [alpha_dir])]
+        used += [trimap_dir] if entry.trimap else []
+        for directory in dict.fromkeys(used):
+            scan_folder(root / directory, skip=[root / other for other in used]).log_left_out()
         by_stem = names_by_stem(root / image_dir, preferred)
         trimaps = names_by_stem(root / trimap_dir, ".png") if entry.trimap else {}
         alphas = _alphas(root, folder, entry)
         for alpha in alphas:
-            stem = stem_of(alpha)
+            stem = stem_key(alpha)
             trimap = join(trimap_dir, trimaps.get(stem, f"{stem}.png")) if entry.trimap else ""
             stem = entry.image_stem(stem) if entry.image_stem else stem
             image = join(image_dir, by_stem.get(stem, f"{stem}{preferred}"))
             rows.append(Row(image, alpha, trimap))
-        spare = sorted(by_stem.keys() - {stem_of(alpha) for alpha in alphas})
+        spare = sorted(by_stem.keys() - {stem_key(alpha) for alpha in alphas})
         if spare and not (entry.image_stem or entry.list_file or entry.count is not None):
             name = join(image_dir, by_stem[spare[0]])
             logger.warning("%d pictures have no alpha and are left out: %s ...", len(spare), name)
@@ -174,21 +181,35 @@ def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
 
 
 def _backgrounds(root: Path, entry: Entry) -> list[str]:
-    """Lists the backgrounds, in any sub-folders, sorted by their path."""
+    """List the backgrounds, in any sub-folders, sorted by their path."""
     top = root / entry.background
-    found, seen = [], set()
-    for directory, folders, _ in os.walk(top, followlinks=True):
-        place = os.path.realpath(directory)
-        if place in seen:  # links may lead back
-            folders.clear()
-            continue
-        seen.add(place)
-        folders.sort()
-        folder = join(entry.background, Path(directory).relative_to(top).as_posix())
-        found += [join(folder, name) for name in list_names(directory)]
+    found = []
+    if os.path.isdir(top):
+        scan = scan_folder(top, recursive=True)
+        scan.log_left_out()
+        found = [join(entry.background, name) for name in scan.images]
     if not found:
         raise DataError(f"Composites need backgrounds, but there is no picture in {top}.")
     return sorted(found)
+
+
+def _as_spelled(rows: Sequence[Row], root: Path) -> list[Row]:
+    """Name files as they are on disk, where a list or a label spells them otherwise."""
+    lookup = NameLookup()
+
+    def spelled(path: str) -> str:
+        folder, _, name = path.rpartition("/")
+        try:
+            names = lookup.spellings(root / folder).get(name_key(name), [name])
+        except ValueError:  # no folder, or no name at all: it counts as missing
+            return path
+        if name in names or not path:
+            return path
+        if len(names) > 1:
+            raise DataError(f"{root / path} is ambiguous: {' and '.join(map(ascii, names))} exist.")
+        return f"{folder}/{names[0]}" if folder else names[0]
+
+    return [row._replace(**{k: spelled(getattr(row, k)) for k in Row._fields[:3]}) for row in rows]
 
 
 def _check_files(name: str, rows: Sequence[Row], root: Path, training: bool) -> None:
@@ -226,9 +247,11 @@ def _names_in(directory: Path) -> list[str]:
         return []
 
 
-def stem_of(path: str) -> str:
-    """The file name of a path, without its extension."""
-    return os.path.splitext(path.rpartition("/")[2])[0]
+def files_of(samples: Iterable[Sample], root: Path) -> list[Path]:
+    """List the files that samples are made of, and the folders that these are in."""
+    roles = ("image", "alpha", "trimap", "background")
+    paths = {getattr(sample, role) for sample in samples for role in roles} - {""}
+    return [root / path for path in sorted(paths | {path.rpartition("/")[0] for path in paths})]
 
 
 def join(folder: str, name: str) -> str:

@@ -15,7 +15,8 @@ Everything is in pixels of the resized picture, whose height and width are the m
 box is null where the alpha is empty, and there are no points where it has too few solid pixels. A
 mask is written as COCO writes uncompressed run lengths: zeros and ones in turn, down the columns,
 zeros first. A sample is known by its set and its alpha's path below the data root; of a folder
-pair elsewhere, by the alpha's file name.
+pair elsewhere, by the alpha's file name; how it is spelled does not matter
+(`SDMatte.files.name_key`).
 Trimaps are not in the file: those that a set does not give are drawn from the alpha, by the seed.
 """
 
@@ -29,7 +30,7 @@ import numpy as np
 
 from SDMatte.data.prompts import Prompt, prompt_of_box, prompt_of_mask, prompt_of_points
 from SDMatte.errors import DataError
-from SDMatte.files import read_error, write_text
+from SDMatte.files import name_key, read_error, write_text
 from SDMatte.prompts import NUM_POINTS, PROMPT_TYPES
 
 FORMAT = "SDMatte prompts"
@@ -86,13 +87,14 @@ class PromptFile:
         sets = content["sets"]
         if not isinstance(sets, dict) or not all(isinstance(s, dict) for s in sets.values()):
             raise DataError(f"The prompt file {path} is damaged: sets must hold samples by name.")
+        sets = {name: {name_key(key): v for key, v in s.items()} for name, s in sets.items()}
         return cls(*(content[name] for name in _SETTINGS), sets=sets, path=str(path))
 
     def write(self, path: str | Path) -> None:
-        """Writes the file in one piece.
+        """Write the file in one piece.
 
         Raises:
-            DataError: It cannot be written.
+            OutputError: It cannot be written.
         """
         header = {"format": FORMAT, "version": VERSION}
         header |= {name: getattr(self, name) for name in _SETTINGS}
@@ -185,7 +187,7 @@ def sample_key(alpha: str | Path, root: str | Path) -> str:
         root: The data root.
     """
     path = Path(alpha)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return name_key(path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name)
 
 
 def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from SDMatte.data.parallel import map_in_processes
 from SDMatte.errors import DataError
+from SDMatte.files import stem_key
 from SDMatte.image_io import read_alpha
 
 REPOSITORY_LISTS = Path(__file__).resolve().parents[2] / "data" / "txt"
@@ -32,7 +33,8 @@ def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
         root: The data root; ``data/txt`` of the repository is the second place.
 
     Returns:
-        The stems of the transparent samples, or None if there is no list.
+        The stems of the transparent samples (`SDMatte.files.stem_key`), or None if there is no
+        list.
 
     Raises:
         DataError: There is a list, but it cannot be read.
@@ -44,7 +46,7 @@ def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"Cannot read {path}: it must be a text in UTF-8.") from error
-            return frozenset(PurePosixPath(line.strip()).stem for line in lines if line.strip())
+            return frozenset(stem_key(line.strip()) for line in lines if line.strip())
     return None
 
 

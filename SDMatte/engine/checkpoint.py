@@ -1,6 +1,5 @@
 """Checkpoints of a run: written whole or not at all, read without unpickling code."""
 
-import contextlib
 import logging
 import os
 import re
@@ -19,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from SDMatte.errors import CheckpointError
+from SDMatte.errors import CheckpointError, OutputError
+from SDMatte.files import check_not_read, replace_file
 from SDMatte.modeling import weights
 
 logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"
-PARTIAL = ".partial"
 RUN_FILE = re.compile(r"model_\d{7,}\.pth")
 
 
@@ -61,7 +60,7 @@ class MatteCheckpointer(Checkpointer):
         """Writes ``name.pth``; until it is complete the file before it stays the last one.
 
         Raises:
-            CheckpointError: It cannot be written; the message says why.
+            OutputError: It cannot be written; the message says why.
         """
         if not self.save_to_disk:
             return
@@ -80,7 +79,7 @@ class MatteCheckpointer(Checkpointer):
             max_to_keep: How many to keep, whichever process of the run wrote them; None: all.
 
         Raises:
-            CheckpointError: It cannot be written; the message says why.
+            OutputError: It cannot be written; the message says why.
         """
         self.save(f"model_{iteration:07d}")
         if self.save_to_disk and max_to_keep is not None:
@@ -95,7 +94,7 @@ class MatteCheckpointer(Checkpointer):
         It does not become the last checkpoint, for no run can go on from it.
 
         Raises:
-            CheckpointError: It cannot be written; the message says why.
+            OutputError: It cannot be written; the message says why.
         """
         if self.save_to_disk:
             write_weights(self._state_dict_in_use(), Path(self.save_dir) / f"{name}.pth")
@@ -144,8 +143,6 @@ class MatteCheckpointer(Checkpointer):
         return True
 
     def _find_last(self) -> Path | None:
-        for partial in Path(self.save_dir).glob(f"*{PARTIAL}"):  # a kill left it
-            partial.unlink()
         candidates = self.get_all_checkpoint_files()[::-1]
         if self.has_checkpoint():
             candidates.insert(0, self.get_checkpoint_file())
@@ -166,37 +163,23 @@ def _iteration(path: str | Path) -> int:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file under another name, and renames it once it is complete and on the disk.
+    """Write a file under another name, and rename it once it is complete and on the disk.
 
     Args:
         path: The file.
         write: Gets the other name.
 
     Raises:
-        CheckpointError: It cannot be written; the message says why.
+        OutputError: It cannot be written; the message says why.
     """
-    partial = path.with_name(path.name + PARTIAL)
     try:
-        partial.touch()  # says better why it cannot be than what writes it
-        write(partial)
-        _sync(partial)
-        os.replace(partial, path)
-        with contextlib.suppress(OSError):  # not every file system can sync folders
-            _sync(path.parent)
+        with replace_file(path, durable=True) as partial:
+            partial.touch()  # says better why it is not possible than what writes it
+            write(partial)
     except (OSError, RuntimeError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise CheckpointError(
+        raise OutputError(
             f"{path} cannot be written ({_reason(error)}); whatever was saved before it is kept."
         ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _save(content: Any, path: Path) -> None:
@@ -218,7 +201,8 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None
     """Writes a state dict alone, as ``.safetensors`` or as the published ``.pth``.
 
     Raises:
-        CheckpointError: The name ends otherwise, or the file cannot be written.
+        CheckpointError: The name ends otherwise.
+        OutputError: The file cannot be written.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -241,9 +225,10 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
         What was written, by name.
 
     Raises:
-        CheckpointError: The source is no checkpoint of SDMatte or LiteSDMatte, or the target cannot
-            be written.
+        CheckpointError: The source is no checkpoint of SDMatte or LiteSDMatte.
+        OutputError: The target cannot be written, or is the source.
     """
+    check_not_read([target], [source])
     tensors = weights.read_tensors(source)
     kind = weights.describe_model(tensors)
     if kind not in weights.OWN_KINDS:

@@ -6,6 +6,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from SDMatte.files import replace_file
+
 
 def draw_curves(metrics_file: str | Path, picture: str | Path) -> None:
     """Draws losses, learning rate and evaluation metrics over the steps of a run.
@@ -37,4 +39,5 @@ def draw_curves(metrics_file: str | Path, picture: str | Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_lines():
             axes.legend(fontsize="small")
-    figure.savefig(picture, dpi=100)
+    with replace_file(picture) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

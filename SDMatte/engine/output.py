@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from SDMatte.engine.environment import write_environment
 from SDMatte.errors import ConfigError, OutputError
+from SDMatte.files import check_not_read
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,23 @@ def check_unused(folder: Path) -> None:
         raise ConfigError(
             f"{folder} holds a run: go on with --resume, or name another train.output_dir."
         )
+
+
+def check_outputs(config: DictConfig, data_folders: Iterable[Path]) -> None:
+    """Ensure that a run overwrites, and clears away, nothing that it starts from.
+
+    Args:
+        config: The whole config.
+        data_folders: Folders of the training data.
+
+    Raises:
+        OutputError: The output folder holds data, or a checkpoint that is read would get lost.
+    """
+    folder = Path(config.train.output_dir)
+    distillation = config.get("distillation") or {}
+    checkpoints = [config.train.init_checkpoint, distillation.get("teacher_checkpoint")]
+    read = [*data_folders, *(path or None for path in checkpoints)]
+    check_not_read([folder, *folder.glob("model_*.pth")], read)
 
 
 def open_output(config: DictConfig) -> None:

@@ -26,7 +26,7 @@ from SDMatte.engine.train import train
 from SDMatte.evaluation.baselines import PromptAsAlpha
 from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.report import score_table
-from SDMatte.files import write_text
+from SDMatte.files import check_not_read, write_text
 from SDMatte.image_io import read_alpha, read_image, write_image
 from SDMatte.inference.predictor import MattePredictor
 from SDMatte.modeling import SDMatte
@@ -90,6 +90,8 @@ def quickstart(
     """
     output, run_dir = Path(output), Path(output) / "train"
     make_sample_set(samples, **(sample_settings or {}))
+    outputs = [output / name for name in ("test", "results.png", "scores.json", "scores.md")]
+    check_not_read([output, *outputs], [samples], emptied=[run_dir] if fresh else ())
     if fresh:
         shutil.rmtree(run_dir, ignore_errors=True)
     settings = [f"train.output_dir={run_dir}", *overrides]

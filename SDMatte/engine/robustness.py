@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 
 from SDMatte.engine.subjects import Subject
 from SDMatte.engine.testing import SetTest, plan_test, run_plan
-from SDMatte.errors import ConfigError, DataError
+from SDMatte.errors import ConfigError
 from SDMatte.evaluation.document import Heading, Paragraph, Picture, to_markdown
 from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.report import metrics_table
-from SDMatte.files import write_text
+from SDMatte.files import replace_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def write_robustness(
         metric: What the plot shows.
 
     Raises:
-        DataError: They cannot be written.
+        OutputError: They cannot be written.
     """
     output_dir = Path(output_dir)
     content = json.dumps([asdict(measurement) for measurement in measurements], indent=1)
@@ -222,7 +222,5 @@ def _draw(measurements: Sequence[Measurement], picture: Path, metric: str) -> No
         axes.plot(*zip(*points, strict=True), marker=".", label=label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    try:
-        figure.savefig(picture, dpi=100)
-    except OSError as error:
-        raise DataError(f"Cannot write {picture}: {error.strerror}.") from error
+    with replace_file(picture) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

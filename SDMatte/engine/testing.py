@@ -5,6 +5,7 @@ import copy
 import hashlib
 import json
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from SDMatte.data import MattingDataset
 from SDMatte.data.catalog import Sample
+from SDMatte.data.listing import files_of
 from SDMatte.data.prompt_files import PromptFile, freeze
 from SDMatte.engine.config import build
 from SDMatte.engine.distributed import ask_main_process
@@ -29,8 +31,16 @@ from SDMatte.errors import CheckpointError, ConfigError, DataError
 from SDMatte.evaluation.evaluator import MatteEvaluator
 from SDMatte.evaluation.journal import Journal, clear_results
 from SDMatte.evaluation.protocols import get_protocol
-from SDMatte.evaluation.results import PictureScore, code_hash
+from SDMatte.evaluation.results import (
+    ERRORS,
+    MATTES,
+    SCORES,
+    SUMMARY,
+    PictureScore,
+    code_hash,
+)
 from SDMatte.evaluation.scoring import Target
+from SDMatte.files import check_not_read, stem_key
 from SDMatte.modeling import SDMatte, weights
 from SDMatte.prompts import PromptType, get_prompt_type
 
@@ -118,7 +128,7 @@ class SetTest:
     def missing(self) -> dict[int, Sample]:
         """The samples that are not predicted yet, by their index in the set."""
         samples = enumerate(self.loader.dataset.samples)
-        return {i: s for i, s in samples if Path(s.alpha).stem not in self.done}
+        return {i: s for i, s in samples if stem_key(s.alpha) not in self.done}
 
 
 def plan_test(
@@ -143,6 +153,7 @@ def plan_test(
             ``test.use_trimap`` needs.
         DataError: A set cannot be used, two of its pictures have one name, or the folder holds
             other results.
+        OutputError: Files of a set are where the results are to go.
     """
     types = [get_prompt_type(name) for name in (prompts or config.test.prompts)]
     if not types:
@@ -152,7 +163,7 @@ def plan_test(
     for name, loader in test_loaders(config):
         if any(test.name == name for test in plan):
             raise ConfigError(f"There are two test sets {name}: give folder pairs a name.")
-        stems = Counter(Path(sample.alpha).stem for sample in loader.dataset.samples)
+        stems = Counter(stem_key(sample.alpha) for sample in loader.dataset.samples)
         twice = [stem for stem, number in stems.items() if number > 1]
         if twice:
             raise DataError(
@@ -165,10 +176,22 @@ def plan_test(
             if output_dir is not None:
                 folder = Path(output_dir) / name / test.label.replace(" ", "_")
                 test = replace(test, folder=folder)
+                check_not_read(
+                    [folder, *(folder / name for name in (SCORES, SUMMARY))],
+                    _files_read(loader.dataset),
+                    emptied=[folder / MATTES, folder / ERRORS],
+                )
             if test.folder is not None and identity is not None:
                 test = _look_up(test, config, identity, restart)
             plan.append(test)
     return plan
+
+
+def _files_read(dataset: MattingDataset) -> Iterator[Path]:
+    """All that a test reads of a set."""
+    yield from files_of(dataset.samples, dataset.root)
+    if dataset.frozen is not None:
+        yield Path(dataset.frozen.path)
 
 
 def _label(dataset: MattingDataset, prompt: PromptType) -> str:
@@ -192,14 +215,15 @@ def _identity(dataset: MattingDataset, prompt: PromptType, settings: DictConfig)
     """What, beside the model, the results of a set and prompt follow from."""
     knobs = asdict(dataset.settings)
     del knobs["cache_mb"]  # changes nothing
-    samples = json.dumps([asdict(sample) for sample in dataset.samples])
+    samples = [asdict(sample) for sample in dataset.samples]
+    samples = unicodedata.normalize("NFC", json.dumps(samples, ensure_ascii=False))
     return {
         "code": code_hash(),
         "protocol": settings.protocol,
         "use_trimap": settings.use_trimap,
         "use_captions": settings.use_captions,
         "set": dataset.samples[0].dataset,
-        "pictures": hashlib.sha256(samples.encode()).hexdigest(),
+        "pictures": hashlib.sha256(samples.encode("utf-8", "surrogateescape")).hexdigest(),
         **{f"{role} files": _fingerprint(dataset, role) for role in ("image", "alpha", "trimap")},
         "prompt": prompt.alias,
         "prompt seed": dataset.seed,
@@ -330,7 +354,7 @@ def _check_predicted(plan: Sequence[SetTest]) -> None:
     if missing:
         lines = (
             f"{folder}: {len(samples)} of them, such as "
-            f"{Path(next(iter(samples.values())).alpha).stem}"
+            f"{stem_key(next(iter(samples.values())).alpha)}"
             for folder, samples in missing.items()
         )
         raise DataError("There are no mattes to score:\n  " + "\n  ".join(lines))
@@ -442,12 +466,13 @@ def save_prompts(config: DictConfig, path: str | Path) -> None:
         path: Where to.
 
     Raises:
-        DataError: Two sets have the same name, a picture cannot be read, or the file not be
-            written.
+        DataError: Two sets have the same name, or a picture cannot be read.
+        OutputError: The file cannot be written, or is one of those that are read.
     """
     frozen: PromptFile | None = None
     for _, loader in test_loaders(config):
         dataset = loader.dataset  # all sets of a config share their settings
+        check_not_read([path], _files_read(dataset))
         if frozen is None:
             frozen = PromptFile(dataset.size, dataset.settings.radius(False), dataset.settings.psm)
         for (name, key), entry in _collect_prompts(loader).items():

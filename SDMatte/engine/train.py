@@ -23,6 +23,7 @@ from SDMatte.engine.output import (
     CONFIG,
     FINAL,
     RECORDS,
+    check_outputs,
     check_unused,
     open_output,
     output_errors,
@@ -32,6 +33,7 @@ from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
 from SDMatte.engine.progress import Meter
 from SDMatte.engine.testing import run_test, test_loaders
 from SDMatte.engine.trainer import MatteTrainer
+from SDMatte.files import check_not_read
 from SDMatte.modeling import SDMatte, weights
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,12 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         check_unused(output_dir)
     device = resolve_device(config.train.device)
     loader = build(config.dataloader.train)
+    folders = {
+        path.rpartition("/")[0] for s in loader.dataset.samples for path in (s.image, s.alpha)
+    }
+    check_outputs(config, [loader.dataset.root / path for path in folders])
+    if not resume:  # what is resumed may be described by its own record
+        check_not_read([output_dir / CONFIG], [config_file])
     plan = make_plan(config, len(loader.dataset), comm.get_world_size())
     check_evaluations(config)
     max_iter = plan.max_iter

@@ -6,6 +6,7 @@ them learns anything; GrabCut and the closed-form solver come from OpenCV and py
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from SDMatte.errors import ConfigError, DependencyError, PromptError
+from SDMatte.numba_cache import load_compiled
 from SDMatte.prompts import PROMPT_TYPES, get_prompt_type
 
 
@@ -239,7 +241,7 @@ class ClosedForm(_OneByOne):
         """
         super().__init__(prompt)
         try:
-            import pymatting
+            pymatting = load_compiled(lambda: importlib.import_module("pymatting"))
         except ImportError as error:
             raise DependencyError(
                 "The closed-form baseline needs pymatting: pip install pymatting."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +33,21 @@ from SDMatte.evaluation.report import (
     published_caution,
     published_rows,
 )
-from SDMatte.evaluation.results import EvaluationResult, PictureScore, find_results, read_result
+from SDMatte.evaluation.results import (
+    PROGRESS,
+    EvaluationResult,
+    PictureScore,
+    find_results,
+    read_result,
+)
 from SDMatte.evaluation.tables import Table
-from SDMatte.files import write_text
-from SDMatte.image_io import read_alpha, read_image, write_image
+from SDMatte.files import check_not_read, write_text
+from SDMatte.image_io import read_alpha, read_image, shorten, write_image
+
+logger = logging.getLogger(__name__)
 
 TITLE = "Evaluation"
+DOCUMENTS = ("report.md", "report.tex", "report.html")
 _SHARED_FACTS = ("protocol", "pixels", "model")
 
 
@@ -87,6 +97,12 @@ def read_runs(runs: Sequence[tuple[str, Path]]) -> list[Comparison]:
         folders = find_results(run)
         if not folders:
             raise MissingFileError(f"There are no results in {run}: no summary.json, nor below it.")
+        started = {path.parent for path in Path(run).rglob(PROGRESS)}
+        unfinished = [str(folder) for folder in sorted(started.difference(folders))]
+        if unfinished:
+            logger.warning(
+                "Tests without scores left out, they have not ended: %s.", shorten(unfinished)
+            )
         results = {folder: read_result(folder) for folder in folders}
         several = len({result.model for result in results.values()}) > 1
         for folder, result in results.items():
@@ -113,9 +129,18 @@ def write_comparison(
         The three documents.
 
     Raises:
-        DataError: The folder cannot be written to.
+        OutputError: The folder cannot be written to, or a file in it is one that is read.
     """
     output_dir = Path(output_dir)
+    sheets = [
+        output_dir / f"{number:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', comparison.title)}.jpg"
+        for number, comparison in enumerate(comparisons, 1)
+    ]
+    scores = [p for c in comparisons for result in c.results.values() for p in result.pictures]
+    check_not_read(
+        [*sheets, *(output_dir / name for name in DOCUMENTS)],
+        (path for p in scores for path in (p.alpha_path, p.pred_path, p.image_path) if path),
+    )
     blocks: list[Block] = [
         Heading(TITLE, 1),
         Paragraph(
@@ -123,20 +148,16 @@ def write_comparison(
             f"{PUBLISHED_NOTE} are the paper's."
         ),
     ]
-    for number, comparison in enumerate(comparisons, 1):
+    for path, comparison in zip(sheets, comparisons, strict=True):
         blocks += _blocks(comparison)
-        path = output_dir / f"{number:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', comparison.title)}.jpg"
         if num_pictures and draw_sheet(comparison, path, num_pictures):
             caption = f"{comparison.title}: pictures that are hard, or that divide the runs."
             blocks.append(Picture(path, caption))
-    texts = {
-        "report.md": to_markdown(blocks),
-        "report.tex": to_latex(blocks),
-        "report.html": to_html(blocks, TITLE),
-    }
-    for name, text in texts.items():
-        write_text(output_dir / name, text)
-    return [output_dir / name for name in texts]
+    texts = (to_markdown(blocks), to_latex(blocks), to_html(blocks, TITLE))
+    documents = [output_dir / name for name in DOCUMENTS]
+    for path, text in zip(documents, texts, strict=True):
+        write_text(path, text)
+    return documents
 
 
 def draw_sheet(comparison: Comparison, path: Path, count: int, tile: int = 192) -> bool:

@@ -11,7 +11,8 @@ from SDMatte.errors import DataError
 from SDMatte.evaluation.protocols import Protocol, get_protocol
 from SDMatte.evaluation.results import EvaluationResult, PictureScore
 from SDMatte.evaluation.scoring import Scorer, Target, Workers
-from SDMatte.image_io import list_images
+from SDMatte.files import stem_key
+from SDMatte.image_io import scan_folder
 
 
 def score_folder(
@@ -28,7 +29,8 @@ def score_folder(
 ) -> EvaluationResult:
     """Scores every picture of a truth folder, or none.
 
-    Files belong together when their names are alike up to the extension.
+    Files belong together when their names are alike up to the extension and the spelling
+    (`SDMatte.files.name_key`). What else is in the folders is logged.
 
     Args:
         pred_dir: The mattes.
@@ -91,10 +93,12 @@ def score_folder(
 
 
 def _by_stem(directory: str | Path, problems: list[str]) -> dict[str, Path]:
-    """Stem -> path of the pictures of a folder; stems that occur twice go to the problems."""
+    """Map stems to the paths of a folder's images; stems that occur twice go to the problems."""
+    scan = scan_folder(directory)
+    scan.log_left_out()
     found: dict[str, list[Path]] = defaultdict(list)
-    for path in list_images(directory):
-        found[path.stem].append(path)
+    for name in scan.images:
+        found[stem_key(name)].append(Path(directory, name))
     problems += [
         f"ambiguous: {' and '.join(p.name for p in paths)} in {directory} share a name."
         for paths in found.values()

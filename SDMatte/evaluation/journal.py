@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -10,10 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from SDMatte.errors import DataError, OutputError
-from SDMatte.evaluation.results import ERRORS, MATTES, SCORES, SUMMARY, PictureScore
-from SDMatte.files import write_text
+from SDMatte.evaluation.results import ERRORS, MATTES, PROGRESS, SCORES, SUMMARY, PictureScore
+from SDMatte.files import clear_leftovers, write_text
 
-_FILE = "progress.jsonl"
 _PARTS = "progress.*.jsonl"
 _REPORTS = (SCORES, SUMMARY, "summary.md", "worst_and_best.png")
 
@@ -43,7 +43,7 @@ class Journal:
         Raises:
             DataError: The folder holds results of something else; the message says of what.
         """
-        path = self.folder / _FILE
+        path = self.folder / PROGRESS
         if not path.is_file():
             if any((self.folder / name).exists() for name in (*_REPORTS, MATTES)):
                 raise self._refusal("by something that left no record of it")
@@ -67,14 +67,15 @@ class Journal:
         return done
 
     def begin(self, done: Iterable[PictureScore]) -> None:
-        """Writes down what is done, and clears up after a kill; called by one process.
+        """Write down what is done, and clear up after a kill; called by one process.
 
         Raises:
-            DataError: The folder cannot be written to.
+            OutputError: The folder cannot be written to.
         """
         lines = [{"identity": self.identity}, *(picture.as_dict() for picture in done)]
-        write_text(self.folder / _FILE, "".join(f"{json.dumps(line)}\n" for line in lines))
-        for leftover in (*self.folder.glob(_PARTS), *self.folder.glob(f"{MATTES}/.*.tmp")):
+        write_text(self.folder / PROGRESS, "".join(f"{json.dumps(line)}\n" for line in lines))
+        clear_leftovers(os.path.abspath(self.folder / MATTES))
+        for leftover in self.folder.glob(_PARTS):
             leftover.unlink()
 
     def add(self, picture: PictureScore, rank: int = 0) -> None:
@@ -123,7 +124,7 @@ def clear_results(folder: str | Path) -> None:
     folder = Path(folder)
     for name in (MATTES, ERRORS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (*(folder / name for name in (_FILE, *_REPORTS)), *folder.glob(_PARTS)):
+    for path in (*(folder / name for name in (PROGRESS, *_REPORTS)), *folder.glob(_PARTS)):
         path.unlink(missing_ok=True)
 
 

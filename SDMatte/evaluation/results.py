@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import subprocess
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -29,7 +30,7 @@ from SDMatte.evaluation.metrics import METRICS
 from SDMatte.files import read_error, write_text
 
 MATTES, ERRORS = "mattes", "errors"
-SCORES, SUMMARY = "scores.csv", "summary.json"
+SCORES, SUMMARY, PROGRESS = "scores.csv", "summary.json", "progress.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class PictureScore:
     """What is kept of one picture: numbers and paths, no pixels.
 
     Attributes:
-        name: Stem of the alpha's file, also of the matte written.
+        name: Stem of the alpha's file, also of the matte written, in Unicode NFC.
         height: Height of the picture.
         width: Width of the picture.
         scores: Metric -> raw value; empty for a matte that is only predicted.
@@ -53,6 +54,10 @@ class PictureScore:
     alpha_path: str
     pred_path: str = ""
     image_path: str = ""
+
+    def __post_init__(self) -> None:
+        """Brings the name to NFC: the same set may be spelled otherwise on another machine."""
+        object.__setattr__(self, "name", unicodedata.normalize("NFC", self.name))
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""

@@ -27,6 +27,7 @@ from SDMatte.evaluation.protocols import (
     score_pair,
 )
 from SDMatte.evaluation.results import MATTES, PictureScore
+from SDMatte.files import stem_key
 from SDMatte.image_io import read_alpha, write_image
 from SDMatte.processes import end_with_parent
 
@@ -48,7 +49,7 @@ class Target:
     @property
     def name(self) -> str:
         """The picture's name."""
-        return Path(self.alpha_path).stem
+        return stem_key(self.alpha_path)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from SDMatte.errors import DependencyError
+from SDMatte.numba_cache import load_compiled
 
 _MARGIN = 8
 _OPAQUE = 1 - 0.5 / 255
@@ -82,7 +83,7 @@ def _load_estimator() -> Callable[..., np.ndarray]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[_MODULE] = module  # numba looks for it there
         try:
-            spec.loader.exec_module(module)
+            load_compiled(lambda: spec.loader.exec_module(module))
         except BaseException:
             del sys.modules[_MODULE]
             raise

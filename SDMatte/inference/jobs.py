@@ -1,4 +1,4 @@
-"""Mattes of many files: what is to be done, and what became of it.
+"""Mattes of many files: what is to be done, and the result.
 
 Planning imports neither torch nor a model, so that mistakes are found before either is loaded.
 """
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SDMatte.errors import ConfigError, DataError, SDMatteError
-from SDMatte.files import find_obstacle
-from SDMatte.image_io import IMAGE_EXTENSIONS, list_names
+from SDMatte.files import NameLookup, check_not_read, find_obstacle, name_key
+from SDMatte.image_io import IMAGE_EXTENSIONS, scan_folder, shorten
 from SDMatte.images.formats import WRITERS
 from SDMatte.inference.images import read_background
-from SDMatte.inference.prompt_lists import PromptRequest
+from SDMatte.inference.prompt_lists import MAPS, PromptRequest
 
 if TYPE_CHECKING:
     from SDMatte.inference.result import MatteResult
@@ -96,82 +96,115 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """One matte to make: which picture, which prompt, which file."""
+    """One matte to make: which image, which prompt, which file.
+
+    Attributes:
+        image: The image.
+        prompt: The prompt.
+        output: The file.
+        problem: Why it will not succeed, where that is known before.
+    """
 
     image: Path
     prompt: PromptRequest
     output: Path
+    problem: str = ""
 
 
 @dataclass
 class BatchReport:
-    """What became of the jobs.
+    """The result of the jobs.
 
     Attributes:
         done: Files that were written.
         skipped: Files that were there already.
         failed: Jobs with the sentence that says what was wrong.
+        num_left_out: Files of the folders that no job was made of.
     """
 
     done: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: list[tuple[Job, str]] = field(default_factory=list)
+    num_left_out: int = 0
 
     def summary(self) -> str:
-        """The counts, in a sentence."""
+        """Return the counts, in a sentence."""
         parts = [f"{len(self.done)} mattes written"]
         if self.skipped:
             parts.append(f"{len(self.skipped)} were there already")
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
+        if self.num_left_out:
+            parts.append(f"{self.num_left_out} files left out")
         return f"{', '.join(parts)}."
 
 
 def plan_single(
     image: Path, prompts: Sequence[PromptRequest], output: Path | None, suffix: str
 ) -> list[Job]:
-    """Plans the mattes of one picture.
+    """Plan the mattes of one image.
 
     Args:
-        image: The picture.
+        image: The image.
         prompts: One a matte.
-        output: A file, for one matte; or a folder. None: beside the picture, ``NAME_matte``.
+        output: A file, for one matte; or a folder. None: beside the image, ``NAME_matte``.
         suffix: Format, where ``output`` is no file.
 
     Raises:
         ConfigError: There are several mattes for one file.
     """
+    lookup = NameLookup()
     if output is None:
-        return _jobs_of(image, prompts, image.with_name(f"{image.stem}_matte"), suffix)
+        return _jobs_of(image, prompts, image.with_name(f"{image.stem}_matte"), suffix, lookup)
     if output.is_dir() or not output.suffix:
-        return _jobs_of(image, prompts, output / image.stem, suffix)
+        return _jobs_of(image, prompts, output / image.stem, suffix, lookup)
     if len(prompts) > 1:
         raise ConfigError(f"{len(prompts)} mattes need a folder to go to; {output} is a file.")
-    return [Job(image, prompts[0], output)]
+    (job,) = _jobs_of(image, prompts, output, "", lookup)
+    return [job]
 
 
 def plan_many(
-    inputs: Sequence[Path], prompts: Sequence[PromptRequest], output: Path | None, suffix: str
+    inputs: Sequence[Path],
+    prompts: Sequence[PromptRequest],
+    output: Path | None,
+    suffix: str,
+    recursive: bool = False,
+    report: BatchReport | None = None,
 ) -> list[Job]:
-    """Plans the mattes of files and folders of pictures, all with the same prompts.
+    """Plan the mattes of several images; what folders hold beside them is logged.
 
     Args:
-        inputs: Pictures, and folders of pictures (not their sub-folders).
-        prompts: One a matte; masks and trimaps may be folders.
-        output: The folder for the mattes, which get their pictures' names. None: of a single
-            folder, ``FOLDER_mattes`` beside it.
+        inputs: Images, and folders of images.
+        prompts: One a matte; masks and trimaps may be folders, whose sub-folders then have the
+            names of the images' sub-folders.
+        output: The folder for the mattes, which get their images' names and sub-folders. None: of
+            a single folder, ``FOLDER_mattes`` beside it.
         suffix: Format.
+        recursive: Whether folders stand for their sub-folders, too.
+        report: Gets the number of files that are left out.
 
     Raises:
-        ConfigError: ``output`` cannot be.
-        DataError: There is no picture.
+        ConfigError: ``output`` is missing or is not a folder.
+        DataError: There is no image.
+        OutputError: ``output`` is a folder that is read.
     """
     output = _output_folder(inputs, output)
+    maps = [Path(prompt.value) for prompt in prompts if prompt.kind in MAPS]
+    check_not_read([output], [path for path in (*inputs, *maps) if path.is_dir()])
+    lookup = NameLookup()
     jobs = []
     for path in inputs:
-        images = [path / name for name in list_names(path)] if path.is_dir() else [path]
-        for image in images:
-            jobs += _jobs_of(image, prompts, output / image.stem, suffix)
+        if not path.is_dir():
+            jobs += _jobs_of(path, prompts, output / path.stem, suffix, lookup)
+            continue
+        scan = scan_folder(path, recursive, skip=[output, *maps])
+        scan.log_left_out("--recursive includes them.")
+        if report is not None:
+            report.num_left_out += scan.num_left_out
+        for name in scan.images:
+            stem = output / os.path.splitext(name)[0]
+            jobs += _jobs_of(path / name, prompts, stem, suffix, lookup, os.path.dirname(name))
     if not jobs:
         raise DataError(f"There is no picture in {', '.join(map(str, inputs))}.")
     return jobs
@@ -182,26 +215,40 @@ def plan_listed(
     listed: Mapping[str, Sequence[PromptRequest]],
     output: Path | None,
     suffix: str,
+    report: BatchReport | None = None,
 ) -> list[Job]:
-    """Plans the mattes of the pictures that a prompt file names, and of no others.
+    """Plan the mattes of the images that a prompt file names, and of no others.
 
     Args:
-        folder: Where the pictures are.
+        folder: Where the images are; names may lead to sub-folders.
         listed: Prompts by name, of `read_prompt_file`.
         output: See `plan_many`.
         suffix: Format.
+        report: Gets the number of images that are left out.
 
     Raises:
-        ConfigError: ``output`` cannot be.
-        DataError: The folder does not exist.
+        ConfigError: ``output`` is missing or is not a folder.
+        DataError: The folder does not exist, or a name is ambiguous.
+        OutputError: ``output`` is a folder that is read.
     """
     output = _output_folder([folder], output)
-    others = [name for name in list_names(folder) if name not in listed]
+    check_not_read([output], [folder])
+    images = scan_folder(folder, recursive=True, skip=[output]).images
+    lookup = NameLookup()
+    named: dict[str, list[PromptRequest]] = {}
+    for name, prompts in listed.items():  # two spellings may name one image
+        image = lookup.find(folder / name).relative_to(folder).as_posix()
+        named.setdefault(image, []).extend(prompts)
+    maps = {prompt.value for many in named.values() for prompt in many if prompt.kind in MAPS}
+    others = [name for name in images if name not in named and folder / name not in maps]
     if others:
-        logger.info("%d pictures without a prompt are left out: %s ...", len(others), others[0])
+        logger.warning("%d images without a prompt left out: %s.", len(others), shorten(others))
+    if report is not None:
+        report.num_left_out += len(others)
     jobs = []
-    for name, prompts in listed.items():
-        jobs += _jobs_of(folder / name, prompts, output / Path(name).with_suffix(""), suffix)
+    for name, prompts in named.items():
+        stem = output / os.path.splitext(name)[0]
+        jobs += _jobs_of(folder / name, prompts, stem, suffix, lookup)
     return jobs
 
 
@@ -212,44 +259,63 @@ def _output_folder(inputs: Sequence[Path], output: Path | None) -> Path:
         return inputs[0].with_name(f"{inputs[0].resolve().name}_mattes")
     if output.is_file() or output.suffix.lower() in IMAGE_EXTENSIONS:
         raise ConfigError(f"Several pictures need a folder for their mattes; {output} is a file.")
-    for path in inputs:
-        if path.is_dir() and output.is_dir() and path.samefile(output):
-            raise ConfigError(
-                f"{output} holds the pictures; their mattes need a folder of their own."
-            )
     return output
 
 
-def _jobs_of(image: Path, prompts: Sequence[PromptRequest], stem: Path, suffix: str) -> list[Job]:
-    """Numbers the mattes of one picture, where there are several."""
-    if len(prompts) == 1:
-        return [Job(image, prompts[0], stem.with_name(stem.name + suffix))]
-    return [
-        Job(image, prompt, stem.with_name(f"{stem.name}_{number}{suffix}"))
-        for number, prompt in enumerate(prompts, start=1)
-    ]
+def _jobs_of(
+    image: Path,
+    prompts: Sequence[PromptRequest],
+    stem: Path,
+    suffix: str,
+    lookup: NameLookup,
+    place: str = "",
+) -> list[Job]:
+    """Plan the mattes of one image, numbered where there are several."""
+    jobs = []
+    for number, prompt in enumerate(prompts, start=1):
+        end = f"_{number}{suffix}" if len(prompts) > 1 else suffix
+        problem = ""
+        try:
+            prompt = prompt.located(image, place, lookup)
+        except DataError as error:
+            problem = str(error)
+        jobs.append(Job(image, prompt, stem.with_name(stem.name + end), problem))
+    return jobs
 
 
-def pending_jobs(jobs: Iterable[Job], overwrite: bool, report: BatchReport) -> list[Job]:
-    """Sorts out what needs no model: mattes that are there, and files that clash.
+def pending_jobs(
+    jobs: Iterable[Job],
+    overwrite: bool,
+    report: BatchReport,
+    also_read: Iterable[str | Path | None] = (),
+) -> list[Job]:
+    """Sort out what needs no model: mattes that are there, and files that clash.
 
     Args:
         jobs: All.
         overwrite: Make anew what is there.
         report: Gets what is sorted out.
+        also_read: Files that are read beside images, masks and trimaps.
 
     Returns:
         The jobs that need a model.
+
+    Raises:
+        OutputError: A matte would overwrite what is read.
     """
+    jobs = list(jobs)
+    maps = [job.prompt.value for job in jobs if job.prompt.kind in MAPS]
+    check_not_read((job.output for job in jobs), [*(job.image for job in jobs), *maps, *also_read])
     pending, sources = [], {}
     for job in jobs:
-        source = sources.setdefault(job.output, job.image)
+        source = sources.setdefault(name_key(str(job.output)), job.image)
         if source != job.image:
-            note_failure(report, job, f"{job.output} is the matte of {source} already.")
+            reason = f"{job.output} is the matte of {source} already: rename one of the two images."
+            note_failure(report, job, reason)
         elif not os.path.exists(job.image):
             note_failure(report, job, f"Cannot read {job.image}: the file does not exist.")
-        elif _is_same_file(job.output, job.image):
-            note_failure(report, job, "The matte would overwrite its picture.")
+        elif job.problem:
+            note_failure(report, job, job.problem)
         elif (obstacle := find_obstacle(job.output)) is not None:
             note_failure(report, job, f"Cannot write {job.output}: {obstacle}.")
         elif os.path.exists(job.output) and not overwrite:
@@ -279,15 +345,8 @@ def checked_jobs(jobs: Iterable[Job], report: BatchReport) -> list[Job]:
     return fitting
 
 
-def _is_same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except (OSError, ValueError):  # one of them is not there, or cannot be
-        return False
-
-
 def note_failure(report: BatchReport, job: Job, reason: str) -> None:
-    """Says what was wrong with a job, and keeps it for the end."""
+    """Log what was wrong with a job, and keep it for the end."""
     where = "" if str(job.image) in reason else f"{job.image}: "
     logger.error("error: %s%s", where, reason)
     report.failed.append((job, reason))

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from SDMatte.devices import choose_dtype
-from SDMatte.errors import CheckpointError, ConfigError
+from SDMatte.errors import CheckpointError, ConfigError, MissingCheckpointError
 from SDMatte.modeling import LiteSDMatte, SDMatte, weights
 from SDMatte.modeling.saving import WEIGHTS_FILE, read_model_card
 
@@ -123,17 +123,26 @@ def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None)
     if path.is_file():
         if checkpoint is not None:
             raise ConfigError(f"{path} is a checkpoint, and {checkpoint} another: name one.")
+        if not _holds_model(path.parent):
+            raise CheckpointError(
+                f"{path} is not enough for a model: the folder of a checkpoint must also hold its "
+                f"component configs (unet/, vae/, ...), or be a training run ({RUN_CONFIG})."
+            )
         return find_model(path.parent, path.resolve())
     if not path.is_dir() and path.suffix in weights.CHECKPOINT_SUFFIXES:
-        raise CheckpointError(f"There is no checkpoint file {path}.")
-    if path.is_dir() and not (path / "unet").is_dir():
-        if (path / RUN_CONFIG).is_file():
-            return _find_in_run(path, checkpoint)
+        raise MissingCheckpointError(f"There is no checkpoint file {path}.")
+    if path.is_dir() and not _holds_model(path):
         raise CheckpointError(
             f"{path} holds no model: neither component configs (unet/, vae/, ...) with a "
             f"checkpoint beside them, nor a training run ({RUN_CONFIG})."
         )
+    if path.is_dir() and not (path / "unet").is_dir():
+        return _find_in_run(path, checkpoint)
     return _find_in_folder(path_or_hub_id, checkpoint)
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "unet").is_dir() or (folder / RUN_CONFIG).is_file()
 
 
 def _find_in_folder(path_or_hub_id: str | Path, checkpoint) -> ModelSource:

@@ -12,24 +12,26 @@ A CSV file has a column ``image`` and any of the others, a line a matte::
     a.jpg,10 20 300 400,,,,,
     b.jpg,,50 60 70 80,,,,1
 
-Pictures are named relative to their folder, mask and trimap files relative to the prompt file.
+Images are named relative to their folder, mask and trimap files relative to the prompt file; how
+a name is spelled does not matter (`SDMatte.files.name_key`).
 """
 
 import csv
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from SDMatte.errors import DataError, PromptError
-from SDMatte.files import read_error
+from SDMatte.files import NameLookup, read_error
 from SDMatte.image_io import find_partner, read_mask, read_trimap
 from SDMatte.images.decode import read_hw
 from SDMatte.inference.prompt_values import read_values
 
 KINDS = ("box", "points", "mask", "trimap", "auto")
+MAPS = ("mask", "trimap")
 _COLUMNS = ("image", *KINDS, "transparent")
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
 
@@ -49,19 +51,40 @@ class PromptRequest:
     value: Any = None
     transparent: bool = False
 
-    def load(self, image: Path) -> dict[str, Any]:
-        """Makes the arguments of `MattePredictor.predict` for a picture.
+    def located(
+        self, image: Path, place: str = "", lookup: NameLookup | None = None
+    ) -> "PromptRequest":
+        """Return the request for one image: with the map's own file, not a folder of maps.
+
+        Args:
+            image: The image.
+            place: Sub-folder that the image is in; its map is in the folder's sub-folder of
+                that name.
+            lookup: Remembers what is in the folders, for many calls.
 
         Raises:
-            DataError: The map is missing or no picture.
+            DataError: The folder holds no map of the image, or several.
+        """
+        if self.kind not in MAPS:
+            return self
+        lookup = lookup or NameLookup()
+        path = lookup.find(self.value)
+        if path.is_dir():
+            path = find_partner(image, lookup.find(path / place), lookup)
+        return replace(self, value=path)
+
+    def load(self, image: Path) -> dict[str, Any]:
+        """Return the arguments of `MattePredictor.predict` for an image.
+
+        Raises:
+            DataError: The map is missing or is not an image.
         """
         arguments: dict[str, Any] = {"transparent": self.transparent}
         if self.kind == "auto":
             return arguments
         value = self.value
-        if self.kind in ("mask", "trimap"):
-            path = Path(value)
-            path = find_partner(image, path) if path.is_dir() else path
+        if self.kind in MAPS:
+            path = self.located(image).value
             value = read_mask(path) if self.kind == "mask" else read_trimap(path)
         return {**arguments, self.kind: value}
 
@@ -167,7 +190,7 @@ def _parse(column: str, text: str, where: str) -> Any:
         if text.lower() not in (*_TRUE, *_FALSE):
             raise DataError(f"{where}: {column} is 1 or 0, not {text!r}.")
         return text.lower() in _TRUE
-    if column in ("mask", "trimap"):
+    if column in MAPS:
         return text
     try:
         numbers = [float(number) for number in re.split(r"[\s,;]+", text)]
@@ -199,7 +222,7 @@ def _read_entry(entry: Mapping[str, Any], folder: Path, where: str) -> PromptReq
     kind, value = kinds[0], entry[kinds[0]]
     if kind == "auto":
         return PromptRequest(kind, None, transparent)
-    if kind in ("mask", "trimap"):
+    if kind in MAPS:
         if not isinstance(value, str):
             raise DataError(f"{where}: {kind} is a file, not {value!r}.")
         value = folder / value

@@ -11,7 +11,8 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from SDMatte.errors import CheckpointError, ConfigError
+from SDMatte.errors import CheckpointError, ConfigError, OutputError
+from SDMatte.files import check_not_read
 from SDMatte.modeling import weights
 from SDMatte.modeling.surgery import COORDINATE_LAYERS, coordinate_weights
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
@@ -48,6 +49,7 @@ def process_pretrained(
     Raises:
         CheckpointError: The folder or its weights are not what they should be, the output is
             something else, or there is too little disk; nothing was written.
+        OutputError: The output is in a folder that is read.
     """
     source = Path(source)
     if not source.is_dir():
@@ -67,6 +69,10 @@ def process_pretrained(
     target = source if output is None else Path(output)
     if output is not None and target.resolve() == source.resolve():
         raise CheckpointError(f"{source} is input and output; say --in-place if that is meant.")
+    for read in filter(None, (source if output is not None else None, vae)):
+        if target.resolve().is_relative_to(read.resolve()):
+            raise OutputError(f"{target} is in {read}, which is read: choose another output.")
+    check_not_read([target, *(target / name for name in ("unet", "vae"))], [vae])
     if _is_processed(target, vae, init):
         logger.info("%s is processed already; nothing to do.", target)
         return target

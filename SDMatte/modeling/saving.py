@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.errors import CheckpointError, ConfigError
+from SDMatte.files import replace_file, write_text
 from SDMatte.modeling import weights
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ def save_model(
     """Writes a model folder; see `SDMatte.save_pretrained`."""
     if model.text_encoder.device.type == "meta":
         raise ConfigError("This model was loaded without its text encoder: it cannot be saved.")
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    with replace_file(folder / WEIGHTS_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
     # The config is of the pretrained U-Net, whose input is widened when the model is built.
     unet = {**model.unet.config, "in_channels": model.unet.aux_conv_in.in_channels}
     configs = {
@@ -43,7 +44,6 @@ def save_model(
         "text_encoder": model.text_encoder.config.to_dict(),
     }
     for name, config in configs.items():
-        (folder / name).mkdir(exist_ok=True)
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         class_name = type(model.get_submodule(name)).__name__
         _write_json(folder / name / "config.json", {**config, "_class_name": class_name})
@@ -112,4 +112,4 @@ def read_model_card(folder: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -21,6 +21,13 @@ def test_help(command, capsys):
     assert command in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("words", "shown"), [([], "export-weights"), (["data"], "make-layouts")])
+def test_without_a_command_the_help_is_shown(words, shown, capsys):
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith("usage: sdmatte") and shown in printed.out and not printed.err
+
+
 def test_a_misspelt_option_is_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["train", "train.epochs=1", "--resmue"])

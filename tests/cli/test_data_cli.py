@@ -102,6 +102,20 @@ def test_check_of_damaged_data_exits_with_2(capsys, monkeypatch, tmp_path, sampl
     assert "3 of 18 training samples cannot be used, 2 are left out" in capsys.readouterr().out
 
 
+def test_sheets_do_not_go_among_the_pictures(capsys, tmp_path, sample_root):
+    data = shutil.copytree(sample_root / "AIM-500", tmp_path / "AIM-500")
+    pair = f"{{image: {data}/original, alpha: {data}/mask, name: my}}"
+    image = next((data / "original").iterdir())
+    before = image.read_bytes()
+    for words in (
+        ["check", pair, "--output", str(data / "mask")],
+        ["sample", pair, *KNOBS, "--output", str(image)],
+    ):
+        assert main(["data", *words]) == 2
+        assert "must not be overwritten" in capsys.readouterr().err
+    assert image.read_bytes() == before
+
+
 def test_check_of_a_weighted_mix(capsys, sample_root):
     pair = f"{{image: {sample_root}/AIM-500/original, alpha: {sample_root}/AIM-500/mask}}"
     words = ["data", "check", "-j", "0", "--part", "train"]

@@ -1,8 +1,12 @@
 """``matte`` as a user meets it."""
 
+import os
+import shutil
 import subprocess
 import sys
 import time
+import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,10 +77,103 @@ def test_folders_and_what_goes_wrong_in_them(matte):
     with open("prompts.csv", "w") as file:
         file.write("image,box\na.png,1 2 30 40\na.png,5 5 60 50\nnone.png,1 2 3 4\n")
     status, out, err = matte("in", "--prompts", "prompts.csv", "-o", "listed")
-    assert (status, out) == (1, "2 mattes written, 1 failed.")
+    assert (status, out) == (1, "2 mattes written, 1 failed, 2 files left out.")
+    assert "2 images without a prompt left out: b.jpg, c.png." in err
     assert "none.png: the file does not exist" in err
     status, out, _ = matte("in/a.png", "in/b.jpg", "--auto", "-o", "two")
     assert (status, out) == (0, "2 mattes written.")
+
+
+def test_what_folders_hold_beside_images_is_counted_and_named(matte):
+    for name in ("notes.txt", "layers.psd", ".DS_Store", "Thumbs.db", "day/c.txt"):
+        os.makedirs(os.path.dirname(f"in/{name}"), exist_ok=True)
+        open(f"in/{name}", "w").close()
+    shutil.copy("in/a.png", "in/day/d.png")
+    status, out, err = matte("in", "--mask", "masks", "-o", "out", "--alpha-only")
+    assert (status, out) == (0, "2 mattes written, 3 files left out.")
+    assert "in: 2 files left out, not images: layers.psd, notes.txt." in err
+    assert "in: 1 image in 1 sub-folder left out: day (1). --recursive includes them." in err
+    # Masks and mattes that are in the folder itself are not images of it.
+    shutil.copytree("masks", "in/masks")
+    shutil.copytree("out", "in/out")
+    status, out, err = matte("in", "--mask", "in/masks", "-o", "in/out", "--alpha-only")
+    assert (status, out) == (0, "0 mattes written, 2 were there already, 3 files left out.")
+
+
+def test_sub_folders_keep_their_places(matte):
+    for name in ("in/day/a.png", "in/day/night/e.png"):
+        os.makedirs(os.path.dirname(name), exist_ok=True)
+        shutil.copy("in/a.png", name)
+    os.symlink(os.path.abspath("in"), "in/day/up")
+    os.makedirs("masks/day/night")
+    shutil.copy("masks/a.png", "masks/day/a.png")
+    words = ("in", "--recursive", "--mask", "masks", "-o", "out", "--alpha-only")
+    status, out, err = matte(*words)
+    assert (status, out) == (1, "3 mattes written, 1 failed.")
+    assert "in/day/night/e.png: e.png has no partner" in err and "masks/day/night" in err
+    written = sorted(path.as_posix() for path in Path("out").rglob("*.png"))
+    assert written == ["out/a.png", "out/b.png", "out/day/a.png"]
+    shutil.copy("masks/a.png", "masks/day/night/e.png")
+    status, out, _ = matte(*words)
+    assert (status, out) == (0, "1 mattes written, 3 were there already.")
+    assert Path("out/day/night/e.png").is_file()
+
+
+def test_names_are_matched_in_any_spelling(matte):
+    nfc, nfd = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for name in ("a.png", "b.jpg"):
+        os.remove(f"in/{name}")
+    shutil.copy("masks/a.png", f"masks/{nfc}.Png")
+    os.makedirs(f"in/{nfd}")
+    shutil.copy("masks/a.png", f"in/{nfd}.JPG")  # its content decides
+    shutil.copy("masks/a.png", f"in/{nfd}/{nfd}.png")
+    status, out, _ = matte("in", "--mask", "masks", "-o", "out", "--alpha-only")
+    assert (status, out) == (0, "1 mattes written, 1 files left out.")
+    assert os.listdir("out") == [f"{nfd}.png"]
+    rows = (f"{nfc}.jpg,{nfc}.png", f"{nfd}.JPG,{nfd}.png", f"{nfc}/{nfd}.PNG,{nfc}.png")
+    Path("masks/p.csv").write_text("\n".join(["image,mask", *rows]))
+    status, out, _ = matte("in", "--prompts", "masks/p.csv", "-o", "listed", "--alpha-only")
+    assert (status, out) == (0, "3 mattes written.")
+    written = sorted(
+        path.relative_to("listed").as_posix() for path in Path("listed").rglob("*.png")
+    )
+    assert written == sorted([f"{nfd}_1.png", f"{nfd}_2.png", f"{nfd}/{nfd}.png"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["in/a.png", "--mask", "masks/a.png", "-o", "masks/a.png"],
+        ["in/a.png", "--mask", "masks/a.png", "-o", "in/../masks/a.png"],
+        ["in/a.png", "--mask", "masks", "-o", "masks/a.png"],
+        ["in/a.png", "--mask", "masks", "-o", "masks"],
+        ["in/a.png", "--trimap", "masks/a.png", "-o", "link/a.png"],
+        ["in/a.png", "--mask", "masks/a.png", "-o", "hard.png"],
+        ["in/a.png", "--auto", "--background", "masks/b.png", "-o", "masks/b.png"],
+        ["in", "--mask", "masks", "-o", "masks", "--overwrite"],
+        ["in", "--mask", "masks", "-o", "masks"],
+        ["in", "--mask", "masks", "-o", "link"],
+        ["in", "--auto", "-o", "in", "--overwrite"],
+        ["in/a.png", "in/b.jpg", "--auto", "-o", "in", "--overwrite"],
+        ["in", "--prompts", "in/p.csv", "-o", "in"],
+        ["in", "--prompts", "in/p.csv", "-o", "masks", "--overwrite"],
+    ],
+)
+def test_nothing_that_is_read_is_overwritten(matte, words):
+    os.symlink("masks", "link")
+    os.link("masks/a.png", "hard.png")
+    Path("in/p.csv").write_text("image,mask\na.png,../masks/a.png\n")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    status, out, err = matte(*words, *([] if "--background" in words else ["--alpha-only"]))
+    assert status == 2 and not out
+    assert "must not be overwritten: choose another output." in err and "loading" not in err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_without_its_configs_is_named(matte, capsys):
+    Path("broken.pth").write_bytes(b"torn")
+    assert main(["matte", "in/a.png", "--auto", "--model", "broken.pth", "-o", "x.png"]) == 2
+    assert "error: broken.pth is not enough for a model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,10 +196,10 @@ def test_folders_and_what_goes_wrong_in_them(matte):
         (["in/a.png", "--prompts", "x.csv"], "for the pictures of one folder"),
         (["in", "--prompts", "x.csv"], "Cannot read x.csv"),
         (["in", "nowhere", "--auto"], "-o FOLDER"),
-        (["in", "--auto", "-o", "in"], "in holds the pictures"),
+        (["in", "--auto", "-o", "in"], "in is read by this command and must not be overwritten"),
         (["in", "--mask", "nowhere"], "--mask nowhere: there is no such file or folder"),
         (["in/a.png", "--auto", "-o", "in/a.png/x.png"], "in/a.png is no folder"),
-        (["in/a.png", "--auto", "-o", "in/a.png"], "would overwrite its picture"),
+        (["in/a.png", "--auto", "-o", "in/a.png"], "in/a.png is read by this command"),
     ],
 )
 def test_mistakes_are_one_sentence(matte, words, sentence):
@@ -163,12 +260,14 @@ def test_a_run_that_was_killed_goes_on(model, tmp_path):
     process.wait()
     whole = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.png")}
     assert 3 <= len(whole) < 15
+    (tmp_path / "out" / ".14.png.999999999.tmp").touch()  # if it was killed while it wrote
     for path in whole:
         assert read_alpha(path).shape == (60, 80)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     expected = f"{15 - len(whole)} mattes written, {len(whole)} were there already."
     assert (done.returncode, done.stdout.strip()) == (0, expected)
     assert all(path.stat().st_mtime_ns == at for path, at in whole.items())
+    assert len(list(tmp_path.glob("out/*"))) == len(list(tmp_path.glob("out/.*"))) + 15 == 15
 
 
 def test_transparent_images(matte):

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -244,6 +245,24 @@ def test_predicting_and_scoring_apart_gives_the_same(protocol, capsys):
     assert apart["scores"] == pytest.approx(together["scores"], rel=1e-3)
     assert apart["info"] == together["info"] and apart["trimap_restricted"]
     assert (folder / "worst_and_best.png").exists()
+
+
+def test_nothing_that_is_read_is_overwritten(tmp_path, sample_root, capsys):
+    shutil.copytree(sample_root / "AIM-500" / "mask", tmp_path / "out" / "my" / "box" / "mattes")
+    pair = f"{{name: my, image: {sample_root}/AIM-500/original, alpha: out/my/box/mattes}}"
+    Path("prompts.json").write_text("{}")
+    Path("hard.json").hardlink_to("prompts.json")
+    words = [SMALL, "a.pth", "test.prompts=[box]"]
+    for more in (
+        [f"dataloader.test.dataset.names=[{pair}]", "--output", "out", "--restart"],
+        ["--save-prompts", "a.pth"],
+        ["--save-prompts", "hard.json", "--prompts-from", "prompts.json"],
+        ["--save-prompts", sample_root / "AIM-500" / "mask" / os.listdir("out/my/box/mattes")[0]],
+    ):
+        run(*words, *more, status=2)
+        assert "must not be overwritten: choose another output" in capsys.readouterr().err
+    assert len(os.listdir("out/my/box/mattes")) == 4
+    assert Path("a.pth").is_symlink() and Path("hard.json").read_text() == "{}"
 
 
 def test_there_must_be_mattes_to_score(capsys):

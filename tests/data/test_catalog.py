@@ -384,6 +384,42 @@ def test_links_to_files_and_links_that_lead_back(tmp_path):
     assert [dataset[i]["image_name"] for i in (0, 3, 6)] == ["x.png", "y.png", "z.png"]
 
 
+def test_names_are_matched_in_any_spelling(tmp_path):
+    nfc, nfd = "caf\xe9", "cafe\u0301"
+    touch(tmp_path, f"image/{nfd}.JPG", f"alpha/{nfc}.Png", f"trimap/{nfd}.png")
+    folders = {key: str(tmp_path / key) for key in ("image", "alpha", "trimap")}
+    (sample,) = list_samples(folders, tmp_path)
+    found = [getattr(sample, key) for key in folders]
+    assert found == [f"image/{nfd}.JPG", f"alpha/{nfc}.Png", f"trimap/{nfd}.png"]
+    base = "RefMatte/RefMatte/train"
+    touch(tmp_path, f"{base}/img/{nfd}.jpg", f"{base}/mask/{nfd}_0.png")
+    (tmp_path / "list.txt").write_text(f"{nfc}_0.PNG\n", encoding="utf-8")
+    (sample,) = list_samples({"name": "RefMatte", "list_file": "list.txt"}, tmp_path)
+    assert (sample.image, sample.alpha) == (f"{base}/img/{nfd}.jpg", f"{base}/mask/{nfd}_0.png")
+
+
+def test_what_is_left_out_of_folders_is_logged(tmp_path, caplog):
+    names = [
+        "a/x.jpg",
+        "a/x.txt",
+        "a/Thumbs.db",
+        "a/alpha/x.png",
+        "a/alpha/more/y.png",
+        "a/z/z.jpg",
+    ]
+    touch(tmp_path, *names, "b/1.jpg", "b/deep/2.jpg", "b/deep/3.doc")
+    pair = {"image": str(tmp_path / "a"), "alpha": str(tmp_path / "a/alpha")}
+    background = {"composites": 1, "background": str(tmp_path / "b")}
+    samples = list_samples({**pair, **background}, tmp_path)
+    assert len(samples) == 1
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{tmp_path / 'a'}: 1 file left out, not images: x.txt.",
+        f"{tmp_path / 'a'}: 1 image in 1 sub-folder left out: z (1).",
+        f"{tmp_path / 'a/alpha'}: 1 image in 1 sub-folder left out: more (1).",
+        f"{tmp_path / 'b'}: 1 file left out, not images: deep/3.doc.",
+    ]
+
+
 def test_a_link_to_nowhere_is_named(tmp_path):
     write_pairs(tmp_path, ["1", "2"])
     (tmp_path / "image/2.jpg").unlink()

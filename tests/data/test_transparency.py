@@ -188,6 +188,21 @@ def test_script_keeps_the_old_list_when_it_fails(
     assert out.read_text() == "mine.png\n"
 
 
+def test_script_overwrites_no_alpha_and_says_what_it_leaves_out(script, alphas, capsys, caplog):
+    sheet = alphas / "ä 0.9.png"
+    before = sheet.read_bytes()
+    assert script([str(alphas), str(alphas / "list.txt"), "--sheet", str(sheet)]) == 2
+    assert "must not be overwritten" in capsys.readouterr().err
+    assert sheet.read_bytes() == before and not (alphas / "list.txt").exists()
+    assert "1 file left out, not images: notes.txt" in caplog.text
+
+
+def test_lists_in_another_spelling(tmp_path):
+    (tmp_path / "txt").mkdir()
+    (tmp_path / "txt" / NAME).write_text("cafe\u0301.PNG\n", encoding="utf-8")
+    assert read_transparent_list("Composition-1K", tmp_path) == {"caf\xe9"}
+
+
 def test_script_names_a_list_that_cannot_be_written(script, alphas, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert script([str(alphas), str(tmp_path / "file/list.txt")]) == 2

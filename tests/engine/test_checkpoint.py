@@ -1,5 +1,7 @@
 """Checkpoints: whole or not there, few, and readable by whoever wants the weights alone."""
 
+import shutil
+
 import pytest
 import torch
 from models import SMALL, tiny_model
@@ -41,9 +43,7 @@ def test_the_last_whole_checkpoint_counts(checkpointer, tmp_path, caplog):
 
     torn = tmp_path / "model_0000029.pth"
     torn.write_bytes(torn.read_bytes()[:-1000])
-    (tmp_path / "model_0000039.pth.partial").write_bytes(b"killed here")
     assert again.resume() and again.checkpointables["counter"].value == 19
-    assert not list(tmp_path.glob("*.partial"))
 
     spoiled = tmp_path / "model_0000019.pth"
     content = bytearray(spoiled.read_bytes())
@@ -120,6 +120,24 @@ def test_a_folder_with_a_run_is_not_overwritten(whole, stateful, capsys):
     assert sorted((path.name, path.stat().st_mtime_ns) for path in whole.iterdir()) == before
 
 
+def test_a_run_overwrites_nothing_that_it_starts_from(whole, sample_root, tmp_path, capsys):
+    data = shutil.copytree(sample_root, tmp_path / "data")
+    run, kept = tmp_path / "run", tmp_path / "kept.pth"
+    run.mkdir()
+    (run / "model_final.pth").write_bytes(b"weights")
+    kept.hardlink_to(run / "model_final.pth")
+    (tmp_path / "new").mkdir()
+    config = shutil.copy(whole / "config.yaml", tmp_path / "new" / "config.yaml")
+    for words in (
+        [CONFIG, *settings(data, data / "Combined_Dataset/Training_set/combined_fg")],
+        [CONFIG, *settings(data, run, f"train.init_checkpoint={kept}"), "--resume"],
+        [str(config), *settings(data, tmp_path / "new")],
+    ):
+        assert main(["train", *words]) == 2
+        assert "must not be overwritten" in capsys.readouterr().err
+    assert kept.read_bytes() == b"weights" and sorted(run.iterdir()) == [run / "model_final.pth"]
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_weights_alone_are_a_published_checkpoint(whole, tmp_path, suffix, capsys):
     source, target = whole / "model_0000005.pth", tmp_path / f"weights.{suffix}"
@@ -142,10 +160,23 @@ def test_only_our_models_are_exported(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_a_folder_that_is_not_there_is_named(whole, tmp_path, suffix, capsys):
-    target = tmp_path / "nowhere" / f"x.{suffix}"
+def test_a_folder_that_cannot_be_made_is_named(whole, tmp_path, suffix, capsys):
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / f"x.{suffix}"
     assert main(["export-weights", str(whole / "model_final.pth"), str(target)]) == 2
-    assert f"{target} cannot be written (No such file or directory)" in capsys.readouterr().err
+    assert f"{target} cannot be written (Not a directory)" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_not_overwritten_by_its_export(whole, tmp_path, capsys):
+    source = tmp_path / "model.pth"
+    source.write_bytes((whole / "model_final.pth").read_bytes())
+    (tmp_path / "link.pth").symlink_to(source)
+    (tmp_path / "hard.pth").hardlink_to(source)
+    before = source.read_bytes()
+    for name in ("model.pth", "link.pth", "hard.pth"):
+        assert main(["export-weights", str(source), str(tmp_path / name)]) == 2
+        assert "read by this command and must not be overwritten" in capsys.readouterr().err
+    assert source.read_bytes() == before and (tmp_path / "link.pth").is_symlink()
 
 
 def test_weights_are_written_in_two_formats_only(whole, tmp_path, capsys):

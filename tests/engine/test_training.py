@@ -67,7 +67,7 @@ def test_a_run_leaves_what_it_should(finished):
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "log.txt", "metrics.json", "curves.png", "model_final.pth"} <= names
     assert "model_0000001.pth" in names and any(n.startswith("events.out") for n in names)
-    assert not any("partial" in name for name in names)
+    assert not any(name.endswith(".tmp") for name in names)
     last = {k: v for record in records(finished) for k, v in record.items()}
     steps = [record["iteration"] for record in records(finished) if "total_loss" in record]
     assert steps[:4] == [0, 1, 2, 3] and np.isfinite(last["total_loss"])

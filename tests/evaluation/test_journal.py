@@ -8,6 +8,7 @@ import pytest
 from SDMatte.errors import DataError, OutputError
 from SDMatte.evaluation.journal import Journal, clear_results
 from SDMatte.evaluation.results import PictureScore
+from SDMatte.files import clear_leftovers
 from SDMatte.image_io import write_image
 
 IDENTITY = {
@@ -44,7 +45,8 @@ def test_what_all_processes_did_is_found_again(journal):
     other = again(journal)
     journal.add(score(journal, 1), rank=0)
     other.add(score(journal, 2), rank=1)
-    (journal.folder / "mattes" / ".p3.png.17.tmp").write_bytes(b"cut sh")
+    (journal.folder / "mattes" / ".p3.png.999999999.tmp").write_bytes(b"cut sh")
+    clear_leftovers.cache_clear()  # as in another process
     found = again(journal).read()
     assert found == {f"p{i}": score(journal, i) for i in range(3)}
     again(journal).begin(found.values())
@@ -124,7 +126,7 @@ def test_the_first_line_says_what_made_it(journal):
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     journal = Journal(tmp_path / "file" / "box", IDENTITY)
-    with pytest.raises((DataError, OutputError), match="file"):
+    with pytest.raises(OutputError, match="file"):
         journal.begin([])
     with pytest.raises(OutputError, match="Cannot write to .*file"):
         journal.add(PictureScore("p", 1, 1, {}, "t"))

@@ -179,6 +179,27 @@ def test_an_output_in_the_way_is_noticed_first(truths, capsys):
     assert "file is no folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["pred", "truth", "trimaps", "link"])
+def test_reports_do_not_go_among_what_is_scored(truths, preds, output, capsys):
+    (truths / "link").symlink_to(preds)
+    before = sorted(path.name for path in preds.iterdir())
+    words = ["--trimaps", truths / "trimaps", "--output", truths / output]
+    assert command(preds, truths / "truth", *words) == 2
+    assert "read by this command and must not be overwritten" in capsys.readouterr().err
+    assert sorted(path.name for path in preds.iterdir()) == before
+
+
+def test_names_in_another_spelling_and_files_that_are_not_scored(truths, preds, caplog):
+    os.rename(preds / "t0.png", preds / "cafe\u0301.Png")
+    os.rename(truths / "truth" / "t0.png", truths / "truth" / "caf\xe9.png")
+    (preds / "log.txt").touch()
+    write_image(preds / "old" / "t1.png", np.zeros((4, 4)))
+    result = score_folder(preds, truths / "truth")
+    assert {p.name for p in result.pictures} == {"caf\xe9", "t1", "t2", "t3", "t4"}
+    assert "1 file left out, not images: log.txt" in caplog.text
+    assert "1 image in 1 sub-folder left out: old (1)" in caplog.text
+
+
 def test_command_says_what_is_wrong(truths, preds, capsys):
     (preds / "t0.png").unlink()
     assert command(preds, truths / "truth", "--output", truths / "report") == 2

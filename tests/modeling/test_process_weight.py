@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from SDMatte.cli.common import run_command
-from SDMatte.errors import CheckpointError
+from SDMatte.errors import CheckpointError, OutputError
 from SDMatte.modeling import LiteSDMatte, SDMatte
 from SDMatte.modeling.pretrained import process_pretrained, read_unet_weights
 from SDMatte.modeling.surgery import coordinate_weights
@@ -186,6 +186,24 @@ def test_in_place(stable_diffusion, tmp_path):
         p.name for p in stable_diffusion.iterdir()
     )
     SDMatte(folder)
+
+
+def test_folders_that_are_read_are_not_written_to(stable_diffusion, taesd, tmp_path):
+    source = shutil.copytree(stable_diffusion, tmp_path / "sd")
+    (tmp_path / "link").symlink_to(source)
+    shutil.copytree(taesd, tmp_path / "taesd")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for output in (source / "new", source / "unet", tmp_path / "link" / "deep" / "new"):
+        with pytest.raises(OutputError, match="which is read: choose another output"):
+            process_pretrained(source, output)
+    with pytest.raises(OutputError, match="taesd, which is read"):
+        process_pretrained(source, tmp_path / "taesd" / "new", vae=tmp_path / "taesd")
+    shutil.rmtree(source / "vae")
+    (source / "vae").symlink_to(tmp_path / "taesd")
+    with pytest.raises(OutputError, match="must not be overwritten"):
+        process_pretrained(source, vae=tmp_path / "taesd")
+    assert {path for path in before if path.parent != source / "vae"} <= set(tmp_path.rglob("*"))
+    assert not list(tmp_path.rglob("*new"))
 
 
 def test_a_failure_leaves_nothing(stable_diffusion, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from SDMatte.data.synthetic.drawing import Rng
 from SDMatte.data.synthetic.photos import background, textures
 from SDMatte.data.synthetic.registry import foreground
 from SDMatte.data.synthetic.sample_set import sides, trimap
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, OutputError
 from SDMatte.image_io import write_image
 
 logger = logging.getLogger(__name__)
@@ -155,8 +155,10 @@ def make_layouts(
         if root.exists():
             root.rmdir()
         os.replace(draft, root)
+    except OutputError:
+        raise
     except OSError as error:
-        raise DataError(f"Cannot write to {root}: {error.strerror}.") from error
+        raise OutputError(f"Cannot write to {root}: {error.strerror}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     logger.info("Wrote miniature trees of %s to %s.", ", ".join(names), root)

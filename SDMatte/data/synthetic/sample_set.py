@@ -19,6 +19,7 @@ from SDMatte.data.synthetic.drawing import Rng
 from SDMatte.data.synthetic.photos import background, real_photographs, textures
 from SDMatte.data.synthetic.registry import foreground, kinds
 from SDMatte.errors import DataError
+from SDMatte.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -187,19 +188,16 @@ def _install(new: Path, root: Path, old: dict | None, manifest: dict) -> None:
     for path in coming:
         if path not in mine and (root / path).exists():
             raise DataError(f"{root / path} is in the way: the sample set did not make it.")
-    _replace_text(root / MANIFEST, {**old, "complete": False, "files": {**mine, **coming}})
+    write_text(
+        root / MANIFEST,
+        json.dumps({**old, "complete": False, "files": {**mine, **coming}}, indent=1),
+    )
     for path in mine:
         (root / path).unlink(missing_ok=True)
     for path in coming:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(new / path, root / path)
-    _replace_text(root / MANIFEST, manifest)
-
-
-def _replace_text(path: Path, content: dict) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=1))
-    os.replace(draft, path)
+    write_text(root / MANIFEST, json.dumps(manifest, indent=1))
 
 
 def _write_one(root: Path, size: int, seed: int, task: tuple[str, int]) -> tuple[str, dict, dict]:
