@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.errors import CheckpointError
-from SDMatte.modeling import weights
+from SDMatte.modeling import hub, weights
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
     """Writes the weights of a checkpoint, published or of a run, alone and in published layout.
 
     Args:
-        source: The checkpoint.
+        source: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
         target: The new file, ``.safetensors`` or ``.pth``.
 
     Returns:
@@ -244,7 +244,7 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
         CheckpointError: The source is no checkpoint of SDMatte or LiteSDMatte, or the target cannot
             be written.
     """
-    tensors = weights.read_tensors(source)
+    tensors = weights.read_tensors(hub.resolve_checkpoint(source))
     kind = weights.describe_model(tensors)
     if kind not in weights.OWN_KINDS:
         raise CheckpointError(f"{source} is {kind}; only those of SDMatte and LiteSDMatte will do.")

@@ -25,13 +25,13 @@ from SDMatte.data.catalog import Sample
 from SDMatte.data.prompt_files import PromptFile, freeze
 from SDMatte.engine.config import build
 from SDMatte.engine.distributed import ask_main_process
-from SDMatte.errors import CheckpointError, ConfigError, DataError
+from SDMatte.errors import CheckpointError, ConfigError, DataError, MissingCheckpointError
 from SDMatte.evaluation.evaluator import MatteEvaluator
 from SDMatte.evaluation.journal import Journal, clear_results
 from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.results import PictureScore, code_hash
 from SDMatte.evaluation.scoring import Target
-from SDMatte.modeling import SDMatte, weights
+from SDMatte.modeling import SDMatte, hub, weights
 from SDMatte.prompts import PromptType, get_prompt_type
 
 logger = logging.getLogger(__name__)
@@ -52,14 +52,18 @@ class _Prompted:
 
 
 def load_trained(config: DictConfig, checkpoint: str | Path) -> SDMatte:
-    """Builds a config's model from a full checkpoint, in evaluation mode.
+    """Build a config's model from a full checkpoint, in evaluation mode.
+
+    Args:
+        config: The whole config.
+        checkpoint: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
     """
     with init_empty_weights(include_buffers=False):
         model = build(config.model, load_weight=False)
-    weights.assign_checkpoint(model, checkpoint)
+    weights.assign_checkpoint(model, hub.resolve_checkpoint(checkpoint))
     return model.eval()
 
 
@@ -237,6 +241,7 @@ def file_hash(path: str | Path) -> str:
     """The SHA-256 of a file, as ``sha256sum`` prints it.
 
     Raises:
+        MissingCheckpointError: It does not exist.
         CheckpointError: It cannot be read.
     """
     try:
@@ -245,6 +250,8 @@ def file_hash(path: str | Path) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
             return digest.hexdigest()
+    except FileNotFoundError as error:
+        raise MissingCheckpointError(f"File {path} not found.") from error
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
 

@@ -212,7 +212,7 @@ def test_what_is_no_model(saved, published, tmp_path):
     cases = [
         ((empty,), CheckpointError, "holds no model: neither"),
         ((two,), CheckpointError, "has no checkpoint named model.safetensors or SDMatte.pth"),
-        ((tmp_path / "none.pth",), CheckpointError, "There is no checkpoint file"),
+        ((tmp_path / "none.pth",), CheckpointError, "Checkpoint file .* not found"),
         ((published / "SDMatte.pth", "SDMatte_plus.pth"), ConfigError, "name one"),
         ((spoil(run, "config.yaml", "a: ["),), CheckpointError, "not the config of a training"),
         ((spoil(spoiled, "sdmatte.json", "{"),), CheckpointError, "is not valid JSON"),

@@ -257,7 +257,14 @@ def test_command_line(stable_diffusion, tmp_path, capsys, monkeypatch):
     sys.modules.pop("process_weight", None)
     import process_weight
 
-    args = Namespace(input=stable_diffusion, output=None, in_place=False, vae=None, init="default")
+    args = Namespace(
+        input=str(stable_diffusion),
+        output=None,
+        in_place=False,
+        vae=None,
+        init="default",
+        config=None,
+    )
     assert run_command(process_weight.main, args) == 2
     assert "error: Say either --output FOLDER, or --in-place" in capsys.readouterr().err
     args.output = tmp_path / "out"
