@@ -120,8 +120,9 @@ def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path
     path, hub_name = Path(name), HubName.parse(name)
     if path.is_file():
         return path
-    if file is not None and not (path / file).is_file() and Path(file).is_file():
-        return Path(file)
+    for candidate in (path / file, Path(file)) if file is not None else ():
+        if candidate.is_file():
+            return candidate
     if not path.is_dir() and hub_name is None:
         raise MissingCheckpointError(f"Checkpoint file {path} not found.")
     if hub_name is not None and hub_name.file is not None:
@@ -275,7 +276,8 @@ def choose_checkpoint(names: Sequence[str], where: str, file: str | None = None)
     if found:
         raise CheckpointError(f"{where} has several checkpoints ({', '.join(found)}): name one.")
     raise MissingCheckpointError(
-        f"{where} has no checkpoint: {' or '.join(CHECKPOINTS[:3])}, or one file of another name."
+        f"{where} has no checkpoint: expected are {', '.join(CHECKPOINTS[:3])} or one file of "
+        f"another name."
     )
 
 

@@ -208,7 +208,7 @@ def test_wrong_folders_are_named(stable_diffusion, taesd, tmp_path, monkeypatch)
         shutil.copytree(stable_diffusion, tmp_path / name)
         return tmp_path / name
 
-    cases = [(tmp_path / "nowhere", "There is no folder")]
+    cases = [(tmp_path / "nowhere", "Model folder .* not found")]
     folder = broken("no_unet")
     shutil.rmtree(folder / "unet")
     cases.append((folder, "it has no unet/"))
