@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib
 import json
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -158,10 +157,8 @@ def use_environ(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> Non
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
     """An empty hub and an empty cache, in use in this process."""
-    before = dict(os.environ)
     with running_hub() as served:
         use_environ(monkeypatch, served.environ(tmp_path / "hub cache"))
         yield served
     monkeypatch.undo()
-    assert dict(os.environ) == before
     importlib.reload(constants)

@@ -17,6 +17,8 @@ from tiny_runs import CONFIG, tiny_settings
 
 from SDMatte import MattePredictor
 from SDMatte.cli.main import main
+from SDMatte.engine.builders import build_training_model
+from SDMatte.engine.config import load_config
 from SDMatte.errors import CheckpointError, MissingCheckpointError
 from SDMatte.modeling import SDMatte, weights
 from SDMatte.modeling.hub import HubName, choose_weights, resolve_checkpoint, resolve_folder
@@ -155,8 +157,22 @@ def test_testing(published, sample_root, monkeypatch, capsys):
     assert not published.requests
 
 
+def test_a_teacher(published, model):
+    words = [
+        f"model.pretrained_model_name_or_path={GOLDEN / 'pretrained_litesdmatte'}",
+        "model.load_weight=False",
+        f"distillation.teacher.pretrained_model_name_or_path={PUBLISHED}",
+        f"distillation.teacher_checkpoint={PUBLISHED}",
+        "dataloader.train.dataset.size=64",
+    ]
+    config = load_config(str(ROOT / "configs" / "LiteSDMatte.py"), words)
+    task, _ = build_training_model(config, torch.device("cpu"))
+    teacher, expected = task.teacher.state_dict(), model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in teacher.items())  # copies
+
+
 def test_fine_tuning_from_the_published_model_alone(published, sample_root, monkeypatch):
-    """Without Stable Diffusion: configs and checkpoint come from the same id; the teacher, too."""
+    """Without Stable Diffusion: configs and checkpoint come from the same id."""
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
     settings = [
         *tiny_settings()[1:],
@@ -259,7 +275,7 @@ def test_refusals(published, monkeypatch):
             else lambda name: process_pretrained(name, "out")
         )
         refused(MissingCheckpointError, not_found, function)
-    gone = "Stability AI removed .* README.md .*LongfeiHuang/SDMatte alone"
+    gone = "Stability AI removed .* README.md, .*LongfeiHuang/SDMatte alone"
     refused(MissingCheckpointError, gone, resolve_folder, "stabilityai/stable-diffusion-2")
     published.gated.add(PUBLISHED)
     refused(CheckpointError, "SDMatte is gated on .*: accept its terms at http", name=PUBLISHED)
