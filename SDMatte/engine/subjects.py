@@ -95,7 +95,7 @@ def _names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) -> list
     paths = []
     for _, checkpoint in runs:
         path = Path(checkpoint)
-        path = path.resolve() if path.exists() else Path("/", checkpoint)
+        path = path.absolute() if path.exists() else Path("/", checkpoint)
         if path.suffix in hub.CHECKPOINT_SUFFIXES:
             path = path.with_suffix("")
         paths.append(path.parts[1:])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from golden_cases import GOLDEN
 from hub_server import Hub, hub, use_environ  # noqa: F401
+from huggingface_hub import constants
 from models import tiny_folder, tiny_model
 from safetensors.torch import save_file
 from tiny_runs import CONFIG, tiny_settings
@@ -19,7 +20,7 @@ from SDMatte import MattePredictor
 from SDMatte.cli.main import main
 from SDMatte.engine.builders import build_training_model
 from SDMatte.engine.config import load_config
-from SDMatte.errors import CheckpointError, MissingCheckpointError
+from SDMatte.errors import CheckpointError, MissingCheckpointError, OutputError
 from SDMatte.modeling import SDMatte, weights
 from SDMatte.modeling.hub import HubName, choose_weights, resolve_checkpoint, resolve_folder
 from SDMatte.modeling.pretrained import process_pretrained
@@ -286,7 +287,11 @@ def test_refusals(published, monkeypatch):
     published.broken = 503
     refused(MissingCheckpointError, "answers with status 503: try again later")
     published.broken = None
-    use_environ(monkeypatch, {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    cache = constants.HF_HUB_CACHE
+    Path("file").touch()
+    use_environ(monkeypatch, {"HF_HUB_CACHE": str(Path("file").absolute())})
+    refused(OutputError, "cannot be saved in the hub's cache .*HF_HOME names", name=PUBLISHED)
+    use_environ(monkeypatch, {"HF_HUB_CACHE": cache, "HF_ENDPOINT": "http://127.0.0.1:9"})
     refused(MissingCheckpointError, r"127.0.0.1:9\) cannot be reached .*: check the network")
     go_offline(monkeypatch, published)
     refused(MissingCheckpointError, "HF_HUB_OFFLINE is set: nothing is fetched", name=PUBLISHED)
