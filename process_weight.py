@@ -1,34 +1,44 @@
-"""Makes pretrained weights fit for SDMatte.
+"""Prepares pretrained weights for SDMatte.
 
-For SDMatte: ``python process_weight.py --input SD2_DIR --output OUT_DIR``; for LiteSDMatte:
-``python process_weight.py --input BK_SDM_DIR --vae TAESD_DIR --output OUT_DIR``.
+For SDMatte: ``python process_weight.py --input SD2 --output OUT_DIR``; for LiteSDMatte:
+``python process_weight.py --input BK_SDM --vae TAESD --output OUT_DIR``.
 """
 
 import argparse
 import sys
-from pathlib import Path
 
 from SDMatte.cli.common import run_command
 
 
 def main(args: argparse.Namespace) -> None:
-    """Checks the arguments and processes the folder."""
+    """Check the arguments and process the weights."""
     from SDMatte.errors import ConfigError
     from SDMatte.modeling.pretrained import process_pretrained
 
     if (args.output is None) == (not args.in_place):
         raise ConfigError("Say either --output FOLDER, or --in-place to change the input folder.")
-    process_pretrained(args.input, args.output, vae=args.vae, init=args.init)
+    process_pretrained(args.input, args.output, vae=args.vae, init=args.init, config=args.config)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Makes a Stable Diffusion v2 folder fit for SDMatte."
+        description="Prepares the weights of Stable Diffusion v2 for SDMatte."
     )
-    parser.add_argument("--input", type=Path, required=True, help="folder in diffusers layout")
-    parser.add_argument("--output", type=Path, help="folder to write")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="a folder in diffusers layout or its id on the Hugging Face hub, OWNER/NAME or "
+        "OWNER/NAME@REVISION; or the original single file (768-v-ema.ckpt or .safetensors), also "
+        "as OWNER/NAME/FILE",
+    )
+    parser.add_argument("--output", help="folder to write")
     parser.add_argument("--in-place", action="store_true", help="change the input folder itself")
-    parser.add_argument("--vae", type=Path, help="TAESD folder, for LiteSDMatte")
+    parser.add_argument("--vae", help="TAESD, a folder or hub id, for LiteSDMatte")
+    parser.add_argument(
+        "--config",
+        help="for a single file: a folder or hub id with the component configs and the tokenizer "
+        "(default: those beside the file, or LongfeiHuang/SDMatte)",
+    )
     parser.add_argument(
         "--init",
         choices=("default", "zeros"),

@@ -12,7 +12,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "kept one), or of a published one, as one file in the published layout, without the "
         "optimizer's state.",
     )
-    parser.add_argument("checkpoint", help="a .pth or .safetensors file")
+    parser.add_argument(
+        "checkpoint",
+        help="a .pth or .safetensors file, a folder, or an id on the Hugging Face hub such as "
+        "LongfeiHuang/SDMatte or LongfeiHuang/SDMatte/SDMatte_plus.pth",
+    )
     parser.add_argument("output", help="the new file: .safetensors, or .pth as published")
     parser.set_defaults(run=run)
     return parser

@@ -21,8 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     add_subject_arguments(parser)
     parser.add_argument(
         "--output",
-        help="folder for mattes and reports (default: test/ beside the checkpoint; of several "
-        "models, output/test, with a folder for each)",
+        help="folder for mattes and reports (default: test/ beside the checkpoint, in output/NAME "
+        "for one from the hub; of several models, output/test, with a folder for each)",
     )
     parser.add_argument(
         "--only",
@@ -52,7 +52,9 @@ def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="CONFIG CHECKPOINT key=value",
         help="configs (default: configs/SDMatte_small.py), each followed by its checkpoints "
-        "(default: train.output_dir/model_final.pth), and settings for all of them",
+        "(files, folders, or ids on the Hugging Face hub such as LongfeiHuang/SDMatte or "
+        "LongfeiHuang/SDMatte/SDMatte_plus.pth; default: train.output_dir/model_final.pth), and "
+        "settings for all of them",
     )
     parser.add_argument(
         "--baseline",
@@ -136,9 +138,7 @@ def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
         check_not_read([args.save_prompts], [args.prompts_from, *read])
     if len(subjects) > 1:
         return subjects, [Path(args.output or f"output/{name}") / s.name for s in subjects]
-    beside = subjects[0].checkpoint
-    default = beside.parent / name if beside else f"output/{name}"
-    return subjects, [Path(args.output or default)]
+    return subjects, [Path(args.output or subjects[0].home / name)]
 
 
 def show(

@@ -15,7 +15,7 @@ from SDMatte.engine.options import compile_model
 from SDMatte.engine.settings import number
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.errors import ConfigError
-from SDMatte.modeling import SDMatte, weights
+from SDMatte.modeling import SDMatte, hub, weights
 
 
 def build_trainer(
@@ -56,6 +56,9 @@ def build_training_model(
 ) -> tuple[TrainingModel, Adapters | None]:
     """Builds the model with its losses, its adapters and its teacher, where there are any."""
     settings = config.train
+    teacher_file = None
+    if config.get("distillation") is not None:  # before anything that takes time
+        teacher_file = hub.resolve_checkpoint(config.distillation.teacher_checkpoint)
     model = build(config.model)
     check_sizes(config, model)
     if settings.gradient_checkpointing:
@@ -64,9 +67,9 @@ def build_training_model(
     if settings.lora.enabled:
         adapters = Adapters(model, **{k: v for k, v in settings.lora.items() if k != "enabled"})
     teacher = distillation = None
-    if config.get("distillation") is not None:
+    if teacher_file is not None:
         teacher = build(config.distillation.teacher)
-        weights.load_checkpoint(teacher, config.distillation.teacher_checkpoint)
+        weights.load_checkpoint(teacher, teacher_file)
         distillation = build(config.distillation.criterion)
     task = TrainingModel(model, build(config.criterion), teacher, distillation).to(device)
     if settings.channels_last:

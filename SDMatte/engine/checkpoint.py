@@ -20,7 +20,7 @@ from torch import nn
 
 from SDMatte.errors import CheckpointError, OutputError
 from SDMatte.files import check_not_read, replace_file
-from SDMatte.modeling import weights
+from SDMatte.modeling import hub, weights
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
     """Writes the weights of a checkpoint, published or of a run, alone and in published layout.
 
     Args:
-        source: The checkpoint.
+        source: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
         target: The new file, ``.safetensors`` or ``.pth``.
 
     Returns:
@@ -228,6 +228,7 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
         CheckpointError: The source is no checkpoint of SDMatte or LiteSDMatte.
         OutputError: The target cannot be written, or is the source.
     """
+    source = hub.resolve_checkpoint(source)
     check_not_read([target], [source])
     tensors = weights.read_tensors(source)
     kind = weights.describe_model(tensors)

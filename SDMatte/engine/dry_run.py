@@ -24,7 +24,7 @@ from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
 from SDMatte.engine.progress import peak_memory
 from SDMatte.engine.testing import test_loaders
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
-from SDMatte.modeling import weights
+from SDMatte.modeling import hub, weights
 
 INDENT = 14
 
@@ -62,12 +62,15 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
     """
     config = load_config(config_file, overrides)
     check_evaluations(config)
+    start_from = config.train.init_checkpoint and hub.resolve_checkpoint(
+        config.train.init_checkpoint
+    )
     device = resolve_device(config.train.device)
     loader = build(config.dataloader.train)
     plan = make_plan(config, len(loader.dataset), num_processes)
     task, trainer, adapters = build_trainer(config, loader, device)
-    if config.train.init_checkpoint:
-        weights.load_checkpoint(task.model, config.train.init_checkpoint)
+    if start_from:
+        weights.load_checkpoint(task.model, start_from)
     ema = config.train.ema
     average = WeightAverage(task.model, ema.decay) if ema.enabled else None
     cost = time_step(trainer)

@@ -18,8 +18,9 @@ from SDMatte.engine.config import load_config, resolve_device
 from SDMatte.engine.distributed import ask_main_process
 from SDMatte.engine.output import FINAL
 from SDMatte.engine.testing import file_hash, load_trained
-from SDMatte.errors import CheckpointError, ConfigError
+from SDMatte.errors import ConfigError
 from SDMatte.evaluation.baselines import get_baseline
+from SDMatte.modeling import hub
 from SDMatte.prompts import PROMPT_TYPES, get_prompt_type
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Subject:
         identity: What makes it what it is, for results to be gone on with.
         info: What reports say of it.
         checkpoint: Its file, None for a baseline.
+        home: Where the folders of its results go by default: beside a checkpoint, except beside
+            one in the hub's cache.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Subject:
     identity: Mapping[str, Any]
     info: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    home: Path = Path("output")
 
 
 def find_subjects(
@@ -58,8 +62,9 @@ def find_subjects(
     """Finds what is to be tested; whatever is missing is noticed before anything is loaded.
 
     Args:
-        runs: Config files, each with a checkpoint or None. None is the last checkpoint of the
-            config's output folder; if there are baselines, it is no checkpoint at all.
+        runs: Config files, each with a checkpoint (a file, a folder or a hub id) or None. None is
+            the last checkpoint of the config's output folder; if there are baselines, it is no
+            checkpoint at all.
         baselines: Names of baselines, each tested on the sets of the first config.
         overrides: ``key=value`` settings for all configs.
 
@@ -72,23 +77,28 @@ def find_subjects(
     configs = {file: load_config(file, overrides) for file, _ in runs}
     baselines = list(dict.fromkeys(baselines))
     tested = [
-        (file, Path(checkpoint or Path(configs[file].train.output_dir) / FINAL))
+        (file, checkpoint or Path(configs[file].train.output_dir) / FINAL)
         for file, checkpoint in runs
         if checkpoint is not None or not baselines
     ]
-    for _, path in tested:
-        if not path.is_file():
-            raise CheckpointError(f"There is no checkpoint file {path}.")
+    paths = [hub.resolve_checkpoint(checkpoint) for _, checkpoint in tested]
+    names = _names(tested, baselines)
     subjects = [
-        _of_checkpoint(name, configs[file], file, path)
-        for name, (file, path) in zip(_names(tested, baselines), tested, strict=True)
+        _of_checkpoint(name, configs[file], file, path, is_local=Path(checkpoint).exists())
+        for name, (file, checkpoint), path in zip(names, tested, paths, strict=True)
     ]
     return subjects + [_of_baseline(name, configs[runs[0][0]]) for name in baselines]
 
 
-def _names(runs: Sequence[tuple[str, Path]], taken: Sequence[str]) -> list[str]:
-    """Names for configs with checkpoints: as much of their paths as tells them apart."""
-    paths = [path.resolve().with_suffix("").parts[1:] for _, path in runs]
+def _names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) -> list[str]:
+    """Name configs with checkpoints: by as much of their paths as tells them apart."""
+    paths = []
+    for _, checkpoint in runs:
+        path = Path(checkpoint)
+        path = path.absolute() if path.exists() else Path("/", checkpoint)
+        if path.suffix in hub.CHECKPOINT_SUFFIXES:
+            path = path.with_suffix("")
+        paths.append(path.parts[1:])
     for length in range(1, max(map(len, paths), default=1) + 1):
         names = ["_".join(parts[-length:]) for parts in paths]
         with_configs = [
@@ -100,7 +110,9 @@ def _names(runs: Sequence[tuple[str, Path]], taken: Sequence[str]) -> list[str]:
     raise ConfigError("A config and a checkpoint are named twice.")
 
 
-def _of_checkpoint(name: str, config: DictConfig, config_file: str, path: Path) -> Subject:
+def _of_checkpoint(
+    name: str, config: DictConfig, config_file: str, path: Path, is_local: bool
+) -> Subject:
     digest = ask_main_process(lambda: file_hash(path))
     device = resolve_device(config.train.device)
     return Subject(
@@ -117,6 +129,7 @@ def _of_checkpoint(name: str, config: DictConfig, config_file: str, path: Path) 
             "device": _device_name(device),
         },
         checkpoint=path,
+        home=path.parent if is_local else Path("output") / name,
     )
 
 

@@ -27,7 +27,7 @@ from SDMatte.data.listing import files_of
 from SDMatte.data.prompt_files import PromptFile, freeze
 from SDMatte.engine.config import build
 from SDMatte.engine.distributed import ask_main_process
-from SDMatte.errors import CheckpointError, ConfigError, DataError
+from SDMatte.errors import CheckpointError, ConfigError, DataError, MissingCheckpointError
 from SDMatte.evaluation.evaluator import MatteEvaluator
 from SDMatte.evaluation.journal import Journal, clear_results
 from SDMatte.evaluation.protocols import get_protocol
@@ -41,7 +41,7 @@ from SDMatte.evaluation.results import (
 )
 from SDMatte.evaluation.scoring import Target
 from SDMatte.files import check_not_read, stem_key
-from SDMatte.modeling import SDMatte, weights
+from SDMatte.modeling import SDMatte, hub, weights
 from SDMatte.prompts import PromptType, get_prompt_type
 
 logger = logging.getLogger(__name__)
@@ -62,14 +62,18 @@ class _Prompted:
 
 
 def load_trained(config: DictConfig, checkpoint: str | Path) -> SDMatte:
-    """Builds a config's model from a full checkpoint, in evaluation mode.
+    """Build a config's model from a full checkpoint, in evaluation mode.
+
+    Args:
+        config: The whole config.
+        checkpoint: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
     """
     with init_empty_weights(include_buffers=False):
         model = build(config.model, load_weight=False)
-    weights.assign_checkpoint(model, checkpoint)
+    weights.assign_checkpoint(model, hub.resolve_checkpoint(checkpoint))
     return model.eval()
 
 
@@ -261,6 +265,7 @@ def file_hash(path: str | Path) -> str:
     """The SHA-256 of a file, as ``sha256sum`` prints it.
 
     Raises:
+        MissingCheckpointError: It does not exist.
         CheckpointError: It cannot be read.
     """
     try:
@@ -269,6 +274,8 @@ def file_hash(path: str | Path) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
             return digest.hexdigest()
+    except FileNotFoundError as error:
+        raise MissingCheckpointError(f"File {path} not found.") from error
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from error
 

@@ -14,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig
 
 from SDMatte.engine.builders import build_trainer
-from SDMatte.engine.checkpoint import MatteCheckpointer
+from SDMatte.engine.checkpoint import LAST, MatteCheckpointer
 from SDMatte.engine.config import build, load_config, resolve_device
 from SDMatte.engine.curves import draw_curves
 from SDMatte.engine.hooks import BestWeights, Checkpoints, PictureStrips, Records, WeightAverage
@@ -34,7 +34,7 @@ from SDMatte.engine.progress import Meter
 from SDMatte.engine.testing import run_test, test_loaders
 from SDMatte.engine.trainer import MatteTrainer
 from SDMatte.files import check_not_read
-from SDMatte.modeling import SDMatte, weights
+from SDMatte.modeling import SDMatte, hub, weights
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
     output_dir = Path(config.train.output_dir)
     if not resume:
         check_unused(output_dir)
+    start_from = config.train.init_checkpoint or None
+    if start_from is not None and not (resume and (output_dir / LAST).is_file()):
+        start_from = hub.resolve_checkpoint(start_from)  # before anything that takes time
     device = resolve_device(config.train.device)
     loader = build(config.dataloader.train)
     folders = {
@@ -79,8 +82,8 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
             if start >= max_iter and is_newer(final, Path(checkpointer.get_checkpoint_file())):
                 logger.info("The run in %s is complete.", output_dir)
                 return
-        elif config.train.init_checkpoint:
-            weights.load_checkpoint(task.model, config.train.init_checkpoint)
+        elif start_from is not None:
+            weights.load_checkpoint(task.model, start_from)
         record_start(config, config_file, device)
         loader.sampler.start = -(-trainer.samples // comm.get_world_size())
         trainer.train(start, max(start, max_iter))

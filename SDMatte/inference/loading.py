@@ -14,12 +14,11 @@ from yaml import YAMLError
 
 from SDMatte.devices import choose_dtype
 from SDMatte.errors import CheckpointError, ConfigError, MissingCheckpointError
-from SDMatte.modeling import LiteSDMatte, SDMatte, weights
-from SDMatte.modeling.saving import WEIGHTS_FILE, read_model_card
+from SDMatte.modeling import LiteSDMatte, SDMatte, hub, weights
+from SDMatte.modeling.saving import read_model_card
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILES = ["*.json", "*.txt"]
 RUN_CONFIG = "config.yaml"
 RUN_CHECKPOINT = "model_final.pth"
 BOXES_ONLY_STEM = "SDMatte_plus"
@@ -74,14 +73,14 @@ class ModelSource:
     Attributes:
         model_class: `SDMatte` or `LiteSDMatte`.
         folder: The folder or hub id with the component configs.
-        checkpoint: The weights: a file, or a file's name in the folder; None: the folder's own.
+        checkpoint: The file with the weights.
         arguments: Of the constructor, beside those saved in the folder.
         defaults: How the model wants its pictures.
     """
 
     model_class: type[SDMatte]
     folder: str | Path
-    checkpoint: str | Path | None
+    checkpoint: Path
     arguments: dict[str, Any] = field(default_factory=dict)
     defaults: InferenceDefaults = InferenceDefaults()
 
@@ -100,10 +99,10 @@ class ModelSource:
             ConfigError: An argument or the type is unknown.
         """
         arguments = {**self.arguments, **arguments}
-        folder = weights.resolve_folder(self.folder, CONFIG_FILES)
+        folder = hub.resolve_folder(self.folder)
         channels = weights.component_config(folder, "unet").get("block_out_channels", ())
         dtype = choose_dtype(dtype, device, wide=max(channels, default=0) >= _WIDE)
-        return self.model_class.from_pretrained(self.folder, self.checkpoint, dtype, **arguments)
+        return self.model_class.from_pretrained(folder, self.checkpoint, dtype, **arguments)
 
 
 def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None) -> ModelSource:
@@ -112,7 +111,7 @@ def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None)
     Args:
         path_or_hub_id: A folder or hub id with component configs and a checkpoint beside them, as
             the authors published theirs or as ``save_pretrained`` writes it; the folder of a
-            training run; or the checkpoint file in one of these.
+            training run; or the checkpoint file in one of these, as FOLDER/FILE or OWNER/NAME/FILE.
         checkpoint: Which checkpoint, a file or a file's name in the folder.
 
     Raises:
@@ -128,9 +127,14 @@ def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None)
                 f"{path} is not enough for a model: the folder of a checkpoint must also hold its "
                 f"component configs (unet/, vae/, ...), or be a training run ({RUN_CONFIG})."
             )
-        return find_model(path.parent, path.resolve())
-    if not path.is_dir() and path.suffix in weights.CHECKPOINT_SUFFIXES:
-        raise MissingCheckpointError(f"There is no checkpoint file {path}.")
+        return find_model(path.parent, path.absolute())
+    hub_name = None if path.is_dir() else hub.HubName.parse(path_or_hub_id)
+    if hub_name is None and path.suffix in hub.CHECKPOINT_SUFFIXES and not path.is_dir():
+        raise MissingCheckpointError(f"Checkpoint file {path} not found.")
+    if hub_name is not None and hub_name.file is not None:
+        if checkpoint is not None:
+            raise ConfigError(f"{path} is a checkpoint, and {checkpoint} another: name one.")
+        return find_model(hub_name.model, hub_name.file)
     if path.is_dir() and not _holds_model(path):
         raise CheckpointError(
             f"{path} holds no model: neither component configs (unet/, vae/, ...) with a "
@@ -146,25 +150,16 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _find_in_folder(path_or_hub_id: str | Path, checkpoint) -> ModelSource:
-    folder = weights.resolve_folder(path_or_hub_id, CONFIG_FILES)
+    folder = hub.resolve_folder(path_or_hub_id)
     card = read_model_card(folder)
     tiny = weights.component_config(folder, "vae").get("_class_name") == "AutoencoderTiny"
     model_class = _class_of(card.get("model", "LiteSDMatte" if tiny else "SDMatte"), folder)
-    if checkpoint is None and Path(path_or_hub_id).is_dir():
-        checkpoint = _only_checkpoint(folder, (WEIGHTS_FILE, f"{model_class.__name__}.pth"))
-    arguments = {}
-    if checkpoint is not None and Path(checkpoint).stem.startswith(BOXES_ONLY_STEM):
-        arguments = {"aux_input": "bbox_mask", "aux_input_list": ["bbox_mask"]}
     defaults = InferenceDefaults.of(card.get("inference", {}), str(folder))
-    return ModelSource(model_class, path_or_hub_id, checkpoint, arguments, defaults)
-
-
-def _only_checkpoint(folder: Path, usual: tuple[str, ...]) -> Path | None:
-    """The folder's one checkpoint, where it has another name than the usual."""
-    files = [f for f in folder.iterdir() if f.suffix in weights.CHECKPOINT_SUFFIXES]
-    if len(files) == 1 and files[0].name not in usual:
-        return files[0]
-    return None
+    file = hub.resolve_checkpoint(path_or_hub_id, checkpoint)
+    arguments = {}
+    if file.stem.startswith(BOXES_ONLY_STEM):
+        arguments = {"aux_input": "bbox_mask", "aux_input_list": ["bbox_mask"]}
+    return ModelSource(model_class, folder, file.absolute(), arguments, defaults)
 
 
 def _find_in_run(folder: Path, checkpoint) -> ModelSource:
@@ -188,11 +183,11 @@ def _find_in_run(folder: Path, checkpoint) -> ModelSource:
     if not file.is_file():
         file = folder / file
     if not file.is_file():
-        raise CheckpointError(f"There is no checkpoint file {file}.")
+        raise MissingCheckpointError(f"Checkpoint file {file} not found.")
     return ModelSource(
         _class_of(str(target).rpartition(".")[2], path),
         pretrained,
-        file.resolve(),
+        file.absolute(),
         model,
         InferenceDefaults.of(defaults, str(path)),
     )

@@ -12,12 +12,11 @@ from torch import nn
 
 from SDMatte.errors import CheckpointError, ConfigError
 from SDMatte.files import replace_file, write_text
-from SDMatte.modeling import weights
+from SDMatte.modeling import hub, weights
 
 if TYPE_CHECKING:
     from SDMatte.modeling.sdmatte import SDMatte
 
-ARGUMENTS_FILE = "sdmatte.json"
 WEIGHTS_FILE = "model.safetensors"
 WIDE = 128
 """Autoencoders without layers of that many channels stay in float32: in bfloat16 they are slower on
@@ -51,7 +50,7 @@ def save_model(
     content = {"model": type(model).__name__, "arguments": dict(arguments)}
     if inference:
         content["inference"] = dict(inference)
-    _write_json(folder / ARGUMENTS_FILE, content)
+    _write_json(folder / hub.MODEL_CARD, content)
 
 
 def load_model(
@@ -62,22 +61,17 @@ def load_model(
     arguments: Mapping[str, Any],
 ) -> "SDMatte":
     """Loads a model folder; see `SDMatte.from_pretrained`."""
-    wanted = [WEIGHTS_FILE, f"{cls.__name__}.pth"] if checkpoint is None else [str(checkpoint)]
-    folder = weights.resolve_folder(path_or_hub_id, ["*.json", "*.txt", *wanted])
+    folder = hub.resolve_folder(path_or_hub_id)
     saved = read_model_card(folder)
     if saved.get("model", cls.__name__) != cls.__name__:
         raise CheckpointError(f"{folder} holds a {saved['model']}, not a {cls.__name__}.")
-    found = [path for name in wanted if (path := folder / name).is_file()]
-    if not found and checkpoint is not None and Path(checkpoint).is_file():
-        found = [Path(checkpoint)]
-    if not found:
-        raise CheckpointError(f"{folder} has no checkpoint named {' or '.join(wanted)}.")
+    path = hub.resolve_checkpoint(path_or_hub_id, checkpoint)
     with init_empty_weights(include_buffers=False):
         settings = {**saved.get("arguments", {}), **arguments, "load_weight": False}
         model = cls(folder, **settings, dtype=dtype)
     if _widest(model.vae.config) < WIDE:
         nn.Module.to(model.vae, torch.float32)
-    weights.assign_checkpoint(model, found[0])
+    weights.assign_checkpoint(model, path)
     return model.eval()
 
 
@@ -96,7 +90,7 @@ def read_model_card(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is damaged.
     """
-    path = folder / ARGUMENTS_FILE
+    path = folder / hub.MODEL_CARD
     if not path.is_file():
         return {}
     try:

@@ -14,23 +14,22 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
-from SDMatte.modeling import autoencoder, bands, saving, surgery, weights
+from SDMatte.modeling import autoencoder, bands, hub, saving, surgery, weights
 from SDMatte.modeling.attention import AttentionContext, build_key_selections
+from SDMatte.modeling.hub import COMPONENTS
 from SDMatte.modeling.settings import IDLE_SETTINGS, check_settings
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
 from SDMatte.prompts import PROMPT_TYPES, PromptType
 
 logger = logging.getLogger(__name__)
 
-COMPONENTS = ("unet", "vae", "text_encoder")
-
 
 class SDMatte(nn.Module):
     """Predicts the alpha matte of the object that a visual prompt points at.
 
     Args:
-        pretrained_model_name_or_path: A Stable Diffusion v2 folder made fit by
-            ``process_weight.py``, or such a folder's hub id.
+        pretrained_model_name_or_path: A Stable Diffusion v2 folder prepared by
+            ``process_weight.py``, or a hub id; see `SDMatte.modeling.hub`.
         conv_scale: 3, for image, prompt and an unused noise channel; ``conv_in`` is widened by
             ``conv_scale - 1``.
         aux_input: The prompt in use, a name of `SDMatte.prompts.PROMPT_TYPES`. None: in training
@@ -112,7 +111,7 @@ class SDMatte(nn.Module):
         self.use_attention_mask = use_attention_mask
         self.attention_mask_mode = attention_mask_mode
 
-        folder = weights.resolve_folder(pretrained_model_name_or_path)
+        folder = hub.resolve_folder(pretrained_model_name_or_path, load_weight)
         self._build_components(folder, load_weight, as_dtype(dtype))
         surgery.add_visual_prompt_input(self.unet, conv_scale - 1)
         surgery.set_attention_residual(self.unet, residual_connection)

@@ -5,21 +5,21 @@ import pickle
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from SDMatte.errors import CheckpointError
+from SDMatte.errors import CheckpointError, MissingCheckpointError
+from SDMatte.modeling import hub
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 TEXT_PREFIX = "text_encoder."
 TEXT_LEVEL = "text_model."
 NAMES_SHOWN = 8
 OWN_KINDS = ("an SDMatte checkpoint", "a LiteSDMatte checkpoint")
 CONVERTED_AT_ONCE = 2**28
+FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.")
 
 
 def shorten(names: Iterable[str]) -> str:
@@ -27,6 +27,31 @@ def shorten(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+class _StandIn:
+    """Takes the place of a training framework's object in a file, whatever its arguments."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _stand_ins(path: Path) -> list[tuple[type, str]]:
+    """List what `read_tensors` puts in place of objects beside the tensors.
+
+    Stable Diffusion's own files hold Lightning's callbacks, say. The objects' code is never
+    imported or run.
+    """
+    list_globals = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
+    if list_globals is None or not zipfile.is_zipfile(path):
+        return []
+    return [(_StandIn, name) for name in list_globals(path) if name.startswith(FRAMEWORKS)]
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
@@ -42,17 +67,21 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         Tensors by name, on the CPU, without the prefix that DDP adds.
 
     Raises:
-        CheckpointError: The file is missing, no checkpoint, or cut short.
+        MissingCheckpointError: The file does not exist.
+        CheckpointError: It is no checkpoint, or cut short.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint file {path}.")
+        raise MissingCheckpointError(f"Checkpoint file {path} not found.")
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt", device="cpu") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped(path))
+            with torch.serialization.safe_globals(_stand_ins(path)):
+                content = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=is_mapped(path)
+                )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of tensors alone, so it is not opened: a PyTorch or "
@@ -150,8 +179,17 @@ def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: s
     model.load_state_dict(tensors)
 
 
-def load_checkpoint(model: nn.Module, path: str | Path) -> None:
-    """Copies a checkpoint file, published or our own, into a model; see `load_strict`."""
+def load_checkpoint(model: nn.Module, name: str | Path) -> None:
+    """Copy a checkpoint, published or our own, into a model.
+
+    Args:
+        model: An `SDMatte` or `LiteSDMatte`.
+        name: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged or does not fit.
+    """
+    path = hub.resolve_checkpoint(name)
     load_strict(model, read_tensors(path), str(path))
 
 
@@ -228,29 +266,6 @@ def is_mapped(path: str | Path) -> bool:
     return Path(path).suffix == ".safetensors" or zipfile.is_zipfile(path)
 
 
-def resolve_folder(path_or_id: str | Path, patterns: list[str] | None = None) -> Path:
-    """Finds a model folder on disk, or gets it from the Hugging Face hub or its local cache.
-
-    Args:
-        path_or_id: A folder, or a hub id such as ``LongfeiHuang/SDMatte``.
-        patterns: Which of the hub's files are wanted; None for all.
-
-    Raises:
-        CheckpointError: Neither is there.
-    """
-    folder = Path(path_or_id)
-    if folder.is_dir():
-        return folder
-    name = str(path_or_id)
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{name} is neither a folder nor a model on the Hugging Face hub (or its cache) that "
-            f"can be reached from here."
-        ) from error
-
-
 def component_config(folder: Path, component: str) -> dict:
     """Reads ``config.json`` of a component of a pretrained folder.
 
@@ -259,7 +274,7 @@ def component_config(folder: Path, component: str) -> dict:
     """
     path = folder / component / "config.json"
     if not path.is_file():
-        raise CheckpointError(
+        raise MissingCheckpointError(
             f"{folder} is not a Stable Diffusion folder in diffusers layout: "
             f"it has no {component}/config.json."
         )

@@ -52,7 +52,7 @@ def test_importing_the_package_imports_nothing_heavy():
         (["train", "dataloader.train.dataset.root=nowhere"], "nowhere"),
         (["train", "dataloader.train.dataset.names=[Compositon-1K]"], "Composition-1K"),
         (["train", "train.device=tpu9"], "train.device=tpu9 cannot be used"),
-        (["test"], "There is no checkpoint file output/SDMatte_small/model_final.pth."),
+        (["test"], "Checkpoint file output/SDMatte_small/model_final.pth not found."),
         (["score", "nowhere", "nowhere"], "nowhere"),
         (["train", "model.pretrained_model_name_or_path=README.md"], "README.md"),
     ],
@@ -72,7 +72,11 @@ def test_mistakes_are_one_sentence(argv, sentence, capsys, monkeypatch, tmp_path
 def test_the_shell_scripts_pass_errors_on():
     for script, words, sentence in (
         ("train.sh", ["nowhere.py"], "There is no config file nowhere.py."),
-        ("test.sh", ["configs/SDMatte_small.py", "nowhere.pth"], "no checkpoint file nowhere.pth"),
+        (
+            "test.sh",
+            ["configs/SDMatte_small.py", "nowhere.pth"],
+            "Checkpoint file nowhere.pth not found",
+        ),
     ):
         command = ["bash", f"script/{script}", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

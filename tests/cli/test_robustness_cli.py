@@ -87,7 +87,7 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
         (["a.pth", "--kinds", "boxes"], "Unknown kinds boxes; known are box, points, mask, opac"),
         (["--baseline", "grabcut", "--kinds", "opacity"], "can be measured with box, points, mask"),
         (["--baseline", "closed-form", "test.prompts=[trimap]"], "no kind of prompt"),
-        (["nowhere.pth"], "There is no checkpoint file nowhere.pth."),
+        (["nowhere.pth"], "Checkpoint file nowhere.pth not found."),
     ],
 )
 def test_mistakes_are_one_sentence(capsys, words, sentence):

@@ -303,7 +303,7 @@ def test_error_maps(sample_root):
     [
         (["--baseline", "magic"], "Unknown baseline 'magic'; known are prompt, grabcut, grabcut-"),
         (["--baseline", "grabcut", "test.prompts=[auto]"], "The baseline grabcut takes point, box"),
-        (["a.pth", "c.pth"], "There is no checkpoint file c.pth."),
+        (["a.pth", "c.pth"], "Checkpoint file c.pth not found."),
         (["a.pth", "a.pth"], "A config and a checkpoint are named twice."),
         (["a.pth", "-j", "-2"], "test.num_workers is a whole number of at least 0; got -2."),
         (["a.pth", "test.protocol=x"], "Unknown protocol 'x'"),

@@ -96,5 +96,5 @@ def test_points_come_three_times_of_five():
 
 
 def test_a_teacher_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint file .*nothing.pth"):
+    with pytest.raises(CheckpointError, match="Checkpoint file .*nothing.pth not found"):
         distil(tmp_path / "nothing.pth")

@@ -93,7 +93,7 @@ def test_the_size_of_a_checkpoint_is_that_of_the_file(words, tmp_path):
 def test_what_would_stop_the_training_stops_it(capsys):
     status, captured = dry_run(capsys, "train.init_checkpoint=nothing.pth", "train.evaluations=0")
     assert status == 2 and captured.out == ""
-    assert "There is no checkpoint file nothing.pth" in captured.err
+    assert "Checkpoint file nothing.pth not found" in captured.err
 
 
 def test_of_several_processes_one_tells(capsys, monkeypatch):

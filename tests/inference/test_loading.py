@@ -109,7 +109,7 @@ def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch,
     np.testing.assert_allclose(predict(picture, "LongfeiHuang/SDMatte"), expected, **ROUNDING)
     with pytest.raises(CheckpointError, match="has no checkpoint named SDMatte_plus.pth"):
         predict(picture, "LongfeiHuang/SDMatte", "SDMatte_plus.pth")
-    with pytest.raises(CheckpointError, match="neither a folder nor a model on the Hugging Face"):
+    with pytest.raises(CheckpointError, match="was not found locally or in the hub's cache"):
         predict(picture, "LongfeiHuang/Other")
 
 
@@ -213,8 +213,8 @@ def test_what_is_no_model(saved, published, tmp_path):
     run.mkdir()
     cases = [
         ((empty,), CheckpointError, "holds no model: neither"),
-        ((two,), CheckpointError, "has no checkpoint named model.safetensors or SDMatte.pth"),
-        ((tmp_path / "none.pth",), CheckpointError, "There is no checkpoint file"),
+        ((two,), CheckpointError, "has no checkpoint: expected are model.safetensors, SDMatte.pth"),
+        ((tmp_path / "none.pth",), CheckpointError, "Checkpoint file .* not found"),
         ((published / "SDMatte.pth", "SDMatte_plus.pth"), ConfigError, "name one"),
         ((spoil(run, "config.yaml", "a: ["),), CheckpointError, "not the config of a training"),
         ((spoil(spoiled, "sdmatte.json", "{"),), CheckpointError, "is not valid JSON"),

@@ -230,7 +230,7 @@ def test_wrong_folders_are_named(stable_diffusion, taesd, tmp_path, monkeypatch)
         shutil.copytree(stable_diffusion, tmp_path / name)
         return tmp_path / name
 
-    cases = [(tmp_path / "nowhere", "There is no folder")]
+    cases = [(tmp_path / "nowhere", "Model folder .* not found")]
     folder = broken("no_unet")
     shutil.rmtree(folder / "unet")
     cases.append((folder, "it has no unet/"))
@@ -279,7 +279,14 @@ def test_command_line(stable_diffusion, tmp_path, capsys, monkeypatch):
     sys.modules.pop("process_weight", None)
     import process_weight
 
-    args = Namespace(input=stable_diffusion, output=None, in_place=False, vae=None, init="default")
+    args = Namespace(
+        input=str(stable_diffusion),
+        output=None,
+        in_place=False,
+        vae=None,
+        init="default",
+        config=None,
+    )
     assert run_command(process_weight.main, args) == 2
     assert "error: Say either --output FOLDER, or --in-place" in capsys.readouterr().err
     args.output = tmp_path / "out"

@@ -329,7 +329,7 @@ def test_bad_checkpoints_are_named(tmp_path, model):
             return (open, (str(tmp_path / "executed"), "w"))
 
     cases = {
-        "missing.pth": (None, "There is no checkpoint file"),
+        "missing.pth": (None, "Checkpoint file .* not found"),
         "cut.pth": (good.read_bytes()[:100_000], "cannot be read as a checkpoint"),
         "empty.pth": (b"", "cannot be read as a checkpoint"),
         "text.pth": (b"hello, this is a text file", "not a checkpoint|cannot be read"),

@@ -1,0 +1,164 @@
+"""A small Hugging Face hub on 127.0.0.1, for the real client of huggingface_hub."""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """What is on the hub, and what was asked of it.
+
+    Attributes:
+        endpoint: For HF_ENDPOINT.
+        repos: Folders with the files of repositories, by id.
+        gated: Ids of repositories that need an accepted access request.
+        broken: Status that every request gets, None for none.
+        silent: Whether requests are accepted and never answered.
+        requests: Method and path of each request, in order.
+    """
+
+    endpoint: str = ""
+    repos: dict[str, Path] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    broken: int | None = None
+    silent: threading.Event | None = None
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    def fetched(self) -> set[str]:
+        """The files whose content was asked for, as ``OWNER/NAME/FILE``."""
+        paths = [path for method, path in self.requests if method == "GET" and "/resolve/" in path]
+        parts = [path.strip("/").split("/") for path in paths]
+        return {"/".join([*p[:2], *p[4:]]) for p in parts}
+
+    def environ(self, cache: Path) -> dict[str, str]:
+        """The environment of a process that uses this hub."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "",
+        }
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        hub: Hub = self.server.hub
+        path = unquote(urlsplit(self.path).path)
+        hub.requests.append((self.command, path))
+        if hub.silent is not None:
+            hub.silent.wait(60)
+        if hub.broken is not None:
+            return self.send(hub.broken)
+        parts = path.strip("/").split("/")
+        is_api = parts[:2] == ["api", "models"]
+        owner, name, *rest = parts[2:] if is_api else parts
+        repo = f"{owner}/{name}"
+        if repo not in hub.repos:
+            return self.send(401, code="RepoNotFound")  # the hub does not tell from a private one
+        folder = hub.repos[repo]
+        revision = rest[1] if len(rest) > 1 else "main"
+        if revision not in ("main", "v1", COMMIT):
+            return self.send(404, code="RevisionNotFound")
+        if is_api:
+            files = sorted(p for p in folder.rglob("*") if p.is_file())
+            names = [p.relative_to(folder).as_posix() for p in files]
+            if rest[:1] == ["tree"]:
+                pairs = zip(names, files, strict=True)
+                content = [
+                    {"type": "file", "path": n, "size": p.stat().st_size, "oid": digest(p)}
+                    for n, p in pairs
+                ]
+            else:
+                content = {
+                    "id": repo,
+                    "sha": COMMIT,
+                    "siblings": [{"rfilename": n} for n in names],
+                    "gated": "manual" if repo in hub.gated else False,
+                }
+            return self.send(
+                200, json.dumps(content).encode(), {"Content-Type": "application/json"}
+            )
+        if repo in hub.gated:
+            return self.send(401, code="GatedRepo")
+        file = folder / "/".join(rest[2:])
+        if not file.is_file():
+            return self.send(404, code="EntryNotFound")
+        headers = {"ETag": f'"{digest(file)}"', "X-Repo-Commit": COMMIT}
+        headers["X-Linked-Size"] = str(file.stat().st_size)
+        return self.send(200, file.read_bytes(), headers)
+
+    def send(self, status, content=b"", headers=None, code=None) -> None:
+        self.send_response(status)
+        headers = {"Content-Length": str(len(content)), **(headers or {})}
+        if code is not None:
+            headers["X-Error-Code"] = code
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+def digest(path: Path) -> str:
+    """A git blob's hash, which the client compares."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@contextlib.contextmanager
+def running_hub() -> Iterator[Hub]:
+    """Serves a hub on a free port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    server.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield server.hub
+    finally:
+        if server.hub.silent is not None:
+            server.hub.silent.set()
+        server.shutdown()
+        server.server_close()
+
+
+def use_environ(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
+    """Has huggingface_hub in this process read an environment, as it does when it is imported."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    importlib.reload(constants)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
+    """An empty hub and an empty cache, in use in this process."""
+    with running_hub() as served:
+        use_environ(monkeypatch, served.environ(tmp_path / "hub cache"))
+        yield served
+    monkeypatch.undo()
+    importlib.reload(constants)
