@@ -23,6 +23,7 @@ from SDMatte.data.listing import (
 )
 from SDMatte.errors import DataError
 from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem
+from SDMatte.paths import expand_path
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ DEFAULT_DATA_ROOT = "data/datasets"
 
 
 def data_root(configured: str | Path | None = None) -> Path:
-    """Says where data lies: ``SDMATTE_DATA_ROOT``, else the config, else ``data/datasets``."""
+    """Return the data root: ``SDMATTE_DATA_ROOT``, else the config's, else ``data/datasets``."""
     root = os.environ.get("SDMATTE_DATA_ROOT") or configured or DEFAULT_DATA_ROOT
-    return Path(os.path.expanduser(root))
+    return Path(expand_path(root))
 
 
 def _coco_files(root: Path, entry: Entry) -> list[Row]:
@@ -164,7 +165,7 @@ TEST_SETS: dict[str, Entry] = {
 _ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100", "COCO_Matting": "COCO-Matting"}
 _SETTINGS = ("composites", "background", "is_trans", "count", "list_file", "remap")
 _PAIR_KEYS = ("image", "alpha", "trimap", "composites", "background", "is_trans")
-_PATHS = ("image", "alpha", "trimap", "background", "list_file")
+PATH_KEYS = ("image", "alpha", "trimap", "background", "list_file")
 
 
 def list_samples(
@@ -285,7 +286,7 @@ def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
 
 def _here_or_root(folder: str, root: Path) -> str:
     """Finds a user's folder; one in the data root stays relative to it."""
-    path = Path(os.path.expanduser(folder))
+    path = Path(folder)
     if not os.path.isdir(path) and os.path.isdir(root / path):
         path = root / path
     path, base = path.absolute(), root.absolute()
@@ -304,24 +305,24 @@ def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     def refuse(key: str, allowed: str) -> DataError:
         return DataError(f"{name}: {key} must be {allowed}, not {options[key]!r}.")
 
-    checked = {k: v for k, v in options.items() if k not in _PATHS or v not in (None, "")}
+    checked = {k: v for k, v in options.items() if k not in PATH_KEYS or v not in (None, "")}
     for key in ("composites", "count"):
         value = options.get(key, 0)
         is_number = isinstance(value, int) and not isinstance(value, bool)
         if not (is_number and value >= 0 or key == "count" and value is None):
             raise refuse(key, "a number from 0")
-    for key in _PATHS:
+    for key in PATH_KEYS:
         if key in checked:
             if not isinstance(checked[key], str | os.PathLike):
                 raise refuse(key, "a path")
-            checked[key] = os.fspath(checked[key])
+            checked[key] = expand_path(checked[key])
     if options.get("is_trans") not in (None, 0, 1):
         raise refuse("is_trans", "0, 1 or null")
     if "remap" in options:
         remap = options["remap"]
         if isinstance(remap, str) or not isinstance(remap, Sequence) or len(remap) != 2:
             raise refuse("remap", "two prefixes, [OLD, NEW]")
-        checked["remap"] = (str(remap[0]), str(remap[1]))
+        checked["remap"] = (str(remap[0]), expand_path(str(remap[1])))
     return checked
 
 

@@ -160,7 +160,7 @@ def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
     """Lists the alphas of a folder, drawn or read from a list file where the entry says so."""
     directory = join(folder, entry.alpha)
     if entry.list_file:
-        path = Path(os.path.expanduser(entry.list_file))
+        path = Path(entry.list_file)
         path = path if os.path.exists(path) else root / path
         old, new = entry.remap
         lines = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
