@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from SDMatte.errors import ConfigError, RunStopped, SDMatteError
+from SDMatte.paths import expand_path
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
 
@@ -40,6 +41,25 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return INTERRUPTED
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser, and the class of its subparsers, whose ``type=Path`` expands ``~`` and ``$NAME``.
+
+    A shell expands neither within quotes, nor ``~`` behind the ``=`` of ``--output=~/x``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, lambda text: Path(path_or_name(text)))
+
+
+def path_or_name(text: str) -> str:
+    """Read an option that is a path or the name of something; a path is expanded."""
+    try:
+        return expand_path(text)
+    except ConfigError as error:  # argparse has words of its own for a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +128,7 @@ def split_positionals(words: Sequence[str], most: int) -> tuple[list[str | None]
         ConfigError: There are more files.
     """
     overrides = [word for word in words if is_setting(word)]
-    files: list[str | None] = [word for word in words if word not in overrides]
+    files: list[str | None] = [expand_path(word) for word in words if word not in overrides]
     if len(files) > most:
         raise ConfigError(
             f"{files[most]!r} is one word too many: settings are written key=value, without spaces."
@@ -134,6 +154,7 @@ def split_runs(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list
     for word in words:
         if is_setting(word):
             continue
+        word = expand_path(word)
         if word.endswith((".py", ".yaml", ".yml")):
             configs.append((word, []))
             continue

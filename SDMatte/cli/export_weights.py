@@ -1,6 +1,9 @@
 """``python -m SDMatte export-weights CHECKPOINT OUTPUT``: the weights without the run's state."""
 
 import argparse
+from pathlib import Path
+
+from SDMatte.cli.common import path_or_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -12,8 +15,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "kept one), or of a published one, as one file in the published layout, without the "
         "optimizer's state.",
     )
-    parser.add_argument("checkpoint", help="a .pth or .safetensors file")
-    parser.add_argument("output", help="the new file: .safetensors, or .pth as published")
+    parser.add_argument("checkpoint", type=path_or_name, help="a .pth or .safetensors file")
+    parser.add_argument("output", type=Path, help="the new file: .safetensors or .pth")
     parser.set_defaults(run=run)
     return parser
 

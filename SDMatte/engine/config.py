@@ -5,7 +5,6 @@ import copy
 import difflib
 import inspect
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
