@@ -79,7 +79,12 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def launch(
-    args: argparse.Namespace, config_file: str, overrides: Sequence[str], function: Callable, *given
+    args: argparse.Namespace,
+    config_file: str,
+    overrides: Sequence[str],
+    function: Callable,
+    *given,
+    saved: Callable[[str], str] = lambda _: "what was saved before is kept",
 ) -> None:
     """Runs ``function(*given)`` in as many processes as the command line asks for.
 
@@ -89,6 +94,7 @@ def launch(
         overrides: Its settings.
         function: A module-level function.
         *given: Its arguments; they must be picklable.
+        saved: Says, of ``train.output_dir``, what there is after a signal.
 
     Raises:
         SDMatteError: As raised by the function; or the config or the counts cannot be.
@@ -106,6 +112,7 @@ def launch(
         args=given,
         device=train.device,
         timeout=train.ddp.timeout,
+        saved=lambda: saved(train.output_dir),
     )
 
 

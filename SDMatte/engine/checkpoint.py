@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from SDMatte.engine.output import LAST
 from SDMatte.errors import CheckpointError
 from SDMatte.modeling import weights
 
 logger = logging.getLogger(__name__)
 
-LAST = "last_checkpoint"
 PARTIAL = ".partial"
 RUN_FILE = re.compile(r"model_\d{7,}\.pth")
 

@@ -24,6 +24,7 @@ from SDMatte.errors import ConfigError, OutputError
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+LAST = "last_checkpoint"
 RECORDS = "metrics.json"
 FINAL = "model_final.pth"
 _KEPT = re.compile(
@@ -96,6 +97,15 @@ def record_start(
                 "; ".join(changes.values()),
                 f" Without effect, for the checkpoint decides: {', '.join(kept)}." if kept else "",
             )
+
+
+def describe_saved(folder: str | Path) -> str:
+    """Say which checkpoint a run that was stopped has left."""
+    try:
+        last = (Path(folder) / LAST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return f"no checkpoint is in {folder}"
+    return f"the last checkpoint is {Path(folder) / last}. The same command with --resume resumes"
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -63,6 +63,17 @@ def test_list_of_a_config_and_of_pairs(capsys, sample_root):
     assert table["my", "training"][:2] == ["yes", "4"]
 
 
+def test_list_names_the_backgrounds(capsys, sample_root, monkeypatch):
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
+    assert main(["data", "list", "Composition-1K"]) == 0
+    number = len(list((sample_root / "BG-20K").rglob("*.*")))
+    row = rows(capsys.readouterr().out)["BG-20K", "backgrounds"]
+    assert row[:3] == ["yes", str(number), "20000"]
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", "nowhere")
+    assert main(["data", "list"]) == 0
+    assert rows(capsys.readouterr().out)["BG-20K", "backgrounds"][:2] == ["no", "0"]
+
+
 # ------------------------------------------------------------------------- check
 
 
