@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from SDMatte.data.prompts import Prompt, prompt_of_box, prompt_of_mask, prompt_of_points
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, MissingFileError
 from SDMatte.files import write_text
 from SDMatte.prompts import NUM_POINTS, PROMPT_TYPES
 
@@ -70,7 +70,8 @@ class PromptFile:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise DataError(f"Cannot read the prompt file {path}: {error.strerror}.") from error
+            kind = MissingFileError if isinstance(error, FileNotFoundError) else DataError
+            raise kind(f"Cannot read the prompt file {path}: {error.strerror}.") from error
         except ValueError as error:
             raise DataError(f"The prompt file {path} is not valid JSON ({error}).") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:

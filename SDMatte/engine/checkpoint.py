@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.engine.output import LAST
-from SDMatte.errors import CheckpointError
+from SDMatte.errors import CheckpointError, OutputError
 from SDMatte.modeling import weights
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class MatteCheckpointer(Checkpointer):
         """Writes ``name.pth``; until it is complete the file before it stays the last one.
 
         Raises:
-            CheckpointError: It cannot be written; the message says why.
+            OutputError: It cannot be written; the message says why.
         """
         if not self.save_to_disk:
             return
@@ -80,7 +80,7 @@ class MatteCheckpointer(Checkpointer):
             max_to_keep: How many to keep, whichever process of the run wrote them; None: all.
 
         Raises:
-            CheckpointError: It cannot be written; the message says why.
+            OutputError: It cannot be written; the message says why.
         """
         self.save(f"model_{iteration:07d}")
         if self.save_to_disk and max_to_keep is not None:
@@ -95,7 +95,7 @@ class MatteCheckpointer(Checkpointer):
         It does not become the last checkpoint, for no run can go on from it.
 
         Raises:
-            CheckpointError: It cannot be written; the message says why.
+            OutputError: It cannot be written; the message says why.
         """
         if self.save_to_disk:
             write_weights(self._state_dict_in_use(), Path(self.save_dir) / f"{name}.pth")
@@ -136,6 +136,8 @@ class MatteCheckpointer(Checkpointer):
                 raise CheckpointError(f"{path} holds no {key} state to go on from.")
             try:
                 item.load_state_dict(content[key])
+            except CheckpointError:
+                raise
             except (ValueError, KeyError) as error:
                 raise CheckpointError(
                     f"{path} is of a run with other settings; its {key} state does not fit: {error}"
@@ -173,7 +175,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         write: Gets the other name.
 
     Raises:
-        CheckpointError: It cannot be written; the message says why.
+        OutputError: It cannot be written; the message says why.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -186,7 +188,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise CheckpointError(
+        raise OutputError(
             f"{path} cannot be written ({_reason(error)}); whatever was saved before it is kept."
         ) from error
 
@@ -218,7 +220,8 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None
     """Writes a state dict alone, as ``.safetensors`` or as the published ``.pth``.
 
     Raises:
-        CheckpointError: The name ends otherwise, or the file cannot be written.
+        CheckpointError: The name ends otherwise.
+        OutputError: The file cannot be written.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -241,8 +244,8 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
         What was written, by name.
 
     Raises:
-        CheckpointError: The source is no checkpoint of SDMatte or LiteSDMatte, or the target cannot
-            be written.
+        CheckpointError: The source is no checkpoint of SDMatte or LiteSDMatte.
+        OutputError: The target cannot be written.
     """
     tensors = weights.read_tensors(source)
     kind = weights.describe_model(tensors)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from SDMatte.engine.subjects import Subject
 from SDMatte.engine.testing import SetTest, plan_test, run_plan
-from SDMatte.errors import ConfigError, DataError
+from SDMatte.errors import ConfigError, OutputError
 from SDMatte.evaluation.document import Heading, Paragraph, Picture, to_markdown
 from SDMatte.evaluation.protocols import get_protocol
 from SDMatte.evaluation.report import metrics_table
@@ -225,4 +225,4 @@ def _draw(measurements: Sequence[Measurement], picture: Path, metric: str) -> No
     try:
         figure.savefig(picture, dpi=100)
     except OSError as error:
-        raise DataError(f"Cannot write {picture}: {error.strerror}.") from error
+        raise OutputError(f"Cannot write {picture}: {error.strerror}.") from error

@@ -110,7 +110,7 @@ def to_latex(blocks: Iterable[Block]) -> str:
 
 def _breakable(text: str) -> str:
     """Escape a text for LaTeX, and let hashes, paths and other long words break anywhere."""
-    parts = re.split(r"(\S{24,})", text)  # every second one is a long word
+    parts = re.split(r"(\S{32,})", text)  # every second one is a long word
     for index in range(1, len(parts), 2):
         word = parts[index]
         chunks = (word[start : start + 8] for start in range(0, len(word), 8))

@@ -592,7 +592,7 @@ def test_names_of_either_normalisation_belong_to_the_same_part(tmp_path):
         (3, "holdout: 3 of 3 images holds all out"),
         (4, "holdout: 4 of 3 images holds all out"),
         (0.999999, "holdout: 0.999999 of 3 images holds all out"),
-        (0.000001, "holdout: 1e-06 of 3 images holds none out; take a larger fraction, or a number"),
+        (0.000001, "holdout: 1e-06 of 3 images holds none out; take a larger fraction, or a"),
     ],
 )
 def test_a_part_that_cannot_be_held_out(holdout, sentence, tmp_path):

@@ -173,7 +173,7 @@ def test_texts_need_no_quotes(path):
     config = load_config(CONFIGS / "SDMatte.py", words)
     assert config.train.output_dir == config.dataloader.test.dataset.root == path
     assert config.train.epochs == 3
-    quoted = load_config(CONFIGS / "SDMatte.py", ["train.output_dir=\"/x (1)\""])
+    quoted = load_config(CONFIGS / "SDMatte.py", ['train.output_dir="/x (1)"'])
     assert quoted.train.output_dir == "/x (1)"
 
 
