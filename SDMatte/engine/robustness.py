@@ -181,7 +181,7 @@ def write_robustness(
         metric: What the plot shows.
 
     Raises:
-        DataError: They cannot be written.
+        OutputError: They cannot be written.
     """
     output_dir = Path(output_dir)
     content = json.dumps([asdict(measurement) for measurement in measurements], indent=1)
