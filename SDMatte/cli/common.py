@@ -10,6 +10,7 @@ from pathlib import Path
 
 from SDMatte.errors import ConfigError, RunStopped, SDMatteError
 from SDMatte.files import clear_leftovers
+from SDMatte.paths import expand_path
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
 
@@ -54,6 +55,25 @@ def print_help(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     return run
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser, and the class of its subparsers, whose ``type=Path`` expands ``~`` and ``$NAME``.
+
+    A shell expands neither within quotes, nor ``~`` behind the ``=`` of ``--output=~/x``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register("type", Path, lambda text: Path(path_or_name(text)))
+
+
+def path_or_name(text: str) -> str:
+    """Read an option that is a path or the name of something; a path is expanded."""
+    try:
+        return expand_path(text)
+    except ConfigError as error:  # argparse has words of its own for a ValueError
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say in how many processes to run, and where."""
     group = parser.add_argument_group("processes")
@@ -71,7 +91,12 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def launch(
-    args: argparse.Namespace, config_file: str, overrides: Sequence[str], function: Callable, *given
+    args: argparse.Namespace,
+    config_file: str,
+    overrides: Sequence[str],
+    function: Callable,
+    *given,
+    saved: Callable[[str], str] = lambda _: "what was saved before is kept",
 ) -> None:
     """Runs ``function(*given)`` in as many processes as the command line asks for.
 
@@ -81,6 +106,7 @@ def launch(
         overrides: Its settings.
         function: A module-level function.
         *given: Its arguments; they must be picklable.
+        saved: Says, of ``train.output_dir``, what there is after a signal.
 
     Raises:
         SDMatteError: As raised by the function; or the config or the counts cannot be.
@@ -98,6 +124,7 @@ def launch(
         args=given,
         device=train.device,
         timeout=train.ddp.timeout,
+        saved=lambda: saved(train.output_dir),
     )
 
 
@@ -120,7 +147,7 @@ def split_positionals(words: Sequence[str], most: int) -> tuple[list[str | None]
         ConfigError: There are more files.
     """
     overrides = [word for word in words if is_setting(word)]
-    files: list[str | None] = [word for word in words if word not in overrides]
+    files: list[str | None] = [expand_path(word) for word in words if word not in overrides]
     if len(files) > most:
         raise ConfigError(
             f"{files[most]!r} is one word too many: settings are written key=value, without spaces."
@@ -146,6 +173,7 @@ def split_runs(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list
     for word in words:
         if is_setting(word):
             continue
+        word = expand_path(word)
         if word.endswith((".py", ".yaml", ".yml")):
             configs.append((word, []))
             continue

@@ -249,7 +249,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Any, list[tuple[Any, str]]]:
     a folder pair is a training set unless ``--part`` says otherwise.
     """
     from SDMatte.engine.config import load_config
-    from SDMatte.engine.testing import dataset_names
+    from SDMatte.engine.testing import choose_test_sets, dataset_names
 
     settings = [word for word in args.words if is_setting(word)]
     others = [word for word in args.words if not is_setting(word)]
@@ -264,6 +264,8 @@ def _chosen(args: argparse.Namespace) -> tuple[Any, list[tuple[Any, str]]]:
     # A training reads its test sets only to evaluate.
     parts = ("train", "test") if config.train.evaluations else ("train",)
     parts = (args.part,) if args.part else parts
+    if "test" in parts:
+        choose_test_sets(config, training=True)
     items = [(name, part) for part in parts for name in dataset_names(config, part)]
     if not items:
         raise ConfigError(f"The config names no {' or '.join(parts)} set.")
@@ -284,13 +286,14 @@ def _named(names: list[Any], only: str | None) -> list[tuple[Any, str]]:
 
 def _parse(word: str) -> Any:
     """Reads a word as the value of a setting, so that folder pairs look as in a config."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+
+    from SDMatte.engine.config import parse_value
 
     if not word.startswith("{"):
         return word
     try:
-        return OverridesParser.create().parse_override(f"x={word}").value()
+        return parse_value(word)
     except HydraException as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

@@ -1,6 +1,9 @@
 """``python -m SDMatte export-weights CHECKPOINT OUTPUT``: the weights without the run's state."""
 
 import argparse
+from pathlib import Path
+
+from SDMatte.cli.common import path_or_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -14,10 +17,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     parser.add_argument(
         "checkpoint",
+        type=path_or_name,
         help="a .pth or .safetensors file, a folder, or an id on the Hugging Face hub such as "
         "LongfeiHuang/SDMatte or LongfeiHuang/SDMatte/SDMatte_plus.pth",
     )
-    parser.add_argument("output", help="the new file: .safetensors, or .pth as published")
+    parser.add_argument(
+        "output", type=Path, help="the new file: .safetensors, or .pth as published"
+    )
     parser.set_defaults(run=run)
     return parser
 

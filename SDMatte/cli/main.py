@@ -5,7 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from SDMatte.cli.common import print_help, run_command
+from SDMatte.cli.common import CommandParser, print_help, run_command
 
 COMMANDS = {
     "train": "train a model",
@@ -22,9 +22,7 @@ COMMANDS = {
 
 def build_parser(chosen: str | None) -> argparse.ArgumentParser:
     """Builds the parser; only the chosen subcommand gets its arguments."""
-    parser = argparse.ArgumentParser(
-        prog="sdmatte", description="SDMatte: interactive image matting."
-    )
+    parser = CommandParser(prog="sdmatte", description="SDMatte: interactive image matting.")
     parser.set_defaults(run=print_help(parser))
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, text in COMMANDS.items():

@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+from SDMatte.cli.common import path_or_name
 from SDMatte.errors import ConfigError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
     kinds.add_argument("--alpha-only", action="store_true", help="the matte, gray")
     kinds.add_argument(
-        "--background", metavar="COLOUR_OR_FILE", help="the object on another background"
+        "--background",
+        type=path_or_name,
+        metavar="COLOUR_OR_FILE",
+        help="the object on another background",
     )
     group.add_argument(
         "--premultiplied", action="store_true", help="multiply the colours with alpha"
@@ -125,11 +129,16 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
+        type=path_or_name,
         default=DEFAULT_MODEL,
         help="a folder or hub id with configs and a checkpoint, a training run's folder, or a "
         f"checkpoint in one of these (default: {DEFAULT_MODEL})",
     )
-    group.add_argument("--checkpoint", help="another of the model's files: SDMatte_plus.pth")
+    group.add_argument(
+        "--checkpoint",
+        type=path_or_name,
+        help="another of the model's files: SDMatte_plus.pth",
+    )
     group.add_argument("--device", default="auto", help="cuda, mps, cpu (default: auto)")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: auto)")
     group.add_argument("--resolution", type=int, help="what the model sees (default: the model's)")

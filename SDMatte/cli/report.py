@@ -7,6 +7,7 @@ from pathlib import Path
 
 from SDMatte.errors import ConfigError
 from SDMatte.evaluation.comparison import read_runs, write_comparison
+from SDMatte.paths import expand_path
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -52,5 +53,5 @@ def _split(word: str) -> tuple[str, Path]:
     """Parts ``NAME=FOLDER``; a folder may have an equals sign in its own name."""
     name, separator, folder = word.partition("=")
     if separator and name and not Path(word).exists():
-        return name, Path(folder)
-    return "", Path(word)
+        return name, Path(expand_path(folder))
+    return "", Path(expand_path(word))

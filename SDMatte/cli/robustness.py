@@ -1,6 +1,7 @@
 """``python -m SDMatte robustness [CONFIG CHECKPOINT ...] [key=value ...]``: scores by prompt."""
 
 import argparse
+from pathlib import Path
 
 from SDMatte.cli.common import add_process_arguments, launch, split_runs
 from SDMatte.cli.test import add_subject_arguments, find_tested
@@ -28,6 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     parser.add_argument(
         "--output",
+        type=Path,
         help="folder (default: robustness/ beside the checkpoint; of several models, "
         "output/robustness)",
     )

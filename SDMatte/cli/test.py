@@ -21,6 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     add_subject_arguments(parser)
     parser.add_argument(
         "--output",
+        type=Path,
         help="folder for mattes and reports (default: test/ beside the checkpoint, in output/NAME "
         "for one from the hub; of several models, output/test, with a folder for each)",
     )
@@ -32,11 +33,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     )
     parser.add_argument(
         "--save-prompts",
+        type=Path,
         metavar="FILE",
         help="keep the boxes, points and masks of this run in a file (JSON)",
     )
     parser.add_argument(
         "--prompts-from",
+        type=Path,
         metavar="FILE",
         help="use the boxes, points and masks of such a file, in place of drawn ones",
     )
@@ -94,7 +97,7 @@ def test(args: argparse.Namespace) -> None:
     subjects, folders = find_tested(args, "test")
     for config in {id(subject.config): subject.config for subject in subjects}.values():
         if args.prompts_from is not None:
-            config.dataloader.test.dataset.prompts_from = args.prompts_from
+            config.dataloader.test.dataset.prompts_from = str(args.prompts_from)
     plans = [
         plan_test(s.config, folder, s.prompts, s.identity, args.restart)
         for s, folder in zip(subjects, folders, strict=True)

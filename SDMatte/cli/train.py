@@ -40,9 +40,11 @@ def run(args: argparse.Namespace) -> None:
         show_dry_run(args, config_file, overrides)
         return
 
+    from SDMatte.engine.output import describe_saved
     from SDMatte.engine.train import train
 
-    launch(args, config_file, overrides, train, config_file, overrides, args.resume)
+    given = (config_file, overrides, args.resume)
+    launch(args, config_file, overrides, train, *given, saved=describe_saved)
 
 
 def show_dry_run(args: argparse.Namespace, config_file: str, overrides: list[str]) -> None:

@@ -23,6 +23,7 @@ from SDMatte.data.listing import (
 from SDMatte.errors import DataError
 from SDMatte.files import name_key, stem_key
 from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem
+from SDMatte.paths import expand_path
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ DEFAULT_DATA_ROOT = "data/datasets"
 
 
 def data_root(configured: str | Path | None = None) -> Path:
-    """Says where data lies: ``SDMATTE_DATA_ROOT``, else the config, else ``data/datasets``."""
+    """Return the data root: ``SDMATTE_DATA_ROOT``, else the config's, else ``data/datasets``."""
     root = os.environ.get("SDMATTE_DATA_ROOT") or configured or DEFAULT_DATA_ROOT
-    return Path(os.path.expanduser(root))
+    return Path(expand_path(root))
 
 
 def _coco_files(root: Path, entry: Entry) -> list[Row]:
@@ -164,8 +165,8 @@ TEST_SETS: dict[str, Entry] = {
 
 _ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100", "COCO_Matting": "COCO-Matting"}
 _SETTINGS = ("composites", "background", "is_trans", "count", "list_file", "remap")
-_PAIR_KEYS = ("image", "alpha", "trimap", "composites", "background", "is_trans")
-_PATHS = ("image", "alpha", "trimap", "background", "list_file")
+_PAIR_KEYS = ("image", "alpha", "trimap", "composites", "background", "is_trans", "holdout")
+PATH_KEYS = ("image", "alpha", "trimap", "background", "list_file")
 
 
 def list_samples(
@@ -179,7 +180,8 @@ def list_samples(
         names: One or more of: a name of the catalogue; ``{"name": NAME, ...}`` with other values
             for composites, background, is_trans, count, list_file or remap; a folder pair
             ``{"image": DIR, "alpha": DIR}``, optionally with trimap, name, is_trans, and with
-            composites (then the images are foregrounds, put on the pictures of ``background``).
+            composites (then the images are foregrounds, put on the pictures of ``background``)
+            or holdout (then a part of the pairs is for test, and the others are for training).
             The folders of a pair are looked for from the current directory, then the data root.
         root: The data root of the config; see `data_root`.
         training: Which of the two tables names are looked up in.
@@ -223,6 +225,27 @@ def is_known(name: Any) -> bool:
     return isinstance(name, str) and _ALIASES.get(name, name) in {*TRAIN_SETS, *TEST_SETS}
 
 
+def is_there(item: str | Mapping[str, Any], root: str | Path | None = None) -> bool:
+    """Return whether a test set has a folder, complete or not.
+
+    Args:
+        item: The set, as the config has it.
+        root: The data root of the config.
+
+    Raises:
+        DataError: There is no such test set, or it has no such setting.
+    """
+    base = data_root(root)
+    _, entry = resolve_set(item, base, training=False)
+    return any(os.path.isdir(base / folder) for folder in folders_of(entry))
+
+
+def folders_of(entry: Entry) -> tuple[str, ...]:
+    """The folders of a set, or the two of a folder pair."""
+    folders = (entry.folder,) if isinstance(entry.folder, str) else entry.folder
+    return folders if any(folders) else (entry.image or entry.fg, entry.alpha)
+
+
 def _known(training: bool) -> str:
     return ", ".join(TRAIN_SETS if training else TEST_SETS)
 
@@ -238,6 +261,8 @@ def resolve_set(
     if not isinstance(item, str | Mapping):
         raise DataError(f"A data set is a name or {{image: DIR, alpha: DIR}}, not {item!r}.")
     options = {"name": item} if isinstance(item, str) else dict(item)
+    if not training:
+        options.pop("optional", None)  # by now it has been decided that the set is used
     if "image" in options or "alpha" in options:
         return _resolve_pair(options, root)
     name = str(options.pop("name", ""))
@@ -276,6 +301,11 @@ def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
     if unused in options:
         kind = "a composite gets its own" if options.get("composites") else "composites is 0"
         raise DataError(f"{name} has no use for {unused}: {kind}.")
+    if "holdout" in options and options.get("composites"):
+        raise DataError(
+            f"{name}: holdout keeps image pairs for validation, and composites makes new images "
+            f"of foregrounds; hold out a pair of images and alphas instead."
+        )
     for key in ("image", "alpha", "trimap", "background"):
         if key in options:
             options[key] = _here_or_root(options[key], root)
@@ -286,7 +316,7 @@ def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
 
 def _here_or_root(folder: str, root: Path) -> str:
     """Finds a user's folder; one in the data root stays relative to it."""
-    path = Path(os.path.expanduser(folder))
+    path = Path(folder)
     if not os.path.isdir(path) and os.path.isdir(root / path):
         path = root / path
     path, base = path.absolute(), root.absolute()
@@ -305,25 +335,33 @@ def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     def refuse(key: str, allowed: str) -> DataError:
         return DataError(f"{name}: {key} must be {allowed}, not {options[key]!r}.")
 
-    checked = {k: v for k, v in options.items() if k not in _PATHS or v not in (None, "")}
+    checked = {k: v for k, v in options.items() if k not in PATH_KEYS or v not in (None, "")}
     for key in ("composites", "count"):
         value = options.get(key, 0)
         is_number = isinstance(value, int) and not isinstance(value, bool)
         if not (is_number and value >= 0 or key == "count" and value is None):
             raise refuse(key, "a number from 0")
-    for key in _PATHS:
+    for key in PATH_KEYS:
         if key in checked:
             if not isinstance(checked[key], str | os.PathLike):
                 raise refuse(key, "a path")
-            checked[key] = os.fspath(checked[key])
+            checked[key] = expand_path(checked[key])
     if options.get("is_trans") not in (None, 0, 1):
         raise refuse("is_trans", "0, 1 or null")
+    if not _is_holdout(options.get("holdout")):
+        raise refuse("holdout", "a fraction between 0 and 1 or a number of images from 1")
     if "remap" in options:
         remap = options["remap"]
         if isinstance(remap, str) or not isinstance(remap, Sequence) or len(remap) != 2:
             raise refuse("remap", "two prefixes, [OLD, NEW]")
-        checked["remap"] = (str(remap[0]), str(remap[1]))
+        checked["remap"] = (str(remap[0]), expand_path(str(remap[1])))
     return checked
+
+
+def _is_holdout(value: Any) -> bool:
+    if isinstance(value, float):
+        return 0 < value < 1
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
 
 
 def _places(entry: Entry, root: Path) -> str:

@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 from tqdm import tqdm
 
-from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, is_known, resolve_set
-from SDMatte.data.listing import Entry, Sample, samples_of_set
+from SDMatte.data.catalog import (
+    TEST_SETS,
+    TRAIN_SETS,
+    data_root,
+    folders_of,
+    is_known,
+    resolve_set,
+)
+from SDMatte.data.listing import BACKGROUNDS, Entry, Sample, list_backgrounds, samples_of_set
 from SDMatte.data.mix import Mix, mix_of, without_weight
 from SDMatte.data.parallel import map_in_processes
 from SDMatte.errors import DataError
@@ -27,6 +34,9 @@ KINDS = {
 }
 """What is looked for. A sample with a finding of the first three cannot be used; alphas without
 an object, or without a background, can, and pictures without an alpha are left out."""
+
+BACKGROUNDS_EXPECTED = 20_000
+"""Images of BG-20K, 15,000 for training and 5,000 for test; all of them are used."""
 
 _HARMFUL = ("missing", "unreadable", "size")
 _READERS = {
@@ -53,6 +63,7 @@ class ListedSet:
         whole: Whether all of its alphas are used, so that a picture left over is one too many.
         state: ``"yes"``: it is there; ``"no"``; ``"incomplete"``: only some of it.
         problem: Why a training or a test with it would not start, "" if it would.
+        background: The folder of the backgrounds of its composites, "" if it has none.
     """
 
     item: str | Mapping[str, Any]
@@ -66,6 +77,7 @@ class ListedSet:
     whole: bool
     state: str
     problem: str = ""
+    background: str = ""
 
     @property
     def label(self) -> str:
@@ -122,14 +134,16 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
     """Says which parts, ``"train"`` and ``"test"``, a name stands for.
 
     Args:
-        item: A name, which may be in both tables; or a folder pair, which is for training.
+        item: A name, which may be in both tables; or a folder pair, which is for training, and
+            for test what it holds out.
         only: The one part that is wanted.
 
     Raises:
         DataError: There is no such set, or it has no such setting.
     """
     is_pair = isinstance(item, Mapping) and not {"image", "alpha"}.isdisjoint(item)
-    wanted = [only] if only else ["train"] if is_pair else ["train", "test"]
+    both = not is_pair or item.get("holdout") is not None
+    wanted = [only] if only else ["train", "test"] if both else ["train"]
     found, errors = [], []
     for part in wanted:
         try:
@@ -178,8 +192,7 @@ def list_set(
         except DataError:  # the same one
             pass
     natural, composite = bool(entry.image or entry.files), bool(entry.fg and entry.composites)
-    folders = (entry.folder,) if isinstance(entry.folder, str) else entry.folder
-    folders = folders if any(folders) else (entry.image or entry.fg, entry.alpha)
+    folders = folders_of(entry)
     there = any(os.path.isdir(base / folder) for folder in folders)
     return ListedSet(
         item=item,
@@ -190,9 +203,16 @@ def list_set(
         kind=" + ".join(["natural"] * natural + ["composite"] * composite),
         expected=_expected(entry),
         samples=samples,
-        whole=not (entry.files or entry.image_stem or entry.list_file or entry.count is not None),
+        whole=not (
+            entry.files
+            or entry.image_stem
+            or entry.list_file
+            or entry.count is not None
+            or entry.holdout is not None
+        ),
         state="yes" if not problem else "incomplete" if there else "no",
         problem=problem,
+        background=entry.background if composite else "",
     )
 
 
@@ -205,12 +225,20 @@ def _expected(entry: Entry) -> int | None:
 
 
 def list_table(listed: Iterable[ListedSet]) -> str:
-    """A table of sets, a line each, and below it what is wrong with those that are incomplete."""
+    """A table of sets and of the backgrounds that they need, a line each.
+
+    Below it stands what is wrong with the sets that are incomplete.
+    """
     listed = list(listed)
     rows = [
         (s.name, s.part, s.state, len(s.samples), s.expected, s.kind, ", ".join(s.folders))
         for s in listed
     ]
+    for root, folder in dict.fromkeys((s.root, s.background) for s in listed if s.background):
+        number = len(list_backgrounds(root, folder))
+        expected = BACKGROUNDS_EXPECTED if folder == BACKGROUNDS else None
+        there = "yes" if number else "no"
+        rows.append((Path(folder).name, "backgrounds", there, number, expected, "", folder))
     heads = ("set", "part", "there", "samples", "expected", "kind", "folder")
     problems = [f"{s.label}: {s.problem}" for s in listed if s.state == "incomplete"]
     return "\n".join([tabulate(rows, heads), *([""] if problems else []), *problems])

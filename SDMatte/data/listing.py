@@ -5,6 +5,7 @@ File names are read, no picture is. An entry of the operating system that cannot
 counts as one that is not there, or ends in a `SDMatte.errors.DataError`.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from SDMatte.data.transparency import read_transparent_list
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, MissingFileError
 from SDMatte.files import NameLookup, name_key, stem_key
 from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem, scan_folder
 
@@ -77,6 +78,8 @@ class Entry:
         list_file: A text file with one alpha path a line, in place of ``count``.
         remap: (old, new): replaces a prefix of the lines of ``list_file``.
         expected: Alphas that the set was published with; None: not known.
+        holdout: The pairs that are for test and not for training: a fraction or a number of them;
+            None: the set is not divided.
     """
 
     folder: str | tuple[str, ...]
@@ -93,6 +96,7 @@ class Entry:
     list_file: str = ""
     remap: tuple[str, str] = ("", "")
     expected: int | None = None
+    holdout: float | int | None = None
 
 
 def samples_of_set(
@@ -107,7 +111,7 @@ def samples_of_set(
             training all of them.
     """
     if entry.folder and not os.path.isdir(root):
-        raise DataError(
+        raise MissingFileError(
             f"{name}: the data root {root} does not exist; set root in the config, or the "
             f"environment variable SDMATTE_DATA_ROOT."
         )
@@ -119,6 +123,8 @@ def samples_of_set(
     if entry.image or entry.files:
         rows = entry.files(root, entry) if entry.files else _rows(root, entry, entry.image, ".jpg")
         rows = _as_spelled(rows, root)
+        if entry.holdout is not None:
+            rows = _divide(name, rows, entry.holdout, training)
         if check_files:
             _check_files(name, rows, root, training)
         for row in rows:
@@ -129,7 +135,12 @@ def samples_of_set(
         rows = _as_spelled(_rows(root, entry, entry.fg, ".png"), root)
         if check_files:
             _check_files(name, rows, root, training)
-        backgrounds = _backgrounds(root, entry)
+        backgrounds = list_backgrounds(root, entry.background)
+        if not backgrounds:
+            raise MissingFileError(
+                f"Composites need backgrounds, but there is no image in {root / entry.background}; "
+                f"another folder is named with {{..., background: DIR}}."
+            )
         n = entry.composites
         for f, row in enumerate(rows):
             for i in range(n):
@@ -163,11 +174,43 @@ def _rows(root: Path, entry: Entry, images: str, preferred: str) -> list[Row]:
     return rows
 
 
+def _divide(name: str, rows: list[Row], holdout: float | int, training: bool) -> list[Row]:
+    """Take the part of a set that is for training, or the one that is held out for test.
+
+    Where a pair belongs follows from the hash of its name, however it is spelled, so that
+    it is the same on every machine. Of a fraction, files that are added later leave the
+    others where they are. Of a number, an added file may take the place of another.
+
+    Raises:
+        DataError: One of the parts would be empty.
+    """
+
+    def place(row: Row) -> float:  # in [0, 1)
+        digest = hashlib.sha256(stem_key(row.alpha).encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:6], "big") / 2**48
+
+    if isinstance(holdout, int):
+        held = set(sorted(rows, key=lambda row: (place(row), row.alpha))[:holdout])
+    else:
+        held = {row for row in rows if place(row) < holdout}
+    if rows and not held:
+        raise DataError(
+            f"{name}: holdout: {holdout} of {len(rows)} images holds none out; take a larger "
+            f"fraction, or a number of images, such as holdout: {max(1, len(rows) // 10)}."
+        )
+    if rows and len(held) == len(rows):
+        raise DataError(
+            f"{name}: holdout: {holdout} of {len(rows)} images holds all out, so that none is "
+            f"left to train on."
+        )
+    return [row for row in rows if (row in held) != training]
+
+
 def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
     """Lists the alphas of a folder, drawn or read from a list file where the entry says so."""
     directory = join(folder, entry.alpha)
     if entry.list_file:
-        path = Path(os.path.expanduser(entry.list_file))
+        path = Path(entry.list_file)
         path = path if os.path.exists(path) else root / path
         old, new = entry.remap
         lines = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
@@ -180,16 +223,14 @@ def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
     return [join(directory, name) for name in names]
 
 
-def _backgrounds(root: Path, entry: Entry) -> list[str]:
-    """List the backgrounds, in any sub-folders, sorted by their path."""
-    top = root / entry.background
-    found = []
-    if os.path.isdir(top):
-        scan = scan_folder(top, recursive=True)
-        scan.log_left_out()
-        found = [join(entry.background, name) for name in scan.images]
-    if not found:
-        raise DataError(f"Composites need backgrounds, but there is no picture in {top}.")
+def list_backgrounds(root: Path, background: str) -> list[str]:
+    """List the images of a folder of backgrounds, in any sub-folders, sorted by their path."""
+    top = root / background
+    if not os.path.isdir(top):
+        return []
+    scan = scan_folder(top, recursive=True)
+    scan.log_left_out()
+    found = [join(background, name) for name in scan.images]
     return sorted(found)
 
 
@@ -236,7 +277,7 @@ def _check_files(name: str, rows: Sequence[Row], root: Path, training: bool) -> 
         f"{' and so on' if len(missing) > 5 else ''}."
     )
     if not training or broken == len(rows):
-        raise DataError(text)
+        raise MissingFileError(text)
     logger.warning("%s Training leaves them out.", text)
 
 
@@ -262,6 +303,8 @@ def join(folder: str, name: str) -> str:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+    except FileNotFoundError as error:
+        raise MissingFileError(f"Cannot read {path}: {error.strerror}.") from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -274,7 +317,8 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: It cannot be read, or is not JSON.
     """
+    text = _read_text(path)
     try:
-        return json.loads(_read_text(path))
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"Cannot read {path}: it is not valid JSON ({error}).") from error

@@ -157,7 +157,8 @@ class MattingLoader(DataLoader):
             yield from iterator
         except DataError as error:
             # torch wraps what a worker raises into a message that holds the whole trace.
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+            kind = type(error)
+            raise kind(str(error).rpartition(f"{kind.__qualname__}: ")[2].strip()) from None
         except RuntimeError as error:
             reason = _worker_failure(str(error), self.timeout, self.dataset.being_made())
             if reason is None:

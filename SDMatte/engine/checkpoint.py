@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from SDMatte.engine.output import LAST
 from SDMatte.errors import CheckpointError, OutputError
 from SDMatte.files import check_not_read, replace_file
 from SDMatte.modeling import hub, weights
 
 logger = logging.getLogger(__name__)
 
-LAST = "last_checkpoint"
 RUN_FILE = re.compile(r"model_\d{7,}\.pth")
 
 
@@ -135,6 +135,8 @@ class MatteCheckpointer(Checkpointer):
                 raise CheckpointError(f"{path} holds no {key} state to go on from.")
             try:
                 item.load_state_dict(content[key])
+            except CheckpointError:
+                raise
             except (ValueError, KeyError) as error:
                 raise CheckpointError(
                     f"{path} is of a run with other settings; its {key} state does not fit: {error}"

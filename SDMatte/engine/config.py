@@ -5,6 +5,7 @@ import copy
 import difflib
 import inspect
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,34 +15,51 @@ import SDMatte.compat  # noqa: F401
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from SDMatte.data.catalog import PATH_KEYS
 from SDMatte.devices import choose_device
-from SDMatte.engine.settings import check_settings
-from SDMatte.errors import ConfigError, SDMatteError
+from SDMatte.engine.settings import OPTIONAL_TEXT, PATHS, SETTINGS, TEXT, check_settings
+from SDMatte.errors import ConfigError, MissingFileError, SDMatteError
 from SDMatte.modeling.sdmatte import SDMatte, constructor_arguments
+from SDMatte.paths import expand_path
 
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("model", "criterion", "dataloader", "optimizer", "lr_multiplier", "train", "test")
 
 
+# What hydra's grammar takes without quotes, of what stands in a list or a mapping.
+_PLAIN = re.compile(r"[\w./ +-]*", re.ASCII)
+_QUOTED_OR_BARE = re.compile(
+    r"""'[^']*'|"[^"]*"|"""  # left as they are, whatever is inside
+    r"""(?<=[\[{,:])(\s*)((?:[A-Za-z]:[\\/])?[^\[\]{},:'"\s][^\[\]{},:'"]*?)(?=\s*[,\]}])"""
+)
+_BRACED_NAME = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Loads a config file and applies ``key=value`` overrides to settings that exist.
+    """Load a config file and apply ``key=value`` overrides to settings that exist.
+
+    Paths may start with ``~`` and hold ``$VARIABLES``.
 
     Args:
         path: A LazyConfig Python file, or the ``config.yaml`` that a run leaves.
         overrides: Such as ``train.epochs=3`` or ``dataloader.train.dataset.names=[AIM-500]``.
 
     Raises:
-        ConfigError: The file, an override or a value cannot be used.
+        ConfigError: The file, an override or a value is invalid.
+        MissingFileError: The file does not exist.
     """
+    path = expand_path(path)
     if not Path(path).is_file():
-        raise ConfigError(f"There is no config file {path}.")
+        raise MissingFileError(f"There is no config file {path}.")
     original_import = builtins.__import__
     try:
-        config = LazyConfig.load(str(path))
+        config = LazyConfig.load(path)
     except SDMatteError:
         raise
     except Exception as error:  # a config is code, and can fail in any way
@@ -52,19 +70,111 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise ConfigError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")
     for override in overrides:
-        key, separator, _ = override.partition("=")
-        if not separator:
-            raise ConfigError(f"An override is written key=value; got {override!r}.")
-        _check_key(config, key.lstrip("+~"))
+        _apply_override(config, override)
     try:
-        config = LazyConfig.apply_overrides(config, list(overrides))
-        check_settings(config, SECTIONS)
-    except SDMatteError:
-        raise
-    except Exception as error:  # hydra's parser and omegaconf have no common error
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"The overrides {' '.join(overrides)} are not valid: {reason}") from error
+        _expand_paths(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from error
+    check_settings(config, SECTIONS)
     return config
+
+
+def _apply_override(config: DictConfig, override: str) -> None:
+    """Set one setting to the value of a ``key=value`` override."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"An override is written key=value; got {override!r}.")
+    if key.startswith("~"):
+        raise ConfigError(f"{override!r}: a setting cannot be deleted, only changed.")
+    key = key.lstrip("+")
+    _check_key(config, key)
+    try:
+        value = parse_value(text, is_text=_is_text(config, key))
+        OmegaConf.update(config, key, value, merge=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"The override {override!r} is not valid: {_first_line(error)}. Lists are written "
+            f"[a, b] and mappings {{name: value}}; a text with special characters in them wants "
+            f"quotes, and the whole override as well, for the shell: '{key}=[\"a text\"]'."
+        ) from error
+
+
+def _is_text(config: DictConfig, key: str) -> bool:
+    """Return whether a setting is a text, so that its value is to be taken as it stands."""
+    if key in PATHS or SETTINGS.get(key) in (TEXT, OPTIONAL_TEXT):
+        return True
+    try:
+        return isinstance(OmegaConf.select(config, key), str)
+    except OmegaConfBaseException:  # a reference that leads nowhere; it is about to be replaced
+        return False
+
+
+def parse_value(text: str, is_text: bool = False) -> Any:
+    """Read the value of an override.
+
+    Lists, mappings, numbers and quoted texts are read by hydra's grammar. What that refuses for
+    its characters only (``~/x``, ``/x/My Runs (1)``) need not be quoted.
+
+    Args:
+        text: What stands behind the ``=``.
+        is_text: Whether a text is wanted: then all but null, lists, mappings and quoted texts is
+            one, as it stands.
+
+    Raises:
+        HydraException: It cannot be parsed.
+    """
+    parser = OverridesParser.create()
+    try:
+        parsed = parser.parse_override(f"x={text}")
+        if parsed.is_sweep_override():
+            raise HydraException(f"{text} is several values")
+    except HydraException:
+        if is_text:
+            return text.strip()
+        quoted = _QUOTED_OR_BARE.sub(_quote, text)
+        if quoted == text:
+            raise
+        return parser.parse_override(f"x={quoted}").value()
+    value = parsed.value()
+    if not is_text or value is None or isinstance(value, list | dict) or text.strip()[:1] in "'\"":
+        return value
+    return text.strip()
+
+
+def _quote(match: re.Match) -> str:
+    space, bare = match[1], match[2]
+    return match[0] if bare is None or _PLAIN.fullmatch(bare) else f'{space}"{bare}"'
+
+
+def _expand_paths(config: DictConfig) -> None:
+    """Expand ``~`` and ``$VARIABLES`` in all settings that are paths."""
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        node = OmegaConf.select(config, section)
+        if isinstance(node, DictConfig) and name in node:
+            value = OmegaConf.to_container(node, resolve=False)[name]
+            node[name] = _expand(value, config)
+    for part in ("train", "test"):
+        node = OmegaConf.select(config, f"dataloader.{part}.dataset")
+        if isinstance(node, DictConfig) and "names" in node:
+            names = OmegaConf.to_container(node, resolve=False)["names"]
+            for item in names if isinstance(names, list) else [names]:
+                if isinstance(item, dict):
+                    item.update({k: _expand(item[k], config) for k in PATH_KEYS if k in item})
+            node.names = names
+
+
+def _expand(value: Any, config: DictConfig) -> Any:
+    """Expand a path, but for references to other settings, such as ``${train.output_dir}``."""
+    if not isinstance(value, str):
+        return value
+    # OmegaConf would take ${HOME} for a setting of the config.
+    value = _BRACED_NAME.sub(lambda m: m[0] if m[1] in config else expand_path(m[0]), value)
+    return value if "${" in value else expand_path(value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def _check_key(config: DictConfig, key: str) -> None:
@@ -114,8 +224,7 @@ def build(node: DictConfig, **extra: Any) -> Any:
         _check_arguments(node)
         return instantiate(node)
     except OmegaConfBaseException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"A part of the config cannot be built: {reason}") from error
+        raise ConfigError(f"A part of the config is invalid: {_first_line(error)}.") from error
 
 
 def _check_arguments(node: Any) -> None:

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_TIMEOUT = 1800  # seconds, as in detectron2
 GRACE = 10  # seconds that the other processes get when one has failed
 _REPORT_LENGTH = 4000
+_POLL_SECONDS = 0.2
+_MOST_NAMED = 8
 
 _Result = TypeVar("_Result")
 
@@ -70,6 +72,7 @@ def launch(
     args: tuple = (),
     device: str = "auto",
     timeout: float = DEFAULT_TIMEOUT,
+    saved: Callable[[], str] = lambda: "what was saved before is kept",
 ) -> None:
     """Runs ``main(*args)`` in every process of a run.
 
@@ -87,9 +90,11 @@ def launch(
         device: ``train.device``. On GPUs the processes talk by NCCL, else by gloo.
         timeout: After how many seconds, above 0, without an answer another process counts as
             dead.
+        saved: Says what there is after a signal that the processes could not answer themselves.
 
     Raises:
-        ConfigError: The counts do not fit this machine or each other.
+        ConfigError: The counts do not fit this machine or each other, or the environment of a
+            cluster's task is incomplete.
         ProcessError: A process died, or did not answer; the others were stopped.
         RunStopped: A signal asked the processes to stop.
         SDMatteError: As ``main`` raised it.
@@ -115,11 +120,12 @@ def launch(
             f"its own."
         )
     if place is not None:
-        _join(place, main, args, on_gpu, timeout)
+        _join(place, main, args, on_gpu, timeout, announce=True)
         return
     if num_processes < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise ConfigError(
-            f"{num_processes} processes on machine {machine_rank} of {num_machines} cannot be."
+            f"{num_processes} processes on machine {machine_rank} of {num_machines} cannot be: "
+            f"--num-processes and --num-machines start at 1, --machine-rank at 0."
         )
     if num_machines > 1 and dist_url == "auto":
         raise ConfigError("Several machines need --dist-url tcp://HOST:PORT of machine 0.")
@@ -139,40 +145,77 @@ def launch(
         Place(first + index, world_size, index, machine_rank, dist_url)
         for index in range(num_processes)
     ]
-    _start(places, main, args, on_gpu, timeout)
+    _start(places, main, args, on_gpu, timeout, saved)
 
 
 def place_of_torchrun(environ: Mapping[str, str]) -> Place | None:
-    """Reads the environment of a process that torchrun started; None if it was not."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
+    """Read the environment of a process that torchrun started; None if it was not.
+
+    Raises:
+        ConfigError: A variable is missing or no number.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= environ.keys():
         return None
-    return Place(
-        int(environ["RANK"]),
-        int(environ["WORLD_SIZE"]),
-        int(environ.get("LOCAL_RANK", 0)),
-        int(environ.get("GROUP_RANK", 0)),
-        "env://",
-    )
+    _require(environ, "MASTER_ADDR", "MASTER_PORT")
+    return _place_of(environ, "RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "env://")
 
 
 def place_of_slurm(environ: Mapping[str, str]) -> Place | None:
-    """Reads the environment of one of several tasks of ``srun``; None if it is not one.
+    """Read the environment of one of several tasks of ``srun``; None if it is not one.
 
     MASTER_ADDR and MASTER_PORT, if set, say where rank 0 listens. Else that is on the step's first
     machine, on a port that follows from the job's number.
+
+    Raises:
+        ConfigError: A variable is missing or no number.
     """
-    # Not SLURM_NTASKS: a batch script has it, too, and is no task of its own.
-    if int(environ.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+    # Not SLURM_NTASKS: a batch script has it, too, and is no task of its own. It has number 0.
+    if environ.get("SLURM_PROCID", "0") != "0" or "SLURM_STEP_NODELIST" in environ:
+        _require(environ, "SLURM_STEP_NUM_TASKS")
+    if _integer(environ, "SLURM_STEP_NUM_TASKS", 1) < 2:
         return None
+    _require(environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+    if not environ.get("MASTER_ADDR"):
+        _require(environ, "SLURM_STEP_NODELIST")
+    if not environ.get("MASTER_PORT"):
+        _require(environ, "SLURM_JOB_ID")
     host = environ.get("MASTER_ADDR") or _first_host(environ["SLURM_STEP_NODELIST"])
-    port = environ.get("MASTER_PORT") or 20000 + int(environ["SLURM_JOB_ID"]) % 20000
-    return Place(
-        int(environ["SLURM_PROCID"]),
-        int(environ["SLURM_STEP_NUM_TASKS"]),
-        int(environ["SLURM_LOCALID"]),
-        int(environ["SLURM_NODEID"]),
-        f"tcp://{host}:{port}",
-    )
+    port = environ.get("MASTER_PORT") or 20000 + _integer(environ, "SLURM_JOB_ID") % 20000
+    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+    return _place_of(environ, *names, f"tcp://{host}:{port}")
+
+
+def _place_of(
+    environ: Mapping[str, str], rank: str, size: str, local: str, machine: str, address: str
+) -> Place:
+    if environ.get("MASTER_PORT"):
+        _integer(environ, "MASTER_PORT")
+    numbers = (_integer(environ, name, 0) for name in (rank, size, local, machine))
+    place = Place(*numbers, address)
+    if place.rank >= place.world_size:
+        raise ConfigError(
+            f"The environment has {rank}={place.rank} and {size}={place.world_size}; processes "
+            f"are counted from 0."
+        )
+    return place
+
+
+def _require(environ: Mapping[str, str], *names: str) -> None:
+    missing = [name for name in names if not environ.get(name)]
+    if missing:
+        cluster = "SLURM" if missing[0].startswith("SLURM") else "torchrun"
+        raise ConfigError(
+            f"The environment is that of a process of {cluster}, but lacks {', '.join(missing)}. "
+            f"Pass all variables of {cluster} on (into a container, too), or unset them all for a "
+            f"run on this machine alone."
+        )
+
+
+def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise ConfigError(f"The environment variable {name} is {text!r}; it must be an integer.")
+    return int(text)
 
 
 def ask_main_process(function: Callable[[], _Result]) -> _Result:
@@ -202,18 +245,26 @@ def _first_host(hosts: str) -> str:
     return "".join(part or "" for part in name.groups())
 
 
-def _join(place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: float) -> None:
-    """Joins the group of processes, and runs ``main`` in it."""
+def _join(
+    place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: float, announce: bool
+) -> None:
+    """Join the group of processes, and run ``main`` in it."""
     if on_gpu:  # a task of srun may see its own GPU alone
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     patience = datetime.timedelta(seconds=timeout)
     try:
-        _meet(place, on_gpu, patience)
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=_meet(place, patience, announce),
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=patience,
+        )
         _make_groups(place, patience)
         comm.synchronize()
         main(*args)
     except RuntimeError as error:
-        if not has_lost_others(error):
+        if isinstance(error, SDMatteError) or not has_lost_others(error):
             raise
         reason = str(error).strip().splitlines()[0]
         raise ProcessError(
@@ -228,23 +279,75 @@ def _join(place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: floa
             dist.destroy_process_group()
 
 
-def _meet(place: Place, on_gpu: bool, patience: datetime.timedelta) -> None:
-    """Waits until all processes are there."""
+def _meet(place: Place, patience: datetime.timedelta, announce: bool) -> dist.Store:
+    """Wait until all processes are there.
+
+    Args:
+        place: This process.
+        patience: How long to wait.
+        announce: Whether to say who is awaited, where and until when.
+
+    Raises:
+        ProcessError: Some did not come, or another program listens where rank 0 would.
+    """
+    address = place.address
+    if address == "env://":
+        address = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    who = f"Process {place.rank} of {place.world_size}"
+    seconds = patience.total_seconds()
+    deadline = time.monotonic() + seconds
+    until = f"{datetime.datetime.now() + patience:%H:%M:%S} (train.ddp.timeout={seconds:g} s)"
+    announce = announce and place.local_rank == 0
+
+    def say(text: str) -> None:
+        if announce:
+            logger.warning("%s %s, until %s.", who, text, until)
+
+    # torchrun's own process may listen, and do so for several attempts.
+    listens = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    say(f"listens at {address}" if listens else f"looks for process 0 at {address}")
     try:
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            init_method=place.address,
-            world_size=place.world_size,
-            rank=place.rank,
-            timeout=patience,
+        store = dist.TCPStore(
+            host.strip("[]"), int(port), None, listens, patience, wait_for_workers=False
         )
-    except dist.DistNetworkError as error:
-        if "address already in use" not in str(error).lower():
-            raise
+    except dist.DistError as error:
+        if "address already in use" in str(error).lower():
+            raise ProcessError(
+                f"{who} cannot listen at {address}: something else does. Another run? Another "
+                f"port will do (--dist-url, MASTER_PORT)."
+            ) from error
         raise ProcessError(
-            f"Process {place.rank} of {place.world_size} cannot listen at {place.address}: "
-            f"something else does. Another run? Another port will do (--dist-url, MASTER_PORT)."
+            f"{who} reached nobody at {address} within {seconds:g} s (train.ddp.timeout): process "
+            f"0 was not started there, the address is wrong (--dist-url, MASTER_ADDR and "
+            f"MASTER_PORT), or a firewall is between them."
         ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"SDMatte/{attempt}", store)
+    store.set(f"joined/{place.rank}", "")
+    awaited, told = list(range(place.world_size)), 0
+    while awaited := [rank for rank in awaited if not store.check([f"joined/{rank}"])]:
+        if len(awaited) != told:
+            told = len(awaited)
+            joined = place.world_size - told
+            say(
+                f"waits at {address}: {joined} of {place.world_size} have joined, awaited "
+                f"{'are' if told > 1 else 'is'} {_shorten(awaited)}"
+            )
+        if time.monotonic() > deadline:
+            raise ProcessError(
+                f"{who} waited {seconds:g} s (train.ddp.timeout) at {address}, but process "
+                f"{_shorten(awaited)} did not join."
+            )
+        time.sleep(_POLL_SECONDS)
+    return store
+
+
+def _shorten(ranks: Sequence[int]) -> str:
+    """Name a few ranks, and count the others."""
+    shown = ", ".join(map(str, ranks[:_MOST_NAMED]))
+    more = len(ranks) - _MOST_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _make_groups(place: Place, patience: datetime.timedelta) -> None:
@@ -284,8 +387,8 @@ class _Failure:
     status: int = 0
 
 
-def _start(places: Sequence[Place], main, args: tuple, on_gpu: bool, timeout: float) -> None:
-    """Starts processes here, and waits for their end."""
+def _start(places: Sequence[Place], main, args, on_gpu, timeout, saved) -> None:
+    """Start processes here, and wait for their end."""
     failures = mp.get_context("spawn").SimpleQueue()
     job = (places, main, args, on_gpu, timeout, failures)
     processes = mp.spawn(_work, job, nprocs=len(places), join=False).processes
@@ -307,7 +410,7 @@ def _start(places: Sequence[Place], main, args: tuple, on_gpu: bool, timeout: fl
     died = {r: -p.exitcode for r, p in zip(ranks, processes, strict=True) if p.exitcode < 0}
     hung = [ranks[index] for index in late]
     failed = any(process.exitcode for process in processes)
-    _raise_cause(reported, died, hung, failed, places[0].world_size, received)
+    _raise_cause(reported, died, hung, failed, places[0].world_size, received, saved)
 
 
 def _work(index: int, places, main, args, on_gpu, timeout, failures) -> None:
@@ -317,7 +420,8 @@ def _work(index: int, places, main, args, on_gpu, timeout, failures) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // len(places)))
     rank, failure = places[index].rank, None
     try:
-        _join(places[index], main, args, on_gpu, timeout)
+        announce = len(places) < places[index].world_size  # there are other machines
+        _join(places[index], main, args, on_gpu, timeout, announce)
     except RunStopped as stopped:
         failures.put(_Failure(rank, "RunStopped", str(stopped), stopped.status))
     except SDMatteError as error:
@@ -360,8 +464,9 @@ def _raise_cause(
     failed: bool,
     world_size: int,
     received: Sequence[int],
+    saved: Callable[[], str],
 ) -> None:
-    """Raises what the first trouble was, of all that followed from it."""
+    """Raise what the first trouble was, of all that followed from it."""
     died = {rank: number for rank, number in died.items() if rank not in hung}
     stopped = [failure for failure in reported if failure.kind == "RunStopped"]
     lost = [failure for failure in reported if failure.kind == "ProcessError"]
@@ -370,7 +475,7 @@ def _raise_cause(
     if received:
         number = received[0]
         raise RunStopped(
-            f"Stopped by {signal.Signals(number).name}; what was saved before is kept.",
+            f"Stopped by {signal.Signals(number).name}; {saved()}.",
             exit_status(number),
         )
     for failure in reported:

@@ -20,7 +20,7 @@ from SDMatte.engine.builders import build_trainer
 from SDMatte.engine.config import build, load_config, resolve_device
 from SDMatte.engine.hooks import WeightAverage
 from SDMatte.engine.lora import Adapters
-from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
+from SDMatte.engine.plan import RunPlan, make_plan, prepare_evaluations
 from SDMatte.engine.progress import peak_memory
 from SDMatte.engine.testing import test_loaders
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
@@ -61,7 +61,7 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
         SDMatteError: As the training would: a setting, the data or the weights cannot be used.
     """
     config = load_config(config_file, overrides)
-    check_evaluations(config)
+    prepare_evaluations(config)
     start_from = config.train.init_checkpoint and hub.resolve_checkpoint(
         config.train.init_checkpoint
     )

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,14 @@ from SDMatte.files import check_not_read
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+LAST = "last_checkpoint"
 RECORDS = "metrics.json"
 FINAL = "model_final.pth"
+_KEPT = re.compile(
+    r"optimizer\.(?!lr$|weight_decay$|params\.)|train\.init_checkpoint$|model\.load_weight\b"
+)
+"""Settings for which a checkpoint's state stands: those of the optimizer, but for learning rate and
+weight decay, and where the first weights came from."""
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
@@ -75,10 +82,19 @@ def open_output(config: DictConfig) -> None:
     setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
 
 
-def record_start(config: DictConfig, config_file: str, device: torch.device) -> None:
-    """Leaves the config and the environment; tells which settings were others before.
+def record_start(
+    config: DictConfig, config_file: str, device: torch.device, resumed: bool = False
+) -> None:
+    """Write the config and the environment; log which settings were others before.
 
     To be called once all is built and resumed: a start that is refused leaves those before it.
+
+    Args:
+        config: The whole config.
+        config_file: Where it came from.
+        device: What trains.
+        resumed: Whether the run's state is that of a checkpoint, so that some settings have no
+            effect any more.
     """
     folder = Path(config.train.output_dir)
     before = read_settings(folder / CONFIG) if comm.is_main_process() else {}
@@ -87,16 +103,27 @@ def record_start(config: DictConfig, config_file: str, device: torch.device) -> 
     if comm.is_main_process():
         write_environment(folder / "environment.json", device, comm.get_world_size())
         now = read_settings(folder / CONFIG)
-        changes = [
-            f"{name} was {before.get(name)}, is {now.get(name)}"
+        changes = {
+            name: f"{name} was {before.get(name)}, is {now.get(name)}"
             for name in sorted({*before, *now})
             if before and before.get(name) != now.get(name)
-        ]
+        }
+        kept = [name for name in changes if resumed and _KEPT.match(name)]
         if changes:
             logger.warning(
-                "Other settings than before: %s. What the optimizer has in a checkpoint stays.",
-                "; ".join(changes),
+                "Other settings than before: %s.%s",
+                "; ".join(changes.values()),
+                f" Without effect, for the checkpoint decides: {', '.join(kept)}." if kept else "",
             )
+
+
+def describe_saved(folder: str | Path) -> str:
+    """Say which checkpoint a run that was stopped has left."""
+    try:
+        last = (Path(folder) / LAST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return f"no checkpoint is in {folder}"
+    return f"the last checkpoint is {Path(folder) / last}. The same command with --resume resumes"
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -7,7 +7,12 @@ from omegaconf import DictConfig
 
 from SDMatte.engine.config import derive_max_iter
 from SDMatte.engine.schedule import limit_warmup
-from SDMatte.engine.testing import dataset_names, plan_test
+from SDMatte.engine.testing import (
+    HOW_TO_NAME_A_SET,
+    choose_test_sets,
+    dataset_names,
+    plan_test,
+)
 from SDMatte.errors import ConfigError
 from SDMatte.evaluation.metrics import METRICS
 
@@ -77,8 +82,13 @@ def _period(max_iter: int, times: int) -> int:
     return math.ceil(max_iter / times) if times else 0
 
 
-def check_evaluations(config: DictConfig) -> None:
-    """Refuses evaluations that would only fail later.
+def prepare_evaluations(config: DictConfig) -> None:
+    """Settle the sets of the evaluations in a training; refuse what would only fail later.
+
+    Where there is no set but optional ones that are not there, there are no evaluations.
+
+    Args:
+        config: The whole config; see `SDMatte.engine.testing.choose_test_sets`.
 
     Raises:
         ConfigError: There is no set, prompt or protocol to evaluate with, or the metrics will not
@@ -90,10 +100,19 @@ def check_evaluations(config: DictConfig) -> None:
         if settings.best_metric:
             raise ConfigError("train.best_metric needs train.evaluations.")
         return
+    left_out = choose_test_sets(config, training=True)
     if not dataset_names(config):
-        raise ConfigError(
-            "dataloader.test.dataset.names names no set; train.evaluations=0 trains without."
-        )
+        if not left_out:
+            raise ConfigError(
+                "dataloader.test.dataset.names names no set; train.evaluations=0 trains without."
+            )
+        if settings.best_metric:
+            raise ConfigError(
+                f"train.best_metric is {settings.best_metric!r}, but there is no test set. "
+                f"{HOW_TO_NAME_A_SET}"
+            )
+        settings.evaluations = 0
+        return
     keys = [test.key for test in plan_test(config)]
     names = [f"{key}/{metric}" for key in keys for metric in METRICS]
     if settings.best_metric and settings.best_metric not in names:

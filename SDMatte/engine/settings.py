@@ -140,6 +140,19 @@ SETTINGS = {
 own to check."""
 
 
+PATHS = (
+    "train.output_dir",
+    "train.init_checkpoint",
+    "model.pretrained_model_name_or_path",
+    "distillation.teacher.pretrained_model_name_or_path",
+    "distillation.teacher_checkpoint",
+    "dataloader.train.dataset.root",
+    "dataloader.test.dataset.root",
+    "dataloader.test.dataset.prompts_from",
+)
+"""The settings that are paths, beside those of folder pairs."""
+
+
 def check_settings(config: DictConfig, sections: Sequence[str]) -> None:
     """Sees that a config has all its parts, and that each of `SETTINGS` is of its kind.
 

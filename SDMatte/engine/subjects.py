@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from SDMatte.engine.config import load_config, resolve_device
 from SDMatte.engine.distributed import ask_main_process
 from SDMatte.engine.output import FINAL
-from SDMatte.engine.testing import file_hash, load_trained
+from SDMatte.engine.testing import choose_test_sets, file_hash, load_trained
 from SDMatte.errors import ConfigError
 from SDMatte.evaluation.baselines import get_baseline
 from SDMatte.modeling import hub
@@ -75,6 +75,8 @@ def find_subjects(
         CheckpointError: A checkpoint is not there.
     """
     configs = {file: load_config(file, overrides) for file, _ in runs}
+    for config in configs.values():
+        choose_test_sets(config, training=False)
     baselines = list(dict.fromkeys(baselines))
     tested = [
         (file, checkpoint or Path(configs[file].train.output_dir) / FINAL)

@@ -22,8 +22,9 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
 from SDMatte.data import MattingDataset
-from SDMatte.data.catalog import Sample
+from SDMatte.data.catalog import Sample, data_root, is_there
 from SDMatte.data.listing import files_of
+from SDMatte.data.mix import without_weight
 from SDMatte.data.prompt_files import PromptFile, freeze
 from SDMatte.engine.config import build
 from SDMatte.engine.distributed import ask_main_process
@@ -45,6 +46,11 @@ from SDMatte.modeling import SDMatte, hub, weights
 from SDMatte.prompts import PromptType, get_prompt_type
 
 logger = logging.getLogger(__name__)
+
+HOW_TO_NAME_A_SET = (
+    "Name a test set with 'dataloader.test.dataset.names=[{image: DIR, alpha: DIR}]', or hold out "
+    "a part of a training pair: {image: DIR, alpha: DIR, holdout: 0.1}."
+)
 
 
 class _Prompted:
@@ -84,6 +90,51 @@ def dataset_names(config: DictConfig, part: str = "test") -> list[Any]:
     return names if isinstance(names, list) else [names]
 
 
+def choose_test_sets(config: DictConfig, training: bool) -> list[str]:
+    """Settle which sets are tested: those to use replace the names in the config.
+
+    Optional sets that are not there are left out, with a line that says how to name one. What
+    training sets hold out is added: for the evaluations of a training always, for a test unless the
+    config names sets that are not optional, as the config.yaml of a run does.
+
+    Args:
+        config: The whole config; ``dataloader.test.dataset.names`` is changed.
+        training: Whether for the evaluations of a training.
+
+    Returns:
+        The names of the sets that are left out.
+
+    Raises:
+        DataError: A set is unknown or has no such setting.
+    """
+    dataset = config.dataloader.test.dataset
+    chosen, left_out, named = [], [], False
+    for item in dataset_names(config):
+        if not isinstance(item, Mapping) or not item.get("optional"):
+            named = True
+        else:
+            item = {key: value for key, value in item.items() if key != "optional"}
+            if not is_there(item, dataset.get("root")):
+                left_out.append(str(item.get("name", "pair")))
+                continue
+            item = item["name"] if item.keys() == {"name"} else item
+        chosen.append(item)
+    if training or not named:
+        for item in dataset_names(config, "train"):
+            if isinstance(item, Mapping) and item.get("holdout") is not None:
+                bare = without_weight(item)
+                chosen += [] if bare in chosen else [bare]
+    dataset.names = chosen
+    if left_out and comm.is_main_process():
+        logger.warning(
+            "%s: not found in %s, so it is not tested. %s",
+            ", ".join(left_out),
+            data_root(dataset.get("root")),
+            HOW_TO_NAME_A_SET,
+        )
+    return left_out
+
+
 def test_loaders(config: DictConfig) -> Iterator[tuple[str, Any]]:
     """Yields name and loader of each test set.
 
@@ -93,7 +144,7 @@ def test_loaders(config: DictConfig) -> Iterator[tuple[str, Any]]:
     """
     names = dataset_names(config)
     if not names:
-        raise ConfigError("dataloader.test.dataset.names names no set.")
+        raise ConfigError(f"There is no test set. {HOW_TO_NAME_A_SET}")
     for name in names:
         node = copy.deepcopy(config.dataloader.test)
         node.dataset.names = [name]

@@ -29,7 +29,7 @@ from SDMatte.engine.output import (
     output_errors,
     record_start,
 )
-from SDMatte.engine.plan import RunPlan, check_evaluations, make_plan
+from SDMatte.engine.plan import RunPlan, make_plan, prepare_evaluations
 from SDMatte.engine.progress import Meter
 from SDMatte.engine.testing import run_test, test_loaders
 from SDMatte.engine.trainer import MatteTrainer
@@ -65,8 +65,8 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
     check_outputs(config, [loader.dataset.root / path for path in folders])
     if not resume:  # what is resumed may be described by its own record
         check_not_read([output_dir / CONFIG], [config_file])
+    prepare_evaluations(config)
     plan = make_plan(config, len(loader.dataset), comm.get_world_size())
-    check_evaluations(config)
     max_iter = plan.max_iter
     with output_errors(output_dir):
         open_output(config)
@@ -77,14 +77,15 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         final = output_dir / FINAL
 
         start = 0
-        if resume and checkpointer.resume():
+        resumed = resume and checkpointer.resume()
+        if resumed:
             start = trainer.iter + 1
             if start >= max_iter and is_newer(final, Path(checkpointer.get_checkpoint_file())):
                 logger.info("The run in %s is complete.", output_dir)
                 return
         elif start_from is not None:
             weights.load_checkpoint(task.model, start_from)
-        record_start(config, config_file, device)
+        record_start(config, config_file, device, resumed)
         loader.sampler.start = -(-trainer.samples // comm.get_world_size())
         trainer.train(start, max(start, max_iter))
         if comm.is_main_process():

@@ -368,7 +368,10 @@ class MatteTrainer(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes up a state of `state_dict`.
+        """Take up a state of `state_dict`.
+
+        Base learning rate and weight decay are those of the config in force, and the learning rate
+        is what the schedule of this run makes of it; all else is as it was saved.
 
         Raises:
             ValueError: It is of a run with another optimizer, or with an average of the weights
@@ -377,9 +380,35 @@ class MatteTrainer(SimpleTrainer):
         averaged = WeightAverage.__qualname__ in state_dict.get("hooks", {})
         if averaged != any(isinstance(hook, WeightAverage) for hook in self._hooks):
             raise ValueError(f"it was trained with train.ema.enabled={averaged}")
+        groups = self.optimizer.param_groups
+        configured = [(_base_lr(group), group["weight_decay"]) for group in groups]
         super().load_state_dict(state_dict)
+        self._set_rates(configured)
         match_layouts(self.optimizer)
         if state_dict["scaler"] and self.scaler.is_enabled():  # else one begins, or has ended, here
             self.scaler.load_state_dict(state_dict["scaler"])
         self.samples = state_dict["samples"]
         self.skipped = state_dict["skipped"]
+
+    def _set_rates(self, configured: Sequence[tuple[float, float]]) -> None:
+        """Set base learning rate and weight decay of each group of parameters, from here on."""
+        changes = {}  # in order, and each once: most groups change alike
+        groups = self.optimizer.param_groups
+        for group, (lr, decay) in zip(groups, configured, strict=True):
+            before = {"lr": _base_lr(group), "weight_decay": group["weight_decay"]}
+            for name, value in (("lr", lr), ("weight_decay", decay)):
+                if before[name] != value:
+                    changes[f"optimizer.{name} was {before[name]:g} and is {value:g}"] = True
+            group.update(lr=lr, initial_lr=lr, weight_decay=decay)
+        for hook in self._hooks:
+            if isinstance(hook, hooks.LRScheduler):
+                hook.scheduler.base_lrs = [lr for lr, _ in configured]
+                for group, lr in zip(groups, hook.scheduler.get_lr(), strict=True):
+                    group["lr"] = lr
+        if changes:
+            logger.warning("From step %d on, %s.", self.iter + 2, "; ".join(changes))
+
+
+def _base_lr(group: Mapping[str, Any]) -> float:
+    """The learning rate of a group of parameters before the schedule's factor."""
+    return group.get("initial_lr", group["lr"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import mimetypes
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,15 +84,15 @@ def to_latex(blocks: Iterable[Block]) -> str:
                 name = ("section*", "subsection*", "subsubsection*")[block.level - 1]
                 return f"\\{name}{{{escape_latex(block.text)}}}\n"
             case Paragraph():
-                return f"{escape_latex(block.text)}\n"
+                return f"{_breakable(block.text)}\n"
             case Bullets():
-                items = "".join(f"  \\item {escape_latex(item)}\n" for item in block.items)
+                items = "".join(f"  \\item {_breakable(item)}\n" for item in block.items)
                 return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n"
             case Picture():
                 size = "width=\\linewidth,height=.9\\textheight,keepaspectratio"
                 return (
                     f"\\noindent\\includegraphics[{size}]{{{block.path.name}}}\n\n"
-                    f"{escape_latex(block.caption)}\n"
+                    f"{_breakable(block.caption)}\n"
                 )
             case Table():
                 return f"\\begin{{center}}\n\\small\n{block.latex()}\\end{{center}}\n"
@@ -102,9 +103,20 @@ def to_latex(blocks: Iterable[Block]) -> str:
         "\\usepackage[T1]{fontenc}\n"
         "\\usepackage[margin=2cm]{geometry}\n"
         "\\usepackage{booktabs,graphicx}\n"
-        "\\sloppy\n"  # hashes and paths do not break: they may leave a short line before them
+        "\\sloppy\n"  # where a hash or a path breaks, it may leave a short line before it
         f"\\begin{{document}}\n\n{body}\n\\end{{document}}\n"
     )
+
+
+def _breakable(text: str) -> str:
+    """Escape a text for LaTeX, and let hashes, paths and other long words break anywhere."""
+    parts = re.split(r"(\S{32,})", text)  # every second one is a long word
+    for index in range(1, len(parts), 2):
+        word = parts[index]
+        chunks = (word[start : start + 8] for start in range(0, len(word), 8))
+        parts[index] = r"\allowbreak{}".join(map(escape_latex, chunks))
+    parts[::2] = map(escape_latex, parts[::2])
+    return "".join(parts)
 
 
 def to_html(blocks: Iterable[Block], title: str) -> str:

@@ -7,6 +7,11 @@ comes once. All sets have a weight or none has, and an epoch is as long as all s
 
 dataloader.train.dataset.names=[{name:Composition-1K,weight:2},{image:DIR,alpha:DIR,weight:1}]
 
+A folder pair may hold out a part (a fraction, or a number of images) for test: training leaves it
+out, and what is held out is tested on, beside the test sets that are named:
+
+dataloader.train.dataset.names=[{image:DIR,alpha:DIR,holdout:0.1}]
+
 The settings of samples are explained in SDMatte.data.settings.DataSettings; these, the defaults,
 are the official preset. Loading this file touches no disk; the data root may be overridden by
 SDMATTE_DATA_ROOT.
@@ -37,7 +42,7 @@ dataloader = dict(
     ),
     test=L(build_test_loader)(
         dataset=L(MattingDataset)(
-            names=["AIM-500"],
+            names=[dict(name="AIM-500", optional=True)],  # left out where it is not there
             root="${...train.dataset.root}",
             size=1024,
             training=False,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from SDMatte.cli.common import split_positionals
-from SDMatte.cli.main import COMMANDS, main
+from SDMatte.cli.common import split_positionals, split_runs
+from SDMatte.cli.main import COMMANDS, build_parser, main
 from SDMatte.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -91,3 +91,27 @@ def test_files_and_settings_are_told_apart():
     assert overrides == words[1:]
     with pytest.raises(ConfigError, match="one word too many"):
         split_positionals(["a", "b", "c"], most=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["test", "--output=~/my runs"], "output"),
+        (["test", "--prompts-from=$RUNS"], "prompts_from"),
+        (["matte", "a.jpg", "--mask=${RUNS}"], "mask"),
+        (["matte", "a.jpg", "--auto", "--model=~/my runs"], "model"),
+        (["matte", "a.jpg", "--auto", "--background=$RUNS"], "background"),
+        (["data", "check", "--output=~/my runs"], "output"),
+        (["score", "a", "b", "--trimaps=~/my runs"], "trimaps"),
+        (["export-weights", "~/my runs", "b.pth"], "checkpoint"),
+    ],
+)
+def test_options_that_are_paths_are_expanded(words, name, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("RUNS", "/home/me/my runs")
+    args = build_parser(words[0]).parse_args(words)
+    assert str(getattr(args, name)) == "/home/me/my runs"
+    with pytest.raises(SystemExit):
+        build_parser("score").parse_args(["score", "a", "$NOT_SET_AT_ALL"])
+    assert "environment variable NOT_SET_AT_ALL in the path" in capsys.readouterr().err
+    assert split_runs(["~/a.py", "$RUNS/b.pth"])[0] == [("/home/me/a.py", "/home/me/my runs/b.pth")]

@@ -63,6 +63,18 @@ def test_list_of_a_config_and_of_pairs(capsys, sample_root):
     assert table["my", "training"][:2] == ["yes", "4"]
 
 
+def test_list_names_the_backgrounds(capsys, sample_root, monkeypatch):
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
+    assert main(["data", "list", "Composition-1K"]) == 0
+    number = len(list((sample_root / "BG-20K").rglob("*.*")))
+    row = ["BG-20K", "backgrounds", "yes", str(number), "20000", "BG-20K"]
+    assert row in [line.split() for line in capsys.readouterr().out.splitlines()]
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", "nowhere")
+    assert main(["data", "list"]) == 0
+    row = ["BG-20K", "backgrounds", "no", "0", "20000", "BG-20K"]
+    assert row in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
 # ------------------------------------------------------------------------- check
 
 

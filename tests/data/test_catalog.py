@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, list_samples
 from SDMatte.data.check import check_set, list_set
 from SDMatte.data.listing import Sample
 from SDMatte.engine.config import build, derive_max_iter, load_config
-from SDMatte.errors import DataError
+from SDMatte.errors import DataError, MissingFileError
 from SDMatte.image_io import IMAGE_EXTENSIONS, write_image
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -583,3 +584,69 @@ def test_missing_partners(tmp_path, caplog):
         path.unlink()
     with pytest.raises(DataError, match="3 files are missing"):
         list_samples(pair, tmp_path)
+
+
+# ----------------------------------------------------------------------- holdout
+
+
+def held_out(root, holdout, training=False):
+    pair = {"image": f"{root}/image", "alpha": f"{root}/alpha", "holdout": holdout}
+    return {Path(s.alpha).stem for s in list_samples(pair, root, training)}
+
+
+def test_a_part_is_held_out_by_name(tmp_path):
+    names = [f"n{i:02d}" for i in range(40)]
+    touch(tmp_path, *(f"image/{n}.jpg" for n in names), *(f"alpha/{n}.png" for n in names))
+    quarter, seven = held_out(tmp_path, 0.25), held_out(tmp_path, 7)
+    assert 3 < len(quarter) < 20 and len(seven) == 7
+    assert seven <= quarter or quarter <= seven  # both by the same order
+    assert held_out(tmp_path, 0.25, training=True) == set(names) - quarter
+    assert held_out(tmp_path, 7, training=True) == set(names) - seven
+    # Files that come later leave the others where they are.
+    touch(tmp_path, *(f"{d}/later{i}.png" for d in ("image", "alpha") for i in range(20)))
+    assert held_out(tmp_path, 0.25) & set(names) == quarter
+    # Frozen: other machines and later versions divide in the same way.
+    assert sorted(seven) == ["n07", "n08", "n23", "n25", "n26", "n34", "n36"]
+
+
+def test_names_of_either_normalisation_belong_to_the_same_part(tmp_path):
+    stems = [f"caf\u00e9{i}" for i in range(12)]
+    parts = []
+    for form in ("NFC", "NFD"):
+        root = tmp_path / form
+        written = [unicodedata.normalize(form, stem) for stem in stems]
+        touch(root, *(f"image/{n}.jpg" for n in written), *(f"alpha/{n}.png" for n in written))
+        parts.append({unicodedata.normalize("NFC", stem) for stem in held_out(root, 5)})
+    assert parts[0] == parts[1] and len(parts[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("holdout", "sentence"),
+    [
+        *((value, "must be a fraction between 0 and 1 or a number") for value in (0, -1, 1.0)),
+        *((value, "must be a fraction between 0 and 1 or a number") for value in (-0.1, True, "x")),
+        (3, "holdout: 3 of 3 images holds all out"),
+        (4, "holdout: 4 of 3 images holds all out"),
+        (0.999999, "holdout: 0.999999 of 3 images holds all out"),
+        (0.000001, "holdout: 1e-06 of 3 images holds none out; take a larger fraction, or a"),
+    ],
+)
+def test_a_part_that_cannot_be_held_out(holdout, sentence, tmp_path):
+    touch(tmp_path, *(f"{d}/{n}.png" for d in ("image", "alpha") for n in "abc"))
+    for training in (True, False):
+        with pytest.raises(DataError, match=sentence):
+            held_out(tmp_path, holdout, training)
+
+
+def test_composites_and_known_sets_hold_nothing_out(tmp_path):
+    pair = {"image": "a", "alpha": "b", "composites": 2, "holdout": 0.1}
+    with pytest.raises(DataError, match="hold out a pair of images and alphas instead"):
+        list_samples(pair, tmp_path)
+    with pytest.raises(DataError, match="AM-2K: unknown holdout"):
+        list_samples({"name": "AM-2K", "holdout": 0.1}, tmp_path)
+
+
+def test_a_label_file_that_is_not_there_is_missing(tmp_path):
+    touch(tmp_path, "COCO_Matting/alpha/a.png")
+    with pytest.raises(MissingFileError, match="COCO_Matte.json: No such file"):
+        list_samples("COCO-Matting", tmp_path)

@@ -1,6 +1,7 @@
 """Configs: they load without touching the disk, and refuse what they do not know."""
 
 import builtins
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 
 from SDMatte.engine.config import build, derive_max_iter, load_config, resolve_device
 from SDMatte.engine.options import adamw
-from SDMatte.errors import ConfigError
+from SDMatte.errors import ConfigError, MissingFileError
 from SDMatte.modeling.losses import MattingCriterion
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -113,7 +114,9 @@ def test_an_override_holds_everywhere():
         ("model.use_coord_input=True", "model has no 'use_coord_input', but use_coor_input"),
         ("train.epochs.x=3", "train.epochs is a value"),
         ("train.epochs", "written key=value"),
-        ("dataloader.train.dataset.names=[a", "are not valid"),
+        ("dataloader.train.dataset.names=[a", r"names=\[a' is not valid.*quotes"),
+        ("dataloader.train.dataset.names=a,b", r"names=a,b' is not valid.*\[a, b\]"),
+        ("~train.epochs=1", "cannot be deleted"),
     ],
 )
 def test_unknown_and_malformed_overrides_are_named(override, message):
@@ -130,7 +133,7 @@ def test_arguments_that_the_config_does_not_mention_can_be_set():
 
 
 def test_bad_files_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="There is no config file"):
+    with pytest.raises(MissingFileError, match="There is no config file"):
         load_config(tmp_path / "nowhere.py")
     broken = tmp_path / "broken.py"
     broken.write_text("train = dict(")
@@ -155,3 +158,71 @@ def test_devices():
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(ConfigError, match="train.device=gpu cannot be used"):
         resolve_device("gpu")
+
+
+# ------------------------------------------------------------------------- paths
+
+AWKWARD = [
+    "/x/My Runs (1)/y", "/x/a=b", "/x/a,b", "/x/[a]/{b}: c", "C:\\x\\new", "2024", "/x/é", "x#y'z",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", AWKWARD)
+def test_texts_need_no_quotes(path):
+    words = [f"train.output_dir={path}", f"dataloader.train.dataset.root={path}", "train.epochs=3"]
+    config = load_config(CONFIGS / "SDMatte.py", words)
+    assert config.train.output_dir == config.dataloader.test.dataset.root == path
+    assert config.train.epochs == 3
+    quoted = load_config(CONFIGS / "SDMatte.py", ['train.output_dir="/x (1)"'])
+    assert quoted.train.output_dir == "/x (1)"
+
+
+def test_home_and_variables(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUNS", "/my runs")
+    monkeypatch.delenv("NOT_SET", raising=False)
+
+    def output_dir(text):
+        return load_config(CONFIGS / "SDMatte.py", [f"train.output_dir={text}"]).train.output_dir
+
+    assert output_dir("~/runs/x") == f"{tmp_path}/runs/x"
+    assert output_dir("$RUNS/x") == output_dir("${RUNS}/x") == "/my runs/x"
+    assert output_dir("${train.seed}/x") == "42/x"
+    with pytest.raises(ConfigError, match="The environment variable NOT_SET in the path"):
+        output_dir("$NOT_SET/x")
+    with pytest.raises(ConfigError, match="The environment variable NOT_SET in the path"):
+        output_dir("${NOT_SET}/x")
+    (tmp_path / "a$NOT_SET").mkdir()  # as the file is called
+    assert output_dir(tmp_path / "a$NOT_SET" / "x") == f"{tmp_path}/a$NOT_SET/x"
+
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    with open(tmp_path / "configs" / "SDMatte_star.py", "a") as mine:
+        mine.write("train.output_dir = '~/runs'\ntrain.init_checkpoint = '${RUNS}/a.pth'\n")
+    config = load_config("~/configs/SDMatte_star.py")
+    assert config.train.output_dir == f"{tmp_path}/runs"
+    assert config.train.init_checkpoint == "/my runs/a.pth"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[{image: ~/x, alpha: $RUNS/y}]", [{"image": "/home/me/x", "alpha": "/my runs/y"}]),
+        ("[{image: /a (1)/x, alpha: /b=c/y}]", [{"image": "/a (1)/x", "alpha": "/b=c/y"}]),
+        ("[{image:C:\\x,alpha:${RUNS}/y}]", [{"image": "C:\\x", "alpha": "/my runs/y"}]),
+        ("[{image: /é, alpha: '/a, b (2)', weight: 2}]",
+         [{"image": "/é", "alpha": "/a, b (2)", "weight": 2}]),
+        ("[AIM-500, {image: ~/a b, alpha: c, holdout: 0.1}]",
+         ["AIM-500", {"image": "/home/me/a b", "alpha": "c", "holdout": 0.1}]),
+    ],
+)  # fmt: skip
+def test_paths_of_folder_pairs(text, value, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("RUNS", "/my runs")
+    config = load_config(CONFIGS / "SDMatte.py", [f"dataloader.train.dataset.names={text}"])
+    assert config.dataloader.train.dataset.names == value
+
+
+def test_the_override_at_fault_is_named_alone():
+    with pytest.raises(ConfigError) as caught:
+        load_config(CONFIGS / "SDMatte.py", ["train.epochs=2", "test.prompts=[a(", "train.seed=1"])
+    assert "test.prompts=[a(" in str(caught.value) and "train.epochs" not in str(caught.value)

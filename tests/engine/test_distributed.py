@@ -1,8 +1,10 @@
 """Processes: how they find each other, how they fail, and that they train as one would."""
 
+import datetime
 import json
 import multiprocessing
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -46,8 +48,38 @@ def test_places_from_the_environment():
     batch = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"}
     assert place_of_slurm(batch) is None
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
-    assert place_of_torchrun(torchrun) is None
+    with pytest.raises(ConfigError, match="of torchrun, but lacks MASTER_ADDR, MASTER_PORT."):
+        place_of_torchrun(torchrun)
+    assert place_of_torchrun({"RANK": "3"}) is None  # whatever it may mean
     assert place_of_torchrun({**torchrun, **elsewhere}) == Place(3, 4, 1, 1, "env://")
+
+
+@pytest.mark.parametrize("name", [name for name in SLURM if name != "SLURM_JOB_ID"])
+def test_an_incomplete_environment_names_what_is_missing(name):
+    environ = {key: value for key, value in SLURM.items() if key != name}
+    with pytest.raises(ConfigError, match=f"of SLURM, but lacks {name}"):
+        place_of_slurm(environ)
+    with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS"):
+        place_of_slurm({"SLURM_PROCID": "1"})
+    with pytest.raises(ConfigError, match="SLURM_PROCID is 'x'; it must be an integer"):
+        place_of_slurm({**SLURM, "SLURM_PROCID": "x"})
+    with pytest.raises(ConfigError, match="SLURM_PROCID=16 and SLURM_STEP_NUM_TASKS=16"):
+        place_of_slurm({**SLURM, "SLURM_PROCID": "16"})
+
+
+def test_who_waits_says_for_whom_where_and_until_when(port, caplog):
+    patience = datetime.timedelta(seconds=1)
+    place = Place(0, 3, 0, 0, f"tcp://127.0.0.1:{port}")
+    with pytest.raises(ProcessError, match=r"waited 1 s .*process 1, 2 did not join\.$"):
+        distributed._meet(place, patience, announce=True)
+    first, second = (record.message for record in caplog.records)
+    until = r"until \d\d:\d\d:\d\d \(train.ddp.timeout=1 s\)"
+    assert re.match(rf"Process 0 of 3 listens at tcp://127.0.0.1:{port}, {until}", first)
+    assert "1 of 3 have joined, awaited are 1, 2, until" in second
+    other = Place(1, 3, 0, 1, f"tcp://127.0.0.1:{port}")
+    with pytest.raises(ProcessError, match="Process 1 of 3 reached nobody at tcp://127.0.0.1"):
+        distributed._meet(other, patience, announce=True)
+    assert "Process 1 of 3 looks for process 0 at" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -172,14 +204,14 @@ LOST = Failure(0, "ProcessError", "Process 0 of 2 lost the others.")
         ([LOST, Failure(1, "", "Trace")], {1: 6}, [], [], RuntimeError, "Trace"),
         ([LOST], {1: 9}, [1], [], ProcessError, "others. Process 1 did not answer and was ended."),
         ([LOST, Failure(1, "RunStopped", "Saved.", 143)], {}, [], [15], RunStopped, "Saved."),
-        ([], {}, [], [2], RunStopped, "Stopped by SIGINT; what was saved before is kept."),
+        ([], {}, [], [2], RunStopped, "Stopped by SIGINT; a.pth is kept."),
         ([], {}, [], [], ProcessError, "ended without a word"),
     ],
 )
 def test_the_first_trouble_is_what_is_reported(reported, died, hung, received, error, message):
     with pytest.raises(error, match=message):
-        distributed._raise_cause(reported, died, hung, True, 2, received)
-    assert distributed._raise_cause([], {}, [], False, 2, []) is None
+        distributed._raise_cause(reported, died, hung, True, 2, received, lambda: "a.pth is kept")
+    assert distributed._raise_cause([], {}, [], False, 2, [], str) is None
 
 
 def test_a_process_that_gives_no_answer_ends_the_run_in_a_sentence(sample_root, tmp_path):

@@ -125,12 +125,17 @@ def test_the_environment_is_left(run):
 
 
 def test_settings_that_changed_since_the_last_start_are_told(tmp_path):
-    for word in ("optimizer.lr=0.5", "optimizer.lr=0.25", "optimizer.lr=0.25"):
-        config = load_config(CONFIG, [f"train.output_dir={tmp_path}", word])
+    starts = [("lr=0.5", False), ("lr=0.25", True), ("lr=0.25", True), ("eps=1e-6", True)]
+    for word, resumed in starts:
+        config = load_config(CONFIG, [f"train.output_dir={tmp_path}", f"optimizer.{word}"])
         open_output(config)
-        record_start(config, CONFIG, torch.device("cpu"))
+        record_start(config, CONFIG, torch.device("cpu"), resumed)
     told = re.findall("Other settings than before: (.*)", (tmp_path / "log.txt").read_text())
-    assert told == ["optimizer.lr was 0.5, is 0.25. What the optimizer has in a checkpoint stays."]
+    assert told == [
+        "optimizer.lr was 0.5, is 0.25.",
+        "optimizer.eps was None, is 1e-06; optimizer.lr was 0.25, is 0.001. Without effect, for "
+        "the checkpoint decides: optimizer.eps.",
+    ]
 
 
 def test_a_line_for_people():

@@ -3,9 +3,18 @@
 import json
 import signal
 
-import pytest
-from runs import Run, assert_same_run, checkpoints, finish, records
+import SDMatte.compat  # noqa: F401
 
+import pytest
+import torch
+from detectron2.engine import hooks
+from detectron2.solver import LRMultiplier
+from detectron2.utils.events import EventStorage
+from models import make_batch
+from runs import Run, assert_equal, assert_same_run, checkpoints, finish, records
+from tiny_runs import TinyRun
+
+from SDMatte.engine.config import build
 from SDMatte.engine.hooks import trim_records
 
 KILL = -signal.SIGKILL
@@ -52,3 +61,68 @@ def test_records_of_later_steps_are_taken_out(tmp_path, last):
     steps = [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
     assert steps == [step for step in (1, 3, 2, 5) if step <= last]
     trim_records(tmp_path / "nowhere.json", last)
+
+
+def resumed_trainer(tmp_path, *overrides):
+    """A tiny run with a schedule, its checkpoint after two steps loaded if there is one."""
+    run = TinyRun.build("lr_multiplier.warmup_iter=0", *overrides)
+    schedule = LRMultiplier(
+        run.trainer.optimizer, build(run.config.lr_multiplier, max_iter=6), max_iter=6
+    )
+    run.trainer.register_hooks([hooks.LRScheduler(scheduler=schedule)])
+    path = tmp_path / "state.pth"
+    if path.exists():
+        state = torch.load(path)
+        run.task.model.load_state_dict(state["model"])
+        run.trainer.load_state_dict(state["trainer"])
+        run.trainer.iter += 1
+    return run, schedule
+
+
+def step(run, steps):
+    run.trainer.before_train()
+    with EventStorage(run.trainer.iter) as run.trainer.storage:
+        for _ in range(steps):
+            run.trainer.run_step()
+            run.trainer.after_step()
+            run.trainer.iter += 1
+
+
+def by_decay(run, name):
+    return {group["weight_decay"]: group[name] for group in run.trainer.optimizer.param_groups}
+
+
+def test_a_changed_learning_rate_holds_from_the_step_where_the_run_resumes(tmp_path, caplog):
+    first, schedule = resumed_trainer(tmp_path)
+    step(first, 2)
+    first.trainer.iter -= 1
+    states = {"model": first.task.model.state_dict(), "trainer": first.trainer.state_dict()}
+    torch.save(states, tmp_path / "state.pth")
+    first.trainer.iter += 1
+
+    same, _ = resumed_trainer(tmp_path)
+    assert not [r for r in caplog.records if "From step" in r.message]
+    assert_equal(
+        same.trainer.optimizer.state_dict()["param_groups"],
+        first.trainer.optimizer.state_dict()["param_groups"],
+    )
+
+    # The reference goes on with both changed by hand.
+    for group in first.trainer.optimizer.param_groups:
+        group["lr"] *= 0.5
+        group["weight_decay"] = 0.3 if group["weight_decay"] else 0.0
+    schedule.base_lrs = [0.5 * lr for lr in schedule.base_lrs]
+
+    changed = ["optimizer.lr=1e-3", "optimizer.weight_decay=0.3"]
+    resumed, _ = resumed_trainer(tmp_path, *changed)
+    assert "From step 3 on, optimizer.lr was 0.002 and is 0.001" in caplog.text
+    assert "optimizer.weight_decay was 0.1 and is 0.3" in caplog.text
+    assert by_decay(resumed, "initial_lr") == {0.0: 1e-3, 0.3: 1e-3}
+    for run in (first, resumed):
+        run.trainer._data_loader_iter = iter([make_batch(seed=7), make_batch(seed=8)])
+        step(run, 2)
+    rates = [by_decay(run, "lr") for run in (first, resumed)]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-12)
+    weights = (list(run.task.model.parameters()) for run in (first, resumed))
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)

@@ -7,6 +7,7 @@ import sys
 import pytest
 from runs import Run, assert_same_run, checkpoints, finish, interrupt, records, terminate
 
+from SDMatte.engine.output import describe_saved
 from SDMatte.engine.signals import StopRequest
 
 
@@ -62,3 +63,9 @@ def test_a_later_signal_ends_the_process(late):
     )
     done = subprocess.run([sys.executable, "-c", code])
     assert done.returncode == (-signal.SIGTERM if late else 0)
+
+
+def test_what_a_stopped_run_has_left(tmp_path):
+    assert describe_saved(tmp_path) == f"no checkpoint is in {tmp_path}"
+    (tmp_path / "last_checkpoint").write_text("model_0000004.pth")
+    assert f"the last checkpoint is {tmp_path}/model_0000004.pth" in describe_saved(tmp_path)

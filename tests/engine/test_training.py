@@ -156,3 +156,66 @@ def test_test_command_on_a_folder_pair(finished, sample_root, tmp_path, capsys):
     checkpoint = str(finished / "model_final.pth")
     assert main(["test", CONFIG, checkpoint, "--output", str(tmp_path), *words]) == 0
     assert "SAD" in capsys.readouterr().out
+
+
+def own_pair(sample_root, holdout=""):
+    images, alphas = sample_root / "AIM-500" / "original", sample_root / "AIM-500" / "mask"
+    pair = f"{{image: {images}, alpha: {alphas}, name: mine{holdout}}}"
+    return f"dataloader.train.dataset.names=[{pair}]"
+
+
+@pytest.fixture
+def no_sets(monkeypatch, tmp_path):
+    """Has no known set be there, as where the sample set was never made."""
+    monkeypatch.delenv("SDMATTE_DATA_ROOT")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_what_is_held_out_is_tested_in_the_run_and_after_it(
+    no_sets, sample_root, tmp_path, capsys, caplog
+):
+    output = tmp_path / "run"
+    words = settings(output, own_pair(sample_root, ", holdout: 1"), *TINY, "train.max_iter=1")
+    assert main(["train", CONFIG, *words, "train.best_metric=mine/box/SAD"]) == 0
+    told = [r.message for r in caplog.records if "AIM-500" in r.message]
+    assert len(told) == 1 and "dataloader.test.dataset.names=[{image: DIR" in told[0]
+    assert "mine/box/SAD" in records(output)[-1] and (output / "model_best.pth").is_file()
+    checkpoint = str(output / "model_final.pth")
+    for where, given in (("a", [str(output / "config.yaml")]), ("b", [CONFIG])):
+        given += [checkpoint, "--output", where, *(words if given == [CONFIG] else [])]
+        assert main(["test", *given]) == 0
+        summary = json.loads((tmp_path / where / "mine/box/summary.json").read_text())
+        assert len(list((tmp_path / where / "mine/box/mattes").iterdir())) == 1
+        assert summary["dataset"] == "mine"
+        assert not (tmp_path / where / "AIM-500").exists()
+    # Sets that are named are the only ones.
+    named = own_pair(sample_root).replace("train", "test").replace("mine", "other")
+    assert main(["test", CONFIG, checkpoint, "--output", "c", *words, named]) == 0
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["other"]
+
+
+def test_only_sets_that_nobody_named_are_left_out(no_sets, sample_root, tmp_path, capsys):
+    words = settings(tmp_path / "run", own_pair(sample_root), *TINY)
+    named = ["dataloader.test.dataset.names=[AIM-500]"]
+    assert main(["train", CONFIG, *words, *named]) == 2
+    assert "AIM-500: the data root data/samples does not exist" in capsys.readouterr().err
+    assert main(["train", CONFIG, *words, "train.best_metric=AIM-500/box/SAD"]) == 2
+    assert "'AIM-500/box/SAD', but there is no test set. Name a" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(["train", CONFIG, *words, "train.max_iter=1"]) == 0
+    assert main(["test", CONFIG, str(tmp_path / "run/model_final.pth"), *words]) == 2
+    assert "There is no test set. Name a test set with" in capsys.readouterr().err
+
+
+def test_data_commands_know_what_is_held_out(no_sets, sample_root, tmp_path, capsys):
+    pair = own_pair(sample_root, ", holdout: 1").partition("=")[2][1:-1]
+    assert main(["data", "list", pair]) == 0
+    rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines() if "mine" in line]
+    assert rows == [["mine", "training", "yes", "3"], ["mine", "test", "yes", "1"]]
+    config = [CONFIG, own_pair(sample_root, ", holdout: 1")]
+    assert main(["data", "check", *config, "-j", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "mine (training): 3 samples" in printed and "mine (test): 1 samples" in printed
+    assert "no alpha:" not in printed and printed.endswith("Training can start.\n")
+    sample = ["data", "sample", *config, "--part", "test", "--output", "s.png"]
+    assert main([*sample, "dataloader.test.dataset.size=64"]) == 0

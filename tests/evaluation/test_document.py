@@ -76,6 +76,13 @@ def test_latex_escapes_what_it_would_obey(blocks):
     assert not opened
 
 
+def test_long_words_break_in_latex():
+    digest = "0123456789abcdef" * 4
+    text = to_latex([Paragraph(f"sha256 {digest}_a"), Bullets([f"/a/{digest}.pth"])])
+    assert max(map(len, re.split(r"\\allowbreak\{\}|\s", text.partition("document}")[2]))) < 32
+    assert f"sha256 {digest}\\_a" in text.replace(r"\allowbreak{}", "")
+
+
 def test_markdown_has_no_html_and_whole_tables(blocks):
     text = to_markdown(blocks)
     assert text.count(r"\<script>") == 5 and not re.search(r"(?<!\\)[<\[][sl]", text)
