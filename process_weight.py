@@ -1,4 +1,4 @@
-"""Prepares pretrained weights for SDMatte.
+"""Prepare pretrained weights for SDMatte.
 
 For SDMatte: ``python process_weight.py --input SD2 --output OUT_DIR``; for LiteSDMatte:
 ``python process_weight.py --input BK_SDM --vae TAESD --output OUT_DIR``.
@@ -7,7 +7,7 @@ For SDMatte: ``python process_weight.py --input SD2 --output OUT_DIR``; for Lite
 import argparse
 import sys
 
-from SDMatte.cli.common import run_command
+from SDMatte.cli.common import CommandParser, path_or_name, run_command
 
 
 def main(args: argparse.Namespace) -> None:
@@ -21,21 +21,21 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Prepares the weights of Stable Diffusion v2 for SDMatte."
-    )
+    parser = CommandParser(description="Prepare the weights of Stable Diffusion v2 for SDMatte.")
     parser.add_argument(
         "--input",
+        type=path_or_name,
         required=True,
         help="a folder in diffusers layout or its id on the Hugging Face hub, OWNER/NAME or "
         "OWNER/NAME@REVISION; or the original single file (768-v-ema.ckpt or .safetensors), also "
         "as OWNER/NAME/FILE",
     )
-    parser.add_argument("--output", help="folder to write")
+    parser.add_argument("--output", type=path_or_name, help="folder to write")
     parser.add_argument("--in-place", action="store_true", help="change the input folder itself")
-    parser.add_argument("--vae", help="TAESD, a folder or hub id, for LiteSDMatte")
+    parser.add_argument("--vae", type=path_or_name, help="TAESD, a folder or hub id, for LiteSDMatte")
     parser.add_argument(
         "--config",
+        type=path_or_name,
         help="for a single file: a folder or hub id with the component configs and the tokenizer "
         "(default: those beside the file, or LongfeiHuang/SDMatte)",
     )
@@ -43,6 +43,6 @@ if __name__ == "__main__":
         "--init",
         choices=("default", "zeros"),
         default="default",
-        help="default: coordinates can be learnt; zeros: as the reference has it",
+        help="default: trainable; zeros: as in the reference, coordinates cannot be learnt",
     )
     sys.exit(run_command(main, parser.parse_args()))
