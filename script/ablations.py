@@ -24,16 +24,16 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from SDMatte.data.synthetic import make_sample_set
-from SDMatte.engine.config import build, load_config
-from SDMatte.engine.testing import load_trained, run_test
 from SDMatte.engine.train import train
 from SDMatte.evaluation.baselines import GuidedGrabCut, PromptAsAlpha
-from SDMatte.evaluation.protocols import display_name, to_display
-from SDMatte.evaluation.report import score_table
-from SDMatte.evaluation.tables import Table
-from SDMatte.files import write_text
+from SDMatte.evaluation.run import load_trained, run_test
 from SDMatte.modeling.surgery import COORDINATE_LAYERS, coordinate_weights
+from SDMatte.runtime.config import build, load_config
+from SDMatte.runtime.files import write_text
+from SDMatte.samples import make_sample_set
+from SDMatte.scoring.protocols import display_name, to_display
+from SDMatte.scoring.report import score_table
+from SDMatte.scoring.tables import Table
 
 logger = logging.getLogger("ablations")
 CONFIG = "configs/SDMatte_small.py"

@@ -30,10 +30,11 @@ from PIL import Image
 from scipy import ndimage
 
 from SDMatte.data import MattingDataset, Sample, build_train_loader
-from SDMatte.data.synthetic import background, foreground
-from SDMatte.data.transforms import ellipse, to_gray
-from SDMatte.image_io import write_image
-from SDMatte.pictures import contact_sheet
+from SDMatte.data.transforms import to_gray
+from SDMatte.images.io import write_image
+from SDMatte.images.sheets import contact_sheet
+from SDMatte.prompts.maps import ellipse
+from SDMatte.samples import background, foreground
 
 SHAPE = (2000, 3000)
 KINDS = ("hair", "solid", "fur")

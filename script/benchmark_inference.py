@@ -32,16 +32,16 @@ import torch
 from full_size import PlainLite, PlainModel, build
 
 from SDMatte import MattePredictor
-from SDMatte.data.prompts import extent
-from SDMatte.data.transforms import to_tensor
-from SDMatte.devices import choose_device
 from SDMatte.engine.progress import peak_memory
-from SDMatte.image_io import read_alpha
-from SDMatte.inference.prompts import read_prompts
+from SDMatte.images.io import read_alpha
+from SDMatte.images.resize import to_tensor
 from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.saving import WEIGHTS_FILE, read_model_card
 from SDMatte.modeling.weights import load_checkpoint
+from SDMatte.prompts.maps import extent
+from SDMatte.prompts.pixels import read_prompts
+from SDMatte.runtime.devices import choose_device
 
 CASES = {  # type of the weights, and what torch.compile is given; None: it is not called
     "plain": ("float32", None),

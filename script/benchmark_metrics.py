@@ -23,7 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from SDMatte.evaluation import connectivity, gradient, score_pair
+from SDMatte.scoring import connectivity, gradient, score_pair
 
 TOLERANCE = 1e-5
 MEMORY_LIMIT_MIB = 2048

@@ -29,12 +29,12 @@ import torch
 from detectron2.utils.events import EventStorage
 from full_size import LOSSES, PlainModel, build, make_batch
 
-from SDMatte.devices import choose_device
 from SDMatte.engine.options import adamw
 from SDMatte.engine.progress import peak_memory
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.losses import MattingCriterion
+from SDMatte.runtime.devices import choose_device
 
 CASES = {  # dtype of automatic mixed precision, gradient checkpointing
     "plain": (None, False),

@@ -16,11 +16,11 @@ import numpy as np
 from check_large_picture import draw
 
 from SDMatte.cli.main import main as sdmatte
-from SDMatte.data.synthetic import real_photographs
-from SDMatte.image_io import read_alpha, read_image, write_image
+from SDMatte.images.io import read_alpha, read_image, write_image
+from SDMatte.images.sheets import contact_sheet
 from SDMatte.modeling import SDMatte
 from SDMatte.modeling.weights import load_checkpoint
-from SDMatte.pictures import contact_sheet
+from SDMatte.samples import real_photographs
 
 ROOT = Path(__file__).parents[1]
 SMALL = ROOT / "SDMatte" / "assets" / "small"

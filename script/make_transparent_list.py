@@ -22,9 +22,9 @@ from SDMatte.cli.common import run_command
 from SDMatte.data.settings import check_whole
 from SDMatte.data.transparency import THRESHOLD, transparent_shares
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.files import check_not_read, write_text
-from SDMatte.image_io import read_alpha, scan_folder, write_image
-from SDMatte.pictures import contact_sheet
+from SDMatte.images.io import read_alpha, scan_folder, write_image
+from SDMatte.images.sheets import contact_sheet
+from SDMatte.runtime.files import check_not_read, write_text
 
 logger = logging.getLogger("make_transparent_list")
 

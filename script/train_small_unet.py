@@ -25,15 +25,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import SDMatte
-from SDMatte.data.prompts import box_prompt, mask_prompt, point_prompt
-from SDMatte.data.synthetic import make_sample_set
-from SDMatte.data.transforms import make_trimap, to_gray, to_tensor
-from SDMatte.files import replace_file
-from SDMatte.image_io import read_alpha, read_image
+from SDMatte.data.transforms import make_trimap, to_gray
+from SDMatte.images.io import read_alpha, read_image
+from SDMatte.images.resize import to_tensor
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.losses import MattingCriterion
 from SDMatte.modeling.weights import load_checkpoint
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.prompts.maps import box_prompt, mask_prompt, point_prompt
+from SDMatte.prompts.types import PROMPT_TYPES
+from SDMatte.runtime.files import replace_file
+from SDMatte.samples import make_sample_set
 
 logger = logging.getLogger("train_small_unet")
 SMALL = Path(SDMatte.__file__).parent / "assets" / "small"

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from SDMatte.data.synthetic import make_sample_set
-from SDMatte.image_io import read_alpha, read_image
+from SDMatte.images.io import read_alpha, read_image
 from SDMatte.modeling.losses import laplacian_loss
+from SDMatte.samples import make_sample_set
 
 logger = logging.getLogger("train_small_vae")
 TRAIN = Path("Combined_Dataset/Training_set")

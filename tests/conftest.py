@@ -3,10 +3,17 @@
 import logging
 import os
 
+import cv2
+import hypothesis
+import numpy as np
 import pytest
 import torch
+from models import tiny_model
+from runs import finish, settings
 
-from SDMatte.data.synthetic import make_layouts, make_sample_set
+from SDMatte import MattePredictor
+from SDMatte.images.io import write_image
+from SDMatte.samples import make_layouts, make_sample_set
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
@@ -31,7 +38,7 @@ def layout_root(tmp_path_factory):
     return make_layouts(tmp_path_factory.mktemp("layouts") / "trees", num=2, size=80)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_data_root(monkeypatch):
     """Takes the user's own data root out of the environment."""
     monkeypatch.delenv("SDMATTE_DATA_ROOT", raising=False)
@@ -44,3 +51,68 @@ def fresh_loggers():
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+
+
+@pytest.fixture(scope="session")
+def stateful(sample_root):
+    """Gives a run's settings, with everything on that has a state."""
+
+    def make(output, *more):
+        return settings(
+            sample_root,
+            output,
+            "train.amp.enabled=True",
+            "train.ema.enabled=True",
+            "train.ema.decay=0.5",
+            "train.best_metric=AIM-500/box/SAD",
+            "dataloader.train.num_workers=1",
+            *more,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, stateful):
+    """Such a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(stateful(folder / "run"), folder / "log")
+    return folder / "run"
+
+
+@pytest.fixture
+def truths(tmp_path):
+    """Five soft discs of different sizes with trimaps and pictures, on disk."""
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        height, width = 40 + 3 * i, 60 - 2 * i
+        disc = np.zeros((height, width), np.uint8)
+        cv2.circle(disc, (width // 2, height // 2), 10 + i, 255, -1)
+        alpha = cv2.GaussianBlur(disc, (0, 0), 2)
+        trimap = np.select([alpha < 5, alpha > 250], [0, 255], 128).astype(np.uint8)
+        write_image(tmp_path / "truth" / f"t{i}.png", alpha)
+        write_image(tmp_path / "trimaps" / f"t{i}.png", trimap)
+        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        write_image(tmp_path / "images" / f"t{i}.jpg", picture)
+    return tmp_path
+
+
+# The same examples in every run, and no files left behind.
+hypothesis.settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return tiny_model(aux_input=None)
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny):
+    return MattePredictor(tiny, resolution=64)
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """uint8 [70, 90, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SDMatte.image_io import write_image
+from SDMatte.images.io import write_image
 
 
 def disc(height=40, width=60, radius=15, x=None, y=None):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from SDMatte.errors import DataError
-from SDMatte.evaluation import MatteEvaluator
-from SDMatte.evaluation.journal import Journal
-from SDMatte.evaluation.scoring import Target
-from SDMatte.image_io import read_alpha
+from SDMatte.evaluation.evaluator import MatteEvaluator
+from SDMatte.evaluation.progress_log import Journal
+from SDMatte.images.io import read_alpha
+from SDMatte.scoring.workers import Target
 
 
 def make_batches(folder, indices, size=32, trimaps=True):

@@ -10,7 +10,7 @@ import torch
 
 import SDMatte as package
 from SDMatte.modeling import SDMatte
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.prompts.types import PROMPT_TYPES
 
 # Of two ways to compute the same alpha, features or latents in float32: how the sums are ordered
 # differs between processors and numbers of threads, by up to 5e-6 where it was measured.

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from SDMatte.engine.distributed import launch
-from SDMatte.engine.signals import StopRequest, exit_status
 from SDMatte.errors import RunStopped
+from SDMatte.runtime.launch import launch
+from SDMatte.runtime.signals import StopRequest, exit_status
 
 
 def describe(folder: str) -> None:

@@ -20,7 +20,7 @@ TIMINGS = ("time", "data_time", "eta_seconds", "samples_per_second", "peak_memor
 # A server that has imported everything; each process is a fork of it, and starts at once.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["SDMatte.engine.train", "SDMatte.engine.distributed", "diffusers", "transformers"]
+    ["SDMatte.engine.train", "SDMatte.runtime.launch", "diffusers", "transformers"]
 )
 
 

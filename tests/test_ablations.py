@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from scripts import load_script
 
-from SDMatte.data.synthetic import make_sample_set
+from SDMatte.samples import make_sample_set
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from SDMatte.errors import DataError, OutputError
-from SDMatte.files import (
+from SDMatte.images.io import find_partner, names_by_stem, scan_folder
+from SDMatte.runtime.files import (
     NameLookup,
     check_not_read,
     clear_leftovers,
@@ -18,7 +19,6 @@ from SDMatte.files import (
     stem_key,
     write_text,
 )
-from SDMatte.image_io import find_partner, names_by_stem, scan_folder
 
 ROOT = Path(__file__).parents[1]
 NFC = unicodedata.normalize("NFC", "café")
@@ -154,7 +154,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
     code = """
 import os, signal, sys
-from SDMatte.files import replace_file
+from SDMatte.runtime.files import replace_file
 with replace_file(sys.argv[1]) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -208,7 +208,7 @@ def test_numba_compiles_where_no_cache_can_be_written(tmp_path):
     (tmp_path / "__pycache__").touch()
     code = """
 import importlib
-from SDMatte.numba_cache import load_compiled
+from SDMatte.runtime.numba_cache import load_compiled
 try:
     import compiled
 except RuntimeError as error:

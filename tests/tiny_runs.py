@@ -9,9 +9,9 @@ from models import make_batch, tiny_folder
 from omegaconf import DictConfig
 
 from SDMatte.engine.builders import build_trainer
-from SDMatte.engine.config import load_config
 from SDMatte.engine.lora import Adapters
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
+from SDMatte.runtime.config import load_config
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "SDMatte_small.py")
 

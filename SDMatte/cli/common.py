@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from SDMatte.errors import ConfigError, RunStopped, SDMatteError
-from SDMatte.files import clear_leftovers
-from SDMatte.paths import expand_path
+from SDMatte.runtime.files import clear_leftovers
+from SDMatte.runtime.paths import expand_path
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
 
@@ -112,7 +112,7 @@ def launch(
         SDMatteError: As raised by the function; or the config or the counts cannot be.
     """
     from SDMatte.engine import distributed
-    from SDMatte.engine.config import load_config
+    from SDMatte.runtime.config import load_config
 
     train = load_config(config_file, overrides).train
     distributed.launch(

@@ -144,8 +144,8 @@ def check_sets(args: argparse.Namespace) -> int:
     from SDMatte.data.dataset import MAX_BAD_SAMPLES
     from SDMatte.data.listing import files_of
     from SDMatte.data.sheets import source_sheet
-    from SDMatte.files import check_not_read
-    from SDMatte.image_io import write_image
+    from SDMatte.images.io import write_image
+    from SDMatte.runtime.files import check_not_read
 
     if args.num_workers is not None and args.num_workers < 0:
         raise ConfigError(f"--num-workers must be at least 0, not {args.num_workers}.")
@@ -187,9 +187,9 @@ def show_samples(args: argparse.Namespace) -> None:
 
     from SDMatte.data.listing import files_of
     from SDMatte.data.sheets import sample_sheet
-    from SDMatte.engine.config import build
-    from SDMatte.files import check_not_read, check_writable
-    from SDMatte.image_io import check_suffix, write_image
+    from SDMatte.images.io import check_suffix, write_image
+    from SDMatte.runtime.config import build
+    from SDMatte.runtime.files import check_not_read, check_writable
 
     if args.count < 1:
         raise ConfigError(f"--count must be at least 1, not {args.count}.")
@@ -216,7 +216,7 @@ def show_samples(args: argparse.Namespace) -> None:
 
 def make_samples(args: argparse.Namespace) -> None:
     """Draws the set, or says that it is there."""
-    from SDMatte.data.synthetic import make_sample_set
+    from SDMatte.samples import make_sample_set
 
     make_sample_set(
         args.folder, num_train=args.train, num_test=args.test, size=args.size, seed=args.seed
@@ -225,7 +225,7 @@ def make_samples(args: argparse.Namespace) -> None:
 
 def make_layouts(args: argparse.Namespace) -> None:
     """Writes the miniature trees."""
-    from SDMatte.data.synthetic import make_layouts as write_layouts
+    from SDMatte.samples import make_layouts as write_layouts
 
     folder = write_layouts(
         args.folder, names=args.names or None, num=args.num, size=args.size, seed=args.seed
@@ -248,8 +248,8 @@ def _chosen(args: argparse.Namespace) -> tuple[Any, list[tuple[Any, str]]]:
     Names stand in place of the config's sets. A name that is a training and a test set is both;
     a folder pair is a training set unless ``--part`` says otherwise.
     """
-    from SDMatte.engine.config import load_config
-    from SDMatte.engine.testing import choose_test_sets, dataset_names
+    from SDMatte.evaluation.run import choose_test_sets, dataset_names
+    from SDMatte.runtime.config import load_config
 
     settings = [word for word in args.words if is_setting(word)]
     others = [word for word in args.words if not is_setting(word)]
@@ -288,7 +288,7 @@ def _parse(word: str) -> Any:
     """Reads a word as the value of a setting, so that folder pairs look as in a config."""
     from hydra.errors import HydraException
 
-    from SDMatte.engine.config import parse_value
+    from SDMatte.runtime.config import parse_value
 
     if not word.startswith("{"):
         return word

@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace, settings, single: bool, report) -> list:
     """Turns the arguments into jobs."""
     from SDMatte.inference.jobs import plan_listed, plan_many, plan_single
-    from SDMatte.inference.prompt_lists import read_prompt_file
+    from SDMatte.prompts.requests import read_prompt_file
 
     if args.prompts is not None:
         if single or len(args.inputs) != 1:
@@ -212,7 +212,7 @@ def _plan(args: argparse.Namespace, settings, single: bool, report) -> list:
 
 
 def _prompts(args: argparse.Namespace) -> list:
-    from SDMatte.inference.prompt_lists import PromptRequest, as_pairs
+    from SDMatte.prompts.requests import PromptRequest, as_pairs
 
     if args.box is not None:
         return [PromptRequest("box", box, args.transparent) for box in args.box]

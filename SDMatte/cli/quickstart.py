@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
 def run(args: argparse.Namespace) -> int:
     """Runs it and prints the scores and what to do next."""
     from SDMatte.cli.common import DEFAULT_CONFIG, split_positionals
-    from SDMatte.engine.quickstart import NEXT_STEPS, quickstart
+    from SDMatte.cli.quickstart_run import NEXT_STEPS, quickstart
 
     _, overrides = split_positionals(args.words, most=0)
     result = quickstart(

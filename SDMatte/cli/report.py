@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from SDMatte.errors import ConfigError
-from SDMatte.evaluation.comparison import read_runs, write_comparison
-from SDMatte.paths import expand_path
+from SDMatte.runtime.paths import expand_path
+from SDMatte.scoring.comparison import read_runs, write_comparison
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:

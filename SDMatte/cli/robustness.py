@@ -5,7 +5,7 @@ from pathlib import Path
 
 from SDMatte.cli.common import add_process_arguments, launch, split_runs
 from SDMatte.cli.test import add_subject_arguments, find_tested
-from SDMatte.evaluation.metrics import METRICS
+from SDMatte.scoring.metrics import METRICS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Measures, draws and prints; called in every process."""
-    from SDMatte.engine.robustness import measure_robustness, plan_robustness, write_robustness
+    from SDMatte.evaluation.robustness import measure_robustness, plan_robustness, write_robustness
 
     subjects, folders = find_tested(args, "robustness")
     kinds = [kind for kind in args.kinds.split(",") if kind]

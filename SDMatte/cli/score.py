@@ -6,16 +6,16 @@ import argparse
 from pathlib import Path
 
 from SDMatte.errors import ConfigError
-from SDMatte.evaluation.folder import score_folder
-from SDMatte.evaluation.protocols import PROTOCOLS, get_protocol
-from SDMatte.evaluation.report import (
+from SDMatte.runtime.files import check_not_read, check_writable
+from SDMatte.scoring.folder import score_folder
+from SDMatte.scoring.protocols import PROTOCOLS, get_protocol
+from SDMatte.scoring.report import (
     contact_sheet,
     score_table,
     write_error_maps,
     write_report,
 )
-from SDMatte.evaluation.results import ERRORS, SCORES, SUMMARY
-from SDMatte.files import check_not_read, check_writable
+from SDMatte.scoring.results import ERRORS, SCORES, SUMMARY
 
 _SHEET = "worst_and_best.png"
 

@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> None:
 
 def test(args: argparse.Namespace) -> None:
     """Loads, tests and prints; called in every process."""
-    from SDMatte.engine.testing import plan_test, run_plan, save_prompts
     from SDMatte.errors import ConfigError
+    from SDMatte.evaluation.run import plan_test, run_plan, save_prompts
 
     subjects, folders = find_tested(args, "test")
     for config in {id(subject.config): subject.config for subject in subjects}.values():
@@ -127,10 +127,10 @@ def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
         Subjects and their folders.
 
     Raises:
-        SDMatteError: See `SDMatte.engine.subjects.find_subjects`.
+        SDMatteError: See `SDMatte.evaluation.methods.find_subjects`.
     """
-    from SDMatte.engine.subjects import find_subjects
-    from SDMatte.files import check_not_read
+    from SDMatte.evaluation.methods import find_subjects
+    from SDMatte.runtime.files import check_not_read
 
     runs, overrides = split_runs(args.words)
     if args.num_workers is not None:
@@ -152,8 +152,8 @@ def show(
 
     from detectron2.utils import comm
 
-    from SDMatte.evaluation.protocols import get_protocol
-    from SDMatte.evaluation.report import score_table
+    from SDMatte.scoring.protocols import get_protocol
+    from SDMatte.scoring.report import score_table
 
     if not comm.is_main_process():
         return

@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> None:
 
 def show_dry_run(args: argparse.Namespace, config_file: str, overrides: list[str]) -> None:
     """Prints what `run` would do; of several processes that were started, the first one does."""
-    from SDMatte.engine.distributed import place_of_slurm, place_of_torchrun
     from SDMatte.engine.dry_run import dry_run
+    from SDMatte.runtime.launch import place_of_slurm, place_of_torchrun
 
     place = place_of_torchrun(os.environ) or place_of_slurm(os.environ)
     others = args.num_machines if place is None else place.world_size

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from SDMatte.data.settings import DataSettings
-from SDMatte.data.transforms import Window
+from SDMatte.images.resize import Window
 
 _SMALLEST_CROP = 0.5
 

@@ -21,9 +21,10 @@ from SDMatte.data.listing import (
     samples_of_set,
 )
 from SDMatte.errors import DataError
-from SDMatte.files import name_key, stem_key
-from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem
-from SDMatte.paths import expand_path
+from SDMatte.images.io import IMAGE_EXTENSIONS, list_names, names_by_stem
+from SDMatte.runtime.files import name_key, stem_key
+from SDMatte.runtime.paths import expand_path
+from SDMatte.runtime.settings import PATH_KEYS
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +167,6 @@ TEST_SETS: dict[str, Entry] = {
 _ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100", "COCO_Matting": "COCO-Matting"}
 _SETTINGS = ("composites", "background", "is_trans", "count", "list_file", "remap")
 _PAIR_KEYS = ("image", "alpha", "trimap", "composites", "background", "is_trans", "holdout")
-PATH_KEYS = ("image", "alpha", "trimap", "background", "list_file")
 
 
 def list_samples(

@@ -22,7 +22,7 @@ from SDMatte.data.listing import BACKGROUNDS, Entry, Sample, list_backgrounds, s
 from SDMatte.data.mix import Mix, mix_of, without_weight
 from SDMatte.data.parallel import map_in_processes
 from SDMatte.errors import DataError
-from SDMatte.image_io import list_names, read_alpha, read_image, read_trimap
+from SDMatte.images.io import list_names, read_alpha, read_image, read_trimap
 
 KINDS = {
     "missing": "missing",

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 
 from SDMatte.data.augment import crop_window
-from SDMatte.data.prompts import extent
 from SDMatte.data.settings import DataSettings
-from SDMatte.data.transforms import BilinearGrid, Window, pick, unit
 from SDMatte.errors import DataError
 from SDMatte.images.decode import max_pixels
+from SDMatte.images.resize import BilinearGrid, Window, pick, unit
+from SDMatte.prompts.maps import extent
 
 
 def composite(

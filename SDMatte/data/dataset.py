@@ -15,8 +15,22 @@ from SDMatte.data.catalog import data_root, list_samples
 from SDMatte.data.compositing import composite
 from SDMatte.data.listing import Sample
 from SDMatte.data.mix import Mix, list_mix
-from SDMatte.data.prompt_files import PromptFile, sample_key
-from SDMatte.data.prompts import (
+from SDMatte.data.settings import DataSettings, check_whole
+from SDMatte.data.sources import Source, SourceReader
+from SDMatte.data.transforms import make_trimap, to_gray
+from SDMatte.data.transparency import SIDE, is_transparent_alpha
+from SDMatte.errors import ConfigError, DataError
+from SDMatte.images.resize import (
+    BilinearGrid,
+    Window,
+    aspect_shape,
+    pick,
+    resize_trimap,
+    to_tensor,
+    unit,
+)
+from SDMatte.prompts.frozen import PromptFile, sample_key
+from SDMatte.prompts.maps import (
     Prompt,
     auto_prompt,
     box_prompt,
@@ -25,23 +39,8 @@ from SDMatte.data.prompts import (
     point_prompt,
     whole_picture,
 )
-from SDMatte.data.settings import DataSettings, check_whole
-from SDMatte.data.sources import Source, SourceReader
-from SDMatte.data.transforms import (
-    BilinearGrid,
-    Window,
-    aspect_shape,
-    make_trimap,
-    pick,
-    resize_trimap,
-    to_gray,
-    to_tensor,
-    unit,
-)
-from SDMatte.data.transparency import SIDE, is_transparent_alpha
-from SDMatte.data.worsen import WorsePrompts
-from SDMatte.errors import ConfigError, DataError
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.prompts.perturb import WorsePrompts
+from SDMatte.prompts.types import PROMPT_TYPES
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ class MattingDataset(Dataset):
             limit: Takes only the first so many samples.
             max_bad_samples: In training, so many different samples may be unreadable.
             prompts_from: In test, a file of boxes, points and masks to use in place of drawn ones,
-                see `SDMatte.data.prompt_files`.
+                see `SDMatte.prompts.frozen`.
             worsen: In test, how prompts are made worse, or a mapping of some of that.
 
         Raises:

@@ -18,8 +18,8 @@ import numpy as np
 
 from SDMatte.data.transparency import read_transparent_list
 from SDMatte.errors import DataError, MissingFileError
-from SDMatte.files import NameLookup, name_key, stem_key
-from SDMatte.image_io import IMAGE_EXTENSIONS, list_names, names_by_stem, scan_folder
+from SDMatte.images.io import IMAGE_EXTENSIONS, list_names, names_by_stem, scan_folder
+from SDMatte.runtime.files import NameLookup, name_key, stem_key
 
 logger = logging.getLogger(__name__)
 

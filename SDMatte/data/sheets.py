@@ -10,8 +10,8 @@ import numpy as np
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.listing import Sample
 from SDMatte.errors import DataError
-from SDMatte.image_io import read_alpha, read_image
-from SDMatte.pictures import contact_sheet
+from SDMatte.images.io import read_alpha, read_image
+from SDMatte.images.sheets import contact_sheet
 
 _DIM = 0.35
 _YELLOW = (255, 210, 0)

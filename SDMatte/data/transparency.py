@@ -9,8 +9,8 @@ import numpy as np
 
 from SDMatte.data.parallel import map_in_processes
 from SDMatte.errors import DataError
-from SDMatte.files import stem_key
-from SDMatte.image_io import read_alpha
+from SDMatte.images.io import read_alpha
+from SDMatte.runtime.files import stem_key
 
 REPOSITORY_LISTS = Path(__file__).resolve().parents[2] / "data" / "txt"
 """Where lists may lie beside the data root, whose own win; the repository comes without any."""
@@ -33,8 +33,8 @@ def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
         root: The data root; ``data/txt`` of the repository is the second place.
 
     Returns:
-        The stems of the transparent samples (`SDMatte.files.stem_key`), or None if there is no
-        list.
+        The stems of the transparent samples (`SDMatte.runtime.files.stem_key`), or None if there
+        is no list.
 
     Raises:
         DataError: There is a list, but it cannot be read.

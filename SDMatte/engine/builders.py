@@ -9,13 +9,13 @@ from detectron2.engine.defaults import create_ddp_model
 from omegaconf import DictConfig, ListConfig
 from torch.utils.data import DataLoader
 
-from SDMatte.engine.config import build
 from SDMatte.engine.lora import Adapters
 from SDMatte.engine.options import compile_model
-from SDMatte.engine.settings import number
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.errors import ConfigError
 from SDMatte.modeling import SDMatte, hub, weights
+from SDMatte.runtime.config import build
+from SDMatte.runtime.settings import number
 
 
 def build_trainer(

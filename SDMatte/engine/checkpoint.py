@@ -20,8 +20,8 @@ from torch import nn
 
 from SDMatte.engine.output import LAST
 from SDMatte.errors import CheckpointError, OutputError
-from SDMatte.files import check_not_read, replace_file
 from SDMatte.modeling import hub, weights
+from SDMatte.runtime.files import check_not_read, replace_file
 
 logger = logging.getLogger(__name__)
 

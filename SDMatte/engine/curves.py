@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from SDMatte.files import replace_file
+from SDMatte.runtime.files import replace_file
 
 
 def draw_curves(metrics_file: str | Path, picture: str | Path) -> None:

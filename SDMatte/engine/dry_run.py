@@ -17,14 +17,14 @@ from torch import nn
 
 from SDMatte.data import MattingDataset
 from SDMatte.engine.builders import build_trainer
-from SDMatte.engine.config import build, load_config, resolve_device
 from SDMatte.engine.hooks import WeightAverage
 from SDMatte.engine.lora import Adapters
 from SDMatte.engine.plan import RunPlan, make_plan, prepare_evaluations
 from SDMatte.engine.progress import peak_memory
-from SDMatte.engine.testing import test_loaders
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
+from SDMatte.evaluation.run import test_loaders
 from SDMatte.modeling import hub, weights
+from SDMatte.runtime.config import build, load_config, resolve_device
 
 INDENT = 14
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from SDMatte.evaluation.results import versions
-from SDMatte.files import write_text
+from SDMatte.runtime.files import write_text
+from SDMatte.scoring.results import versions
 
 PACKAGES = ("torchvision", "diffusers", "transformers", "accelerate", "detectron2", "peft")
 

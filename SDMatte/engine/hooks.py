@@ -22,11 +22,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from SDMatte.engine.checkpoint import MatteCheckpointer
 from SDMatte.engine.output import RECORDS
 from SDMatte.engine.progress import ProgressLine
-from SDMatte.engine.signals import exit_status
 from SDMatte.errors import RunStopped
-from SDMatte.files import write_text
 from SDMatte.modeling.sdmatte import SDMatte
-from SDMatte.prompts import get_prompt_type
+from SDMatte.prompts.types import get_prompt_type
+from SDMatte.runtime.files import write_text
+from SDMatte.runtime.signals import exit_status
 
 logger = logging.getLogger(__name__)
 

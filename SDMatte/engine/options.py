@@ -7,9 +7,9 @@ import SDMatte.compat  # noqa: F401
 
 import torch
 
-from SDMatte.engine.settings import DECAYS, SWITCH, number
 from SDMatte.errors import ConfigError, DependencyError
 from SDMatte.modeling.sdmatte import SDMatte
+from SDMatte.runtime.settings import DECAYS, SWITCH, number
 
 logger = logging.getLogger(__name__)
 

@@ -20,14 +20,13 @@ from omegaconf import DictConfig
 
 from SDMatte.engine.environment import write_environment
 from SDMatte.errors import ConfigError, OutputError
-from SDMatte.files import check_not_read
+from SDMatte.runtime.files import check_not_read
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 LAST = "last_checkpoint"
 RECORDS = "metrics.json"
-FINAL = "model_final.pth"
 _KEPT = re.compile(
     r"optimizer\.(?!lr$|weight_decay$|params\.)|train\.init_checkpoint$|model\.load_weight\b"
 )

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from SDMatte.engine.config import derive_max_iter
 from SDMatte.engine.schedule import limit_warmup
-from SDMatte.engine.testing import (
+from SDMatte.errors import ConfigError
+from SDMatte.evaluation.run import (
     HOW_TO_NAME_A_SET,
     choose_test_sets,
     dataset_names,
     plan_test,
 )
-from SDMatte.errors import ConfigError
-from SDMatte.evaluation.metrics import METRICS
+from SDMatte.runtime.config import derive_max_iter
+from SDMatte.scoring.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def prepare_evaluations(config: DictConfig) -> None:
     Where there is no set but optional ones that are not there, there are no evaluations.
 
     Args:
-        config: The whole config; see `SDMatte.engine.testing.choose_test_sets`.
+        config: The whole config; see `SDMatte.evaluation.run.choose_test_sets`.
 
     Raises:
         ConfigError: There is no set, prompt or protocol to evaluate with, or the metrics will not

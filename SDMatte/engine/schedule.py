@@ -5,7 +5,7 @@ import SDMatte.compat  # noqa: F401
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import ExponentialParamScheduler, ParamScheduler
 
-from SDMatte.engine.settings import number, whole
+from SDMatte.runtime.settings import number, whole
 
 
 def exponential_schedule(

@@ -15,13 +15,11 @@ from omegaconf import DictConfig
 
 from SDMatte.engine.builders import build_trainer
 from SDMatte.engine.checkpoint import LAST, MatteCheckpointer
-from SDMatte.engine.config import build, load_config, resolve_device
 from SDMatte.engine.curves import draw_curves
 from SDMatte.engine.hooks import BestWeights, Checkpoints, PictureStrips, Records, WeightAverage
 from SDMatte.engine.lora import Adapters
 from SDMatte.engine.output import (
     CONFIG,
-    FINAL,
     RECORDS,
     check_outputs,
     check_unused,
@@ -31,10 +29,11 @@ from SDMatte.engine.output import (
 )
 from SDMatte.engine.plan import RunPlan, make_plan, prepare_evaluations
 from SDMatte.engine.progress import Meter
-from SDMatte.engine.testing import run_test, test_loaders
 from SDMatte.engine.trainer import MatteTrainer
-from SDMatte.files import check_not_read
+from SDMatte.evaluation.run import run_test, test_loaders
 from SDMatte.modeling import SDMatte, hub, weights
+from SDMatte.runtime.config import build, load_config, resolve_device
+from SDMatte.runtime.files import check_not_read
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         logger.info("%d samples an epoch, %d steps in all.", plan.num_samples, max_iter)
         task, trainer, adapters = build_trainer(config, loader, device)
         checkpointer = add_hooks(trainer, task.model, adapters, config, plan)
-        final = output_dir / FINAL
+        final = output_dir / hub.FINAL_CHECKPOINT
 
         start = 0
         resumed = resume and checkpointer.resume()

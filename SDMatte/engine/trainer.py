@@ -18,14 +18,14 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from SDMatte.engine.distributed import has_lost_others
 from SDMatte.engine.hooks import Checkpoints, WeightAverage
 from SDMatte.engine.options import match_layouts
-from SDMatte.engine.signals import StopRequest, time_limit
 from SDMatte.errors import DataError, RunStopped, SDMatteError
 from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
 from SDMatte.modeling.sdmatte import SDMatte, as_dtype
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.prompts.types import PROMPT_TYPES
+from SDMatte.runtime.launch import has_lost_others
+from SDMatte.runtime.signals import StopRequest, time_limit
 
 logger = logging.getLogger(__name__)
 

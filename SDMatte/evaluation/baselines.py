@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from SDMatte.errors import ConfigError, DependencyError, PromptError
-from SDMatte.numba_cache import load_compiled
-from SDMatte.prompts import PROMPT_TYPES, get_prompt_type
+from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
+from SDMatte.runtime.numba_cache import load_compiled
 
 
 class PromptAsAlpha:

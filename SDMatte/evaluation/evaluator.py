@@ -16,11 +16,11 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from SDMatte.errors import DataError
-from SDMatte.evaluation.journal import Journal
-from SDMatte.evaluation.protocols import Protocol, get_protocol
-from SDMatte.evaluation.report import contact_sheet, score_table, write_error_maps, write_report
-from SDMatte.evaluation.results import EvaluationResult, PictureScore
-from SDMatte.evaluation.scoring import Scorer, Target, Workers
+from SDMatte.evaluation.progress_log import Journal
+from SDMatte.scoring.protocols import Protocol, get_protocol
+from SDMatte.scoring.report import contact_sheet, score_table, write_error_maps, write_report
+from SDMatte.scoring.results import EvaluationResult, PictureScore
+from SDMatte.scoring.workers import Scorer, Target, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class MatteEvaluator(DatasetEvaluator):
             num_pictures: How many pictures the set has; `evaluate` then refuses to average
                 over another number.
             num_workers: Who computes the metrics beside the model, see
-                `SDMatte.evaluation.scoring.Workers`.
+                `SDMatte.scoring.workers.Workers`.
             sheet_rows: How many worst, and how many best, the contact sheet shows; 0 for none.
             save_mattes: Whether the mattes are written; without them there is no contact sheet.
             error_maps: Whether ``errors/`` gets a map of the errors of each matte.

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from SDMatte.errors import SDMatteError
-from SDMatte.image_io import write_image
 from SDMatte.images.decode import read_metadata
+from SDMatte.images.io import write_image
 from SDMatte.inference.jobs import BatchReport, Job, OutputSettings, note_failure
 from SDMatte.inference.predictor import EncodedImage, MattePredictor
 

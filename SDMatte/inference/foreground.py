@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from SDMatte.errors import DependencyError
-from SDMatte.numba_cache import load_compiled
+from SDMatte.runtime.numba_cache import load_compiled
 
 _MARGIN = 8
 _OPAQUE = 1 - 0.5 / 255

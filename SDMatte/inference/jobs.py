@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SDMatte.errors import ConfigError, DataError, SDMatteError
-from SDMatte.files import NameLookup, check_not_read, find_obstacle, name_key
-from SDMatte.image_io import IMAGE_EXTENSIONS, scan_folder, shorten
+from SDMatte.images.arrays import read_background
 from SDMatte.images.formats import WRITERS
-from SDMatte.inference.images import read_background
-from SDMatte.inference.prompt_lists import MAPS, PromptRequest
+from SDMatte.images.io import IMAGE_EXTENSIONS, scan_folder, shorten
+from SDMatte.prompts.requests import MAPS, PromptRequest
+from SDMatte.runtime.files import NameLookup, check_not_read, find_obstacle, name_key
 
 if TYPE_CHECKING:
     from SDMatte.inference.result import MatteResult

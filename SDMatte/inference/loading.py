@@ -12,15 +12,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from SDMatte.devices import choose_dtype
 from SDMatte.errors import CheckpointError, ConfigError, MissingCheckpointError
 from SDMatte.modeling import LiteSDMatte, SDMatte, hub, weights
 from SDMatte.modeling.saving import read_model_card
+from SDMatte.runtime.devices import choose_dtype
 
 logger = logging.getLogger(__name__)
 
 RUN_CONFIG = "config.yaml"
-RUN_CHECKPOINT = "model_final.pth"
 BOXES_ONLY_STEM = "SDMatte_plus"
 """How the published file of SDMatte*, which was trained with boxes alone, and its copies begin."""
 
@@ -179,7 +178,7 @@ def _find_in_run(folder: Path, checkpoint) -> ModelSource:
     except (OSError, YAMLError, OmegaConfBaseException, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path} is not the config of a training run: {e!r}.") from e
     model.pop("load_weight", None)
-    file = folder / RUN_CHECKPOINT if checkpoint is None else Path(checkpoint)
+    file = folder / hub.FINAL_CHECKPOINT if checkpoint is None else Path(checkpoint)
     if not file.is_file():
         file = folder / file
     if not file.is_file():

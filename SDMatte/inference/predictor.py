@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from SDMatte.data.prompts import extent
-from SDMatte.data.transforms import aspect_shape, resize_bilinear, to_tensor
-from SDMatte.devices import choose_device, give_back_memory
 from SDMatte.errors import ConfigError, DataError, PromptError
-from SDMatte.evaluation.protocols import finish_alpha
-from SDMatte.inference.images import flatten, read_pixels
+from SDMatte.images.arrays import flatten, read_pixels
+from SDMatte.images.resize import aspect_shape, resize_alpha, resize_bilinear, to_tensor
 from SDMatte.inference.loading import InferenceDefaults, find_model, offload_model
-from SDMatte.inference.prompts import PixelPrompt, read_prompts
 from SDMatte.inference.result import MatteResult
 from SDMatte.inference.tiles import refine_with_tiles
 from SDMatte.modeling import SDMatte
-from SDMatte.prompts import PROMPT_TYPES, get_prompt_type
+from SDMatte.prompts.maps import extent
+from SDMatte.prompts.pixels import PixelPrompt, read_prompts
+from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
+from SDMatte.runtime.devices import choose_device, give_back_memory
 
 _LONGEST = 16
 # From so many pixels of a batch on, freed memory is given back before the decoder needs its own;
@@ -136,8 +135,8 @@ class MattePredictor:
                 ``save_pretrained`` writes), the folder of a training run, or the checkpoint file
                 in one of these.
             checkpoint: Which of the folder's checkpoints, ``SDMatte_plus.pth`` for SDMatte*.
-            device: ``"auto"``, or a device's name; see `SDMatte.devices.choose_device`.
-            dtype: ``"auto"``, or a type; see `SDMatte.devices.choose_dtype`.
+            device: ``"auto"``, or a device's name; see `SDMatte.runtime.devices.choose_device`.
+            dtype: ``"auto"``, or a type; see `SDMatte.runtime.devices.choose_dtype`.
             resolution: See `MattePredictor`.
             keep_aspect: See `MattePredictor`.
             prompts: See `MattePredictor`.
@@ -178,7 +177,7 @@ class MattePredictor:
 
         Args:
             image: A path, a Pillow image, an array or a tensor; see
-                `SDMatte.inference.images.read_pixels`.
+                `SDMatte.images.arrays.read_pixels`.
             ignore_alpha: Take the colors as they are stored, and the image as opaque.
 
         Returns:
@@ -217,7 +216,7 @@ class MattePredictor:
                 boxes. Fractions of the size are refused.
             points: One to ten (x, y) on the object.
             mask: ``[H, W]``, roughly the object: bool, 0 and 1, 0 to 255, or floating point in
-                [0, 1]; or a list of masks. See `SDMatte.inference.prompts.read_prompts`.
+                [0, 1]; or a list of masks. See `SDMatte.prompts.pixels.read_prompts`.
             trimap: ``[H, W]``: 0 background, 128 unknown, 255 foreground, or 0, 1, 2; or a list of
                 trimaps.
             transparent: Whether the object is transparent (glass, smoke); None: it is not.
@@ -328,7 +327,7 @@ class MattePredictor:
                         self.batch_size,
                     )
             else:
-                alpha = finish_alpha(small, image.shape[:2], "corrected")
+                alpha = resize_alpha(small, image.shape[:2])
             if opacity is not None:
                 alpha = np.minimum(alpha, opacity)
             results.append(MatteResult(image, alpha, task.prompt.kind.alias, opacity))
@@ -384,7 +383,7 @@ class MattePredictor:
             tasks.append(_Task(encoded, self._prompt_of_matte(matte), transparent))
         pairs = zip(self._infer(tasks), crops, strict=True)
         bar.update(len(crops))
-        return [finish_alpha(small, crop.shape[:2], "corrected") for small, crop in pairs]
+        return [resize_alpha(small, crop.shape[:2]) for small, crop in pairs]
 
     def _prompt_of_matte(self, matte: np.ndarray) -> PixelPrompt:
         """Asks for what a matte shows: with a mask, or a box if the model knows no masks."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from SDMatte.errors import ConfigError
+from SDMatte.images.arrays import as_background
 from SDMatte.inference.foreground import estimate_foreground
-from SDMatte.inference.images import as_background
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class MatteResult:
         """Puts the object on another background.
 
         Args:
-            background: A colour or a picture; see `SDMatte.inference.images.as_background`.
+            background: A colour or a picture; see `SDMatte.images.arrays.as_background`.
 
         Returns:
             uint8 ``[H, W, 3]``.

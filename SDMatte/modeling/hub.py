@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 COMPONENTS = ("unet", "vae", "text_encoder")
 MODEL_CARD = "sdmatte.json"
-CHECKPOINTS = ("model.safetensors", "SDMatte.pth", "LiteSDMatte.pth", "model_final.pth")
+FINAL_CHECKPOINT = "model_final.pth"
+"""The weights alone that a training run leaves in its output folder."""
+
+CHECKPOINTS = ("model.safetensors", "SDMatte.pth", "LiteSDMatte.pth", FINAL_CHECKPOINT)
 """Names of a model's checkpoint, preferred in this order where there are several files."""
 
 SECONDS = 4.0

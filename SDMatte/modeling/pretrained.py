@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from SDMatte.errors import CheckpointError, ConfigError, OutputError
-from SDMatte.files import check_not_read
 from SDMatte.modeling import hub, single_file, weights
 from SDMatte.modeling.surgery import COORDINATE_LAYERS, coordinate_weights
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
+from SDMatte.runtime.files import check_not_read
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.errors import CheckpointError, ConfigError
-from SDMatte.files import replace_file, write_text
 from SDMatte.modeling import hub, weights
+from SDMatte.runtime.files import replace_file, write_text
 
 if TYPE_CHECKING:
     from SDMatte.modeling.sdmatte import SDMatte

@@ -14,12 +14,13 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
-from SDMatte.modeling import autoencoder, bands, hub, saving, surgery, weights
+from SDMatte.modeling import hub, saving, surgery, weights
 from SDMatte.modeling.attention import AttentionContext, build_key_selections
+from SDMatte.modeling.cpu import autoencoder, bands
 from SDMatte.modeling.hub import COMPONENTS
 from SDMatte.modeling.settings import IDLE_SETTINGS, check_settings
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
-from SDMatte.prompts import PROMPT_TYPES, PromptType
+from SDMatte.prompts.types import PROMPT_TYPES, PromptType
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ class SDMatte(nn.Module):
             ``process_weight.py``, or a hub id; see `SDMatte.modeling.hub`.
         conv_scale: 3, for image, prompt and an unused noise channel; ``conv_in`` is widened by
             ``conv_scale - 1``.
-        aux_input: The prompt in use, a name of `SDMatte.prompts.PROMPT_TYPES`. None: in training
-            one of ``aux_input_list`` is drawn a step, in evaluation points.
+        aux_input: The prompt in use, a name of `SDMatte.prompts.types.PROMPT_TYPES`. None: one of
+            ``aux_input_list`` drawn per training step; points in evaluation.
         use_aux_input: Must be True; the network has no meaning without a prompt.
         use_coor_input: False: boxes are embedded as 0, 0, 1, 1 and points as zeros.
         use_attention_mask: False: self-attention is never masked.
@@ -172,6 +173,12 @@ class SDMatte(nn.Module):
             self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder / 'tokenizer'} holds no CLIP tokenizer.") from error
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """List the settings that the constructor takes."""
+        names = inspect.signature(cls.__init__).parameters
+        return [*(n for n in names if n not in ("self", "idle")), *IDLE_SETTINGS]
 
     @property
     def size_divisor(self) -> int:
@@ -496,12 +503,6 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
         raise ConfigError(f"dtype is float32, bfloat16 or float16; got {dtype!r}.")
     return value
-
-
-def constructor_arguments(cls: type[SDMatte]) -> list[str]:
-    """Lists the settings that a model's constructor takes."""
-    names = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "idle")]
-    return [*names, *IDLE_SETTINGS]
 
 
 def _publish_names(module: SDMatte, state_dict: dict, prefix: str, local_metadata) -> None:

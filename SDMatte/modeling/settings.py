@@ -7,7 +7,7 @@ from typing import Any
 from SDMatte.errors import ConfigError
 from SDMatte.modeling.attention import MASK_MODES
 from SDMatte.modeling.unet import SECTIONS
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.prompts.types import PROMPT_TYPES
 
 logger = logging.getLogger(__name__)
 

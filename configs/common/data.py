@@ -22,7 +22,7 @@ from dataclasses import asdict
 from detectron2.config import LazyCall as L
 
 from SDMatte.data import DataSettings, MattingDataset, build_test_loader, build_train_loader
-from SDMatte.data.worsen import WorsePrompts
+from SDMatte.prompts.perturb import WorsePrompts
 
 dataloader = dict(
     train=L(build_train_loader)(

@@ -10,7 +10,7 @@ from models import tiny_folder, tiny_model
 
 from SDMatte.cli.main import main
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS
-from SDMatte.image_io import read_image
+from SDMatte.images.io import read_image
 
 SMALL = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
 KNOBS = ["dataloader.train.dataset.size=64", "dataloader.test.dataset.size=64"]

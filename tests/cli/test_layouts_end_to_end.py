@@ -11,7 +11,7 @@ from models import tiny_folder
 
 from SDMatte.cli.main import main
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, list_samples
-from SDMatte.image_io import read_alpha
+from SDMatte.images.io import read_alpha
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = str(CONFIGS / "SDMatte_small.py")

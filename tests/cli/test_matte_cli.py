@@ -14,7 +14,7 @@ from models import tiny_model
 from PIL import Image
 
 from SDMatte.cli.main import main
-from SDMatte.image_io import read_alpha, write_image
+from SDMatte.images.io import read_alpha, write_image
 
 
 @pytest.fixture(scope="module")

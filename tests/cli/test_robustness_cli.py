@@ -8,9 +8,9 @@ import torch
 from models import tiny_folder, tiny_model
 
 from SDMatte.cli.main import main
-from SDMatte.engine.robustness import KINDS
-from SDMatte.evaluation.metrics import METRICS
-from SDMatte.image_io import read_image
+from SDMatte.evaluation.robustness import KINDS
+from SDMatte.images.io import read_image
+from SDMatte.scoring.metrics import METRICS
 
 
 @pytest.fixture(autouse=True)

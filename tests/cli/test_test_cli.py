@@ -13,7 +13,7 @@ from models import tiny_folder, tiny_model
 
 from SDMatte.cli.common import DEFAULT_CONFIG, split_runs
 from SDMatte.cli.main import main
-from SDMatte.image_io import read_image
+from SDMatte.images.io import read_image
 
 ROOT = Path(__file__).parents[2]
 SMALL = str(ROOT / "configs" / "SDMatte_small.py")
@@ -220,7 +220,7 @@ def test_changed_files_and_other_code_are_noticed(tmp_path, sample_root, monkeyp
         assert_refused(f"{role} files ")
         path.write_bytes(content)
         run(*words)  # a copy, or the same once more, is the same
-    monkeypatch.setattr("SDMatte.engine.testing.code_hash", lambda: "abc")
+    monkeypatch.setattr("SDMatte.evaluation.run.code_hash", lambda: "abc")
     assert_refused("code ")
 
 

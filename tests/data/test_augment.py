@@ -9,11 +9,11 @@ from data_trees import disc, picture, write_aim, write_composition, write_pairs
 
 from SDMatte.data import DataSettings, MattingDataset
 from SDMatte.data.augment import change_look, crop_window
-from SDMatte.data.prompt_files import PromptFile, freeze
-from SDMatte.data.prompts import box_prompt, loosen_box
-from SDMatte.data.transforms import Window, resize_bilinear
-from SDMatte.image_io import read_alpha, read_image, write_image
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.images.io import read_alpha, read_image, write_image
+from SDMatte.images.resize import Window, resize_bilinear
+from SDMatte.prompts.frozen import PromptFile, freeze
+from SDMatte.prompts.maps import box_prompt, loosen_box
+from SDMatte.prompts.types import PROMPT_TYPES
 
 SETTINGS = {"kernel_sizes": [3, 5], "point_radius": 3}
 PAIR = {"image": "image", "alpha": "alpha"}

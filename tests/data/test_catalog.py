@@ -15,9 +15,9 @@ from SDMatte.data import MattingDataset
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, list_samples
 from SDMatte.data.check import check_set, list_set
 from SDMatte.data.listing import Sample
-from SDMatte.engine.config import build, derive_max_iter, load_config
 from SDMatte.errors import DataError, MissingFileError
-from SDMatte.image_io import IMAGE_EXTENSIONS, write_image
+from SDMatte.images.io import IMAGE_EXTENSIONS, write_image
+from SDMatte.runtime.config import build, derive_max_iter, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -19,7 +19,7 @@ from SDMatte.data.check import (
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.sheets import sample_sheet, source_sheet
 from SDMatte.errors import DataError
-from SDMatte.image_io import read_image, write_image
+from SDMatte.images.io import read_image, write_image
 
 PAIR = {"image": "image", "alpha": "alpha"}
 

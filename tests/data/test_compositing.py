@@ -9,9 +9,9 @@ from SDMatte.data.augment import crop_window
 from SDMatte.data.compositing import composite
 from SDMatte.data.listing import Sample
 from SDMatte.data.settings import DataSettings
-from SDMatte.data.transforms import resize_bilinear
 from SDMatte.errors import DataError
-from SDMatte.image_io import write_image
+from SDMatte.images.io import write_image
+from SDMatte.images.resize import resize_bilinear
 
 SETTINGS = DataSettings()
 

@@ -8,10 +8,10 @@ import torch
 from data_trees import disc, picture, write_aim, write_backgrounds, write_composition, write_pairs
 
 from SDMatte.data import MattingDataset, Sample
-from SDMatte.data.transforms import resize_bilinear
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.image_io import read_alpha, read_image, write_image
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.images.io import read_alpha, read_image, write_image
+from SDMatte.images.resize import resize_bilinear
+from SDMatte.prompts.types import PROMPT_TYPES
 
 SETTINGS = {"kernel_sizes": [3, 5], "point_radius": 3}
 

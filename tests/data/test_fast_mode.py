@@ -10,7 +10,7 @@ from data_trees import disc, picture, write_aim, write_backgrounds, write_compos
 from SDMatte.data import MattingDataset, Sample
 from SDMatte.data.sources import SourceReader
 from SDMatte.errors import DataError
-from SDMatte.image_io import write_image
+from SDMatte.images.io import write_image
 
 SETTINGS = {"kernel_sizes": [3, 5], "point_radius": 3}
 MAPS = ("alpha", "trimap", "mask", "bbox_mask")

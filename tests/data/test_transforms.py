@@ -5,20 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from SDMatte.data.transforms import (
+from SDMatte.data.transforms import make_trimap, to_gray
+from SDMatte.images.resize import (
     BilinearGrid,
     Window,
     aspect_shape,
-    draw_size,
-    ellipse,
-    make_trimap,
     pick,
     resize_bilinear,
     resize_trimap,
-    to_gray,
     to_tensor,
     unit,
 )
+from SDMatte.prompts.maps import draw_size, ellipse
 
 
 class FixedSizes:

@@ -16,7 +16,7 @@ from SDMatte.data.transparency import (
     transparent_shares,
 )
 from SDMatte.errors import DataError
-from SDMatte.image_io import read_image, write_image
+from SDMatte.images.io import read_image, write_image
 
 NAME = "Composition-1K_transparent_samples.txt"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from SDMatte.engine.config import build, load_config
 from SDMatte.engine.plan import make_plan
 from SDMatte.errors import ConfigError
+from SDMatte.runtime.config import build, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -9,9 +9,9 @@ from golden_cases import GOLDEN, filled_state_dict
 from models import make_batch
 
 from SDMatte.engine.builders import build_trainer
-from SDMatte.engine.config import build, load_config
 from SDMatte.errors import CheckpointError
 from SDMatte.modeling import LiteSDMatte, SDMatte
+from SDMatte.runtime.config import build, load_config
 
 CONFIG = Path(__file__).parents[2] / "configs" / "LiteSDMatte.py"
 

@@ -12,12 +12,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import CONFIG, tiny_settings
 
-from SDMatte.engine.config import load_config
 from SDMatte.engine.output import open_output, record_start
 from SDMatte.engine.progress import ProgressLine, peak_memory
-from SDMatte.engine.testing import load_trained, run_test
 from SDMatte.engine.train import train
-from SDMatte.image_io import read_alpha
+from SDMatte.evaluation.run import load_trained, run_test
+from SDMatte.images.io import read_alpha
+from SDMatte.runtime.config import load_config
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from models import make_batch
 from runs import Run, assert_equal, assert_same_run, checkpoints, finish, records
 from tiny_runs import TinyRun
 
-from SDMatte.engine.config import build
 from SDMatte.engine.hooks import trim_records
+from SDMatte.runtime.config import build
 
 KILL = -signal.SIGKILL
 

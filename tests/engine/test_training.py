@@ -13,7 +13,7 @@ from runs import finish
 
 from SDMatte.cli.main import main
 from SDMatte.engine.train import train
-from SDMatte.image_io import read_alpha
+from SDMatte.images.io import read_alpha
 from SDMatte.modeling.weights import read_tensors
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 import torch
 
-from SDMatte.data.prompts import prompt_of_points
 from SDMatte.errors import ConfigError, PromptError
 from SDMatte.evaluation.baselines import (
     ClosedForm,
@@ -13,6 +12,7 @@ from SDMatte.evaluation.baselines import (
     get_baseline,
     guided_filter,
 )
+from SDMatte.prompts.maps import prompt_of_points
 
 SIZE = 64
 

@@ -8,11 +8,12 @@ import torch
 from evaluated_discs import evaluate, make_batches, run_rank, run_second_rank
 
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.evaluation import MatteEvaluator, score_folder
-from SDMatte.evaluation.journal import Journal
-from SDMatte.evaluation.metrics import METRICS
-from SDMatte.evaluation.scoring import Target
-from SDMatte.image_io import read_alpha, write_image
+from SDMatte.evaluation.evaluator import MatteEvaluator
+from SDMatte.evaluation.progress_log import Journal
+from SDMatte.images.io import read_alpha, write_image
+from SDMatte.scoring import score_folder
+from SDMatte.scoring.metrics import METRICS
+from SDMatte.scoring.workers import Target
 
 
 @pytest.mark.parametrize("use_trimap", [False, True])

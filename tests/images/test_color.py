@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from SDMatte.image_io import (
+from SDMatte.images.decode import read_metadata
+from SDMatte.images.io import (
     pillow_to_rgb,
     read_alpha,
     read_image,
@@ -16,7 +17,6 @@ from SDMatte.image_io import (
     read_reduced,
     read_trimap,
 )
-from SDMatte.images.decode import read_metadata
 
 COLORS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 

@@ -12,8 +12,8 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.image_io import read_image, read_matte, read_reduced, write_image
 from SDMatte.images.decode import max_pixels, read_metadata
+from SDMatte.images.io import read_image, read_matte, read_reduced, write_image
 
 COLORS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 IMAGE = Image.fromarray(COLORS)

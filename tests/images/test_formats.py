@@ -10,7 +10,7 @@ import tifffile  # comes with scikit-image
 from PIL import Image, features
 
 from SDMatte.errors import DataError
-from SDMatte.image_io import (
+from SDMatte.images.io import (
     IMAGE_EXTENSIONS,
     list_names,
     read_alpha,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from SDMatte.errors import ConfigError, DataError, OutputError
-from SDMatte.image_io import read_alpha, read_image, write_image
+from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.inference.batch import run_jobs
 from SDMatte.inference.jobs import (
     BatchReport,
@@ -23,7 +23,7 @@ from SDMatte.inference.jobs import (
     plan_many,
     plan_single,
 )
-from SDMatte.inference.prompt_lists import PromptRequest, read_prompt_file
+from SDMatte.prompts.requests import PromptRequest, read_prompt_file
 
 AUTO = PromptRequest("auto")
 BOX = PromptRequest("box", [5, 5, 30, 30])

@@ -16,11 +16,11 @@ from models import ROUNDING, tiny_folder, tiny_model
 from safetensors.torch import save_file
 
 from SDMatte import MattePredictor
-from SDMatte.devices import choose_device, choose_dtype, give_back_memory
-from SDMatte.engine.config import load_config
 from SDMatte.errors import CheckpointError, ConfigError
 from SDMatte.inference.loading import InferenceDefaults, find_model
 from SDMatte.modeling import LiteSDMatte, SDMatte
+from SDMatte.runtime.config import load_config
+from SDMatte.runtime.devices import choose_device, choose_dtype, give_back_memory
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -12,13 +12,13 @@ from models import ROUNDING, tiny_model
 from PIL import Image
 
 from SDMatte import MattePredictor
-from SDMatte.data.transforms import resize_bilinear, to_tensor
 from SDMatte.errors import ConfigError, DataError, PromptError
-from SDMatte.image_io import write_image
-from SDMatte.inference.images import as_rgb, read_background
+from SDMatte.images.arrays import as_rgb, read_background
+from SDMatte.images.io import write_image
+from SDMatte.images.resize import resize_bilinear, to_tensor
 from SDMatte.inference.loading import offload_model
-from SDMatte.inference.prompt_lists import PromptRequest
-from SDMatte.inference.prompts import read_prompts
+from SDMatte.prompts.pixels import read_prompts
+from SDMatte.prompts.requests import PromptRequest
 
 BOX = (9, 7, 72, 63)
 

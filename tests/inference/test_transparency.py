@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from SDMatte import MattePredictor
-from SDMatte.image_io import read_image_and_alpha
+from SDMatte.images.arrays import GROUND, as_background, as_rgb, read_pixels
+from SDMatte.images.io import read_image_and_alpha
 from SDMatte.inference.batch import run_jobs
-from SDMatte.inference.images import GROUND, as_background, as_rgb, read_pixels
 from SDMatte.inference.jobs import BatchReport, OutputSettings, plan_many
-from SDMatte.inference.prompt_lists import PromptRequest
+from SDMatte.prompts.requests import PromptRequest
 
 HIDDEN = (255, 0, 255)
 BOX = (9, 7, 72, 63)

@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 
-from SDMatte.modeling import autoencoder
-from SDMatte.modeling.autoencoder import ExactGroupNorm, UpsampleConv, improve
+from SDMatte.modeling.cpu import autoencoder
+from SDMatte.modeling.cpu.autoencoder import ExactGroupNorm, UpsampleConv, improve
 
 pytestmark = pytest.mark.numerics
 

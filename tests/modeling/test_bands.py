@@ -7,10 +7,10 @@ import torch
 from diffusers import AutoencoderKL
 from models import make_batch, tiny_model
 
-from SDMatte.modeling import autoencoder
-from SDMatte.modeling.autoencoder import improve
-from SDMatte.modeling.bands import encode_bands, find_edges, plan_axis
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.modeling.cpu import autoencoder
+from SDMatte.modeling.cpu.autoencoder import improve
+from SDMatte.modeling.cpu.bands import encode_bands, find_edges, plan_axis
+from SDMatte.prompts.types import PROMPT_TYPES
 
 DEPTHS = [5, 4, 4, 9]  # of Stable Diffusion's encoder: conv_in, two blocks each, the middle
 
@@ -137,7 +137,7 @@ def test_models_use_it_for_boxes_in_evaluation_alone(monkeypatch):
     inputs = (latents, batch[kind.mask_key], batch[kind.coords_key], kind)
     model.train()
     plain, _ = model.predict_latent(*inputs)
-    monkeypatch.setattr("SDMatte.modeling.bands.encode_bands", watched)
+    monkeypatch.setattr("SDMatte.modeling.cpu.bands.encode_bands", watched)
     model.predict_latent(*inputs)
     assert not seen
     ours, _ = model.eval().predict_latent(*inputs)

@@ -19,11 +19,11 @@ from tiny_runs import CONFIG, tiny_settings
 from SDMatte import MattePredictor
 from SDMatte.cli.main import main
 from SDMatte.engine.builders import build_training_model
-from SDMatte.engine.config import load_config
 from SDMatte.errors import CheckpointError, MissingCheckpointError, OutputError
 from SDMatte.modeling import SDMatte, weights
 from SDMatte.modeling.hub import HubName, choose_weights, resolve_checkpoint, resolve_folder
 from SDMatte.modeling.pretrained import process_pretrained
+from SDMatte.runtime.config import load_config
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = "LongfeiHuang/SDMatte"

@@ -21,7 +21,7 @@ from golden_cases import GOLDEN, fill, inputs
 from SDMatte.modeling import LiteSDMatte, SDMatte
 from SDMatte.modeling.unet import COORDINATE_SETTINGS
 from SDMatte.modeling.weights import component_config
-from SDMatte.prompts import PROMPT_TYPES
+from SDMatte.prompts.types import PROMPT_TYPES
 
 MODELS = {"sdmatte": SDMatte, "litesdmatte": LiteSDMatte}
 COORDINATES = {p.mask_key: p.coords_key for p in PROMPT_TYPES.values()}

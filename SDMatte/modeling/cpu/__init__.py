@@ -1,0 +1,1 @@
+"""Optimizations that only make CPUs faster; docs/architecture.md explains them."""

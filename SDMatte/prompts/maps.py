@@ -1,0 +1,285 @@
+"""Visual prompts drawn from a true alpha: steps 5, 6 and 7 of data/README.md.
+
+Maps are float32 ``[H, W]`` in [0, 1], coordinates float32 fractions of width (x) and height (y).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from SDMatte.prompts.types import NUM_POINTS
+
+_OPERATIONS = (("erode",), ("dilate",), ("erode", "dilate"), ("dilate", "erode"))
+_SOLID = 0.8
+_DOMINANT = 10
+_TRUNCATE = 4.0
+
+
+@lru_cache(maxsize=64)
+def ellipse(size: int) -> np.ndarray:
+    """cv2's elliptic structuring element of a size, uint8 ``[size, size]``."""
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+
+
+def draw_size(rng: np.random.Generator, sizes: tuple[int, int]) -> int:
+    """Draws a kernel size, both ends included."""
+    return int(rng.integers(sizes[0], sizes[1] + 1))
+
+
+class Prompt(NamedTuple):
+    """A map, float32 ``[H, W]`` in [0, 1], and its coordinates, float32 ``[4]`` or ``[20]``."""
+
+    mask: np.ndarray
+    coords: np.ndarray
+
+
+def whole_picture() -> np.ndarray:
+    """The coordinates 0, 0, 1, 1, also those of an empty box or mask."""
+    return np.array([0, 0, 1, 1], np.float32)
+
+
+def _fractions(box: Sequence[float], shape: tuple[int, ...]) -> np.ndarray:
+    height, width = shape[:2]
+    return (np.asarray(box, np.float64) / (width, height, width, height)).astype(np.float32)
+
+
+def extent(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Finds x0, y0, x1, y1, the first and last column and row where a mask is not 0."""
+    cols, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(cols):
+        return None
+    return int(cols[0]), int(rows[0]), int(cols[-1]), int(rows[-1])
+
+
+def mask_prompt(
+    alpha: np.ndarray,
+    rng: np.random.Generator,
+    sizes: tuple[int, int] = (15, 29),
+    threshold: tuple[float, float] = (0.01, 1.0),
+) -> Prompt:
+    """Makes a coarse mask of an alpha (data/README.md, step 5).
+
+    Draws the threshold, then one of erode, dilate, open, close, then the size of each erosion
+    and dilation in the order in which they are done.
+
+    Args:
+        alpha: float32 ``[H, W]`` in [0, 1].
+        rng: Source of the choices.
+        sizes: Smallest and largest kernel size.
+        threshold: Smallest and largest threshold.
+    """
+    mask = (alpha >= rng.uniform(*threshold)).astype(np.uint8)
+    for name in _OPERATIONS[rng.integers(len(_OPERATIONS))]:
+        operation = cv2.erode if name == "erode" else cv2.dilate
+        mask = operation(mask, ellipse(draw_size(rng, sizes)))
+    return prompt_of_mask(mask)
+
+
+def prompt_of_mask(mask: np.ndarray) -> Prompt:
+    """Makes the prompt of a mask, ``[H, W]`` of 0 and 1 or bool: its coordinates are its extent."""
+    box = extent(mask)
+    coords = whole_picture() if box is None else _fractions(box, mask.shape)
+    return Prompt(mask.astype(np.float32), coords)
+
+
+def object_box(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Finds the box of an alpha's object (data/README.md, step 6).
+
+    It holds all of alpha > 0, or only the largest 4-connected component where that has at least
+    ten times the area of the second.
+
+    Returns:
+        x0, y0, x1, y1, first and last column and row; None for an empty alpha.
+    """
+    _, _, stats, _ = cv2.connectedComponentsWithStats(
+        (alpha > 0).astype(np.uint8), connectivity=4, ltype=cv2.CV_32S
+    )
+    parts = stats[1:]  # without the background
+    if not len(parts):
+        return None
+    areas = parts[:, cv2.CC_STAT_AREA]
+    largest = int(areas.argmax())
+    second = np.delete(areas, largest).max(initial=0)
+    if areas[largest] >= _DOMINANT * second:
+        parts = parts[largest : largest + 1]
+    x0, y0 = parts[:, cv2.CC_STAT_LEFT], parts[:, cv2.CC_STAT_TOP]
+    x1 = x0 + parts[:, cv2.CC_STAT_WIDTH] - 1
+    y1 = y0 + parts[:, cv2.CC_STAT_HEIGHT] - 1
+    return int(x0.min()), int(y0.min()), int(x1.max()), int(y1.max())
+
+
+def jitter_box(
+    box: tuple[int, int, int, int],
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    jitter: float,
+) -> tuple[int, int, int, int]:
+    """Moves each side of a box outwards or inwards (data/README.md, step 6).
+
+    Draws one c from [0, jitter], then the directions of x0, y0, x1, y1; a side moves by
+    int(c · extent of the box along its axis) and stays in the picture.
+    """
+    height, width = shape[:2]
+    share = rng.uniform(0, jitter)
+    directions = rng.integers(0, 2, size=4) * 2 - 1  # {0, 1} -> {-1, 1}
+    x0, y0, x1, y1 = box
+    step_x, step_y = int(share * (x1 - x0)), int(share * (y1 - y0))
+    moved = np.array(box) + directions * (step_x, step_y, step_x, step_y)
+    x0, y0, x1, y1 = np.clip(moved, 0, (width - 1, height - 1, width - 1, height - 1)).tolist()
+    return x0, y0, x1, y1
+
+
+def loosen_box(
+    box: tuple[int, int, int, int],
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    loosen: float,
+) -> tuple[int, int, int, int]:
+    """Moves each side of a box outwards by its own share of the box's extent.
+
+    Draws the shares of x0, y0, x1, y1 from [0, loosen]; a side moves by a whole number of pixels,
+    rounded, and stays in the picture.
+    """
+    height, width = shape[:2]
+    x0, y0, x1, y1 = box
+    across, down = x1 - x0, y1 - y0
+    steps = np.rint(rng.uniform(0, loosen, 4) * (across, down, across, down)).astype(int)
+    moved = np.array(box) + steps * (-1, -1, 1, 1)
+    x0, y0, x1, y1 = np.clip(moved, 0, (width - 1, height - 1, width - 1, height - 1)).tolist()
+    return x0, y0, x1, y1
+
+
+def box_prompt(
+    alpha: np.ndarray, rng: np.random.Generator, jitter: float = 0.0, loosen: float = 0.0
+) -> Prompt:
+    """Makes the box prompt of an alpha (data/README.md, step 6).
+
+    Args:
+        alpha: float32 ``[H, W]`` in [0, 1].
+        rng: Source of the jitter, then of the loosening.
+        jitter: Largest shift of a side as a share of the box's extent.
+        loosen: Largest shift outwards, likewise, on top.
+    """
+    box = object_box(alpha)
+    if box is not None:
+        box = jitter_box(box, alpha.shape, rng, jitter)
+        if loosen:
+            box = loosen_box(box, alpha.shape, rng, loosen)
+    return prompt_of_box(box, alpha.shape)
+
+
+def prompt_of_box(box: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> Prompt:
+    """Makes the prompt of a box.
+
+    Args:
+        box: x0, y0, x1, y1 in pixels; the map is 1 from the first row and column up to, but
+            without, the last ones. None: an empty map, and the coordinates 0, 0, 1, 1.
+        shape: Height and width of the picture.
+    """
+    mask = np.zeros(shape, np.float32)
+    if box is None:
+        return Prompt(mask, whole_picture())
+    x0, y0, x1, y1 = box
+    mask[y0:y1, x0:x1] = 1
+    return Prompt(mask, _fractions(box, shape))
+
+
+@lru_cache(maxsize=8)
+def _responses(length: int, sigma: float) -> tuple[np.ndarray, int]:
+    """Gaussian responses to a single 1 at each place of an axis, each with maximum 1.
+
+    Returns:
+        float32 ``[length, length]``, row i for a 1 at i, and the reach of the filter.
+    """
+    responses = gaussian_filter1d(np.eye(length), sigma, axis=1, mode="reflect", truncate=_TRUNCATE)
+    responses /= responses.max(axis=1, keepdims=True)
+    return responses.astype(np.float32), int(_TRUNCATE * sigma + 0.5)
+
+
+def heat_map(points: Sequence[tuple[int, int]], shape: tuple[int, int], sigma: float) -> np.ndarray:
+    """Draws points as Gaussians (data/README.md, step 7).
+
+    Args:
+        points: (x, y) in pixels, inside the picture.
+        shape: Height and width.
+        sigma: Standard deviation; the filter is cut at 4 sigma, its border reflects.
+
+    Returns:
+        float32 ``[H, W]`` in [0, 1], the maximum over the points, each with its peak at 1.
+    """
+    height, width = shape
+    along_y, reach = _responses(height, sigma)
+    along_x, _ = _responses(width, sigma)
+    result = np.zeros(shape, np.float32)
+    for x, y in points:
+        rows = slice(max(0, y - reach), y + reach + 1)
+        cols = slice(max(0, x - reach), x + reach + 1)
+        window = result[rows, cols]
+        np.maximum(window, np.outer(along_y[y, rows], along_x[x, cols]), out=window)
+    return result
+
+
+def disc_map(
+    points: Sequence[tuple[int, int]], shape: tuple[int, int], radius: float
+) -> np.ndarray:
+    """Draws points as discs, 1 up to and with the radius, 0 elsewhere: float32 ``[H, W]``."""
+    ys, xs = np.ogrid[: shape[0], : shape[1]]
+    result = np.zeros(shape, bool)
+    for x, y in points:
+        result |= (xs - x) ** 2 + (ys - y) ** 2 <= radius**2
+    return result.astype(np.float32)
+
+
+def point_prompt(
+    alpha: np.ndarray, rng: np.random.Generator, radius: float = 25, psm: str = "gauss"
+) -> Prompt:
+    """Draws ten points of an alpha's solid part (data/README.md, step 7).
+
+    Args:
+        alpha: float32 ``[H, W]`` in [0, 1]; points lie where it is above .8.
+        rng: Source of the points.
+        radius: Sigma of the Gaussians or radius of the discs.
+        psm: ``"gauss"`` or ``"circle"``.
+
+    Returns:
+        Coordinates x, y of each point in the order drawn; with fewer than ten solid pixels an
+        empty map and zeros.
+    """
+    points = []
+    solid = np.flatnonzero(alpha > _SOLID)
+    if len(solid) >= NUM_POINTS:
+        ys, xs = np.divmod(rng.choice(solid, NUM_POINTS, replace=False), alpha.shape[1])
+        points = list(zip(xs.tolist(), ys.tolist(), strict=True))
+    return prompt_of_points(points, alpha.shape, radius, psm)
+
+
+def prompt_of_points(
+    points: Sequence[tuple[int, int]],
+    shape: tuple[int, int],
+    radius: float = 25,
+    psm: str = "gauss",
+) -> Prompt:
+    """Makes the prompt of up to ten points.
+
+    Args:
+        points: (x, y) in pixels, inside the picture; the coordinates of missing ones are 0.
+        shape: Height and width of the picture.
+        radius: Sigma of the Gaussians or radius of the discs.
+        psm: ``"gauss"`` or ``"circle"``.
+    """
+    height, width = shape
+    coords = np.zeros(2 * NUM_POINTS, np.float32)
+    if points:
+        fractions = np.asarray(points) / (width, height)
+        coords[: fractions.size] = fractions.ravel()
+    draw = heat_map if psm == "gauss" else disc_map
+    return Prompt(draw(points, shape, radius), coords)
+
+
+def auto_prompt(shape: tuple[int, int]) -> Prompt:
+    """The prompt that says nothing: a map of ones and 0, 0, 1, 1."""
+    return Prompt(np.ones(shape, np.float32), whole_picture())

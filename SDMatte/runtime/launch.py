@@ -1,0 +1,500 @@
+"""Starting the processes of a run: one, several on this machine, or a part of a cluster's.
+
+What detectron2's `launch` does on GPUs is done here for CPUs, torchrun and SLURM alike, with its
+arguments and its groups of processes, so that all of detectron2 works in them. Its own, of release
+0.6, insists on CUDA, and when a process dies waits for the others as long as they like.
+"""
+
+import contextlib
+import datetime
+import logging
+import multiprocessing.connection
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+import SDMatte.compat  # noqa: F401
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.engine.launch import _find_free_port
+from detectron2.utils import comm
+
+from SDMatte import errors
+from SDMatte.errors import ConfigError, ProcessError, RunStopped, SDMatteError
+from SDMatte.runtime.processes import end_with_parent
+from SDMatte.runtime.signals import exit_status, handling
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT = 1800  # seconds, as in detectron2
+GRACE = 10  # seconds that the other processes get when one has failed
+_REPORT_LENGTH = 4000
+_POLL_SECONDS = 0.2
+_MOST_NAMED = 8
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process stands among those of a run.
+
+    Attributes:
+        rank: Its number among all.
+        world_size: How many there are.
+        local_rank: Its number on its machine.
+        machine: Which machine that is.
+        address: Where rank 0 listens: ``tcp://host:port``, or ``env://``.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    machine: int
+    address: str
+
+
+def launch(
+    main: Callable[..., Any],
+    num_processes: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple = (),
+    device: str = "auto",
+    timeout: float = DEFAULT_TIMEOUT,
+    saved: Callable[[], str] = lambda: "what was saved before is kept",
+) -> None:
+    """Runs ``main(*args)`` in every process of a run.
+
+    Under torchrun, or as one of several tasks of ``srun``, this process is one of those that were
+    started, and the counts come from the environment. With ``num_processes`` under ``srun``, each
+    task is a machine.
+
+    Args:
+        main: A module-level function.
+        num_processes: Processes on this machine; on GPUs, one for each.
+        num_machines: Machines of the run.
+        machine_rank: Number of this machine, from 0.
+        dist_url: Where machine 0 listens, ``tcp://host:port``; ``auto`` on a single machine.
+        args: Arguments of ``main``; they must be picklable.
+        device: ``train.device``. On GPUs the processes talk by NCCL, else by gloo.
+        timeout: After how many seconds, above 0, without an answer another process counts as
+            dead.
+        saved: Says what there is after a signal that the processes could not answer themselves.
+
+    Raises:
+        ConfigError: The counts do not fit this machine or each other, or the environment of a
+            cluster's task is incomplete.
+        ProcessError: A process died, or did not answer; the others were stopped.
+        RunStopped: A signal asked the processes to stop.
+        SDMatteError: As ``main`` raised it.
+    """
+    on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")
+    place = place_of_torchrun(os.environ)
+    if place is None:
+        slurm = place_of_slurm(os.environ)
+        if slurm is not None and num_processes == 1:
+            place = slurm
+        elif slurm is not None:
+            num_machines, machine_rank = slurm.world_size, slurm.rank
+            dist_url = slurm.address if dist_url == "auto" else dist_url
+            if slurm.machine != slurm.rank:
+                raise ConfigError(
+                    "Under srun, --num-processes needs one task a machine (--ntasks-per-node=1); "
+                    "or leave it out, and have one task for each process."
+                )
+    total = num_processes * num_machines if place is None else place.world_size
+    if total > 1 and str(device).startswith("cuda:"):
+        raise ConfigError(
+            f"train.device={device} is one GPU for {total} processes; with cuda or auto each takes "
+            f"its own."
+        )
+    if place is not None:
+        _join(place, main, args, on_gpu, timeout, announce=True)
+        return
+    if num_processes < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
+        raise ConfigError(
+            f"{num_processes} processes on machine {machine_rank} of {num_machines} cannot be: "
+            f"--num-processes and --num-machines start at 1, --machine-rank at 0."
+        )
+    if num_machines > 1 and dist_url == "auto":
+        raise ConfigError("Several machines need --dist-url tcp://HOST:PORT of machine 0.")
+    if dist_url != "auto" and not re.fullmatch(r"tcp://[^/]+:\d+", dist_url):
+        raise ConfigError(f"--dist-url is tcp://HOST:PORT of machine 0; got {dist_url!r}.")
+    if total == 1:
+        main(*args)
+        return
+    if on_gpu and num_processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"{num_processes} processes need as many GPUs; {torch.cuda.device_count()} are here."
+        )
+    if dist_url == "auto":
+        dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
+    first, world_size = machine_rank * num_processes, num_machines * num_processes
+    places = [
+        Place(first + index, world_size, index, machine_rank, dist_url)
+        for index in range(num_processes)
+    ]
+    _start(places, main, args, on_gpu, timeout, saved)
+
+
+def place_of_torchrun(environ: Mapping[str, str]) -> Place | None:
+    """Read the environment of a process that torchrun started; None if it was not.
+
+    Raises:
+        ConfigError: A variable is missing or no number.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= environ.keys():
+        return None
+    _require(environ, "MASTER_ADDR", "MASTER_PORT")
+    return _place_of(environ, "RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "env://")
+
+
+def place_of_slurm(environ: Mapping[str, str]) -> Place | None:
+    """Read the environment of one of several tasks of ``srun``; None if it is not one.
+
+    MASTER_ADDR and MASTER_PORT, if set, say where rank 0 listens. Else that is on the step's first
+    machine, on a port that follows from the job's number.
+
+    Raises:
+        ConfigError: A variable is missing or no number.
+    """
+    # Not SLURM_NTASKS: a batch script has it, too, and is no task of its own. It has number 0.
+    if environ.get("SLURM_PROCID", "0") != "0" or "SLURM_STEP_NODELIST" in environ:
+        _require(environ, "SLURM_STEP_NUM_TASKS")
+    if _integer(environ, "SLURM_STEP_NUM_TASKS", 1) < 2:
+        return None
+    _require(environ, "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+    if not environ.get("MASTER_ADDR"):
+        _require(environ, "SLURM_STEP_NODELIST")
+    if not environ.get("MASTER_PORT"):
+        _require(environ, "SLURM_JOB_ID")
+    host = environ.get("MASTER_ADDR") or _first_host(environ["SLURM_STEP_NODELIST"])
+    port = environ.get("MASTER_PORT") or 20000 + _integer(environ, "SLURM_JOB_ID") % 20000
+    names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
+    return _place_of(environ, *names, f"tcp://{host}:{port}")
+
+
+def _place_of(
+    environ: Mapping[str, str], rank: str, size: str, local: str, machine: str, address: str
+) -> Place:
+    if environ.get("MASTER_PORT"):
+        _integer(environ, "MASTER_PORT")
+    numbers = (_integer(environ, name, 0) for name in (rank, size, local, machine))
+    place = Place(*numbers, address)
+    if place.rank >= place.world_size:
+        raise ConfigError(
+            f"The environment has {rank}={place.rank} and {size}={place.world_size}; processes "
+            f"are counted from 0."
+        )
+    return place
+
+
+def _require(environ: Mapping[str, str], *names: str) -> None:
+    missing = [name for name in names if not environ.get(name)]
+    if missing:
+        cluster = "SLURM" if missing[0].startswith("SLURM") else "torchrun"
+        raise ConfigError(
+            f"The environment is that of a process of {cluster}, but lacks {', '.join(missing)}. "
+            f"Pass all variables of {cluster} on (into a container, too), or unset them all for a "
+            f"run on this machine alone."
+        )
+
+
+def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise ConfigError(f"The environment variable {name} is {text!r}; it must be an integer.")
+    return int(text)
+
+
+def ask_main_process(function: Callable[[], _Result]) -> _Result:
+    """Calls a function in the main process alone; all processes get its result, or its error.
+
+    Args:
+        function: What it returns is sent to the other processes.
+
+    Raises:
+        SDMatteError: As the function raised it.
+    """
+    outcome: Any = None
+    if comm.is_main_process():
+        try:
+            outcome = function()
+        except SDMatteError as error:
+            outcome = error
+    outcome = comm.all_gather(outcome)[0]
+    if isinstance(outcome, SDMatteError):
+        raise outcome
+    return outcome
+
+
+def _first_host(hosts: str) -> str:
+    """The first of SLURM's list of hosts, such as ``gpu[07-09,12]-ib,login``."""
+    name = re.match(r"([^,\[]*)(?:\[([^\],-]*)[^\]]*\])?([^,\[]*)", hosts)
+    return "".join(part or "" for part in name.groups())
+
+
+def _join(
+    place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: float, announce: bool
+) -> None:
+    """Join the group of processes, and run ``main`` in it."""
+    if on_gpu:  # a task of srun may see its own GPU alone
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    patience = datetime.timedelta(seconds=timeout)
+    try:
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=_meet(place, patience, announce),
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=patience,
+        )
+        _make_groups(place, patience)
+        comm.synchronize()
+        main(*args)
+    except RuntimeError as error:
+        if isinstance(error, SDMatteError) or not has_lost_others(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ProcessError(
+            f"Process {place.rank} of {place.world_size} lost the others: one of them died, or "
+            f"gave no answer for {timeout:g} s (train.ddp.timeout). Its own message says why. "
+            f"({reason})"
+        ) from error
+    finally:
+        comm._LOCAL_PROCESS_GROUP = None
+        # NCCL would wait for processes that may be gone; the end of this one closes it as well.
+        if dist.is_initialized() and not (on_gpu and sys.exc_info()[0]):
+            dist.destroy_process_group()
+
+
+def _meet(place: Place, patience: datetime.timedelta, announce: bool) -> dist.Store:
+    """Wait until all processes are there.
+
+    Args:
+        place: This process.
+        patience: How long to wait.
+        announce: Whether to say who is awaited, where and until when.
+
+    Raises:
+        ProcessError: Some did not come, or another program listens where rank 0 would.
+    """
+    address = place.address
+    if address == "env://":
+        address = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    who = f"Process {place.rank} of {place.world_size}"
+    seconds = patience.total_seconds()
+    deadline = time.monotonic() + seconds
+    until = f"{datetime.datetime.now() + patience:%H:%M:%S} (train.ddp.timeout={seconds:g} s)"
+    announce = announce and place.local_rank == 0
+
+    def say(text: str) -> None:
+        if announce:
+            logger.warning("%s %s, until %s.", who, text, until)
+
+    # torchrun's own process may listen, and do so for several attempts.
+    listens = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    say(f"listens at {address}" if listens else f"looks for process 0 at {address}")
+    try:
+        store = dist.TCPStore(
+            host.strip("[]"), int(port), None, listens, patience, wait_for_workers=False
+        )
+    except dist.DistError as error:
+        if "address already in use" in str(error).lower():
+            raise ProcessError(
+                f"{who} cannot listen at {address}: something else does. Another run? Another "
+                f"port will do (--dist-url, MASTER_PORT)."
+            ) from error
+        raise ProcessError(
+            f"{who} reached nobody at {address} within {seconds:g} s (train.ddp.timeout): process "
+            f"0 was not started there, the address is wrong (--dist-url, MASTER_ADDR and "
+            f"MASTER_PORT), or a firewall is between them."
+        ) from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"SDMatte/{attempt}", store)
+    store.set(f"joined/{place.rank}", "")
+    awaited, told = list(range(place.world_size)), 0
+    while awaited := [rank for rank in awaited if not store.check([f"joined/{rank}"])]:
+        if len(awaited) != told:
+            told = len(awaited)
+            joined = place.world_size - told
+            say(
+                f"waits at {address}: {joined} of {place.world_size} have joined, awaited "
+                f"{'are' if told > 1 else 'is'} {_shorten(awaited)}"
+            )
+        if time.monotonic() > deadline:
+            raise ProcessError(
+                f"{who} waited {seconds:g} s (train.ddp.timeout) at {address}, but process "
+                f"{_shorten(awaited)} did not join."
+            )
+        time.sleep(_POLL_SECONDS)
+    return store
+
+
+def _shorten(ranks: Sequence[int]) -> str:
+    """Name a few ranks, and count the others."""
+    shown = ", ".join(map(str, ranks[:_MOST_NAMED]))
+    more = len(ranks) - _MOST_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _make_groups(place: Place, patience: datetime.timedelta) -> None:
+    """Makes the groups that detectron2 asks for."""
+    machines: list[int] = [0] * place.world_size
+    dist.all_gather_object(machines, place.machine)
+    for machine in sorted(set(machines)):
+        group = dist.new_group([rank for rank, m in enumerate(machines) if m == machine])
+        if machine == place.machine:
+            comm._LOCAL_PROCESS_GROUP = group
+    # For what detectron2 gathers; it would make one with a timeout of its own, and only once.
+    gloo = dist.new_group(backend="gloo", timeout=patience)
+    comm._get_global_gloo_group = lambda: gloo
+
+
+def has_lost_others(error: BaseException) -> bool:
+    """Whether an error says that another process is gone, or gives no answer."""
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or "gloo" in str(error)
+    )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """How a process ended that did not reach its end, in what can be sent to the starting one.
+
+    Attributes:
+        rank: Which one.
+        kind: The name of a class of `SDMatte.errors`, or ``""`` for a defect.
+        text: The message; of a defect, with its trace.
+        status: Of a `RunStopped`.
+    """
+
+    rank: int
+    kind: str
+    text: str
+    status: int = 0
+
+
+def _start(places: Sequence[Place], main, args, on_gpu, timeout, saved) -> None:
+    """Start processes here, and wait for their end."""
+    failures = mp.get_context("spawn").SimpleQueue()
+    job = (places, main, args, on_gpu, timeout, failures)
+    processes = mp.spawn(_work, job, nprocs=len(places), join=False).processes
+    received: list[int] = []
+
+    def pass_on(number: int) -> None:
+        received.append(number)
+        for process in processes:
+            if process.is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    with handling(pass_on):
+        late = _wait(processes)
+    reported = []
+    while not failures.empty():
+        reported.append(failures.get())
+    ranks = [place.rank for place in places]
+    died = {r: -p.exitcode for r, p in zip(ranks, processes, strict=True) if p.exitcode < 0}
+    hung = [ranks[index] for index in late]
+    failed = any(process.exitcode for process in processes)
+    _raise_cause(reported, died, hung, failed, places[0].world_size, received, saved)
+
+
+def _work(index: int, places, main, args, on_gpu, timeout, failures) -> None:
+    """Is a process: runs ``main``, and reports how that fails."""
+    end_with_parent()
+    if not on_gpu:  # processes that each take all cores slow each other down many times
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(places)))
+    rank, failure = places[index].rank, None
+    try:
+        announce = len(places) < places[index].world_size  # there are other machines
+        _join(places[index], main, args, on_gpu, timeout, announce)
+    except RunStopped as stopped:
+        failures.put(_Failure(rank, "RunStopped", str(stopped), stopped.status))
+    except SDMatteError as error:
+        failure = _Failure(rank, type(error).__name__, str(error))
+    except Exception:
+        failure = _Failure(rank, "", traceback.format_exc()[-_REPORT_LENGTH:])
+    if failure is not None:
+        failures.put(failure)
+        sys.exit(1)
+
+
+def _wait(processes: Sequence[BaseProcess]) -> list[int]:
+    """Waits until all have ended; when one fails, stops those that do not end by themselves.
+
+    Returns:
+        Which had to be stopped.
+    """
+    running = list(processes)
+    while running and not any(process.exitcode for process in processes):
+        multiprocessing.connection.wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+    _join_within(GRACE, running)
+    late = [index for index, process in enumerate(processes) if process.exitcode is None]
+    for index in late:
+        processes[index].kill()
+        processes[index].join()
+    return late
+
+
+def _join_within(seconds: float, processes: Sequence[BaseProcess]) -> None:
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+
+
+def _raise_cause(
+    reported: Sequence[_Failure],
+    died: Mapping[int, int],
+    hung: Sequence[int],
+    failed: bool,
+    world_size: int,
+    received: Sequence[int],
+    saved: Callable[[], str],
+) -> None:
+    """Raise what the first trouble was, of all that followed from it."""
+    died = {rank: number for rank, number in died.items() if rank not in hung}
+    stopped = [failure for failure in reported if failure.kind == "RunStopped"]
+    lost = [failure for failure in reported if failure.kind == "ProcessError"]
+    if stopped:
+        raise RunStopped(stopped[0].text, stopped[0].status)
+    if received:
+        number = received[0]
+        raise RunStopped(
+            f"Stopped by {signal.Signals(number).name}; {saved()}.",
+            exit_status(number),
+        )
+    for failure in reported:
+        if failure.kind and failure not in lost:
+            raise getattr(errors, failure.kind, SDMatteError)(failure.text)
+    for rank, number in died.items():
+        if number != signal.SIGABRT:  # which is how NCCL ends, too, when another process is gone
+            hint = " (often the memory is short)" if number == signal.SIGKILL else ""
+            raise ProcessError(
+                f"Process {rank} of {world_size} was ended by {signal.Signals(number).name}{hint}, "
+                f"so the others were stopped."
+            )
+    for failure in reported:
+        if not failure.kind:
+            raise RuntimeError(f"Process {failure.rank} of {world_size} failed:\n{failure.text}")
+    if lost:
+        ended = (
+            f" Process {', '.join(map(str, hung))} did not answer and was ended." if hung else ""
+        )
+        raise ProcessError(lost[0].text + ended)
+    if failed:
+        raise ProcessError(f"A process of {world_size} ended without a word: {dict(died)}.")

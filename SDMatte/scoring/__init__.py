@@ -1,0 +1,23 @@
+"""Scoring: metrics, protocols, comparison and reports; knows no torch, models or data sets."""
+
+from SDMatte.scoring.folder import score_folder
+from SDMatte.scoring.metrics import connectivity, gradient, mad, mse, sad
+from SDMatte.scoring.protocols import PROTOCOLS, Protocol, finish_alpha, score_pair
+from SDMatte.scoring.report import write_report
+from SDMatte.scoring.results import EvaluationResult, PictureScore
+
+__all__ = [
+    "PROTOCOLS",
+    "EvaluationResult",
+    "PictureScore",
+    "Protocol",
+    "connectivity",
+    "finish_alpha",
+    "gradient",
+    "mad",
+    "mse",
+    "sad",
+    "score_folder",
+    "score_pair",
+    "write_report",
+]

@@ -1,0 +1,52 @@
+"""The main job at toy size, from nothing to scores and pictures."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from SDMatte.cli.quickstart_run import quickstart
+from SDMatte.images.io import read_image
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
+SETTINGS = [
+    "train.max_iter=2",
+    "train.evaluations=0",
+    "train.checkpoints=1",
+    "dataloader.train.batch_size=2",
+    "dataloader.train.num_workers=0",
+    "dataloader.test.num_workers=0",
+    "dataloader.train.dataset.size=64",
+    "dataloader.test.dataset.size=64",
+]
+SAMPLES = {"num_train": 4, "num_test": 3, "size": 96, "num_workers": 1, "progress": False}
+
+
+def test_quickstart_leaves_scores_curves_and_pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", "nowhere")  # the user's own, for other data
+    output, samples = tmp_path / "out", tmp_path / "samples"
+    result = quickstart(CONFIG, output, samples, overrides=SETTINGS, sample_settings=SAMPLES)
+    names = [
+        *(f"trained, AIM-500/{prompt}" for prompt in ("box", "point", "mask")),
+        "before training, AIM-500/box",
+        "untrained, AIM-500/box",
+        "box as alpha, AIM-500/box",
+    ]
+    assert os.environ["SDMATTE_DATA_ROOT"] == "nowhere"
+    assert list(result.scores) == names
+    assert json.loads((output / "scores.json").read_text()) == result.scores
+    table = (output / "scores.md").read_text()
+    assert "protocol official" in table and all(name in table for name in names)
+    assert (output / "train" / "curves.png").is_file()
+    picture = read_image(output / "results.png")
+    assert picture.shape[1] == 2 * 4 * 192 and picture.std() > 20
+    trained, _, *baselines = (s for name, s in result.scores.items() if name.endswith("box"))
+    better = all(trained[m] < s[m] for s in baselines for m in ("MSE", "SAD"))
+    assert result.beats_baselines == better
+
+    before = (output / "train" / "model_final.pth").stat().st_mtime_ns
+    again = quickstart(CONFIG, output, samples, overrides=SETTINGS, sample_settings=SAMPLES)
+    assert (output / "train" / "model_final.pth").stat().st_mtime_ns == before
+    for name, values in result.scores.items():
+        assert again.scores[name] == pytest.approx(values, rel=1e-3)
