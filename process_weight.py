@@ -32,7 +32,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--output", type=path_or_name, help="folder to write")
     parser.add_argument("--in-place", action="store_true", help="change the input folder itself")
-    parser.add_argument("--vae", type=path_or_name, help="TAESD, a folder or hub id, for LiteSDMatte")
+    parser.add_argument(
+        "--vae", type=path_or_name, help="TAESD, a folder or hub id, for LiteSDMatte"
+    )
     parser.add_argument(
         "--config",
         type=path_or_name,

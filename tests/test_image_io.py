@@ -17,7 +17,6 @@ from SDMatte.image_io import (
     list_names,
     names_by_stem,
     read_alpha,
-    read_hw,
     read_image,
     read_mask,
     read_matte,
@@ -28,6 +27,7 @@ from SDMatte.image_io import (
     trimap_levels,
     write_image,
 )
+from SDMatte.images.decode import read_hw
 
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)  # [4, 6]
 COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
