@@ -13,17 +13,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from SDMatte.data.listing import files_of
 from SDMatte.errors import ConfigError
 from SDMatte.evaluation.methods import Subject
 from SDMatte.evaluation.run import SetTest, plan_test, run_plan
-from SDMatte.runtime.files import replace_file, write_text
+from SDMatte.runtime.files import check_not_read, replace_file, write_text
 from SDMatte.scoring.document import Heading, Paragraph, Picture, to_markdown
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.report import metrics_table
 
 logger = logging.getLogger(__name__)
 
-PLOT = "robustness.png"
+PLOT, TABLE, NUMBERS = "robustness.png", "robustness.md", "robustness.json"
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def plan_robustness(
     Raises:
         ConfigError: A kind is unknown, or the subject cannot use its prompt.
         DataError: A set cannot be used, or the folder holds other results.
+        OutputError: Files of a set are where the results are to go.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
@@ -140,6 +142,10 @@ def plan_robustness(
             config.test.save_mattes = False
             plan = plan_test(config, output_dir, [prompt], subject.identity, restart)
             steps.append(_Step(kind, level, prompt, config, plan))
+    outputs = [Path(output_dir), *(Path(output_dir) / name for name in (PLOT, TABLE, NUMBERS))]
+    for test in steps[0].plan:  # all are of the same sets
+        dataset = test.loader.dataset
+        check_not_read(outputs, files_of(dataset.samples, dataset.root))
     return steps
 
 
@@ -185,7 +191,7 @@ def write_robustness(
     """
     output_dir = Path(output_dir)
     content = json.dumps([asdict(measurement) for measurement in measurements], indent=1)
-    write_text(output_dir / "robustness.json", f"{content}\n")
+    write_text(output_dir / NUMBERS, f"{content}\n")
     _draw(measurements, output_dir / PLOT, metric)
     blocks = [
         Heading("Robustness to the prompt", 1),
@@ -200,8 +206,8 @@ def write_robustness(
         blocks.append(Heading(f"{dataset}, {meaning}"))
         blocks.append(Paragraph(f"Protocol {protocol} ({get_protocol(protocol).description})."))
         blocks.append(metrics_table(rows))
-    write_text(output_dir / "robustness.md", to_markdown(blocks))
-    return [output_dir / name for name in (PLOT, "robustness.md", "robustness.json")]
+    write_text(output_dir / TABLE, to_markdown(blocks))
+    return [output_dir / name for name in (PLOT, TABLE, NUMBERS)]
 
 
 def _draw(measurements: Sequence[Measurement], picture: Path, metric: str) -> None:

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from SDMatte.errors import DataError, OutputError
+from SDMatte.images.decode import read_hw
 from SDMatte.images.io import (
     find_partner,
     list_images,
     list_names,
     names_by_stem,
     read_alpha,
-    read_hw,
     read_image,
     read_mask,
     read_matte,

@@ -217,7 +217,6 @@ def test_empty_caption_is_encoded_once_and_again_after_a_change(model, monkeypat
         model.encode_caption(["a"], 2)
 
 
-@pytest.mark.numerics
 def test_save_and_load_is_identity(tmp_path, model):
     model.save_pretrained(tmp_path / "saved")
     loaded = SDMatte.from_pretrained(tmp_path / "saved")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from SDMatte.prompts import maps as prompts
 from SDMatte.prompts.maps import (
     auto_prompt,
     box_prompt,
@@ -15,7 +16,6 @@ from SDMatte.prompts.maps import (
     object_box,
     point_prompt,
 )
-from SDMatte.prompts import maps as prompts
 
 
 def rng(seed=0):
