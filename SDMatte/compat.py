@@ -93,7 +93,7 @@ def _find_detectron2() -> list[str]:
     if spec is None or spec.origin is None or not spec.submodule_search_locations:
         raise DependencyError(
             "detectron2 is not installed in this environment: run `bash script/setup.sh`, or "
-            f"`{sys.executable} script/install_detectron2.py` from the repository's root."
+            f"`{sys.executable} tools/install_detectron2.py` from the repository's root."
         )
     locations = list(spec.submodule_search_locations)
     if not (Path(locations[0]) / "config" / "lazy.py").is_file():

@@ -2,7 +2,7 @@
 
 The classes, the losses and the loop are those of SDMatte; the U-Net is 190 times smaller. It does
 not start from Stable Diffusion but from weights of the project's own: an autoencoder
-(script/train_small_vae.py) and a U-Net (script/train_small_unet.py). It shows that everything
+(tools/train_small_vae.py) and a U-Net (tools/train_small_unet.py). It shows that everything
 works, and serves for trying ideas; its numbers are not the paper's.
 
 With train.init_checkpoint="" the U-Net starts from random weights.

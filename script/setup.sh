@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
 sources=(requirements.txt requirements-dev.txt requirements-finetune.txt constraints.txt
-    pyproject.toml script/setup.sh script/install_detectron2.py)
+    pyproject.toml script/setup.sh tools/install_detectron2.py)
 stamp="$venv/.sdmatte-stamp"     # what was installed, by hash; there once everything is
 pending="$venv/.sdmatte-pending" # there while pip works: found at the start, it was interrupted
 
@@ -131,14 +131,14 @@ network="pip's message stands above. Check the network, the free disk space (7 G
 say "installing the packages of requirements.txt (about 3 GB to fetch the first time)"
 # Older than 23.1 cannot install an editable package without its setup.py. From 26.3 on, pip refuses
 # to download a release whose metadata name a URL, and the archive of detectron2 does so in an extra
-# that nothing here installs (script/install_detectron2.py).
+# that nothing here installs (tools/install_detectron2.py).
 pip install "$shown" "pip>=23.1,<26.3" || die "could not install a suitable pip. $network"
 pip install "$shown" --constraint constraints.txt \
     --requirement requirements.txt --requirement requirements-dev.txt ||
     die "could not install the packages. $network"
 
 say "installing detectron2"
-"$venv/bin/python" script/install_detectron2.py || die "could not install detectron2, see above."
+"$venv/bin/python" tools/install_detectron2.py || die "could not install detectron2, see above."
 
 say "installing SDMatte itself, editable"
 pip install "$shown" --no-deps --no-build-isolation --editable . ||

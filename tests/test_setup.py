@@ -161,7 +161,7 @@ def test_the_installed_package_declares_what_the_files_say():
 
 @pytest.fixture(scope="module")
 def installer():
-    path = ROOT / "script" / "install_detectron2.py"
+    path = ROOT / "tools" / "install_detectron2.py"
     spec = importlib.util.spec_from_file_location("install_detectron2", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

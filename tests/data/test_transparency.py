@@ -112,12 +112,12 @@ def test_shares_of_files(tmp_path, num_workers):
     assert isinstance(error, DataError) and str(paths[5]) in str(error)
 
 
-# ------------------------------------------------- script/make_transparent_list.py
+# ------------------------------------------------- tools/make_transparent_list.py
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).resolve().parents[2] / "script/make_transparent_list.py"
+    path = Path(__file__).resolve().parents[2] / "tools/make_transparent_list.py"
     spec = importlib.util.spec_from_file_location("make_transparent_list", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

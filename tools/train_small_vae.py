@@ -2,7 +2,7 @@
 
 It draws its own sample set (of which it sees the training part: none of the test part's kinds or
 photographs), and learns to carry mattes, photographs and prompt maps. The shipped weights come
-from ``python script/train_small_vae.py`` with its defaults, on two CPU cores in ten minutes.
+from ``python tools/train_small_vae.py`` with its defaults, on two CPU cores in ten minutes.
 """
 
 import argparse

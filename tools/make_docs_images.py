@@ -1,6 +1,6 @@
 """Makes the pictures of docs/inference.md with the commands that stand there.
 
-    .venv/bin/python script/make_docs_pictures.py
+    .venv/bin/python tools/make_docs_images.py
 
 The photographs lie in scikit-image's wheel (coffee cup: Rachel Michetti, CC0; rocket: SpaceX,
 public domain), the large picture is drawn. What the commands read and write is in output/docs.

@@ -6,9 +6,9 @@ part's kinds or photographs), keeps it in memory and composites at the size of t
 rougher than the data pipeline and much faster. The learning rate is never lowered: that is left
 to the training that starts here. The shipped file comes from, on two CPU cores in an hour::
 
-    python script/train_small_unet.py --steps 1900
-    python script/train_small_unet.py --steps 2400 --go-on --sizes 64 --pixels 65536
-    python script/train_small_unet.py --steps 1400 --go-on
+    python tools/train_small_unet.py --steps 1900
+    python tools/train_small_unet.py --steps 2400 --go-on --sizes 64 --pixels 65536
+    python tools/train_small_unet.py --steps 1400 --go-on
 """
 
 import argparse

@@ -5,10 +5,10 @@ same pictures in the same order, and takes the same number of steps: only the on
 A second run of the whole model with another seed says how far two runs lie apart by chance. The
 quickstart's model is tested, too, where it has been trained::
 
-    python script/ablations.py train                      # all variants, one after the other
-    python script/ablations.py train whole opacity        # some; go on where they were interrupted
-    python script/ablations.py test                       # scores and baselines, as tables
-    python script/ablations.py test --real FOLDER         # also on FOLDER/*/{image,alpha}
+    python tools/ablations.py train                      # all variants, one after the other
+    python tools/ablations.py train whole opacity        # some; go on where they were interrupted
+    python tools/ablations.py test                       # scores and baselines, as tables
+    python tools/ablations.py test --real FOLDER         # also on FOLDER/*/{image,alpha}
 """
 
 import argparse

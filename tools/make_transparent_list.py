@@ -4,7 +4,7 @@ A sample is transparent if much of its object's interior is partly transparent
 (SDMatte/data/transparency.py says how that is measured). The list has one file name a line; under
 the data root as ``txt/NAME_transparent_samples.txt`` it decides for the data set NAME::
 
-    python script/make_transparent_list.py ALPHA_DIR OUT.txt --sheet sheet.jpg
+    python tools/make_transparent_list.py ALPHA_DIR OUT.txt --sheet sheet.jpg
 
 The sheet shows what is listed (+), and below what nearly is (-), each with its share. Where the
 eye disagrees, edit the list.

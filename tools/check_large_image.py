@@ -1,6 +1,6 @@
 """Measures `refine="tiles"` on a drawn picture of 8K, of which the true matte is known.
 
-    python script/check_large_picture.py --model output/quickstart/train
+    python tools/check_large_image.py --model output/quickstart/train
 
 Prints the error around the object's edges with and without the second pass, the time and the peak
 of memory; the exit status is 1 if the second pass made the error larger.
