@@ -99,8 +99,13 @@ def test_trimaps_hold_three_values(tmp_path):
     for allowed in ([[0, 128, 255]], [[0, 255, 255]], np.uint16([[0, 128 * 257, 65535]])):
         file = write_image(tmp_path / "t.png", np.array(allowed, getattr(allowed, "dtype", "u1")))
         assert set(read_partners(pred, path, file)[1].ravel()) <= {0, 128, 255}
-    file = write_image(tmp_path / "t.png", np.array([[0, 127, 255]], np.uint8))
-    with pytest.raises(DataError, match=r"t\.png has the value 127, only 0, 128 \(unknown\) and"):
+    for given in ([[0, 127, 255]], [[0, 1, 2]]):
+        file = write_image(tmp_path / "t.png", np.array(given, np.uint8))
+        assert read_partners(pred, path, file)[1].tolist() == [[0, 128, 255]]
+    file = write_image(tmp_path / "t.png", np.array([[0, 64, 255]], np.uint8))
+    with pytest.raises(
+        DataError, match=r"t\.png holds the value 64\. Allowed are 0 \(background\)"
+    ):
         read_partners(pred, path, file)
 
 
