@@ -46,7 +46,7 @@ USED = {
 
 
 def project_files():
-    for folder in ("SDMatte", "configs", "script", "tests"):
+    for folder in ("SDMatte", "configs", "script", "tools", "tests"):
         yield from sorted((ROOT / folder).rglob("*.py"))
     yield from sorted(ROOT.glob("*.py"))
 

@@ -106,6 +106,7 @@ def distributions_by_import():
         ("SDMatte", REQUIREMENTS),
         ("configs", REQUIREMENTS),
         ("script", REQUIREMENTS),
+        ("tools", REQUIREMENTS),
         ("tests", REQUIREMENTS + DEVELOPMENT),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -324,6 +325,7 @@ class Clone:
         self.root = folder
         self.venv = folder / ".venv"
         shutil.copytree(ROOT / "script", folder / "script")
+        shutil.copytree(ROOT / "tools", folder / "tools")
         for path in (*ROOT.glob("requirements*.txt"), ROOT / "constraints.txt"):
             shutil.copy(path, folder)
         shutil.copy(ROOT / "pyproject.toml", folder)

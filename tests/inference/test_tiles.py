@@ -129,7 +129,7 @@ LARGE = """
 import sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 import cv2, numpy as np
-from check_large_picture import draw
+from check_large_image import draw
 from test_tiles import SeesAlpha, biased
 import torch
 from SDMatte.engine.progress import peak_memory
@@ -150,7 +150,7 @@ print(*errors, after - before)
 
 
 def test_an_8k_picture_gets_finer_in_bounded_memory():
-    folders = [str(Path(__file__).parents[2] / "script"), str(Path(__file__).parent)]
+    folders = [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parent)]
     done = subprocess.run(
         [sys.executable, "-c", LARGE, *folders], capture_output=True, text=True, check=True
     )
