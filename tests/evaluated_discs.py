@@ -10,7 +10,7 @@ import torch
 
 from SDMatte.errors import DataError
 from SDMatte.evaluation.evaluator import MatteEvaluator
-from SDMatte.evaluation.progress_log import Journal
+from SDMatte.evaluation.progress_log import ProgressLog
 from SDMatte.images.io import read_alpha
 from SDMatte.scoring.workers import Target
 
@@ -59,9 +59,9 @@ def run_rank(rank, folder):
     The last evaluation goes on with the first: t0 is predicted again, t3 scored from its file.
     """
     results = []
-    journal = Journal(folder / "out0", {"model": "discs"})
+    progress_log = ProgressLog(folder / "out0", {"model": "discs"})
     if rank == 0:
-        journal.begin([])
+        progress_log.begin([])
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
@@ -69,16 +69,16 @@ def run_rank(rank, folder):
         torch.distributed.barrier()
         for i, share in enumerate(SHARES):
             try:
-                options = {"output_dir": folder / f"out{i}", "num_pictures": 5}
-                options["journal"] = None if i else journal
+                options = {"output_dir": folder / f"out{i}", "num_images": 5}
+                options["progress_log"] = None if i else progress_log
                 results.append(evaluate(folder, share[rank], **options)[1])
             except DataError as error:
                 results.append(str(error))
         torch.distributed.barrier()
-        done = Journal(folder / "out0", {"model": "discs"}).read()
+        done = ProgressLog(folder / "out0", {"model": "discs"}).read()
         file = Target(str(folder / "truth" / "t3.png")), done.pop("t3").pred_path
         del done["t0"]
-        options = {"output_dir": folder / "out0", "num_pictures": 5, "journal": journal}
+        options = {"output_dir": folder / "out0", "num_images": 5, "progress_log": progress_log}
         options |= {"done": done.values(), "written": [file]}
         results.append(evaluate(folder, [[], [0]][rank], **options)[1])
     finally:

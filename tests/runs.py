@@ -37,7 +37,7 @@ def settings(root: Path, output: Path, *more: str) -> list[str]:
         "train.checkpoints=3",
         "train.evaluations=2",
         "train.log_period=2",
-        "train.num_pictures=1",
+        "train.num_images=1",
         "dataloader.train.batch_size=2",
         "dataloader.train.dataset.size=64",
         "dataloader.test.dataset.size=64",

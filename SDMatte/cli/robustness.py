@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from SDMatte.cli.common import add_process_arguments, launch, split_runs
-from SDMatte.cli.test import add_subject_arguments, find_tested
+from SDMatte.cli.test import add_model_arguments, find_tested
 from SDMatte.scoring.metrics import METRICS
 
 
@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "and the wrong opacity, and draws the scores. Nothing in it is random but the prompts "
         "that it starts from. What was interrupted goes on where it was.",
     )
-    add_subject_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--kinds",
         metavar="KIND,...",
@@ -48,15 +48,15 @@ def measure(args: argparse.Namespace) -> None:
     """Measures, draws and prints; called in every process."""
     from SDMatte.evaluation.robustness import measure_robustness, plan_robustness, write_robustness
 
-    subjects, folders = find_tested(args, "robustness")
+    tested_models, folders = find_tested(args, "robustness")
     kinds = [kind for kind in args.kinds.split(",") if kind]
     steps = [
-        plan_robustness(subject, folder, kinds, args.restart)
-        for subject, folder in zip(subjects, folders, strict=True)
+        plan_robustness(tested_model, folder, kinds, args.restart)
+        for tested_model, folder in zip(tested_models, folders, strict=True)
     ]
     measured = []
-    for subject, todo in zip(subjects, steps, strict=True):
-        measured += measure_robustness(subject, todo)
+    for tested_model, todo in zip(tested_models, steps, strict=True):
+        measured += measure_robustness(tested_model, todo)
     if measured:
         top = folders[0] if len(folders) == 1 else folders[0].parent
         paths = write_robustness(measured, top, args.metric)

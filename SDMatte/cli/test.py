@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         "test.error_maps=True, test.save_mattes=False. A test that was interrupted goes on where "
         "it was.",
     )
-    add_subject_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -48,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     return parser
 
 
-def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say what is tested; ``robustness`` has them, too."""
     parser.add_argument(
         "words",
@@ -94,30 +94,34 @@ def test(args: argparse.Namespace) -> None:
     from SDMatte.errors import ConfigError
     from SDMatte.evaluation.run import plan_test, run_plan, save_prompts
 
-    subjects, folders = find_tested(args, "test")
-    for config in {id(subject.config): subject.config for subject in subjects}.values():
+    tested_models, folders = find_tested(args, "test")
+    for config in {
+        id(tested_model.config): tested_model.config for tested_model in tested_models
+    }.values():
         if args.prompts_from is not None:
             config.dataloader.test.dataset.prompts_from = str(args.prompts_from)
     plans = [
         plan_test(s.config, folder, s.prompts, s.identity, args.restart)
-        for s, folder in zip(subjects, folders, strict=True)
+        for s, folder in zip(tested_models, folders, strict=True)
     ]
     if args.save_prompts is not None:
         if len({file for file, _ in split_runs(args.words)[0]}) > 1:
             raise ConfigError("--save-prompts takes the prompts of one config, not of several.")
-        save_prompts(subjects[0].config, args.save_prompts)
+        save_prompts(tested_models[0].config, args.save_prompts)
     rows: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
-    for subject, plan in zip(subjects, plans, strict=True):
+    for tested_model, plan in zip(tested_models, plans, strict=True):
         missing = any(test.missing for test in plan)
-        model = subject.load() if missing and args.only != "score" else None
-        scores = run_plan(subject.config, plan, model, subject.name, subject.info, args.only)
+        model = tested_model.load() if missing and args.only != "score" else None
+        scores = run_plan(
+            tested_model.config, plan, model, tested_model.name, tested_model.info, args.only
+        )
         for key, values in scores.items():
-            rows[subject.config.test.protocol][f"{subject.name}, {key}"] = values
+            rows[tested_model.config.test.protocol][f"{tested_model.name}, {key}"] = values
     show(rows, folders, mattes_only=args.only == "predict")
 
 
 def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
-    """Finds what the arguments of `add_subject_arguments` name, and where results of each go.
+    """Finds what the arguments of `add_model_arguments` name, and where results of each go.
 
     Args:
         args: The parsed arguments.
@@ -127,21 +131,23 @@ def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
         Subjects and their folders.
 
     Raises:
-        SDMatteError: See `SDMatte.evaluation.methods.find_subjects`.
+        SDMatteError: See `SDMatte.evaluation.methods.find_tested_models`.
     """
-    from SDMatte.evaluation.methods import find_subjects
+    from SDMatte.evaluation.methods import find_tested_models
     from SDMatte.runtime.files import check_not_read
 
     runs, overrides = split_runs(args.words)
     if args.num_workers is not None:
         overrides.append(f"test.num_workers={args.num_workers}")
-    subjects = find_subjects(runs, args.baseline, overrides)
+    tested_models = find_tested_models(runs, args.baseline, overrides)
     if getattr(args, "save_prompts", None) is not None:
-        read = [path for run in runs for path in run] + [s.checkpoint for s in subjects]
+        read = [path for run in runs for path in run] + [s.checkpoint for s in tested_models]
         check_not_read([args.save_prompts], [args.prompts_from, *read])
-    if len(subjects) > 1:
-        return subjects, [Path(args.output or f"output/{name}") / s.name for s in subjects]
-    return subjects, [Path(args.output or subjects[0].home / name)]
+    if len(tested_models) > 1:
+        return tested_models, [
+            Path(args.output or f"output/{name}") / s.name for s in tested_models
+        ]
+    return tested_models, [Path(args.output or tested_models[0].home / name)]
 
 
 def show(

@@ -39,7 +39,7 @@ from SDMatte.prompts.maps import (
     point_prompt,
     whole_picture,
 )
-from SDMatte.prompts.perturb import WorsePrompts
+from SDMatte.prompts.perturb import PromptPerturbation
 from SDMatte.prompts.types import PROMPT_TYPES
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class MattingDataset(Dataset):
         limit: int | None = None,
         max_bad_samples: int = MAX_BAD_SAMPLES,
         prompts_from: str | Path | None = None,
-        worsen: WorsePrompts | Mapping[str, Any] | None = None,
+        perturb: PromptPerturbation | Mapping[str, Any] | None = None,
     ) -> None:
         """Lists the samples; no picture is read.
 
@@ -119,7 +119,7 @@ class MattingDataset(Dataset):
             max_bad_samples: In training, so many different samples may be unreadable.
             prompts_from: In test, a file of boxes, points and masks to use in place of drawn ones,
                 see `SDMatte.prompts.frozen`.
-            worsen: In test, how prompts are made worse, or a mapping of some of that.
+            perturb: In test, how prompts are made worse, or a mapping of some of that.
 
         Raises:
             ConfigError: A setting cannot be.
@@ -150,8 +150,8 @@ class MattingDataset(Dataset):
         self._guesses: dict[str, bool] = {}
         self.max_bad_samples = max_bad_samples
         self.frozen = self._read_prompts(prompts_from) if prompts_from else None
-        self.worsen = WorsePrompts.of(worsen)
-        if training and self.worsen != WorsePrompts():
+        self.perturb = PromptPerturbation.of(perturb)
+        if training and self.perturb != PromptPerturbation():
             raise ConfigError("Prompts are made worse in test only.")
         # Shared, so that the limit holds over all loader workers together.
         self._bad = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
@@ -252,7 +252,7 @@ class MattingDataset(Dataset):
         prompts = self._prompts(alpha, trimap, rng)
         if self.frozen is not None:
             prompts |= self.frozen.prompts(*self.prompt_key(sample), alpha.shape)
-        prompts |= self.worsen.change(prompts, knobs.radius(self.training), knobs.psm)
+        prompts |= self.perturb.change(prompts, knobs.radius(self.training), knobs.psm)
         if self.training:
             image = augment.change_look(image, rng, knobs)
             if rng["gray"].random() < knobs.gray_prob:
@@ -262,7 +262,7 @@ class MattingDataset(Dataset):
         for name, prompt in prompts.items():
             result[name] = to_tensor(prompt.mask)
             result[PROMPT_TYPES[name].coords_key] = torch.from_numpy(prompt.coords)
-        result["is_trans"] = torch.tensor(int(picture.is_trans != self.worsen.opacity))
+        result["is_trans"] = torch.tensor(int(picture.is_trans != self.perturb.opacity))
         result["hw"] = torch.tensor(picture.hw)
         result["caption"] = sample.caption
         result["image_name"] = Path(sample.alpha).name

@@ -140,7 +140,7 @@ def add_hooks(
     def first_test_batches():  # of one picture: the evaluation may not have room for more either
         _, loader = next(iter(test_loaders(config)))
         dataset = loader.dataset
-        count = min(settings.num_pictures, len(dataset))
+        count = min(settings.num_images, len(dataset))
         return [loader.collate_fn([dataset[index]]) for index in range(count)]
 
     registered = [
@@ -154,7 +154,7 @@ def add_hooks(
         registered.append(hooks.EvalHook(evaluation_period, evaluate))
         if settings.best_metric:
             registered.append(BestWeights(checkpointer, settings.best_metric))
-        if settings.num_pictures and comm.is_main_process():
+        if settings.num_images and comm.is_main_process():
             prompt = config.test.prompts[0]
             registered.append(
                 PictureStrips(model, first_test_batches, prompt, evaluation_period, in_use)

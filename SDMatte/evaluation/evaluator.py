@@ -16,10 +16,10 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from SDMatte.errors import DataError
-from SDMatte.evaluation.progress_log import Journal
+from SDMatte.evaluation.progress_log import ProgressLog
 from SDMatte.scoring.protocols import Protocol, get_protocol
 from SDMatte.scoring.report import contact_sheet, score_table, write_error_maps, write_report
-from SDMatte.scoring.results import EvaluationResult, PictureScore
+from SDMatte.scoring.results import EvaluationResult, ImageScore
 from SDMatte.scoring.workers import Scorer, Target, Workers
 
 logger = logging.getLogger(__name__)
@@ -41,14 +41,14 @@ class MatteEvaluator(DatasetEvaluator):
         protocol: str | Protocol = "official",
         output_dir: str | Path | None = None,
         use_trimap: bool = False,
-        num_pictures: int | None = None,
+        num_images: int | None = None,
         num_workers: int = 1,
         sheet_rows: int = 4,
         save_mattes: bool = True,
         error_maps: bool = False,
         scoring: bool = True,
-        journal: Journal | None = None,
-        done: Sequence[PictureScore] = (),
+        progress_log: ProgressLog | None = None,
+        done: Sequence[ImageScore] = (),
         written: Sequence[tuple[Target, Path]] = (),
         model: str = "",
         prompt_seed: int | None = None,
@@ -63,7 +63,7 @@ class MatteEvaluator(DatasetEvaluator):
             output_dir: Where mattes and reports go, None for nowhere.
             use_trimap: Whether only the unknown pixels of the set's trimaps count. The published
                 tables count all pixels.
-            num_pictures: How many pictures the set has; `evaluate` then refuses to average
+            num_images: How many pictures the set has; `evaluate` then refuses to average
                 over another number.
             num_workers: Who computes the metrics beside the model, see
                 `SDMatte.scoring.workers.Workers`.
@@ -71,7 +71,7 @@ class MatteEvaluator(DatasetEvaluator):
             save_mattes: Whether the mattes are written; without them there is no contact sheet.
             error_maps: Whether ``errors/`` gets a map of the errors of each matte.
             scoring: False: mattes are only written, to be scored by another evaluator.
-            journal: Gets each picture that is done, so that another evaluator can go on.
+            progress_log: Gets each picture that is done, so that another evaluator can go on.
             done: The pictures done before, the same in all processes.
             written: Mattes written before, each with what it is to be scored against, the same in
                 all processes; `evaluate` shares them out.
@@ -87,11 +87,11 @@ class MatteEvaluator(DatasetEvaluator):
         self.protocol = get_protocol(protocol)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.use_trimap = use_trimap
-        self.num_pictures = num_pictures
+        self.num_images = num_images
         self.sheet_rows = sheet_rows if save_mattes else 0
         self.error_maps = error_maps and save_mattes
         self.scoring = scoring
-        self.journal = journal
+        self.progress_log = progress_log
         self.done = list(done)
         self.written = list(written)
         self.model = model
@@ -164,8 +164,8 @@ class MatteEvaluator(DatasetEvaluator):
         for target, path in self.written[comm.get_rank() :: comm.get_world_size()]:
             self._workers.submit(self._scorer.file, target, path)
         self._workers.finish()
-        if self.journal is not None:
-            self.journal.close()
+        if self.progress_log is not None:
+            self.progress_log.close()
         result = EvaluationResult(
             dataset=self.dataset,
             protocol=self.protocol.name,
@@ -178,8 +178,8 @@ class MatteEvaluator(DatasetEvaluator):
         )
         if not comm.is_main_process():
             return {}
-        if self.journal is not None:
-            self.journal.begin(result.pictures)  # one file again
+        if self.progress_log is not None:
+            self.progress_log.begin(result.pictures)  # one file again
         if not self.scoring:
             logger.info("%s: %d mattes are written.", result.key, len(result.pictures))
             return {}
@@ -187,15 +187,15 @@ class MatteEvaluator(DatasetEvaluator):
         self._write(result)
         return OrderedDict({result.key: result.scores})
 
-    def _gather(self) -> list[PictureScore]:
+    def _gather(self) -> list[ImageScore]:
         """Brings the pictures of all processes together, or the problems of all to all."""
         gathered = comm.all_gather((self._finished, self._problems))
         pictures = sorted(chain.from_iterable(g[0] for g in gathered), key=lambda p: p.name)
         problems = list(chain.from_iterable(g[1] for g in gathered))
-        if self.num_pictures is not None and len(pictures) + len(problems) != self.num_pictures:
+        if self.num_images is not None and len(pictures) + len(problems) != self.num_images:
             problems.append(
                 f"{len(pictures) + len(problems)} pictures were predicted, "
-                f"the set has {self.num_pictures}."
+                f"the set has {self.num_images}."
             )
         if problems:
             raise DataError(
@@ -221,10 +221,10 @@ class MatteEvaluator(DatasetEvaluator):
             score_table({self.model or "prediction": result.scores}),
         )
 
-    def _note(self, outcome: PictureScore | str) -> None:
+    def _note(self, outcome: ImageScore | str) -> None:
         if isinstance(outcome, str):
             self._problems.append(outcome)
             return
         self._finished.append(outcome)
-        if self.journal is not None:
-            self.journal.add(outcome, comm.get_rank())
+        if self.progress_log is not None:
+            self.progress_log.add(outcome, comm.get_rank())

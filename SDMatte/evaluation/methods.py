@@ -20,13 +20,13 @@ from SDMatte.evaluation.run import choose_test_sets, file_hash, load_trained
 from SDMatte.modeling import hub
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
 from SDMatte.runtime.config import load_config, resolve_device
-from SDMatte.runtime.launch import ask_main_process
+from SDMatte.runtime.launch import run_on_main
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Subject:
+class TestedModel:
     """A model, or another method, under test.
 
     Attributes:
@@ -53,11 +53,11 @@ class Subject:
     home: Path = Path("output")
 
 
-def find_subjects(
+def find_tested_models(
     runs: Sequence[tuple[str, str | None]],
     baselines: Sequence[str] = (),
     overrides: Sequence[str] = (),
-) -> list[Subject]:
+) -> list[TestedModel]:
     """Finds what is to be tested; whatever is missing is noticed before anything is loaded.
 
     Args:
@@ -84,11 +84,11 @@ def find_subjects(
     ]
     paths = [hub.resolve_checkpoint(checkpoint) for _, checkpoint in tested]
     names = _names(tested, baselines)
-    subjects = [
+    tested_models = [
         _of_checkpoint(name, configs[file], file, path, is_local=Path(checkpoint).exists())
         for name, (file, checkpoint), path in zip(names, tested, paths, strict=True)
     ]
-    return subjects + [_of_baseline(name, configs[runs[0][0]]) for name in baselines]
+    return tested_models + [_of_baseline(name, configs[runs[0][0]]) for name in baselines]
 
 
 def _names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) -> list[str]:
@@ -113,10 +113,10 @@ def _names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) -> list
 
 def _of_checkpoint(
     name: str, config: DictConfig, config_file: str, path: Path, is_local: bool
-) -> Subject:
-    digest = ask_main_process(lambda: file_hash(path))
+) -> TestedModel:
+    digest = run_on_main(lambda: file_hash(path))
     device = resolve_device(config.train.device)
-    return Subject(
+    return TestedModel(
         name,
         config,
         load=lambda: load_trained(config, path).to(device),
@@ -134,7 +134,7 @@ def _of_checkpoint(
     )
 
 
-def _of_baseline(name: str, config: DictConfig) -> Subject:
+def _of_baseline(name: str, config: DictConfig) -> TestedModel:
     method = get_baseline(name)
     wanted = [get_prompt_type(prompt).alias for prompt in config.test.prompts]
     prompts = tuple(prompt for prompt in wanted if prompt in method.prompts)
@@ -146,7 +146,7 @@ def _of_baseline(name: str, config: DictConfig) -> Subject:
     method(prompts[0])  # finds out what is not installed
     if len(prompts) < len(wanted):
         logger.info("The baseline %s is tested with %s alone.", name, ", ".join(prompts))
-    return Subject(name, config, lambda: method, prompts, method.prompts, {"baseline": name})
+    return TestedModel(name, config, lambda: method, prompts, method.prompts, {"baseline": name})
 
 
 def _model_settings(config: DictConfig) -> str:

@@ -12,13 +12,13 @@ from typing import Any, TextIO
 
 from SDMatte.errors import DataError, OutputError
 from SDMatte.runtime.files import clear_leftovers, write_text
-from SDMatte.scoring.results import ERRORS, MATTES, PROGRESS, SCORES, SUMMARY, PictureScore
+from SDMatte.scoring.results import ERRORS, MATTES, PROGRESS, SCORES, SUMMARY, ImageScore
 
 _PARTS = "progress.*.jsonl"
 _REPORTS = (SCORES, SUMMARY, "summary.md", "worst_and_best.png")
 
 
-class Journal:
+class ProgressLog:
     """The pictures done of one set under one prompt, a line of JSON each.
 
     ``progress.jsonl`` in the folder of the results says on its first line what made them: model,
@@ -37,7 +37,7 @@ class Journal:
         self.identity = json.loads(json.dumps(dict(identity), default=str))
         self._part: TextIO | None = None
 
-    def read(self) -> dict[str, PictureScore]:
+    def read(self) -> dict[str, ImageScore]:
         """Reads what is done, by picture; mattes that are gone again are not.
 
         Raises:
@@ -53,10 +53,10 @@ class Journal:
         if identity != self.identity:
             raise self._refusal(self._difference(identity))
         parts = (line for part in sorted(self.folder.glob(_PARTS)) for line in _read_lines(part))
-        done: dict[str, PictureScore] = {}
+        done: dict[str, ImageScore] = {}
         for line in (*lines[1:], *parts):
             try:
-                picture = PictureScore(**line)
+                picture = ImageScore(**line)
             except TypeError:  # cut short, or of another version
                 continue
             matte = self.matte(picture.name)
@@ -66,7 +66,7 @@ class Journal:
             done[picture.name] = replace(picture, pred_path=str(matte) if picture.pred_path else "")
         return done
 
-    def begin(self, done: Iterable[PictureScore]) -> None:
+    def begin(self, done: Iterable[ImageScore]) -> None:
         """Write down what is done, and clear up after a kill; called by one process.
 
         Raises:
@@ -78,7 +78,7 @@ class Journal:
         for leftover in self.folder.glob(_PARTS):
             leftover.unlink()
 
-    def add(self, picture: PictureScore, rank: int = 0) -> None:
+    def add(self, picture: ImageScore, rank: int = 0) -> None:
         """Adds a picture that process ``rank`` has done.
 
         Raises:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from SDMatte.data.listing import files_of
 from SDMatte.errors import ConfigError
-from SDMatte.evaluation.methods import Subject
+from SDMatte.evaluation.methods import TestedModel
 from SDMatte.evaluation.run import SetTest, plan_test, run_plan
 from SDMatte.runtime.files import check_not_read, replace_file, write_text
 from SDMatte.scoring.document import Heading, Paragraph, Picture, to_markdown
@@ -33,7 +33,7 @@ class Kind:
 
     Attributes:
         prompt: Short name of the prompt that gets worse; "": any, the first of test.prompts.
-        levels: How much; values of the setting of `SDMatte.prompts.perturb.WorsePrompts` that
+        levels: How much; values of the setting of `SDMatte.prompts.perturb.PromptPerturbation` that
             has the kind's name.
         meaning: What a level says.
     """
@@ -64,7 +64,7 @@ class Measurement:
     """The scores of one set at one level.
 
     Attributes:
-        subject: Name of the model or method.
+        tested_model: Name of the model or method.
         dataset: Name of the set.
         kind: Of `KINDS`.
         level: Of its levels.
@@ -73,7 +73,7 @@ class Measurement:
         scores: Metric -> raw mean.
     """
 
-    subject: str
+    tested_model: str
     dataset: str
     kind: str
     level: float | int | bool
@@ -106,41 +106,44 @@ class _Step:
 
 
 def plan_robustness(
-    subject: Subject, output_dir: str | Path, kinds: Sequence[str] = (), restart: bool = False
+    tested_model: TestedModel,
+    output_dir: str | Path,
+    kinds: Sequence[str] = (),
+    restart: bool = False,
 ) -> list[_Step]:
     """Lists what is to be measured; see `SDMatte.evaluation.run.plan_test`.
 
     Args:
-        subject: What is tested.
+        tested_model: What is tested.
         output_dir: Gets the scores of each level, but no mattes.
-        kinds: Of `KINDS`; none: all that the subject has prompts for.
+        kinds: Of `KINDS`; none: all that the tested_model has prompts for.
         restart: Whether the results there, whatever made them, are deleted.
 
     Raises:
-        ConfigError: A kind is unknown, or the subject cannot use its prompt.
+        ConfigError: A kind is unknown, or the tested_model cannot use its prompt.
         DataError: A set cannot be used, or the folder holds other results.
         OutputError: Files of a set are where the results are to go.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise ConfigError(f"Unknown kinds {', '.join(unknown)}; known are {', '.join(KINDS)}.")
-    fit = [name for name, kind in KINDS.items() if kind.prompt in subject.usable]
-    if subject.checkpoint is not None:  # baselines know nothing of opacity
+    fit = [name for name, kind in KINDS.items() if kind.prompt in tested_model.usable]
+    if tested_model.checkpoint is not None:  # baselines know nothing of opacity
         fit.append("opacity")
     chosen = [kind for kind in fit if not kinds or kind in kinds]
     if not chosen or set(kinds) - set(chosen):
         raise ConfigError(
-            f"{subject.name} can be measured with {', '.join(fit) or 'no kind of prompt'}, not "
+            f"{tested_model.name} can be measured with {', '.join(fit) or 'no kind of prompt'}, not "
             f"with {', '.join(kinds or KINDS)}."
         )
     steps = []
     for kind in chosen:
-        prompt = KINDS[kind].prompt or subject.prompts[0]
+        prompt = KINDS[kind].prompt or tested_model.prompts[0]
         for level in KINDS[kind].levels:
-            config = copy.deepcopy(subject.config)
-            config.dataloader.test.dataset.worsen = {kind: level}
+            config = copy.deepcopy(tested_model.config)
+            config.dataloader.test.dataset.perturb = {kind: level}
             config.test.save_mattes = False
-            plan = plan_test(config, output_dir, [prompt], subject.identity, restart)
+            plan = plan_test(config, output_dir, [prompt], tested_model.identity, restart)
             steps.append(_Step(kind, level, prompt, config, plan))
     outputs = [Path(output_dir), *(Path(output_dir) / name for name in (PLOT, TABLE, NUMBERS))]
     for test in steps[0].plan:  # all are of the same sets
@@ -149,7 +152,7 @@ def plan_robustness(
     return steps
 
 
-def measure_robustness(subject: Subject, steps: Sequence[_Step]) -> list[Measurement]:
+def measure_robustness(tested_model: TestedModel, steps: Sequence[_Step]) -> list[Measurement]:
     """Does what `plan_robustness` has listed; what is the same in two kinds is done once.
 
     Returns:
@@ -158,16 +161,16 @@ def measure_robustness(subject: Subject, steps: Sequence[_Step]) -> list[Measure
     Raises:
         SDMatteError: See `SDMatte.evaluation.run.run_plan`.
     """
-    model = subject.load()
+    model = tested_model.load()
     seen: set[str] = set()
     known: dict[str, dict[str, float]] = {}
     found = []
     for step in steps:
         todo = [test for test in step.plan if test.key not in seen]
         seen |= {test.key for test in todo}
-        known |= run_plan(step.config, todo, model, subject.name, subject.info)
+        known |= run_plan(step.config, todo, model, tested_model.name, tested_model.info)
         about = {"kind": step.kind, "level": step.level, "prompt": step.prompt}
-        about |= {"subject": subject.name, "protocol": step.config.test.protocol}
+        about |= {"tested_model": tested_model.name, "protocol": step.config.test.protocol}
         found += [
             Measurement(dataset=test.name, scores=known[test.key], **about)
             for test in step.plan
@@ -182,7 +185,7 @@ def write_robustness(
     """Writes ``robustness.json``, ``robustness.md`` and the plot ``robustness.png``.
 
     Args:
-        measurements: Of one or more subjects.
+        measurements: Of one or more tested_models.
         output_dir: Where to.
         metric: What the plot shows.
 
@@ -201,7 +204,7 @@ def write_robustness(
     tables: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for m in measurements:
         rows = tables.setdefault((m.dataset, m.meaning, m.protocol), {})
-        rows[f"{m.subject}, {m.shown_level}"] = m.scores
+        rows[f"{m.tested_model}, {m.shown_level}"] = m.scores
     for (dataset, meaning, protocol), rows in tables.items():
         blocks.append(Heading(f"{dataset}, {meaning}"))
         blocks.append(Paragraph(f"Protocol {protocol} ({get_protocol(protocol).description})."))
@@ -211,7 +214,7 @@ def write_robustness(
 
 
 def _draw(measurements: Sequence[Measurement], picture: Path, metric: str) -> None:
-    """Draws a panel for each set (down) and kind (across), with a line for each subject."""
+    """Draws a panel for each set (down) and kind (across), with a line for each tested_model."""
     rows = list(dict.fromkeys(m.dataset for m in measurements))
     columns = list(dict.fromkeys(m.kind for m in measurements))
     figure = Figure(figsize=(4.8 * len(columns), 3.8 * len(rows)), layout="constrained")
@@ -219,7 +222,7 @@ def _draw(measurements: Sequence[Measurement], picture: Path, metric: str) -> No
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     lines: dict[tuple[str, str, str], list[tuple]] = {}
     for m in measurements:
-        points = lines.setdefault((m.dataset, m.kind, f"{m.subject}, {m.protocol}"), [])
+        points = lines.setdefault((m.dataset, m.kind, f"{m.tested_model}, {m.protocol}"), [])
         points.append((m.shown_level, m.scores[metric]))
         axes = grid[rows.index(m.dataset)][columns.index(m.kind)]
         axes.set(title=f"{m.dataset}, {m.prompt}", xlabel=KINDS[m.kind].meaning, ylabel=metric)

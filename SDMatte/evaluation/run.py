@@ -27,20 +27,20 @@ from SDMatte.data.listing import files_of
 from SDMatte.data.mix import without_weight
 from SDMatte.errors import CheckpointError, ConfigError, DataError, MissingCheckpointError
 from SDMatte.evaluation.evaluator import MatteEvaluator
-from SDMatte.evaluation.progress_log import Journal, clear_results
+from SDMatte.evaluation.progress_log import ProgressLog, clear_results
 from SDMatte.modeling import SDMatte, hub, weights
 from SDMatte.prompts.frozen import PromptFile, freeze
 from SDMatte.prompts.types import PromptType, get_prompt_type
 from SDMatte.runtime.config import build
 from SDMatte.runtime.files import check_not_read, stem_key
-from SDMatte.runtime.launch import ask_main_process
+from SDMatte.runtime.launch import run_on_main
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.results import (
     ERRORS,
     MATTES,
     SCORES,
     SUMMARY,
-    PictureScore,
+    ImageScore,
     code_hash,
 )
 from SDMatte.scoring.workers import Target
@@ -162,7 +162,7 @@ class SetTest:
         loader: The loader of all its pictures.
         label: The prompt in results.
         folder: Where mattes and reports go, None for nowhere.
-        journal: What is done there; None: everything is done anew.
+        progress_log: What is done there; None: everything is done anew.
         done: The pictures predicted earlier, by name; those without scores are to be scored.
     """
 
@@ -171,8 +171,8 @@ class SetTest:
     loader: Any
     label: str
     folder: Path | None = None
-    journal: Journal | None = None
-    done: Mapping[str, PictureScore] = field(default_factory=dict)
+    progress_log: ProgressLog | None = None
+    done: Mapping[str, ImageScore] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -250,20 +250,20 @@ def _files_read(dataset: MattingDataset) -> Iterator[Path]:
 
 
 def _label(dataset: MattingDataset, prompt: PromptType) -> str:
-    worse = dataset.worsen.describe(prompt.mask_key)
+    worse = dataset.perturb.describe(prompt.mask_key)
     return f"{prompt.alias} {worse}" if worse else prompt.alias
 
 
 def _look_up(test: SetTest, config: DictConfig, model: Mapping[str, Any], restart: bool) -> SetTest:
     """Finds out what is done; only the main process reads, so that all see the same."""
     dataset, settings = test.loader.dataset, config.test
-    journal = Journal(test.folder, {**model, **_identity(dataset, test.prompt, settings)})
+    progress_log = ProgressLog(test.folder, {**model, **_identity(dataset, test.prompt, settings)})
 
-    def read() -> dict[str, PictureScore]:
-        done = {} if restart else journal.read()
+    def read() -> dict[str, ImageScore]:
+        done = {} if restart else progress_log.read()
         return {n: p for n, p in done.items() if p.pred_path or not settings.save_mattes}
 
-    return replace(test, journal=journal, done=ask_main_process(read))
+    return replace(test, progress_log=progress_log, done=run_on_main(read))
 
 
 def _identity(dataset: MattingDataset, prompt: PromptType, settings: DictConfig) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _identity(dataset: MattingDataset, prompt: PromptType, settings: DictConfig)
         "prompt": prompt.alias,
         "prompt seed": dataset.seed,
         "prompts sha256": file_hash(dataset.frozen.path) if dataset.frozen is not None else None,
-        "prompts made worse": asdict(dataset.worsen),
+        "prompts made worse": asdict(dataset.perturb),
         "size": dataset.size,
         "settings": knobs,
     }
@@ -439,17 +439,17 @@ def _with_prompt(model: Any, prompt: PromptType, use_captions: bool) -> Callable
 
 
 def _begin(test: SetTest) -> None:
-    """Clears the folder of what is not gone on with, and opens the journal."""
+    """Clears the folder of what is not gone on with, and opens the progress_log."""
     if test.folder is None:
         return
 
     def begin() -> None:
         if not test.done:
             clear_results(test.folder)
-        if test.journal is not None:
-            test.journal.begin(test.done.values())
+        if test.progress_log is not None:
+            test.progress_log.begin(test.done.values())
 
-    ask_main_process(begin)
+    run_on_main(begin)
     if test.done:
         number = len(test.loader.dataset)
         logger.info("%s: %d of %d pictures are done already.", test.folder, len(test.done), number)
@@ -472,12 +472,12 @@ def _evaluator(
         protocol=settings.protocol,
         output_dir=test.folder,
         use_trimap=settings.use_trimap,
-        num_pictures=len(dataset),
+        num_images=len(dataset),
         num_workers=settings.num_workers,
         save_mattes=settings.save_mattes,
         error_maps=settings.error_maps,
         scoring=only != "predict",
-        journal=test.journal,
+        progress_log=test.progress_log,
         done=ready,
         written=unscored,
         model=model_name,
@@ -498,7 +498,7 @@ def _targets(dataset: MattingDataset, use_trimap: bool) -> dict[str, Target]:
     return found
 
 
-def _placed(picture: PictureScore, target: Target) -> PictureScore:
+def _placed(picture: ImageScore, target: Target) -> ImageScore:
     """A picture done earlier with today's paths: the data may have been moved."""
     return replace(picture, alpha_path=target.alpha_path, image_path=target.image_path)
 

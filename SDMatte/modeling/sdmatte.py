@@ -121,7 +121,7 @@ class SDMatte(nn.Module):
             use_encoder_hidden_states_list if use_encoder_hidden_states else (False,) * 3,
         )
         if isinstance(self.vae, AutoencoderKL):
-            autoencoder.improve(self.vae)
+            autoencoder.optimize_for_cpu(self.vae)
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
         self._empty_caption: tuple[Any, torch.Tensor] | None = None

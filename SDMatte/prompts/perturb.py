@@ -13,7 +13,7 @@ from SDMatte.prompts.types import NUM_POINTS
 
 
 @dataclass(frozen=True)
-class WorsePrompts:
+class PromptPerturbation:
     """How the prompts of a test set are changed, drawn ones and those of a prompt file alike.
 
     Nothing here is random. The defaults change nothing.
@@ -40,12 +40,14 @@ class WorsePrompts:
             kind = int if name == "points" else (int, float)
             fits = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
             if not fits or value == -0.5:
-                raise ConfigError(f"worsen.{name} cannot be {value!r}: from {low} to {high} it is.")
+                raise ConfigError(
+                    f"perturb.{name} cannot be {value!r}: from {low} to {high} it is."
+                )
         if not isinstance(self.opacity, bool):
-            raise ConfigError(f"worsen.opacity is true or false, not {self.opacity!r}.")
+            raise ConfigError(f"perturb.opacity is true or false, not {self.opacity!r}.")
 
     @classmethod
-    def of(cls, settings: "WorsePrompts | Mapping[str, Any] | None") -> "WorsePrompts":
+    def of(cls, settings: "PromptPerturbation | Mapping[str, Any] | None") -> "PromptPerturbation":
         """Makes it of a mapping, as a config holds it.
 
         Raises:

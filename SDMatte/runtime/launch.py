@@ -45,7 +45,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """Where a process stands among those of a run.
 
     Attributes:
@@ -142,13 +142,13 @@ def launch(
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
     first, world_size = machine_rank * num_processes, num_machines * num_processes
     places = [
-        Place(first + index, world_size, index, machine_rank, dist_url)
+        ProcessInfo(first + index, world_size, index, machine_rank, dist_url)
         for index in range(num_processes)
     ]
     _start(places, main, args, on_gpu, timeout, saved)
 
 
-def place_of_torchrun(environ: Mapping[str, str]) -> Place | None:
+def place_of_torchrun(environ: Mapping[str, str]) -> ProcessInfo | None:
     """Read the environment of a process that torchrun started; None if it was not.
 
     Raises:
@@ -160,7 +160,7 @@ def place_of_torchrun(environ: Mapping[str, str]) -> Place | None:
     return _place_of(environ, "RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "env://")
 
 
-def place_of_slurm(environ: Mapping[str, str]) -> Place | None:
+def place_of_slurm(environ: Mapping[str, str]) -> ProcessInfo | None:
     """Read the environment of one of several tasks of ``srun``; None if it is not one.
 
     MASTER_ADDR and MASTER_PORT, if set, say where rank 0 listens. Else that is on the step's first
@@ -187,11 +187,11 @@ def place_of_slurm(environ: Mapping[str, str]) -> Place | None:
 
 def _place_of(
     environ: Mapping[str, str], rank: str, size: str, local: str, machine: str, address: str
-) -> Place:
+) -> ProcessInfo:
     if environ.get("MASTER_PORT"):
         _integer(environ, "MASTER_PORT")
     numbers = (_integer(environ, name, 0) for name in (rank, size, local, machine))
-    place = Place(*numbers, address)
+    place = ProcessInfo(*numbers, address)
     if place.rank >= place.world_size:
         raise ConfigError(
             f"The environment has {rank}={place.rank} and {size}={place.world_size}; processes "
@@ -218,7 +218,7 @@ def _integer(environ: Mapping[str, str], name: str, default: int | None = None) 
     return int(text)
 
 
-def ask_main_process(function: Callable[[], _Result]) -> _Result:
+def run_on_main(function: Callable[[], _Result]) -> _Result:
     """Calls a function in the main process alone; all processes get its result, or its error.
 
     Args:
@@ -246,7 +246,7 @@ def _first_host(hosts: str) -> str:
 
 
 def _join(
-    place: Place, main: Callable, args: tuple, on_gpu: bool, timeout: float, announce: bool
+    place: ProcessInfo, main: Callable, args: tuple, on_gpu: bool, timeout: float, announce: bool
 ) -> None:
     """Join the group of processes, and run ``main`` in it."""
     if on_gpu:  # a task of srun may see its own GPU alone
@@ -279,7 +279,7 @@ def _join(
             dist.destroy_process_group()
 
 
-def _meet(place: Place, patience: datetime.timedelta, announce: bool) -> dist.Store:
+def _meet(place: ProcessInfo, patience: datetime.timedelta, announce: bool) -> dist.Store:
     """Wait until all processes are there.
 
     Args:
@@ -350,7 +350,7 @@ def _shorten(ranks: Sequence[int]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _make_groups(place: Place, patience: datetime.timedelta) -> None:
+def _make_groups(place: ProcessInfo, patience: datetime.timedelta) -> None:
     """Makes the groups that detectron2 asks for."""
     machines: list[int] = [0] * place.world_size
     dist.all_gather_object(machines, place.machine)
@@ -387,7 +387,7 @@ class _Failure:
     status: int = 0
 
 
-def _start(places: Sequence[Place], main, args, on_gpu, timeout, saved) -> None:
+def _start(places: Sequence[ProcessInfo], main, args, on_gpu, timeout, saved) -> None:
     """Start processes here, and wait for their end."""
     failures = mp.get_context("spawn").SimpleQueue()
     job = (places, main, args, on_gpu, timeout, failures)

@@ -112,7 +112,7 @@ SETTINGS = {
     "train.max_to_keep": or_none(whole(1)),
     "train.best_metric": OPTIONAL_TEXT,
     "train.log_period": whole(1),
-    "train.num_pictures": whole(0),
+    "train.num_images": whole(0),
     "train.ddp.find_unused_parameters": SWITCH,
     "train.ddp.broadcast_buffers": SWITCH,
     "train.ddp.fp16_compression": SWITCH,
@@ -175,6 +175,7 @@ def check_settings(config: DictConfig, sections: Sequence[str]) -> None:
             kind.check(name, node[last])
         elif not isinstance(node, DictConfig) or "_target_" not in node:  # else it has a default
             raise ConfigError(f"The config lacks {name}.")
+
 
 PATH_KEYS = ("image", "alpha", "trimap", "background", "list_file")
 """Keys of a data set's settings that hold paths."""

@@ -4,12 +4,12 @@ from SDMatte.scoring.folder import score_folder
 from SDMatte.scoring.metrics import connectivity, gradient, mad, mse, sad
 from SDMatte.scoring.protocols import PROTOCOLS, Protocol, finish_alpha, score_pair
 from SDMatte.scoring.report import write_report
-from SDMatte.scoring.results import EvaluationResult, PictureScore
+from SDMatte.scoring.results import EvaluationResult, ImageScore
 
 __all__ = [
     "PROTOCOLS",
     "EvaluationResult",
-    "PictureScore",
+    "ImageScore",
     "Protocol",
     "connectivity",
     "finish_alpha",

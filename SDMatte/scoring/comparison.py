@@ -38,7 +38,7 @@ from SDMatte.scoring.report import (
 from SDMatte.scoring.results import (
     PROGRESS,
     EvaluationResult,
-    PictureScore,
+    ImageScore,
     find_results,
     read_result,
 )
@@ -116,14 +116,14 @@ def read_runs(runs: Sequence[tuple[str, Path]]) -> list[Comparison]:
 
 
 def write_comparison(
-    comparisons: Sequence[Comparison], output_dir: str | Path, num_pictures: int = 6
+    comparisons: Sequence[Comparison], output_dir: str | Path, num_images: int = 6
 ) -> list[Path]:
     """Writes ``report.md``, ``report.tex``, ``report.html`` and sheets of pictures.
 
     Args:
         comparisons: What to show.
         output_dir: Where to.
-        num_pictures: How many pictures each set and prompt shows; 0 for none.
+        num_images: How many pictures each set and prompt shows; 0 for none.
 
     Returns:
         The three documents.
@@ -150,7 +150,7 @@ def write_comparison(
     ]
     for path, comparison in zip(sheets, comparisons, strict=True):
         blocks += _blocks(comparison)
-        if num_pictures and draw_sheet(comparison, path, num_pictures):
+        if num_images and draw_sheet(comparison, path, num_images):
             caption = f"{comparison.title}: pictures that are hard, or that divide the runs."
             blocks.append(Picture(path, caption))
     texts = (to_markdown(blocks), to_latex(blocks), to_html(blocks, TITLE))
@@ -182,7 +182,7 @@ def draw_sheet(comparison: Comparison, path: Path, count: int, tile: int = 192) 
     return True
 
 
-def _sheet_row(row: Mapping[str, PictureScore]) -> Iterator[np.ndarray]:
+def _sheet_row(row: Mapping[str, ImageScore]) -> Iterator[np.ndarray]:
     first = next(iter(row.values()))
     has_image = first.image_path and Path(first.image_path).is_file()
     yield read_image(first.image_path) if has_image else np.zeros((1, 1))
@@ -191,7 +191,7 @@ def _sheet_row(row: Mapping[str, PictureScore]) -> Iterator[np.ndarray]:
         yield read_alpha(picture.pred_path)
 
 
-def _choose(comparison: Comparison, count: int) -> list[dict[str, PictureScore]]:
+def _choose(comparison: Comparison, count: int) -> list[dict[str, ImageScore]]:
     """Rows of label -> picture, of pictures that all runs have and whose files are there."""
     tables = {label: {p.name: p for p in r.pictures} for label, r in comparison.results.items()}
     names = set.intersection(*map(set, tables.values()))
@@ -208,7 +208,7 @@ def _choose(comparison: Comparison, count: int) -> list[dict[str, PictureScore]]
     return [rows[name] for name in chosen]
 
 
-def _has_files(row: Mapping[str, PictureScore]) -> bool:
+def _has_files(row: Mapping[str, ImageScore]) -> bool:
     first = next(iter(row.values()))
     paths = (first.alpha_path, *(p.pred_path for p in row.values()))
     return all(path and Path(path).is_file() for path in paths)

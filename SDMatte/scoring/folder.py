@@ -11,7 +11,7 @@ from SDMatte.errors import DataError
 from SDMatte.images.io import scan_folder
 from SDMatte.runtime.files import stem_key
 from SDMatte.scoring.protocols import Protocol, get_protocol
-from SDMatte.scoring.results import EvaluationResult, PictureScore
+from SDMatte.scoring.results import EvaluationResult, ImageScore
 from SDMatte.scoring.workers import Scorer, Target, Workers
 
 
@@ -65,7 +65,7 @@ def score_folder(
 
     # Where a file is missing, the others are still looked at, but not worth their metrics.
     with_metrics = not problems
-    outcomes: list[PictureScore | str] = []
+    outcomes: list[ImageScore | str] = []
     workers = Workers(num_workers, outcomes.append)
     scorer = Scorer(protocol)
     try:

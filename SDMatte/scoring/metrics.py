@@ -11,7 +11,7 @@ only the pixels of value 128 count.
 ``protocol`` picks the definition. Mean and gradient errors have one definition only, the
 connectivity error has two: ``official`` counts the background as a component like any other,
 as the published evaluation does, ``corrected`` leaves it out, as the original benchmark does.
-How the two arrays come about (truncated to 8 bits, or floating) is the subject of
+How the two arrays come about (truncated to 8 bits, or floating) is the tested_model of
 `SDMatte.scoring.protocols`.
 """
 

@@ -23,7 +23,7 @@ from SDMatte.scoring.protocols import display_name, get_protocol, to_display
 from SDMatte.scoring.results import (
     ERRORS,
     EvaluationResult,
-    PictureScore,
+    ImageScore,
     versions,
     write_result,
 )
@@ -127,7 +127,7 @@ def published_results() -> dict[str, Any]:
 
     Returns:
         ``results``: a list of ``dataset``, ``model``, ``prompt`` and raw metrics (not all of
-        them); ``num_pictures``: how many pictures a set has, as far as that is known.
+        them); ``num_images``: how many pictures a set has, as far as that is known.
     """
     path = Path(__file__).with_name("published_results.json")
     return json.loads(path.read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def of_published_size(result: EvaluationResult) -> bool:
 
     If not, there is nothing in differences from the published numbers.
     """
-    number = published_results()["num_pictures"].get(result.dataset)
+    number = published_results()["num_images"].get(result.dataset)
     return number in (None, len(result.pictures))
 
 
@@ -157,7 +157,7 @@ def published_caution(result: EvaluationResult) -> str:
     """Says why the published numbers cannot or should not be compared; or nothing."""
     if not _published(result):
         return ""
-    number = published_results()["num_pictures"].get(result.dataset)
+    number = published_results()["num_images"].get(result.dataset)
     if not of_published_size(result):
         return (
             f"The paper's numbers of {result.dataset} are of {number} pictures, so they cannot be "
@@ -218,7 +218,7 @@ def error_map(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def write_error_maps(
-    results: Iterable[PictureScore], output_dir: str | Path, num_workers: int = 0
+    results: Iterable[ImageScore], output_dir: str | Path, num_workers: int = 0
 ) -> None:
     """Writes an `error_map` of each picture to ``errors/``, under the matte's name.
 
@@ -240,7 +240,7 @@ def write_error_maps(
         workers.close()
 
 
-def _write_error_map(picture: PictureScore, path: Path) -> None:
+def _write_error_map(picture: ImageScore, path: Path) -> None:
     write_image(path, error_map(*_read_pair(picture)))
 
 
@@ -277,7 +277,7 @@ def contact_sheet(
     return write_image(path, pictures.contact_sheet(cells, labels, columns=columns, tile=tile))
 
 
-def _sheet_row(picture: PictureScore, with_image: bool) -> list[np.ndarray]:
+def _sheet_row(picture: ImageScore, with_image: bool) -> list[np.ndarray]:
     """A row of a contact sheet: picture, truth, prediction, error."""
     pred, true = _read_pair(picture)
     row = [true, pred, error_map(pred, true)]
@@ -286,7 +286,7 @@ def _sheet_row(picture: PictureScore, with_image: bool) -> list[np.ndarray]:
     return [read_image(picture.image_path) if picture.image_path else np.zeros_like(true), *row]
 
 
-def _read_pair(picture: PictureScore) -> tuple[np.ndarray, np.ndarray]:
+def _read_pair(picture: ImageScore) -> tuple[np.ndarray, np.ndarray]:
     """Reads a matte and its truth."""
     if not picture.pred_path:
         raise DataError(f"The matte of {picture.name} was not written, so it cannot be shown.")

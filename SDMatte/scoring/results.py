@@ -34,7 +34,7 @@ SCORES, SUMMARY, PROGRESS = "scores.csv", "summary.json", "progress.jsonl"
 
 
 @dataclass(frozen=True)
-class PictureScore:
+class ImageScore:
     """What is kept of one picture: numbers and paths, no pixels.
 
     Attributes:
@@ -81,7 +81,7 @@ class EvaluationResult:
 
     dataset: str
     protocol: str
-    pictures: Sequence[PictureScore]
+    pictures: Sequence[ImageScore]
     prompt: str = ""
     model: str = ""
     prompt_seed: int | None = None
@@ -120,7 +120,7 @@ class EvaluationResult:
             "model": self.model,
             "protocol": self.protocol,
             "trimap_restricted": self.trimap_restricted,
-            "num_pictures": len(self.pictures),
+            "num_images": len(self.pictures),
             "units": "raw: MSE and MAD plain, SAD, Grad and Conn / 1000",
             "scores": self.scores,
             "info": dict(self.info),
@@ -153,7 +153,7 @@ def read_result(folder: str | Path) -> EvaluationResult:
         path = folder / SCORES
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             pictures = [_from_row(row, folder) for row in csv.DictReader(file)]
-        number, made_with = summary["num_pictures"], summary["versions"]
+        number, made_with = summary["num_images"], summary["versions"]
         info = {**summary["info"], "versions": ", ".join(f"{k} {v}" for k, v in made_with.items())}
         result = EvaluationResult(
             pictures=pictures,
@@ -219,7 +219,7 @@ def code_hash() -> str:
 _PATHS = ("alpha_path", "pred_path", "image_path")
 
 
-def _to_csv(pictures: Sequence[PictureScore]) -> str:
+def _to_csv(pictures: Sequence[ImageScore]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["name", *METRICS, "height", "width", *_PATHS])
@@ -230,8 +230,8 @@ def _to_csv(pictures: Sequence[PictureScore]) -> str:
     return buffer.getvalue()
 
 
-def _from_row(row: Mapping[str, str], folder: Path) -> PictureScore:
-    picture = PictureScore(
+def _from_row(row: Mapping[str, str], folder: Path) -> ImageScore:
+    picture = ImageScore(
         name=row["name"],
         height=int(row["height"]),
         width=int(row["width"]),

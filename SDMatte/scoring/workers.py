@@ -29,7 +29,7 @@ from SDMatte.scoring.protocols import (
     read_partners,
     score_pair,
 )
-from SDMatte.scoring.results import MATTES, PictureScore
+from SDMatte.scoring.results import MATTES, ImageScore
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class Scorer:
     folder: Path | None = None
     with_scores: bool = True
 
-    def prediction(
-        self, target: Target, pred: np.ndarray, hw: tuple[int, int]
-    ) -> PictureScore | str:
+    def prediction(self, target: Target, pred: np.ndarray, hw: tuple[int, int]) -> ImageScore | str:
         """Finishes, writes and scores what a model gave.
 
         Args:
@@ -93,7 +91,7 @@ class Scorer:
 
     def file(
         self, target: Target, matte_path: str | Path, with_metrics: bool = True
-    ) -> PictureScore | str:
+    ) -> ImageScore | str:
         """Scores a matte that is on disk.
 
         Args:
@@ -125,9 +123,9 @@ class Scorer:
 
 def _score(
     target: Target, matte: np.ndarray, scores: dict[str, float], pred_path: str
-) -> PictureScore:
+) -> ImageScore:
     height, width = matte.shape
-    return PictureScore(
+    return ImageScore(
         target.name, height, width, scores, target.alpha_path, pred_path, target.image_path
     )
 

@@ -22,7 +22,7 @@ from dataclasses import asdict
 from detectron2.config import LazyCall as L
 
 from SDMatte.data import DataSettings, MattingDataset, build_test_loader, build_train_loader
-from SDMatte.prompts.perturb import WorsePrompts
+from SDMatte.prompts.perturb import PromptPerturbation
 
 dataloader = dict(
     train=L(build_train_loader)(
@@ -49,7 +49,7 @@ dataloader = dict(
             seed=0,
             settings=asdict(DataSettings()),
             prompts_from=None,  # a file of --save-prompts, in place of prompts drawn by the seed
-            worsen=asdict(WorsePrompts()),  # how prompts are made worse: by nothing
+            perturb=asdict(PromptPerturbation()),  # how prompts are made worse: by nothing
         ),
         batch_size=1,
         num_workers=4,

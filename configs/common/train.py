@@ -34,7 +34,7 @@ train = dict(
     max_to_keep=3,
     best_metric=None,  # such as "AIM-500/box/SAD": the lowest one's weights are model_best.pth
     log_period=20,
-    num_pictures=4,  # in the strips of pictures for TensorBoard
+    num_images=4,  # in the strips of pictures for TensorBoard
     ddp=dict(
         # What a step's prompt leaves unused, the trainer knows. To be searched for in every step
         # it need only be in a model of one's own that leaves out more.

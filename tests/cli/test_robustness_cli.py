@@ -41,7 +41,7 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
     run("robustness", "a.pth", "--baseline", "grabcut", "--output", "out", "-j", "0")
     found = json.loads(Path("out/robustness.json").read_text())
     levels = {
-        name: {kind: [m["level"] for m in found if (m["subject"], m["kind"]) == (name, kind)]
+        name: {kind: [m["level"] for m in found if (m["tested_model"], m["kind"]) == (name, kind)]
                for kind in KINDS}
         for name in ("a", "grabcut")
     }  # fmt: skip
@@ -51,7 +51,7 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
     assert all(list(m["scores"]) == list(METRICS) for m in found)
 
     # Where nothing is worse, it is the plain test; the levels are those of the data set.
-    scores = {(m["kind"], m["level"]): m["scores"] for m in found if m["subject"] == "a"}
+    scores = {(m["kind"], m["level"]): m["scores"] for m in found if m["tested_model"] == "a"}
     run("test", "a.pth", "--output", "plain", "test.prompts=[box,point,mask]")
     for kind, prompt, level in (
         ("box", "box", 0.0),
@@ -61,7 +61,7 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
         plain = json.loads(Path(f"plain/AIM-500/{prompt}/summary.json").read_text())
         assert scores[kind, level] == plain["scores"]
     assert scores["opacity", False] == scores["box", 0.0] != scores["opacity", True]
-    run("test", "a.pth", "--output", "loose", "dataloader.test.dataset.worsen={box: .2}")
+    run("test", "a.pth", "--output", "loose", "dataloader.test.dataset.perturb={box: .2}")
     loose = json.loads(Path("loose/AIM-500/box_sides+0.2/summary.json").read_text())
     assert scores["box", 0.2] == loose["scores"] != scores["box", 0.0]
     assert loose["prompt"] == "box sides+0.2"

@@ -194,7 +194,7 @@ def test_results_of_something_else_are_refused_or_replaced(capsys):
     assert (mattes("out/AIM-500/box"), summary("out/AIM-500/box")) == before
     words = ["a.pth", "dataloader.test.dataset.limit=2", "--output", "out"]
     run(*words, "--restart")
-    assert summary("out/AIM-500/box")["num_pictures"] == 2 == len(mattes("out/AIM-500/box"))
+    assert summary("out/AIM-500/box")["num_images"] == 2 == len(mattes("out/AIM-500/box"))
     written = Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns
     run(*words)  # and these are gone on with
     assert Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns == written
@@ -319,7 +319,7 @@ def test_error_maps(sample_root):
             ],
             "test.use_trimap=True needs trimaps, and pair has none.",
         ),
-        (["a.pth", "dataloader.test.dataset.worsen={box: -1}"], "worsen.box cannot be -1"),
+        (["a.pth", "dataloader.test.dataset.perturb={box: -1}"], "perturb.box cannot be -1"),
         (
             ["configs/SDMatte.py", "a.pth", "configs/SDMatte_small.py", "--save-prompts", "p"],
             "--save-prompts takes the prompts of one config",

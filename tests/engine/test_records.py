@@ -32,7 +32,7 @@ def run(tmp_path_factory, sample_root) -> Path:
         f"dataloader.test.dataset.names=[AIM-500, {pair}]",
         "test.prompts=[box,point]",
         *("train.max_iter=4", "train.log_period=2", "train.checkpoints=1", "train.evaluations=2"),
-        "train.num_pictures=2",
+        "train.num_images=2",
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("SDMATTE_DATA_ROOT", raising=False)

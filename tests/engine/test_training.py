@@ -38,7 +38,7 @@ def settings(output: Path, *more: str) -> list[str]:
         "train.max_iter=4",
         "train.log_period=1",
         "train.evaluations=1",
-        "train.num_pictures=2",
+        "train.num_images=2",
         "dataloader.train.batch_size=2",
         "dataloader.train.dataset.size=64",
         "dataloader.test.dataset.size=64",

@@ -9,7 +9,7 @@ from evaluated_discs import evaluate, make_batches, run_rank, run_second_rank
 
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.evaluation.evaluator import MatteEvaluator
-from SDMatte.evaluation.progress_log import Journal
+from SDMatte.evaluation.progress_log import ProgressLog
 from SDMatte.images.io import read_alpha, write_image
 from SDMatte.scoring import score_folder
 from SDMatte.scoring.metrics import METRICS
@@ -20,7 +20,7 @@ from SDMatte.scoring.workers import Target
 def test_same_as_scoring_its_files(truths, use_trimap):
     output = truths / "out"
     evaluator, found = evaluate(
-        truths, output_dir=output, use_trimap=use_trimap, num_pictures=5, model="toy", prompt_seed=3
+        truths, output_dir=output, use_trimap=use_trimap, num_images=5, model="toy", prompt_seed=3
     )
     trimaps = truths / "trimaps" if use_trimap else None
     expected = score_folder(output / "mattes", truths / "truth", trimaps)
@@ -81,7 +81,7 @@ def test_works_in_the_loop_of_detectron2(truths):
 
 
 def test_all_that_is_wrong_is_listed(truths):
-    evaluator = MatteEvaluator("discs", "box", num_pictures=9)
+    evaluator = MatteEvaluator("discs", "box", num_images=9)
     batches = list(make_batches(truths, range(4)))
     batches[0][0]["hw"][0] = torch.tensor([7, 7])
     batches[1][1][0] = torch.nan
@@ -141,19 +141,19 @@ def test_two_processes(truths):
         assert "3 pictures were predicted, the set has 5" in results[2]
     assert first[1:] == second[1:]
     assert sorted(os.listdir(truths / "out0" / "mattes")) == [f"t{i}.png" for i in range(5)]
-    done = Journal(truths / "out0", {"model": "discs"}).read()
+    done = ProgressLog(truths / "out0", {"model": "discs"}).read()
     assert {name: p.scores for name, p in done.items()} == {
         p.name: p.scores for p in evaluate(truths)[0].result.pictures
     }
 
 
 def test_what_was_done_is_not_done_again(truths):
-    journal = Journal(truths / "out", {"model": "discs"})
-    journal.begin([])
-    options = {"output_dir": truths / "out", "num_pictures": 5, "journal": journal}
+    progress_log = ProgressLog(truths / "out", {"model": "discs"})
+    progress_log.begin([])
+    options = {"output_dir": truths / "out", "num_images": 5, "progress_log": progress_log}
     with pytest.raises(DataError, match="3 pictures were predicted"):
         evaluate(truths, range(3), **options)
-    done = Journal(truths / "out", {"model": "discs"}).read()
+    done = ProgressLog(truths / "out", {"model": "discs"}).read()
     assert sorted(done) == ["t0", "t1", "t2"]
     evaluator, found = evaluate(truths, [3, 4], done=done.values(), **options)
     whole, expected = evaluate(truths)
@@ -170,12 +170,12 @@ def test_what_was_done_is_not_done_again(truths):
 
 
 def test_mattes_alone(truths):
-    options = {"output_dir": truths / "out", "num_pictures": 5}
-    journal = Journal(truths / "out", {"model": "discs"})
-    journal.begin([])
-    assert evaluate(truths, scoring=False, journal=journal, **options)[1] == {}
+    options = {"output_dir": truths / "out", "num_images": 5}
+    progress_log = ProgressLog(truths / "out", {"model": "discs"})
+    progress_log.begin([])
+    assert evaluate(truths, scoring=False, progress_log=progress_log, **options)[1] == {}
     assert sorted(os.listdir(truths / "out")) == ["mattes", "progress.jsonl"]
-    done = journal.read()
+    done = progress_log.read()
     assert not any(picture.scores for picture in done.values())
     written = [(Target(str(truths / "truth" / f"{n}.png")), p.pred_path) for n, p in done.items()]
     found = evaluate(truths, [], written=written, **options)[1]

@@ -65,7 +65,7 @@ def test_the_whole_autoencoder_gives_the_same(with_gradient, in_strips, layout, 
         shrink_strips(monkeypatch)
     plain = small_autoencoder()
     ours = copy.deepcopy(plain)
-    improve(ours)
+    optimize_for_cpu(ours)
     assert ours.state_dict().keys() == plain.state_dict().keys()
     image, found = torch.rand(2, 3, 32, 48), []
     for vae, given in ((plain, image), (ours, image.to(memory_format=layout))):
@@ -84,7 +84,7 @@ def test_the_whole_autoencoder_gives_the_same(with_gradient, in_strips, layout, 
 @torch.no_grad()
 def test_strips_in_bfloat16_are_as_close_to_float32_as_the_whole(monkeypatch):
     plain = small_autoencoder()
-    improve(plain)
+    optimize_for_cpu(plain)
     image = torch.rand(1, 3, 32, 48).to(memory_format=torch.channels_last)
     exact = plain.encode(image).latent_dist.mean
     plain, image, errors = plain.bfloat16(), image.bfloat16(), []

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from models import make_batch, tiny_model
 
 from SDMatte.modeling.cpu import autoencoder
-from SDMatte.modeling.cpu.autoencoder import improve
+from SDMatte.modeling.cpu.autoencoder import optimize_for_cpu
 from SDMatte.modeling.cpu.bands import encode_bands, find_edges, plan_axis
 from SDMatte.prompts.types import PROMPT_TYPES
 
@@ -29,7 +29,7 @@ def vae():
     with torch.no_grad():
         for parameter in vae.parameters():  # biases and norms that matter
             parameter += 0.1 * torch.randn_like(parameter)
-    improve(vae)  # as in the models
+    optimize_for_cpu(vae)  # as in the models
     return vae
 
 

@@ -8,7 +8,7 @@ from data_trees import disc, write_aim
 from SDMatte.data import MattingDataset
 from SDMatte.errors import ConfigError
 from SDMatte.prompts.maps import box_prompt, heat_map, mask_prompt, point_prompt
-from SDMatte.prompts.perturb import WorsePrompts
+from SDMatte.prompts.perturb import PromptPerturbation
 from SDMatte.prompts.types import PROMPT_TYPES
 
 SHAPE = (100, 200)
@@ -27,7 +27,7 @@ def prompts():
 
 
 def change(prompts, **settings):
-    return WorsePrompts(**settings).change(prompts, radius=4, psm="gauss")
+    return PromptPerturbation(**settings).change(prompts, radius=4, psm="gauss")
 
 
 def pixels(prompt):
@@ -39,7 +39,7 @@ def pixels(prompt):
 
 def test_nothing_changes_by_default(prompts):
     assert change(prompts) == {}
-    assert all(WorsePrompts().describe(name) == "" for name in PROMPT_TYPES)
+    assert all(PromptPerturbation().describe(name) == "" for name in PROMPT_TYPES)
 
 
 @pytest.mark.parametrize(("share", "step"), [(0.1, 4), (0.5, 19), (-0.1, -4), (-0.4, -15)])
@@ -107,7 +107,7 @@ def test_a_mask_can_vanish(prompts):
 )  # fmt: skip
 def test_what_cannot_be_is_refused(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
-        WorsePrompts.of(settings)
+        PromptPerturbation.of(settings)
 
 
 def test_a_test_set_with_worse_prompts(tmp_path):
@@ -115,7 +115,7 @@ def test_a_test_set_with_worse_prompts(tmp_path):
     options = {"root": root, "size": 48, "settings": {"kernel_sizes": [3, 5], "point_radius": 3}}
     plain = MattingDataset("AIM-500", training=False, **options)
     worse = MattingDataset(
-        "AIM-500", training=False, worsen={"box": 0.1, "points": 4, "opacity": True}, **options
+        "AIM-500", training=False, perturb={"box": 0.1, "points": 4, "opacity": True}, **options
     )
     for before, after in zip(plain, worse, strict=True):
         assert after["is_trans"] == 1 - before["is_trans"]
@@ -129,8 +129,8 @@ def test_a_test_set_with_worse_prompts(tmp_path):
         moved = (after["bbox_coords"] - before["bbox_coords"]) * 48
         assert (moved[:2] < 0).all() and (moved[2:] > 0).all()
         assert not after["point_coords"][8:].any() and before["point_coords"][8:].any()
-    assert worse.worsen.describe("bbox_mask") == "sides+0.1,opacity=wrong"
-    assert worse.worsen.describe("point_mask") == "points=4,opacity=wrong"
-    assert worse.worsen.describe("mask") == "opacity=wrong"
+    assert worse.perturb.describe("bbox_mask") == "sides+0.1,opacity=wrong"
+    assert worse.perturb.describe("point_mask") == "points=4,opacity=wrong"
+    assert worse.perturb.describe("mask") == "opacity=wrong"
     with pytest.raises(ConfigError, match="in test only"):
-        MattingDataset(samples=plain.samples, training=True, worsen={"box": 0.1}, **options)
+        MattingDataset(samples=plain.samples, training=True, perturb={"box": 0.1}, **options)

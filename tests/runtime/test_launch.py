@@ -18,7 +18,7 @@ from SDMatte.cli.main import main
 from SDMatte.errors import ConfigError, DataError, ProcessError, RunStopped
 from SDMatte.modeling import weights
 from SDMatte.runtime import launch as distributed
-from SDMatte.runtime.launch import Place, launch, place_of_slurm, place_of_torchrun
+from SDMatte.runtime.launch import ProcessInfo, launch, place_of_slurm, place_of_torchrun
 from SDMatte.runtime.launch import _Failure as Failure
 
 SLURM = {
@@ -41,7 +41,7 @@ def port():
 
 def test_places_from_the_environment():
     assert place_of_slurm({}) is None and place_of_torchrun({}) is None
-    assert place_of_slurm(SLURM) == Place(9, 16, 1, 1, "tcp://gpu07-ib:23456")
+    assert place_of_slurm(SLURM) == ProcessInfo(9, 16, 1, 1, "tcp://gpu07-ib:23456")
     elsewhere = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     assert place_of_slurm({**SLURM, **elsewhere}).address == "tcp://10.0.0.1:29500"
     # A batch script is no task, though it knows how many there will be.
@@ -51,7 +51,7 @@ def test_places_from_the_environment():
     with pytest.raises(ConfigError, match="of torchrun, but lacks MASTER_ADDR, MASTER_PORT."):
         place_of_torchrun(torchrun)
     assert place_of_torchrun({"RANK": "3"}) is None  # whatever it may mean
-    assert place_of_torchrun({**torchrun, **elsewhere}) == Place(3, 4, 1, 1, "env://")
+    assert place_of_torchrun({**torchrun, **elsewhere}) == ProcessInfo(3, 4, 1, 1, "env://")
 
 
 @pytest.mark.parametrize("name", [name for name in SLURM if name != "SLURM_JOB_ID"])
@@ -69,14 +69,14 @@ def test_an_incomplete_environment_names_what_is_missing(name):
 
 def test_who_waits_says_for_whom_where_and_until_when(port, caplog):
     patience = datetime.timedelta(seconds=1)
-    place = Place(0, 3, 0, 0, f"tcp://127.0.0.1:{port}")
+    place = ProcessInfo(0, 3, 0, 0, f"tcp://127.0.0.1:{port}")
     with pytest.raises(ProcessError, match=r"waited 1 s .*process 1, 2 did not join\.$"):
         distributed._meet(place, patience, announce=True)
     first, second = (record.message for record in caplog.records)
     until = r"until \d\d:\d\d:\d\d \(train.ddp.timeout=1 s\)"
     assert re.match(rf"Process 0 of 3 listens at tcp://127.0.0.1:{port}, {until}", first)
     assert "1 of 3 have joined, awaited are 1, 2, until" in second
-    other = Place(1, 3, 0, 1, f"tcp://127.0.0.1:{port}")
+    other = ProcessInfo(1, 3, 0, 1, f"tcp://127.0.0.1:{port}")
     with pytest.raises(ProcessError, match="Process 1 of 3 reached nobody at tcp://127.0.0.1"):
         distributed._meet(other, patience, announce=True)
     assert "Process 1 of 3 looks for process 0 at" in caplog.text

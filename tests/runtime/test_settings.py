@@ -44,7 +44,7 @@ def test_every_setting_is_looked_at(name):
         ("train.lora.dropout=1", "train.lora.dropout is a number at least 0 and below 1; got 1."),
         ("train.lora.target_modules=to_q", "train.lora.target_modules is a list of texts; got"),
         ("train.max_to_keep=0", "train.max_to_keep is None or a whole number of at least 1"),
-        ("train.num_pictures=-1", "train.num_pictures is a whole number of at least 0; got -1."),
+        ("train.num_images=-1", "train.num_images is a whole number of at least 0; got -1."),
         ("train.non_finite=ignore", "train.non_finite is stop or skip; got 'ignore'."),
         ("train.seed=True", "train.seed is a whole number of at least 0; got True."),
         ("train.output_dir=", "train.output_dir is a text; got ''."),
@@ -65,7 +65,7 @@ def test_what_cannot_be(override, message):
     [
         *("train.clip_grad_norm=null", "train.clip_grad_norm=1", "train.max_to_keep=null"),
         *("train.max_iter=1", "train.init_checkpoint=null", "train.best_metric=''"),
-        *("train.num_pictures=0", "train.lora.dropout=0", "dataloader.train.timeout=0"),
+        *("train.num_images=0", "train.lora.dropout=0", "dataloader.train.timeout=0"),
     ],
 )
 def test_what_can_be(override):

@@ -11,7 +11,7 @@ from SDMatte.images.io import read_image, write_image
 from SDMatte.scoring.comparison import draw_sheet, read_runs, write_comparison
 from SDMatte.scoring.metrics import METRICS
 from SDMatte.scoring.report import PUBLISHED_NOTE, write_report
-from SDMatte.scoring.results import EvaluationResult, PictureScore
+from SDMatte.scoring.results import EvaluationResult, ImageScore
 
 
 def write_run(folder, sads, model="m", dataset="my set", truths=None, **options):
@@ -23,7 +23,7 @@ def write_run(folder, sads, model="m", dataset="my set", truths=None, **options)
         scores = {**dict.fromkeys(METRICS, 0.5), "SAD": float(sad)}
         alpha = write_image(truths / f"p{i}.png", np.zeros((20, 30)))
         write_image(path / "mattes" / f"p{i}.png", np.full((20, 30), sad, np.uint8))
-        pictures.append(PictureScore(f"p{i}", 20, 30, scores, str(alpha)))
+        pictures.append(ImageScore(f"p{i}", 20, 30, scores, str(alpha)))
     options = {"protocol": "official", "prompt": "box", "prompt_seed": 0, **options}
     result = EvaluationResult(dataset, pictures=pictures, model=model, **options)
     write_report(result, path)

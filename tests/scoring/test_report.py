@@ -21,7 +21,7 @@ from SDMatte.scoring.report import (
 )
 from SDMatte.scoring.results import (
     EvaluationResult,
-    PictureScore,
+    ImageScore,
     find_results,
     read_result,
 )
@@ -29,7 +29,7 @@ from SDMatte.scoring.results import (
 
 def make_result(values=(1.0, 3.0), **options):
     pictures = [
-        PictureScore(f"p{i}", 4, 6, dict.fromkeys(METRICS, v), f"truth/p{i}.png")
+        ImageScore(f"p{i}", 4, 6, dict.fromkeys(METRICS, v), f"truth/p{i}.png")
         for i, v in enumerate(values)
     ]
     return EvaluationResult("AIM-500", "official", pictures, prompt="box", **options)
@@ -57,7 +57,7 @@ def test_mean_and_summary(tmp_path):
     summary = json.loads((tmp_path / "new" / "folder" / "summary.json").read_text())
     expected = {"protocol": "official", "prompt": "box", "prompt_seed": 7, "model": "m"}
     assert expected.items() <= summary.items()
-    assert summary["num_pictures"] == 2
+    assert summary["num_images"] == 2
     assert {"torch", "numpy", "opencv", "python", "SDMatte"} <= summary["versions"].keys()
     markdown = (tmp_path / "new" / "folder" / "summary.md").read_text()
     for part in ("official", "prompt seed: 7", "model: m", "a.pth", "numpy"):
@@ -147,7 +147,7 @@ def test_error_maps_are_written_for_each_picture(tmp_path, num_workers):
         pred, true = np.full((8, 9), 50 * i, np.uint8), np.full((8, 9), 50, np.uint8)
         files = {"truth": true, "pred": pred}
         paths = [str(write_image(tmp_path / k / f"{i}.png", a)) for k, a in files.items()]
-        pictures.append(PictureScore(f"{i}", 8, 9, {}, *paths))
+        pictures.append(ImageScore(f"{i}", 8, 9, {}, *paths))
     write_error_maps(pictures, tmp_path / "out", num_workers)
     found = [read_image(tmp_path / "out" / "errors" / f"{i}.png")[0, 0].tolist() for i in range(3)]
     assert found == [[0, 25, 50], [0, 0, 0], [50, 0, 0]]
@@ -181,7 +181,7 @@ def test_damaged_results_are_named(tmp_path):
     (tmp_path / "scores.csv").write_text("name\np0\n")
     with pytest.raises(DataError, match="no readable scores"):
         read_result(tmp_path)
-    for content in ("[]", "{", '{"num_pictures": 1}'):
+    for content in ("[]", "{", '{"num_images": 1}'):
         (tmp_path / "summary.json").write_text(content)
         with pytest.raises(DataError, match="no readable scores"):
             read_result(tmp_path)
@@ -196,7 +196,7 @@ def test_contact_sheet_shows_worst_then_best(tmp_path):
         pred, true = np.full((20, 30), 40 * i, np.uint8), np.zeros((20, 30), np.uint8)
         files = {"truth": true, "pred": pred, "image": np.full((20, 30, 3), 9, np.uint8)}
         paths = [str(write_image(tmp_path / k / f"{i}.png", a)) for k, a in files.items()]
-        pictures.append(PictureScore(f"{i}", 20, 30, dict.fromkeys(METRICS, float(i)), *paths))
+        pictures.append(ImageScore(f"{i}", 20, 30, dict.fromkeys(METRICS, float(i)), *paths))
     result = EvaluationResult("set", "official", pictures)
     sheet = read_image(contact_sheet(result, tmp_path / "s.png", num_each=2, tile=32))
     label, tile = 18, 32

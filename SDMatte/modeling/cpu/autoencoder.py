@@ -59,7 +59,7 @@ def _halves(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]
     return torch.cat([before, middle + after], dim), torch.cat([before + middle, after], dim)
 
 
-class FrugalSiLU(nn.SiLU):
+class InplaceSiLU(nn.SiLU):
     """SiLU that overwrites its input where nobody needs that for a gradient.
 
     Its input is always a norm's fresh output here. At 1024 x 1024 that saves the decoder's largest
@@ -137,7 +137,7 @@ class ExactGroupNorm(nn.GroupNorm):
         return both[0][..., None], both[1][..., None]
 
 
-class StripedResnet(nn.Module):
+class ChunkedResnetBlock(nn.Module):
     """diffusers' `ResnetBlock2D` without a time embedding; large maps are computed in strips.
 
     Once the moments of a norm are known, norm, activation and convolution follow each other on a
@@ -152,7 +152,7 @@ class StripedResnet(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = _as_exact(plain.norm1), plain.conv1
         self.norm2, self.conv2 = _as_exact(plain.norm2), plain.conv2
-        self.nonlinearity = FrugalSiLU()
+        self.nonlinearity = InplaceSiLU()
         self.conv_shortcut = plain.conv_shortcut
 
     def forward(self, input_tensor: torch.Tensor, temb: None = None) -> torch.Tensor:
@@ -206,14 +206,14 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def improve(vae: AutoencoderKL) -> None:
+def optimize_for_cpu(vae: AutoencoderKL) -> None:
     """Puts the modules above into an autoencoder, in place; the names of the weights stay."""
     for block in vae.decoder.up_blocks:
         if block.upsamplers is not None:
             block.upsamplers = nn.ModuleList(UpsampleConv(up.conv) for up in block.upsamplers)
-    _replace(vae, ResnetBlock2D, StripedResnet)
+    _replace(vae, ResnetBlock2D, ChunkedResnetBlock)
     _replace(vae, nn.GroupNorm, _as_exact)
-    _replace(vae, nn.SiLU, lambda silu: FrugalSiLU())
+    _replace(vae, nn.SiLU, lambda silu: InplaceSiLU())
 
 
 def _replace(root: nn.Module, kind: type[nn.Module], make: Callable) -> None:
