@@ -133,8 +133,8 @@ def plan_robustness(
     chosen = [kind for kind in fit if not kinds or kind in kinds]
     if not chosen or set(kinds) - set(chosen):
         raise ConfigError(
-            f"{tested_model.name} can be measured with {', '.join(fit) or 'no kind of prompt'}, not "
-            f"with {', '.join(kinds or KINDS)}."
+            f"{tested_model.name} can be measured with {', '.join(fit) or 'no kind of prompt'}, "
+            f"not with {', '.join(kinds or KINDS)}."
         )
     steps = []
     for kind in chosen:

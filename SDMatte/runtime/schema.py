@@ -55,5 +55,5 @@ class Settings(BaseModel):
             known = list(cls.model_fields)
             near = difflib.get_close_matches(last, known, n=3) or known
             return f"There is no setting {name}; did you mean {', '.join(near)}?"
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{name}: {message}; got {first['input']!r:.80}."
+        message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+        return f"{name} {message}; got {first['input']!r:.80}."

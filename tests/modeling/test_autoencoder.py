@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 
 from SDMatte.modeling.cpu import autoencoder
-from SDMatte.modeling.cpu.autoencoder import ExactGroupNorm, UpsampleConv, improve
+from SDMatte.modeling.cpu.autoencoder import ExactGroupNorm, UpsampleConv, optimize_for_cpu
 
 pytestmark = pytest.mark.numerics
 
