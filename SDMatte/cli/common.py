@@ -111,11 +111,11 @@ def launch(
     Raises:
         SDMatteError: As raised by the function; or the config or the counts cannot be.
     """
-    from SDMatte.engine import distributed
+    from SDMatte.runtime import launch as processes
     from SDMatte.runtime.config import load_config
 
     train = load_config(config_file, overrides).train
-    distributed.launch(
+    processes.launch(
         function,
         args.num_processes,
         args.num_machines,
