@@ -8,12 +8,13 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from layouts import make_layouts
 from models import tiny_model
 from runs import finish, settings
 
 from SDMatte import MattePredictor
 from SDMatte.images.io import write_image
-from SDMatte.samples import make_layouts, make_sample_set
+from SDMatte.samples import make_sample_set
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 

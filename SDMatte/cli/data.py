@@ -25,7 +25,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     _add_check(actions)
     _add_sample(actions)
     _add_make_samples(actions)
-    _add_make_layouts(actions)
     return parser
 
 
@@ -105,21 +104,6 @@ def _add_make_samples(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("--size", type=int, default=384, help="their size in pixels, about")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=make_samples)
-
-
-def _add_make_layouts(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
-        "make-layouts",
-        help="write miniature trees of the known sets",
-        description="Writes a few drawn pictures a set, in the folders and formats of the real "
-        "ones: a data root to try things on.",
-    )
-    parser.add_argument("folder", type=Path, help="a new or empty folder")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="sets (default: all)")
-    parser.add_argument("--num", type=int, default=3, help="pictures a folder (default: 3)")
-    parser.add_argument("--size", type=int, default=128, help="their size in pixels, about")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=make_layouts)
 
 
 def list_sets(args: argparse.Namespace) -> None:
@@ -221,16 +205,6 @@ def make_samples(args: argparse.Namespace) -> None:
     make_sample_set(
         args.folder, num_train=args.train, num_test=args.test, size=args.size, seed=args.seed
     )
-
-
-def make_layouts(args: argparse.Namespace) -> None:
-    """Writes the miniature trees."""
-    from SDMatte.samples import make_layouts as write_layouts
-
-    folder = write_layouts(
-        args.folder, names=args.names or None, num=args.num, size=args.size, seed=args.seed
-    )
-    print(f"A data root with miniature sets is {folder}.")
 
 
 def _listed(args: argparse.Namespace) -> tuple[Any, list[Any]]:

@@ -1,23 +1,19 @@
-"""Drawn pictures with exact mattes in the real sets' own layouts.
+"""The embedded sample set: drawn objects with exact mattes over photographs.
 
-The embedded sample set shows hair, fur, lattices, soft edges, glass, smoke, text and leaves over
-photographs that installed packages bring along; its test part has kinds of foreground and
-photographs that training never shows. Miniature trees stand in for the known sets.
+The photographs ship with installed packages. The test part holds kinds of object and photographs
+that training never sees.
 """
 
-from SDMatte.samples.layouts import LAYOUTS, make_layouts
 from SDMatte.samples.photos import Photograph, background, real_photographs
-from SDMatte.samples.registry import foreground, kinds
+from SDMatte.samples.registry import OBJECT_KINDS, foreground
 from SDMatte.samples.sample_set import SampleSet, make_sample_set
 
 __all__ = [
-    "LAYOUTS",
+    "OBJECT_KINDS",
     "Photograph",
     "SampleSet",
     "background",
     "foreground",
-    "kinds",
-    "make_layouts",
     "make_sample_set",
     "real_photographs",
 ]

@@ -1,8 +1,8 @@
-"""Drawing with exact coverage: polygons and strands, noise, surfaces, light, layers.
+"""Drawing primitives with exact coverage: polygons, strands, noise, surfaces, lighting, layers.
 
-All coordinates are (x, y) in pixels of the finished picture, (0, 0) the corner of its first pixel.
-Shapes are filled on a grid `SCALE` times as fine and averaged down, so that a coverage is the share
-of a pixel that the shape takes.
+Coordinates are (x, y) in pixels of the final image; (0, 0) is the top-left corner of the first
+pixel. Shapes are filled on a grid `SCALE` times finer and averaged down, so coverage is the
+fraction of each pixel that the shape covers.
 """
 
 import colorsys
@@ -15,45 +15,44 @@ SCALE = 4
 _SHIFT = 4
 
 Rng = np.random.Generator
-Textures = Sequence[np.ndarray]  # photographs, each [*, *, 3] uint8
+Textures = Sequence[np.ndarray]  # photographs, each [H, W, 3] uint8
 
 
 class Painting:
-    """A stack of layers, kept premultiplied so that light never leaks in from uncovered parts.
+    """A flattened stack of layers, premultiplied so that uncovered areas contribute no color.
 
     Attributes:
-        premul: [h, w, 3] float32, colour times alpha.
-        alpha: [h, w] float32 in [0, 1].
+        premul: `[h, w, 3]` float32, color times alpha.
+        alpha: `[h, w]` float32 in [0, 1].
     """
 
     def __init__(self, h: int, w: int):
-        """Start with nothing on it."""
         self.premul = np.zeros((h, w, 3), np.float32)
         self.alpha = np.zeros((h, w), np.float32)
 
-    def add(self, cover: np.ndarray, colour: np.ndarray | Sequence[float]) -> None:
-        """Lay a colour ([3] or [h, w, 3], [0, 1]) over it where `cover` ([h, w], [0, 1]) says."""
+    def add(self, cover: np.ndarray, color: np.ndarray | Sequence[float]) -> None:
+        """Composite a color (`[3]` or `[h, w, 3]`) on top with alpha `cover` (`[h, w]`)."""
         x, y, w, h = cv2.boundingRect((cover > 0).view(np.uint8))
         part = np.s_[y : y + h, x : x + w]  # most layers are small
-        colour, cover = np.asarray(colour, np.float32), cover[part].astype(np.float32)
-        colour = colour[part] if colour.ndim == 3 else colour
-        self.premul[part] += (colour - self.premul[part]) * cover[..., None]
+        color, cover = np.asarray(color, np.float32), cover[part].astype(np.float32)
+        color = color[part] if color.ndim == 3 else color
+        self.premul[part] += (color - self.premul[part]) * cover[..., None]
         self.alpha[part] += (1 - self.alpha[part]) * cover
 
     def cut(self, cover: np.ndarray) -> None:
-        """Take away what lies under `cover` ([h, w], [0, 1])."""
+        """Erase with alpha `cover`, `[h, w]` in [0, 1]."""
         self.premul *= (1 - cover)[..., None]
         self.alpha *= 1 - cover
 
     def relight(self, factor: np.ndarray) -> None:
-        """Multiply the colours by `factor` ([h, w])."""
+        """Multiply the colors by `factor`, `[h, w]`."""
         self.premul = np.minimum(self.premul * factor[..., None], self.alpha[..., None])
 
-    def colour(self) -> np.ndarray:
-        """Colours that are defined everywhere: beyond the edge, those of the nearest parts.
+    def color(self) -> np.ndarray:
+        """Return straight colors, extrapolated from nearby pixels where alpha is zero.
 
         Returns:
-            [h, w, 3] float32 in [0, 1], not premultiplied.
+            `[h, w, 3]` float32 in [0, 1].
         """
         h, w = self.alpha.shape
         premul, alpha = self.premul, self.alpha[..., None]
@@ -73,7 +72,7 @@ class Painting:
 
 
 def fill(h: int, w: int, polygons: Sequence[np.ndarray]) -> np.ndarray:
-    """Coverage of the union of polygons, each [n, 2]; [h, w] float32 in [0, 1]."""
+    """Return the coverage, `[h, w]` in [0, 1], of the union of polygons, each `[n, 2]`."""
     fine, part, corner = _fine_grid(h, w, np.concatenate(polygons))
     for polygon in polygons:
         cv2.fillPoly(fine, [_fixed(polygon - corner)], 255, cv2.LINE_8, _SHIFT)
@@ -81,7 +80,7 @@ def fill(h: int, w: int, polygons: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def fill_quads(h: int, w: int, quads: np.ndarray) -> np.ndarray:
-    """Coverage of the union of many convex quadrangles, [n, 4, 2]; [h, w] float32 in [0, 1]."""
+    """Return the coverage, `[h, w]` in [0, 1], of the union of convex quads, `[n, 4, 2]`."""
     fine, part, corner = _fine_grid(h, w, quads.reshape(-1, 2))
     for quad in _fixed(quads - corner):
         cv2.fillConvexPoly(fine, quad, 255, cv2.LINE_8, _SHIFT)
@@ -89,7 +88,7 @@ def fill_quads(h: int, w: int, quads: np.ndarray) -> np.ndarray:
 
 
 def _fine_grid(h: int, w: int, points: np.ndarray) -> tuple[np.ndarray, tuple, np.ndarray]:
-    """The fine grid around the points only, with the part of the picture it stands for."""
+    """Return a supersampled grid around the points, its slice of the image, and its corner."""
     low = np.clip(np.floor(points.min(0)) - 1, 0, (w - 1, h - 1)).astype(int)
     high = np.clip(np.ceil(points.max(0)) + 1, low + 1, (w, h)).astype(int)
     size = (high - low)[::-1] * SCALE
@@ -97,7 +96,7 @@ def _fine_grid(h: int, w: int, points: np.ndarray) -> tuple[np.ndarray, tuple, n
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
-    # OpenCV's pixel centres lie at whole numbers, ours half a pixel further on.
+    # OpenCV puts pixel centers at integers, we put them at half-integers.
     return np.round((points * SCALE - 0.5) * (1 << _SHIFT)).astype(np.int32)
 
 
@@ -109,14 +108,14 @@ def _averaged(fine: np.ndarray, h: int, w: int, part: tuple) -> np.ndarray:
 
 
 def ribbons(paths: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Quadrangles along lines of varying width.
+    """Return quads along polylines of varying width.
 
     Args:
-        paths: [n, t, 2] points.
-        widths: [n, t] or broadcast to it, in pixels.
+        paths: Points, `[n, t, 2]`.
+        widths: Pixels, broadcastable to `[n, t]`.
 
     Returns:
-        [n * (t - 1), 4, 2].
+        `[n * (t - 1), 4, 2]`.
     """
     along = np.gradient(paths, axis=1)
     along /= np.linalg.norm(along, axis=-1, keepdims=True) + 1e-6
@@ -139,21 +138,21 @@ def strands(
     gravity: float = 0.0,
     steps: int = 9,
 ) -> np.ndarray:
-    """Hairs: curved, tapered lines.
+    """Return curved, tapered strands of hair.
 
     Args:
-        rng: source of randomness.
-        roots: [n, 2] where they start.
-        angles: [n] first direction in radians (y points down).
-        lengths: [n] in pixels.
-        width: width at the root in pixels.
-        curl: spread of the total turn in radians.
-        wave: amplitude of the waves in radians.
-        gravity: how far a tip falls, in lengths.
-        steps: points a strand.
+        rng: Random generator.
+        roots: Start points, `[n, 2]`.
+        angles: Initial directions in radians, y pointing down, `[n]`.
+        lengths: Pixels, `[n]`.
+        width: Width at the root in pixels.
+        curl: Standard deviation of the total turn in radians.
+        wave: Amplitude of the waves in radians.
+        gravity: How far the tip drops, in multiples of the length.
+        steps: Points per strand.
 
     Returns:
-        Quadrangles [n, steps - 1, 4, 2].
+        Quads, `[n, steps - 1, 4, 2]`.
     """
     n, t = len(roots), np.linspace(0, 1, steps)
     turn = rng.normal(0, curl, (n, 1)) * t
@@ -169,7 +168,7 @@ def strands(
 def blob(
     rng: Rng, x: float, y: float, rx: float, ry: float, *, rough: float = 0.12, n: int = 160
 ) -> np.ndarray:
-    """A closed smooth outline around (x, y), [n, 2]; `rough` 0 gives an ellipse."""
+    """Return a closed smooth outline around (x, y), `[n, 2]`; an ellipse if `rough` is 0."""
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
     k = np.arange(2, 7)[:, None]
     waves = rng.normal(0, rough, (5, 1)) / (k - 1) * np.cos(k * t + rng.uniform(0, 6.3, (5, 1)))
@@ -178,7 +177,7 @@ def blob(
 
 
 def capsule(a: Sequence[float], b: Sequence[float], ra: float, rb: float) -> np.ndarray:
-    """The outline, [n, 2], of a limb from `a` to `b` with radii `ra` and `rb` at its round ends."""
+    """Return the outline, `[n, 2]`, of a limb from `a` to `b` with end radii `ra` and `rb`."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     heading = np.arctan2(b[1] - a[1], b[0] - a[0])
     t = np.linspace(-np.pi / 2, np.pi / 2, 14)
@@ -188,7 +187,7 @@ def capsule(a: Sequence[float], b: Sequence[float], ra: float, rb: float) -> np.
 
 
 def leaf(base: np.ndarray, angle: float, length: float, slim: float) -> tuple[np.ndarray, ...]:
-    """A pointed leaf's outline, [32, 2], and its vein, [16, 2]; `slim` is half of its width."""
+    """Return a leaf's outline, `[32, 2]`, and vein, `[16, 2]`; `slim` is half width / length."""
     t = np.linspace(0, 1, 16)
     half = np.sin(np.pi * t**0.8) * slim * length
     top, low = np.stack((t * length, half), -1), np.stack((t * length, -half), -1)[::-1]
@@ -197,14 +196,14 @@ def leaf(base: np.ndarray, angle: float, length: float, slim: float) -> tuple[np
     return outline, vein
 
 
-def rotate(points: np.ndarray, angle: float, centre: Sequence[float]) -> np.ndarray:
-    """Turn points [..., 2] by `angle` (radians) about `centre`."""
+def rotate(points: np.ndarray, angle: float, center: Sequence[float]) -> np.ndarray:
+    """Rotate points, `[..., 2]`, by `angle` radians about `center`."""
     c, s = np.cos(angle), np.sin(angle)
-    return (points - centre) @ np.array([[c, s], [-s, c]]) + centre
+    return (points - center) @ np.array([[c, s], [-s, c]]) + center
 
 
 def noise(rng: Rng, h: int, w: int, cells: float = 4, octaves: int = 4) -> np.ndarray:
-    """Cloudy noise; [h, w] float32 in [0, 1], `cells` bumps along the longer side at first."""
+    """Return fractal noise, `[h, w]` in [0, 1]; octave 0 has `cells` bumps on the longer side."""
     out = np.zeros((h, w), np.float32)
     for o in range(octaves):
         per = max(h, w) / (cells * 2**o)
@@ -214,14 +213,14 @@ def noise(rng: Rng, h: int, w: int, cells: float = 4, octaves: int = 4) -> np.nd
 
 
 def hsv(h: float, s: float, v: float) -> np.ndarray:
-    """A colour, [3] in [0, 1], from hue (any number, 1 is a full turn), saturation and value."""
+    """Return an RGB color, `[3]` in [0, 1]; the hue wraps at 1, the others are clipped."""
     return np.array(
         colorsys.hsv_to_rgb(h % 1, float(np.clip(s, 0, 1)), float(np.clip(v, 0, 1))), np.float32
     )
 
 
 def hair_tone(rng: Rng) -> np.ndarray:
-    """A colour that hair or fur may have, seldom a dyed one."""
+    """Draw a color of hair or fur, occasionally a dyed one."""
     if rng.random() < 0.15:
         return hsv(rng.random(), rng.uniform(0.3, 0.9), rng.uniform(0.3, 0.9))
     return hsv(rng.normal(0.07, 0.025), rng.uniform(0.05, 0.7), rng.uniform(0.08, 0.9))
@@ -230,15 +229,15 @@ def hair_tone(rng: Rng) -> np.ndarray:
 def surface(
     rng: Rng, h: int, w: int, textures: Textures = (), *, base: np.ndarray | None = None
 ) -> np.ndarray:
-    """A coherent coloured texture, [h, w, 3] float32 in [0, 1].
+    """Draw a coherent colored texture, `[h, w, 3]` float32 in [0, 1].
 
     Args:
-        rng: source of randomness.
-        h: height.
-        w: width.
-        textures: photographs [*, *, 3] uint8 of which crops may be used, so that a network cannot
-            tell foreground from background by the mere looks of drawn texture.
-        base: main colour, [3]; drawn if not given.
+        rng: Random generator.
+        h: Height.
+        w: Width.
+        textures: Photographs to take crops from, so that a network cannot separate foreground from
+            background by texture statistics alone.
+        base: Main color, `[3]`; random by default, and a photograph is only used without it.
     """
     hue, sat, val = rng.random(), rng.beta(1.4, 2.4), rng.uniform(0.15, 0.95)
     a = hsv(hue, sat, val) if base is None else np.asarray(base, np.float32)
@@ -264,9 +263,9 @@ def surface(
     else:
         mix = (across - across.min()) / (np.ptp(across) + 1e-6)
     mix = np.clip(mix, 0, 1)[..., None].astype(np.float32)
-    colour = a + (b - a) * mix
-    colour *= 0.85 + 0.3 * noise(rng, h, w, rng.uniform(3, 30), 3)[..., None]
-    return np.clip(colour, 0, 1, out=colour)
+    color = a + (b - a) * mix
+    color *= 0.85 + 0.3 * noise(rng, h, w, rng.uniform(3, 30), 3)[..., None]
+    return np.clip(color, 0, 1, out=color)
 
 
 def _photo_surface(rng: Rng, h: int, w: int, photo: np.ndarray, tint: np.ndarray) -> np.ndarray:
@@ -275,14 +274,14 @@ def _photo_surface(rng: Rng, h: int, w: int, photo: np.ndarray, tint: np.ndarray
     x = rng.integers(photo.shape[1] - side + 1)
     crop = cv2.resize(photo[y : y + side, x : x + side], (w, h), interpolation=cv2.INTER_LINEAR)
     crop = crop.astype(np.float32) / 255
-    if rng.random() < 0.6:  # its structure in the drawn colour
+    if rng.random() < 0.6:  # keep the structure, replace the color
         gray = crop.mean(-1, keepdims=True)
         crop = tint * (0.4 + 1.2 * gray / (2 * gray.mean() + 1e-3))
     return np.clip(crop, 0, 1)
 
 
 def light(rng: Rng, alpha: np.ndarray, strength: float = 0.5) -> np.ndarray:
-    """Light on a rounded body with this coverage: factors around 1, [h, w] float32."""
+    """Return shading factors around 1, `[h, w]`, for a rounded body with this coverage."""
     h, w = alpha.shape
     small = cv2.resize(alpha, (max(8, w // 4), max(8, h // 4)), interpolation=cv2.INTER_AREA)
     height = sum(cv2.GaussianBlur(small, (0, 0), min(small.shape) / d) for d in (40, 18, 9))
@@ -294,7 +293,7 @@ def light(rng: Rng, alpha: np.ndarray, strength: float = 0.5) -> np.ndarray:
 
 
 def soften(image: np.ndarray, radius: float) -> np.ndarray:
-    """Out of focus: a disc-shaped blur of `radius` pixels of a float32 picture."""
+    """Blur a float32 image with a disc of `radius` pixels, like a defocused lens."""
     r = int(np.ceil(radius))
     y, x = np.mgrid[-r : r + 1, -r : r + 1]
     kernel = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1).astype(np.float32)

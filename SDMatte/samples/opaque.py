@@ -1,4 +1,4 @@
-"""Bodies, figures, lattices, letters, plants: `(rng, h, w, textures) -> Painting`."""
+"""Objects with mostly opaque interiors: solids, figures, nets, rings, text, plants, fish."""
 
 import importlib.util
 from functools import lru_cache
@@ -30,7 +30,7 @@ from SDMatte.samples.drawing import (
 
 
 def _smooth_shape(rng: Rng, x: float, y: float, r: float) -> np.ndarray:
-    """A simple outline: a soft blob, a superellipse or a star."""
+    """Return the outline of a blob, a superellipse or a star."""
     form = rng.choice(["blob", "super", "star"])
     rx, ry = r * rng.uniform(0.6, 1.1, 2)
     if form == "blob":
@@ -47,7 +47,7 @@ def _smooth_shape(rng: Rng, x: float, y: float, r: float) -> np.ndarray:
 
 
 def solid(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """One to three simple bodies that touch, sometimes with a hole."""
+    """Draw one to three overlapping simple bodies, sometimes with a hole."""
     p, s = Painting(h, w), min(h, w)
     x, y, r = w * rng.uniform(0.4, 0.6), h * rng.uniform(0.4, 0.6), s * rng.uniform(0.24, 0.42)
     for _ in range(int(rng.integers(1, 4))):
@@ -61,7 +61,7 @@ def solid(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def defocus(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A body out of focus, all over or more and more towards one side."""
+    """Draw a solid out of focus, uniformly or only in parts."""
     p = solid(rng, h, w, textures)
     radius = min(h, w) * rng.uniform(0.012, 0.045)
     premul, alpha = soften(p.premul, radius), soften(p.alpha, radius)
@@ -74,18 +74,18 @@ def defocus(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def figure(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A standing or dancing figure of limbs, with or without a skirt."""
+    """Draw a standing or dancing human figure, with or without a skirt."""
     p, s = Painting(h, w), h * 0.95
     x, y, u = w / 2, h * 0.5, s * rng.uniform(0.095, 0.12)
     skin = hsv(rng.normal(0.06, 0.02), rng.uniform(0.2, 0.7), rng.uniform(0.3, 0.95))
     shirt, trousers = surface(rng, h, w, textures), surface(rng, h, w, textures)
     lean = rng.normal(0, 0.15)
 
-    def limb(start, angles, lengths, radii, colours):
-        for a, length, (ra, rb), colour in zip(angles, lengths, radii, colours, strict=True):
+    def limb(start, angles, lengths, radii, colors):
+        for a, length, (ra, rb), color in zip(angles, lengths, radii, colors, strict=True):
             end = start + length * np.array((np.sin(a), np.cos(a)))
             part = fill(h, w, [capsule(start, end, ra, rb)])
-            p.add(part, colour * light(rng, part, 0.35)[..., None])
+            p.add(part, color * light(rng, part, 0.35)[..., None])
             start = end
         return start
 
@@ -117,9 +117,9 @@ def figure(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def net(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A net, grid or fence, with or without a frame."""
+    """Draw a net, grid or fence, with or without a frame."""
     p, s = Painting(h, w), min(h, w)
-    centre = np.array((w / 2, h / 2)) + rng.normal(0, s * 0.03, 2)
+    center = np.array((w / 2, h / 2)) + rng.normal(0, s * 0.03, 2)
     half = s * rng.uniform(0.28, 0.44, 2)
     gap, width = s * rng.uniform(0.045, 0.12), s * rng.uniform(0.008, 0.022)
     warp = np.stack((noise(rng, h, w, 3, 2), noise(rng, h, w, 3, 2)), -1) - 0.5
@@ -130,17 +130,17 @@ def net(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
         offsets = np.arange(-0.7 * s, 0.7 * s, gap)
         across = np.array((-np.sin(angle), np.cos(angle)))
         along = np.array((np.cos(angle), np.sin(angle)))
-        paths.append(centre + offsets[:, None, None] * across + t[:, None] * along)
+        paths.append(center + offsets[:, None, None] * across + t[:, None] * along)
     paths = np.concatenate(paths)
     index = np.clip(paths, 0, (w - 1, h - 1)).astype(int)
     paths = paths + sag * warp[index[..., 1], index[..., 0]]
-    outline = blob(rng, *centre, *half, rough=0.06)
+    outline = blob(rng, *center, *half, rough=0.06)
     if rng.random() < 0.6:
         corner = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
-        outline = rotate(corner * half, rng.normal(0, 0.2), (0, 0)) + centre
+        outline = rotate(corner * half, rng.normal(0, 0.2), (0, 0)) + center
     lines = fill_quads(h, w, ribbons(paths, np.array(width))) * fill(h, w, [outline])
-    colour = surface(rng, h, w, textures)
-    p.add(lines, colour)
+    color = surface(rng, h, w, textures)
+    p.add(lines, color)
     if rng.random() < 0.7:
         closed = np.concatenate((outline, outline[:2]))[None]
         thick = np.array(width * rng.uniform(1.5, 5))
@@ -156,7 +156,7 @@ def _ring(x: float, y: float, rx: float, ry: float, turn: float, width: float) -
 
 
 def rings(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """Rings that hang together, or a plate with many holes."""
+    """Draw linked rings, or a plate with many holes."""
     p, s = Painting(h, w), min(h, w)
     if rng.random() < 0.5:
         path, edge = np.array((w, h)) * rng.uniform(0.35, 0.65, 2), s * 0.25
@@ -182,7 +182,7 @@ _FONTS = "DejaVuSans-Bold DejaVuSerif-Bold DejaVuSans STIXGeneralBolIta cmb10 cm
 
 @lru_cache(maxsize=64)
 def _font(index: int, size: int) -> ImageFont.FreeTypeFont:
-    """A font that matplotlib brings along, or Pillow's own."""
+    """Load a font shipped with matplotlib, or Pillow's default."""
     spec = importlib.util.find_spec("matplotlib")
     name = _FONTS[index] + ".ttf"
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -193,7 +193,7 @@ def _font(index: int, size: int) -> ImageFont.FreeTypeFont:
 
 
 def text(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A few short lines of large letters."""
+    """Draw one to three short lines of large letters."""
     p, s = Painting(h, w), min(h, w) * SCALE
     page = Image.new("L", (w * SCALE, h * SCALE))
     rows = int(rng.integers(1, 4))
@@ -215,7 +215,7 @@ def text(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def leaves(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A plant: stems from one foot, with leaves on both sides."""
+    """Draw a plant: stems from one base, with leaves on both sides."""
     p, s = Painting(h, w), min(h, w)
     foot = np.array((w * rng.uniform(0.4, 0.6), h * rng.uniform(0.9, 1.02)))
     hue = rng.normal(0.28, 0.06) if rng.random() < 0.75 else rng.random()
@@ -242,7 +242,7 @@ def leaves(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def wheel(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A bicycle's wheel, seen from the front or aslant."""
+    """Draw a bicycle wheel, seen frontally or at an angle."""
     p, s = Painting(h, w), min(h, w)
     x, y, r = w / 2, h / 2, s * rng.uniform(0.34, 0.44)
     squeeze, turn = rng.uniform(0.55, 1), rng.uniform(0, 3.1)
@@ -264,7 +264,7 @@ def wheel(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def fish(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A fish with scales and half transparent, rayed fins."""
+    """Draw a fish with scales and semi-transparent, rayed fins."""
     p, s = Painting(h, w), min(h, w)
     x, y, rx = w * 0.47, h * rng.uniform(0.42, 0.58), s * rng.uniform(0.27, 0.34)
     ry, end = rx * rng.uniform(0.45, 0.75), x + rx * 0.92
@@ -284,6 +284,6 @@ def fish(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
     scales = np.hypot((columns + gap * (rows // gap % 2) / 2) % gap - gap / 2, rows % gap) / gap
     p.add(body, tone * (0.6 + 0.6 * scales)[..., None] * light(rng, body, 0.7)[..., None])
     eye = (x - rx * 0.65, y - ry * 0.15)
-    for r, colour in ((0.11, (0.95, 0.9, 0.7)), (0.06, (0.03, 0.03, 0.03))):
-        p.add(fill(h, w, [blob(rng, *eye, rx * r, rx * r, rough=0)]), colour)
+    for r, color in ((0.11, (0.95, 0.9, 0.7)), (0.06, (0.03, 0.03, 0.03))):
+        p.add(fill(h, w, [blob(rng, *eye, rx * r, rx * r, rough=0)]), color)
     return p

@@ -1,6 +1,6 @@
-"""Photographs that installed packages bring along, and backgrounds made of them.
+"""Photographs shipped with installed packages, and backgrounds made from them.
 
-Only files that lie in the wheels are used; nothing is ever downloaded.
+Only files contained in the wheels are used; nothing is downloaded.
 """
 
 import importlib.util
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Photograph:
-    """A real photograph on this machine.
+    """A photograph found on this machine.
 
     Attributes:
-        name: its short name.
-        path: the file.
-        held_out: whether it belongs to the test part and must not be seen in training.
-        box: the main object as x0, y0, x1, y1 in pixels (x1, y1 the last column and row), given by
-            hand; None where no object stands out.
+        name: File name without extension.
+        path: The file.
+        held_out: Reserved for the test part, never used in training.
+        box: Hand-drawn box of the main object, x0, y0, x1, y1 in pixels (x1 and y1 are the last
+            column and row); None if there is no main object.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Photograph:
     box: tuple[int, int, int, int] | None = None
 
     def load(self) -> np.ndarray:
-        """Read it; [h, w, 3] uint8 RGB."""
+        """Read the image, `[h, w, 3]` uint8 RGB, read-only."""
         return _load(self.path)
 
 
-# package, file in it, held out, box
+# Package, file, held out, box.
 _FILES = [
     ("skimage", "data/astronaut.png", True, (20, 12, 366, 511)),
     ("skimage", "data/chelsea.png", True, (0, 0, 385, 299)),
@@ -60,20 +60,17 @@ _FILES = [
 
 
 def real_photographs() -> list[Photograph]:
-    """The photographs found on this machine, always in the same order.
-
-    A package or file that is not there is left out.
-    """
+    """Return the photographs found on this machine, in a fixed order."""
     found = []
     for package, file, held_out, box in _FILES:
-        spec = importlib.util.find_spec(package)  # of a top-level name: imports nothing
+        spec = importlib.util.find_spec(package)  # does not import a top-level package
         for folder in (spec.submodule_search_locations or []) if spec else []:
             path = Path(folder, file)
             if path.is_file():
                 found.append(Photograph(path.stem, path, held_out, box))
                 break
         else:
-            logger.debug("No %s in package %s.", file, package)
+            logger.debug("%s not found in package %s.", file, package)
     return found
 
 
@@ -81,26 +78,26 @@ def real_photographs() -> list[Photograph]:
 def _load(path: Path) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    image.flags.writeable = False  # shared by all callers
+    image.flags.writeable = False  # the cached array is shared
     return image
 
 
 @lru_cache(maxsize=2)
 def textures(held_out: bool) -> tuple[np.ndarray, ...]:
-    """The pictures of one side of the split, each [h, w, 3] uint8."""
+    """Return the photographs of one split, each `[h, w, 3]` uint8."""
     return tuple(p.load() for p in real_photographs() if p.held_out == held_out)
 
 
 def background(rng: Rng, h: int, w: int, *, held_out: bool) -> tuple[np.ndarray, str]:
-    """A background: a changed part of a photograph of this side of the split, or a drawn one.
+    """Make a background: an augmented crop of a photograph of the split, or a drawn one.
 
     Returns:
-        [h, w, 3] float32 in [0, 1], and the photograph's name or "drawn".
+        `[h, w, 3]` float32 in [0, 1], and the photograph's name or "drawn".
     """
     photos = [p for p in real_photographs() if p.held_out == held_out]
     if not photos or rng.random() < 0.15:
         return _drawn_background(rng, h, w), "drawn"
-    # Scenes in colour are taken more often than plain textures.
+    # Prefer color scenes to gray textures.
     weights = np.array([1.0 if _is_gray(p.path) else 3.0 for p in photos])
     photo = photos[rng.choice(len(photos), p=weights / weights.sum())]
     image = photo.load()

@@ -1,23 +1,23 @@
-"""The kinds of foreground, how often each is drawn, and for which part."""
+"""The kinds of object in the sample set, their frequency, and their split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from SDMatte.samples import clear, hairy, opaque
+from SDMatte.samples import hair, opaque, transparent
 from SDMatte.samples.drawing import Painting, Rng, Textures
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How one kind of foreground is drawn.
+class ObjectKind:
+    """How one kind of object is drawn.
 
     Attributes:
-        draw: the function.
-        weight: how often it is taken, relative to the others.
-        held_out: only in the test part, never in training.
-        transparent: partly transparent all over, as glass is.
+        draw: Draws one on a canvas of height h and width w: `(rng, h, w, textures) -> Painting`.
+        weight: Relative frequency.
+        held_out: Only in the test part, never in training.
+        transparent: Partly transparent throughout, as glass is.
     """
 
     draw: Callable[[Rng, int, int, Textures], Painting]
@@ -26,43 +26,43 @@ class Kind:
     transparent: bool = False
 
 
-kinds: dict[str, Kind] = {
-    "hair": Kind(hairy.hair, 7),
-    "fur": Kind(hairy.fur, 7),
-    "solid": Kind(opaque.solid, 5),
-    "figure": Kind(opaque.figure, 5),
-    "leaves": Kind(opaque.leaves, 5),
-    "defocus": Kind(opaque.defocus, 4),
-    "net": Kind(opaque.net, 4),
-    "rings": Kind(opaque.rings, 4),
-    "text": Kind(opaque.text, 3),
-    "glass": Kind(clear.glass, 5, transparent=True),
-    "smoke": Kind(clear.smoke, 4, transparent=True),
-    "veil": Kind(clear.veil, 3, transparent=True),
-    "feather": Kind(hairy.feather, 1, held_out=True),
-    "tree": Kind(hairy.tree, 1, held_out=True),
-    "wheel": Kind(opaque.wheel, 1, held_out=True),
-    "fish": Kind(opaque.fish, 2, held_out=True),
-    "bubbles": Kind(clear.bubbles, 1, held_out=True, transparent=True),
+OBJECT_KINDS: dict[str, ObjectKind] = {
+    "hair": ObjectKind(hair.hair, 7),
+    "fur": ObjectKind(hair.fur, 7),
+    "solid": ObjectKind(opaque.solid, 5),
+    "figure": ObjectKind(opaque.figure, 5),
+    "leaves": ObjectKind(opaque.leaves, 5),
+    "defocus": ObjectKind(opaque.defocus, 4),
+    "net": ObjectKind(opaque.net, 4),
+    "rings": ObjectKind(opaque.rings, 4),
+    "text": ObjectKind(opaque.text, 3),
+    "glass": ObjectKind(transparent.glass, 5, transparent=True),
+    "smoke": ObjectKind(transparent.smoke, 4, transparent=True),
+    "veil": ObjectKind(transparent.veil, 3, transparent=True),
+    "feather": ObjectKind(hair.feather, 1, held_out=True),
+    "tree": ObjectKind(hair.tree, 1, held_out=True),
+    "wheel": ObjectKind(opaque.wheel, 1, held_out=True),
+    "fish": ObjectKind(opaque.fish, 2, held_out=True),
+    "bubbles": ObjectKind(transparent.bubbles, 1, held_out=True, transparent=True),
 }
 
 
 def foreground(
-    rng: Rng, name: str, h: int, w: int, textures: Textures = ()
+    rng: Rng, kind: str, h: int, w: int, textures: Textures = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one foreground of a kind.
+    """Draw one object of a kind of `OBJECT_KINDS`.
 
     Returns:
-        Its colours, [h, w, 3] float32 in [0, 1], defined everywhere and not premultiplied, and its
-        alpha, [h, w] float32 in [0, 1].
+        Straight colors, `[h, w, 3]` float32 in [0, 1], also defined where alpha is zero; and alpha,
+        `[h, w]` float32 in [0, 1].
     """
     for _ in range(8):
-        painting = kinds[name].draw(rng, h, w, textures)
+        painting = OBJECT_KINDS[kind].draw(rng, h, w, textures)
         if 0.05 < painting.alpha.mean() < 0.75:
             break
-    colour, alpha = painting.colour(), painting.alpha
-    grain = rng.standard_normal((h, w, 1), np.float32)  # as in photographs
-    colour = colour + grain * np.float32(rng.uniform(0, 0.03))
-    if name != "text" and rng.random() < 0.5:
-        colour, alpha = colour[:, ::-1], alpha[:, ::-1]
-    return np.clip(colour, 0, 1).astype(np.float32), np.clip(alpha, 0, 1)
+    color, alpha = painting.color(), painting.alpha
+    grain = rng.standard_normal((h, w, 1), np.float32)  # like the noise of a camera sensor
+    color = color + grain * np.float32(rng.uniform(0, 0.03))
+    if kind != "text" and rng.random() < 0.5:
+        color, alpha = color[:, ::-1], alpha[:, ::-1]
+    return np.clip(color, 0, 1).astype(np.float32), np.clip(alpha, 0, 1)

@@ -1,6 +1,5 @@
-"""Writes the sample set: what to draw, in parallel, all of it or nothing."""
+"""Write the embedded sample set: which objects to draw, in parallel, all or nothing."""
 
-import hashlib
 import json
 import logging
 import os
@@ -19,22 +18,21 @@ from SDMatte.errors import DataError
 from SDMatte.runtime.files import write_text
 from SDMatte.samples.drawing import Rng
 from SDMatte.samples.photos import background, real_photographs, textures
-from SDMatte.samples.registry import foreground, kinds
+from SDMatte.samples.registry import OBJECT_KINDS, foreground
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3  # raise it whenever the same seed gives other pictures
+VERSION = 3  # increase whenever the same seed gives different images
 MANIFEST = "samples.json"
 _FG = "Combined_Dataset/Training_set/combined_fg"
 _ALPHA = "Combined_Dataset/Training_set/combined_alpha"
 _BG = "BG-20K/train"
 _TEST = "AIM-500"
-_TEST_FOLDERS = ("original", "mask", "trimap")
-_LISTS = {
+_TRANSPARENT_LISTS = {
     "train": "txt/Composition-1K_transparent_samples.txt",
     "test": "txt/AIM-500_transparent_samples.txt",
 }
-_PARTS = ("train", "background", "test")
+_PARTS = ("train", "background", "test")  # their order seeds the random generators
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,10 @@ class SampleSet:
     """A sample set on disk.
 
     Attributes:
-        root: its folder, to be used as `data_root`.
-        samples: "train" and "test", each with one entry a sample by the alpha's file name
-            ("0007_hair.png"): `kind`, `transparent`; in the test part also `background` (the
-            photograph or "drawn"), `distractor` (its kind or None) and `held_out_kind`.
+        root: Its folder, to be used as data root.
+        samples: For "train" and "test", an entry per file name of an alpha ("0007_hair.png") with
+            `kind` and `transparent`; in the test part also `background` (name of the photograph or
+            "drawn"), `distractor` (kind of a second object or None) and `held_out_kind`.
     """
 
     root: Path
@@ -62,34 +60,30 @@ def make_sample_set(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> SampleSet:
-    """Write the sample set, unless it is there already with these parameters.
+    """Write the sample set, unless it already exists with these parameters.
 
-    Below `root`: `Combined_Dataset/Training_set/{combined_fg,combined_alpha}` and `BG-20K/train`
-    (Composition-1K's training layout), `AIM-500/{original,mask,trimap}` (the test part),
-    `txt/*_transparent_samples.txt` and `samples.json`. The same parameters give the same bytes,
-    whatever the number of workers. A set of other parameters is replaced, file by file: what else
-    lies in the folder stays. Only one call at a time may work on a folder.
+    The layout under `root` is that of Composition-1K's training set, BG-20K, and AIM-500 as test
+    part, plus lists of the transparent samples and `samples.json`. Equal parameters give equal
+    bytes, regardless of the number of workers. A set with other parameters is replaced; foreign
+    files in the folder are kept. Concurrent calls on one folder are not supported.
 
     Args:
-        root: folder; new, empty, or holding a sample set.
-        num_train: foregrounds for training; there is one background for every three.
-        num_test: test pictures.
-        size: about the length of a side, in pixels.
-        seed: of all randomness.
-        num_workers: processes; None takes as many as there are cores, at most 8.
-        progress: show a bar on standard error.
-
-    Returns:
-        What is there now.
+        root: New or empty folder, or one with a sample set.
+        num_train: Training foregrounds; there is one background for every three.
+        num_test: Test images.
+        size: Approximate side length in pixels.
+        seed: Random seed.
+        num_workers: Processes; by default the number of cores, at most 8.
+        progress: Show a progress bar on standard error.
 
     Raises:
-        DataError: the folder holds other things, or a number is out of range.
+        DataError: The folder holds other files, or a number is out of range.
     """
     root = Path(root).expanduser().resolve()
     if num_train < 1 or num_test < 1 or size < 64 or seed < 0:
         raise DataError(
-            "A sample set needs num_train and num_test of at least 1, size of at least 64 and "
-            f"seed of at least 0, not {num_train}, {num_test}, {size} and {seed}."
+            f"sample set with num_train={num_train}, num_test={num_test}, size={size}, seed={seed}:"
+            " num_train and num_test must be at least 1, size at least 64, seed at least 0."
         )
     counts = {"train": num_train, "background": max(2, -(-num_train // 3)), "test": num_test}
     parameters = {
@@ -101,12 +95,12 @@ def make_sample_set(
         "photographs": [photo.name for photo in real_photographs()],
     }
     old = _read_manifest(root)
-    if _is_complete(root, old, parameters):
-        logger.info("The sample set in %s is there already; nothing to do.", root)
+    if _is_current(root, old, parameters):
+        logger.info("The sample set in %s is up to date.", root)
         return SampleSet(root, old["samples"])
 
     start = time.monotonic()
-    draft = root.with_name(f".{root.name}.partial")  # beside it, so that a rename can put it there
+    draft = root.with_name(f".{root.name}.partial")  # beside root, so that files can be renamed
     shutil.rmtree(draft, ignore_errors=True)
     try:
         manifest = _draw_all(draft, parameters, counts, num_workers, progress)
@@ -114,7 +108,7 @@ def make_sample_set(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     logger.info(
-        "Wrote %d training foregrounds, %d backgrounds and %d test pictures to %s in %.0f s.",
+        "Wrote %d training foregrounds, %d backgrounds and %d test images to %s in %.0f s.",
         *counts.values(),
         root,
         time.monotonic() - start,
@@ -122,32 +116,9 @@ def make_sample_set(
     return SampleSet(root, manifest["samples"])
 
 
-def _draw_all(
-    root: Path, parameters: dict, counts: dict, num_workers: int | None, progress: bool
-) -> dict:
-    """Write all but the manifest below `root`, a new folder; the manifest."""
-    for folder in (_FG, _ALPHA, _BG, "txt", *(f"{_TEST}/{f}" for f in _TEST_FOLDERS)):
-        (root / folder).mkdir(parents=True)
-    tasks = [(part, i) for part in _PARTS for i in range(counts[part])]
-    results = map_in_processes(
-        partial(_write_one, root, parameters["size"], parameters["seed"]), tasks, num_workers
-    )
-    samples, files = {"train": {}, "test": {}}, {}
-    for part, entry, written in tqdm(results, "sample set", len(tasks), disable=not progress):
-        if entry:
-            samples[part].update(entry)
-        files.update(written)
-    for part, path in _LISTS.items():
-        names = sorted(name for name, entry in samples[part].items() if entry["transparent"])
-        files.update(_write(root, path, "".join(f"{name}\n" for name in names).encode()))
-    return {"parameters": parameters, "complete": True, "samples": samples, "files": files}
-
-
-def _read_manifest(root: Path) -> dict | None:
-    """The manifest of the set in `root`; None if the folder is new or empty."""
-    if not root.exists():
-        return None
-    if not root.is_dir():
+def _read_manifest(root: Path) -> dict:
+    """Return the manifest of the set in `root`, without files if the folder is new or empty."""
+    if root.exists() and not root.is_dir():
         raise DataError(f"{root} is a file; the sample set needs a folder.")
     try:
         manifest = json.loads((root / MANIFEST).read_text())
@@ -155,93 +126,96 @@ def _read_manifest(root: Path) -> dict | None:
             raise ValueError("keys are missing")
         return manifest
     except FileNotFoundError:
-        if any(root.iterdir()):
+        if root.exists() and any(root.iterdir()):
             raise DataError(
-                f"{root} is not empty and holds no {MANIFEST} of a sample set; "
-                "name a new or an empty folder."
+                f"{root} is not empty and has no {MANIFEST} of a sample set; "
+                "choose a new or empty folder."
             ) from None
-        return None
+        return {"parameters": {}, "complete": False, "samples": {}, "files": {}}
     except (ValueError, AttributeError) as error:
-        raise DataError(f"{root / MANIFEST} is not the list of a sample set ({error}).") from None
+        raise DataError(f"{root / MANIFEST} does not describe a sample set: {error}.") from None
 
 
-def _is_complete(root: Path, manifest: dict | None, parameters: dict) -> bool:
-    if not manifest or not manifest["complete"] or manifest["parameters"] != parameters:
+def _is_current(root: Path, manifest: dict, parameters: dict) -> bool:
+    if not manifest["complete"] or manifest["parameters"] != parameters:
         return False
-    for path, entry in manifest["files"].items():
-        file = root / path
-        if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            return False
-    return True
+    files = {root / path: entry["bytes"] for path, entry in manifest["files"].items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
 
 
-def _install(new: Path, root: Path, old: dict | None, manifest: dict) -> None:
-    """Put a finished set in place; a set that is being replaced is marked as incomplete."""
-    text = json.dumps(manifest, indent=1)
-    if old is None:
-        (new / MANIFEST).write_text(text)
-        if root.exists():
-            root.rmdir()  # it is empty
-        os.replace(new, root)
-        return
-    mine, coming = old["files"], manifest["files"]
-    for path in coming:
-        if path not in mine and (root / path).exists():
-            raise DataError(f"{root / path} is in the way: the sample set did not make it.")
-    write_text(
-        root / MANIFEST,
-        json.dumps({**old, "complete": False, "files": {**mine, **coming}}, indent=1),
-    )
-    for path in mine:
+def _install(draft: Path, root: Path, old: dict, manifest: dict) -> None:
+    """Move a finished set to `root`; a manifest marked incomplete guards against interruption."""
+    for path in manifest["files"]:
+        if path not in old["files"] and (root / path).exists():
+            raise DataError(f"{root / path} exists and is not part of the sample set; remove it.")
+    root.mkdir(parents=True, exist_ok=True)
+    unfinished = {**old, "complete": False, "files": {**old["files"], **manifest["files"]}}
+    write_text(root / MANIFEST, json.dumps(unfinished, indent=1))
+    for path in old["files"]:
         (root / path).unlink(missing_ok=True)
-    for path in coming:
+    for path in manifest["files"]:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(new / path, root / path)
+        os.replace(draft / path, root / path)
     write_text(root / MANIFEST, json.dumps(manifest, indent=1))
 
 
-def _write_one(root: Path, size: int, seed: int, task: tuple[str, int]) -> tuple[str, dict, dict]:
-    """Draw and write one item; its part, its entry by name, and its files."""
+def _draw_all(
+    draft: Path, parameters: dict, counts: dict, num_workers: int | None, progress: bool
+) -> dict:
+    """Write the set, except for its manifest, to a new folder; return the manifest."""
+    tasks = [(part, i) for part in _PARTS for i in range(counts[part])]
+    draw = partial(_draw_item, draft, parameters["size"], parameters["seed"])
+    results = map_in_processes(draw, tasks, num_workers)
+    samples, files = {"train": {}, "test": {}}, {}
+    for part, entry, written in tqdm(results, "sample set", len(tasks), disable=not progress):
+        samples.get(part, {}).update(entry)
+        files.update(written)
+    for part, path in _TRANSPARENT_LISTS.items():
+        names = sorted(name for name, entry in samples[part].items() if entry["transparent"])
+        files.update(_write(draft, path, "".join(f"{name}\n" for name in names).encode()))
+    return {"parameters": parameters, "complete": True, "samples": samples, "files": files}
+
+
+def _draw_item(root: Path, size: int, seed: int, task: tuple[str, int]) -> tuple[str, dict, dict]:
+    """Draw and write one item; return its part, its entry by alpha name, and its files."""
     part, index = task
     rng = np.random.default_rng([seed, _PARTS.index(part), index])
     if part == "background":
-        h, w = sides(rng, size * 1.1)
-        image, _ = background(rng, h, w, held_out=False)
+        image, _ = background(rng, *sides(rng, size * 1.1), held_out=False)
         return part, {}, _write(root, f"{_BG}/{index:04d}.jpg", _jpeg(image, 92))
     if part == "train":
-        kind = _schedule(seed, part, False, index)
-        h, w = sides(rng, size)
-        colour, alpha = foreground(rng, kind, h, w, textures(False))
+        kind = _kind_at(seed, part, False, index)
+        color, alpha = foreground(rng, kind, *sides(rng, size), textures(False))
+        entry = {"kind": kind, "transparent": OBJECT_KINDS[kind].transparent}
         name = f"{index:04d}_{kind}"
-        files = _write(root, f"{_FG}/{name}.jpg", _jpeg(colour, 92))
-        files |= _write(root, f"{_ALPHA}/{name}.png", _png(_bytes(alpha)))
-        entry = {"kind": kind, "transparent": kinds[kind].transparent}
+        files = _write(root, f"{_FG}/{name}.jpg", _jpeg(color, 92))
+        files |= _write(root, f"{_ALPHA}/{name}.png", _png(_to_uint8(alpha)))
         return part, {f"{name}.png": entry}, files
-    image, alpha, entry = compose_test_picture(rng, size, seed, index)
+    image, alpha, entry = compose_test_image(rng, size, seed, index)
+    alpha = _to_uint8(alpha)
     name = f"{index:04d}_{entry['kind']}"
     files = _write(root, f"{_TEST}/original/{name}.jpg", _jpeg(image, 96))
-    files |= _write(root, f"{_TEST}/mask/{name}.png", _png(_bytes(alpha)))
-    margin = max(3, size // 48)
-    files |= _write(root, f"{_TEST}/trimap/{name}.png", _png(trimap(_bytes(alpha), margin)))
+    files |= _write(root, f"{_TEST}/mask/{name}.png", _png(alpha))
+    files |= _write(root, f"{_TEST}/trimap/{name}.png", _png(trimap(alpha, max(3, size // 48))))
     return part, {f"{name}.png": entry}, files
 
 
 def sides(rng: Rng, size: float) -> tuple[int, int]:
-    """Draw height and width of a picture of about `size` pixels a side."""
+    """Draw the height and width of an image of about `size` pixels per side."""
     h, w = size * np.exp(rng.uniform(-0.18, 0.18, 2))
     return int(h), int(w)
 
 
-def _schedule(seed: int, part: str, held_out: bool, index: int) -> str:
-    """The kind of the index-th foreground, in shuffled rounds.
+def _kind_at(seed: int, part: str, held_out: bool, index: int) -> str:
+    """Return the kind of the index-th object, from shuffled rounds.
 
-    A round holds every kind as often as its weight says, but in the test part every training kind
-    once, so that few pictures show them all.
+    A round holds each kind as often as its weight; in the test part each training kind once, so
+    that few images show all of them.
     """
     once = part == "test" and not held_out
     names = [
         name
-        for name, kind in kinds.items()
+        for name, kind in OBJECT_KINDS.items()
         if kind.held_out == held_out
         for _ in range(1 if once else kind.weight)
     ]
@@ -250,56 +224,55 @@ def _schedule(seed: int, part: str, held_out: bool, index: int) -> str:
     return names[order.permutation(len(names))[at]]
 
 
-def compose_test_picture(
+def compose_test_image(
     rng: Rng, size: int, seed: int, index: int
 ) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Compose one test picture over what training never shows.
+    """Compose one test image on a held-out background.
 
-    Half of the targets are of kinds that training never shows. Two pictures in five hold a second
-    object, behind or beside the target, that is not meant.
+    Half of the targets are of held-out kinds. Two of five images have a distractor, a second
+    object behind or beside the target.
 
     Returns:
-        The picture, [h, w, 3] float32 in [0, 1], the target's alpha, [h, w] in [0, 1], and the
+        The image, `[h, w, 3]` float32 in [0, 1]; the target's alpha, `[h, w]` in [0, 1]; and the
         sample's entry in the manifest.
     """
     held_out = index % 2 == 0
-    kind = _schedule(seed, "test", held_out, index // 2)
+    kind = _kind_at(seed, "test", held_out, index // 2)
     h, w = sides(rng, size)
     second = rng.random() < 0.4
-    spread = rng.uniform(1.3, 1.6) if second else rng.uniform(1, 1.15)
-    full = int(w * spread)
-    left = int(rng.integers(full - w + 1)) if not second else int(rng.choice([0, full - w]))
+    full = int(w * (rng.uniform(1.3, 1.6) if second else rng.uniform(1, 1.15)))
+    left = int(rng.choice([0, full - w]) if second else rng.integers(full - w + 1))
     image, photo = background(rng, h, full, held_out=True)
-    other = None
+    distractor = None
     if second:
-        other = _schedule(seed, "test", bool(rng.random() < 0.5), int(rng.integers(1000)))
-        _compose(rng, image, other, full - w - left, w)
+        distractor = _kind_at(seed, "test", bool(rng.random() < 0.5), int(rng.integers(1000)))
+        _compose(rng, image, distractor, full - w - left, w)
     alpha = _compose(rng, image, kind, left, w)
     entry = {
         "kind": kind,
-        "transparent": kinds[kind].transparent,
+        "transparent": OBJECT_KINDS[kind].transparent,
         "background": photo,
-        "distractor": other,
+        "distractor": distractor,
         "held_out_kind": held_out,
     }
     return image, alpha, entry
 
 
 def _compose(rng: Rng, image: np.ndarray, kind: str, left: int, w: int) -> np.ndarray:
-    """Lay an object over columns left ... left + w of `image`, in place; its alpha, [h, w]."""
+    """Draw an object over columns `left` to `left + w` of `image`, in place; return its alpha."""
     h, full = image.shape[:2]
-    colour, part = foreground(rng, kind, h, w, textures(True))
+    color, part = foreground(rng, kind, h, w, textures(True))
     alpha = np.zeros((h, full), np.float32)
     alpha[:, left : left + w] = part
     region = image[:, left : left + w]
-    region += (colour - region) * part[..., None]
+    region += (color - region) * part[..., None]
     return alpha
 
 
 def trimap(alpha: np.ndarray, margin: int) -> np.ndarray:
-    """The trimap, 0, 128 or 255, of an exact alpha, both [h, w] uint8.
+    """Return the trimap of an exact alpha, both `[h, w]` uint8; unknown is 128.
 
-    Unknown is what lies within `margin` pixels of a change of alpha or of a partly covered pixel.
+    A pixel is unknown if a partly covered pixel or an edge lies within `margin` pixels.
     """
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1,) * 2)
     sure_fg = cv2.erode((alpha == 255).astype(np.uint8), ellipse)
@@ -307,12 +280,12 @@ def trimap(alpha: np.ndarray, margin: int) -> np.ndarray:
     return np.where(sure_fg, 255, np.where(sure_bg, 0, 128)).astype(np.uint8)
 
 
-def _bytes(values: np.ndarray) -> np.ndarray:
-    return np.round(values * 255).astype(np.uint8)  # [0, 1] -> 0 ... 255
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    return np.round(values * 255).astype(np.uint8)  # [0, 1] -> [0, 255]
 
 
 def _jpeg(image: np.ndarray, quality: int) -> bytes:
-    bgr = np.ascontiguousarray(_bytes(image)[..., ::-1])
+    bgr = np.ascontiguousarray(_to_uint8(image)[..., ::-1])
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
     options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     return cv2.imencode(".jpg", bgr, options)[1].tobytes()
@@ -323,5 +296,6 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _write(root: Path, path: str, content: bytes) -> dict:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
     (root / path).write_bytes(content)
-    return {path: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    return {path: {"bytes": len(content)}}

@@ -21,7 +21,7 @@ def test_help(command, capsys):
     assert command in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "shown"), [([], "export-weights"), (["data"], "make-layouts")])
+@pytest.mark.parametrize(("words", "shown"), [([], "export-weights"), (["data"], "make-samples")])
 def test_without_a_command_the_help_is_shown(words, shown, capsys):
     assert main(words) == 2
     printed = capsys.readouterr()

@@ -165,7 +165,6 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
         (["sample", "DIS-646"], "Distinctions-646"),
         (["sample", "--count", "0"], "--count must be at least 1, not 0"),
         (["sample", "DIS-646", "--output", "x.xyz"], "x.xyz: the suffix must be one of"),
-        (["make-layouts", "new", "AIM"], "AIM"),
     ],
 )
 def test_mistakes_are_one_sentence(words, sentence, capsys):

@@ -55,16 +55,6 @@ def losses(output: Path) -> list[float]:
     return [line["total_loss"] for line in lines if "total_loss" in line]
 
 
-def test_the_command_that_makes_the_trees(tmp_path, layout_root, capsys):
-    words = ["data", "make-layouts", str(tmp_path / "trees"), "RWP-636", "--num", "2"]
-    assert main([*words, "--size", "80"]) == 0
-    made = sorted((tmp_path / "trees").rglob("*.png"))
-    whole = sorted((layout_root / "RealWorldPortrait-636").rglob("*.png"))
-    assert [path.read_bytes() for path in made] == [path.read_bytes() for path in whole] != []
-    assert main(words) == 2
-    assert "trees is not an empty folder" in capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, layout_root) -> Path:
     """A run that has seen each sample of each training set once, in two steps."""

@@ -8,9 +8,9 @@ import pytest
 
 from SDMatte.errors import DataError
 from SDMatte.samples import (
+    OBJECT_KINDS,
     drawing,
     foreground,
-    kinds,
     make_sample_set,
     real_photographs,
     sample_set,
@@ -30,13 +30,13 @@ def made(tmp_path_factory):
     return make_sample_set(tmp_path_factory.mktemp("set") / "samples", **SMALL)
 
 
-def test_same_bytes_for_any_number_of_workers(made, tmp_path):
+def test_number_of_workers_does_not_change_bytes(made, tmp_path):
     again = make_sample_set(tmp_path / "two", **{**SMALL, "num_workers": 2})
     assert digest(again.root) == digest(made.root)
     assert again.samples == made.samples
 
 
-def test_other_seed_gives_other_pictures(made, tmp_path):
+def test_other_seed_gives_other_images(made, tmp_path):
     other = make_sample_set(tmp_path / "x", **{**SMALL, "num_train": 1, "num_test": 1, "seed": 1})
     assert not set(digest(other.root).values()) & set(digest(made.root).values())
 
@@ -57,18 +57,22 @@ def test_layout(made):
         assert image.shape == (*alpha.shape, 3) and alpha.dtype == np.uint8
 
 
-def test_manifest_names_every_file(made):
+def test_manifest_lists_every_file(made):
     manifest = json.loads((made.root / sample_set.MANIFEST).read_text())
     found = digest(made.root)
     found.pop(sample_set.MANIFEST)
-    assert {path: entry["sha256"] for path, entry in manifest["files"].items()} == found
+    assert manifest["files"] == {
+        path: {"bytes": (made.root / path).stat().st_size} for path in found
+    }
 
 
 def test_transparent_lists(made):
     for part, path in (("train", "Composition-1K"), ("test", "AIM-500")):
         listed = (made.root / f"txt/{path}_transparent_samples.txt").read_text().split()
         samples = made.samples[part]
-        assert listed == sorted(n for n, s in samples.items() if kinds[s["kind"]].transparent)
+        assert listed == sorted(
+            n for n, s in samples.items() if OBJECT_KINDS[s["kind"]].transparent
+        )
     assert any(s["transparent"] for s in made.samples["train"].values())
 
 
@@ -81,15 +85,15 @@ def test_trimap_agrees_with_alpha(made):
         assert (trimap == 128).any()
 
 
-def test_held_out_things_stay_out_of_training(made):
+def test_training_has_no_held_out_kinds_or_photographs(made):
     assert {s["kind"] for s in made.samples["train"].values()} <= {
-        name for name, kind in kinds.items() if not kind.held_out
+        name for name, kind in OBJECT_KINDS.items() if not kind.held_out
     }
     photos = {photo.name: photo.held_out for photo in real_photographs()}
     used = [s["background"] for s in made.samples["test"].values()]
     assert all(name == "drawn" or photos[name] for name in used)
     held_out = [s for s in made.samples["test"].values() if s["held_out_kind"]]
-    assert len(held_out) == 3 and all(kinds[s["kind"]].held_out for s in held_out)
+    assert len(held_out) == 3 and all(OBJECT_KINDS[s["kind"]].held_out for s in held_out)
 
 
 def test_training_backgrounds_read_no_held_out_photograph(monkeypatch):
@@ -103,11 +107,11 @@ def test_training_backgrounds_read_no_held_out_photograph(monkeypatch):
     assert read and not any(photo.held_out for photo in read)
 
 
-def test_default_size_shows_every_kind():
-    train = {sample_set._schedule(0, "train", False, i) for i in range(60)}
-    test = {sample_set._schedule(0, "test", i % 2 == 0, i // 2) for i in range(24)}
-    assert train == {name for name, kind in kinds.items() if not kind.held_out}
-    assert test == set(kinds)
+def test_every_kind_appears_early():
+    train = {sample_set._kind_at(0, "train", False, i) for i in range(60)}
+    test = {sample_set._kind_at(0, "test", i % 2 == 0, i // 2) for i in range(24)}
+    assert train == {name for name, kind in OBJECT_KINDS.items() if not kind.held_out}
+    assert test == set(OBJECT_KINDS)
 
 
 def test_photographs():
@@ -131,22 +135,22 @@ def test_needs_no_network(monkeypatch, tmp_path):
     make_sample_set(tmp_path / "s", **{**SMALL, "num_train": 2, "num_test": 1})
 
 
-@pytest.mark.parametrize("name", list(kinds))
+@pytest.mark.parametrize("name", list(OBJECT_KINDS))
 def test_mattes_are_not_degenerate(name):
-    shares = []
+    fractions = []
     for seed in range(3):
-        colour, alpha = foreground(np.random.default_rng(seed), name, 120, 112)
-        assert colour.shape == (120, 112, 3) and alpha.shape == (120, 112)
-        assert colour.min() >= 0 and colour.max() <= 1 and np.isfinite(colour).all()
+        color, alpha = foreground(np.random.default_rng(seed), name, 120, 112)
+        assert color.shape == (120, 112, 3) and alpha.shape == (120, 112)
+        assert color.min() >= 0 and color.max() <= 1 and np.isfinite(color).all()
         assert alpha.min() == 0 and alpha.max() > 0.5
         assert 0.02 < alpha.mean() < 0.8
-        shares.append(((alpha > 0.02) & (alpha < 0.98)).mean())
-    assert np.mean(shares) > (0.1 if kinds[name].transparent else 0.008)
+        fractions.append(((alpha > 0.02) & (alpha < 0.98)).mean())
+    assert np.mean(fractions) > (0.1 if OBJECT_KINDS[name].transparent else 0.008)
 
 
-def test_draw_uses_only_the_generator_given():
+def test_drawing_depends_only_on_the_generator():
     state = np.random.get_state()[1].copy()
-    for name in kinds:
+    for name in OBJECT_KINDS:
         first = foreground(np.random.default_rng(5), name, 56, 48)
         again = foreground(np.random.default_rng(5), name, 56, 48)
         assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -169,23 +173,23 @@ def test_coverage_of_a_thin_line():
     assert cover.sum() == pytest.approx(2 * np.hypot(80, 40), rel=0.15)
 
 
-def test_shapes_beyond_the_picture_are_cut_off():
+def test_shapes_are_clipped_to_the_canvas():
     square = np.array([[-50.0, -50], [20, -50], [20, 20], [-50, 20]])
     cover = drawing.fill(40, 40, [square])
     assert cover.sum() == pytest.approx(400, rel=0.03)
     assert drawing.fill(40, 40, [square - 100]).sum() <= 1
 
 
-def test_colour_reaches_beyond_the_edge():
+def test_colors_are_extrapolated_beyond_the_edge():
     painting = drawing.Painting(64, 64)
     painting.add(drawing.fill(64, 64, [np.array([[20.0, 20], [40, 20], [30, 45]])]), (0.8, 0.4, 0))
-    assert np.abs(painting.colour() - np.float32((0.8, 0.4, 0))).max() < 0.01
+    assert np.abs(painting.color() - np.float32((0.8, 0.4, 0))).max() < 0.01
 
 
-def test_a_test_picture_is_exactly_its_composite(monkeypatch):
-    """Over black and over white it gives back its alpha: white - black = 1 - alpha."""
+def test_test_image_is_an_exact_composite(monkeypatch):
+    """Composites over white and black differ by 1 - alpha."""
     for index in range(8):
-        pictures = []
+        images = []
         for level in (0, 1):
             monkeypatch.setattr(
                 sample_set,
@@ -194,19 +198,19 @@ def test_a_test_picture_is_exactly_its_composite(monkeypatch):
                     np.full((h, w, 3), level, np.float32), "flat"),
             )  # fmt: skip
             rng = np.random.default_rng(index)
-            image, alpha, entry = sample_set.compose_test_picture(rng, 64, 0, index)
-            pictures.append(image)
-        apart = (1 - (pictures[1] - pictures[0])).mean(-1)
+            image, alpha, entry = sample_set.compose_test_image(rng, 64, 0, index)
+            images.append(image)
+        covered = (1 - (images[1] - images[0])).mean(-1)
         if entry["distractor"] is None:
-            assert np.abs(apart - alpha).max() < 1e-5
+            assert np.abs(covered - alpha).max() < 1e-5
         else:
-            assert (apart >= alpha - 1e-5).all()
+            assert (covered >= alpha - 1e-5).all()
 
 
-def test_stored_test_picture_is_the_composed_one(made):
+def test_stored_test_image_is_the_composed_one(made):
     name = next(n for n in made.samples["test"] if n.startswith("0002"))
     rng = np.random.default_rng([0, 2, 2])
-    image, alpha, entry = sample_set.compose_test_picture(rng, 96, 0, 2)
+    image, alpha, entry = sample_set.compose_test_image(rng, 96, 0, 2)
     assert entry == made.samples["test"][name]
     assert np.array_equal(cv2.imread(str(made.root / "AIM-500/mask" / name), -1),
                           np.round(alpha * 255))  # fmt: skip
@@ -214,19 +218,19 @@ def test_stored_test_picture_is_the_composed_one(made):
     assert np.abs(stored - image * 255.0).mean() < 4
 
 
-def test_second_run_does_nothing(made, caplog):
+def test_second_run_changes_nothing(made, caplog):
     before = {p: p.stat().st_mtime_ns for p in made.root.rglob("*")}
     with caplog.at_level("INFO"):
         again = make_sample_set(made.root, **SMALL)
     assert again.samples == made.samples
     assert before == {p: p.stat().st_mtime_ns for p in made.root.rglob("*")}
-    assert "nothing to do" in caplog.text
+    assert "is up to date" in caplog.text
 
 
 TINY = {**SMALL, "num_train": 2, "num_test": 1, "size": 64}
 
 
-def test_other_parameters_replace_only_its_own_files(tmp_path):
+def test_other_parameters_replace_only_own_files(tmp_path):
     old = make_sample_set(tmp_path / "s", **TINY)
     mine = old.root / "AIM-500/original/holiday.jpg"
     mine.write_bytes(b"mine")
@@ -238,7 +242,7 @@ def test_other_parameters_replace_only_its_own_files(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s", "t"]
 
 
-def test_a_missing_file_is_made_again(tmp_path):
+def test_missing_file_is_restored(tmp_path):
     made = make_sample_set(tmp_path / "s", **TINY)
     before = digest(made.root)
     next((made.root / "AIM-500/mask").iterdir()).unlink()
@@ -246,7 +250,7 @@ def test_a_missing_file_is_made_again(tmp_path):
     assert digest(made.root) == before
 
 
-def test_a_run_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_failed_run_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(root, path, content):
         raise OSError("disk full")
 
@@ -259,7 +263,7 @@ def test_a_run_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["kept"] and digest(kept.root) == before
 
 
-def test_a_replacement_that_breaks_off_is_not_taken_for_complete(tmp_path, monkeypatch):
+def test_interrupted_replacement_is_repaired(tmp_path, monkeypatch):
     made = make_sample_set(tmp_path / "s", **TINY)
     replace, calls = sample_set.os.replace, []
 
@@ -277,7 +281,7 @@ def test_a_replacement_that_breaks_off_is_not_taken_for_complete(tmp_path, monke
     assert digest(made.root) == digest(make_sample_set(tmp_path / "t", **TINY).root)
 
 
-def test_refuses_what_it_did_not_make(tmp_path):
+def test_refuses_foreign_folders(tmp_path):
     folder = tmp_path / "holiday"
     folder.mkdir()
     (folder / "beach.jpg").write_bytes(b"x")
@@ -286,13 +290,13 @@ def test_refuses_what_it_did_not_make(tmp_path):
     with pytest.raises(DataError, match="is a file"):
         make_sample_set(folder / "beach.jpg", **TINY)
     (folder / sample_set.MANIFEST).write_text("{}")
-    with pytest.raises(DataError, match="not the list of a sample set"):
+    with pytest.raises(DataError, match="does not describe a sample set"):
         make_sample_set(folder, **TINY)
     assert len(list(folder.iterdir())) == 2
     with pytest.raises(DataError, match="num_train"):
         make_sample_set(tmp_path / "s", num_train=0)
 
 
-def test_works_in_an_empty_folder(tmp_path):
+def test_writes_to_an_empty_folder(tmp_path):
     (tmp_path / "s").mkdir()
     assert make_sample_set(tmp_path / "s", **TINY).root.is_dir()

@@ -1,4 +1,4 @@
-"""Transparent foregrounds: `(rng, h, w, textures) -> Painting`."""
+"""Transparent objects: smoke, glass, veils, soap bubbles."""
 
 import cv2
 import numpy as np
@@ -20,13 +20,13 @@ from SDMatte.samples.drawing import (
 
 
 def smoke(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """Smoke or fire that rises and spreads."""
+    """Draw smoke or fire that rises and spreads."""
     p = Painting(h, w)
     y, x = np.mgrid[:h, :w].astype(np.float32)
     rise = 1 - y / h  # 0 at the foot
-    centre = w * (rng.uniform(0.35, 0.65) + rng.normal(0, 0.12) * np.sin(rise * rng.uniform(2, 6)))
+    center = w * (rng.uniform(0.35, 0.65) + rng.normal(0, 0.12) * np.sin(rise * rng.uniform(2, 6)))
     spread = w * (rng.uniform(0.06, 0.16) + rng.uniform(0.06, 0.24) * rise)
-    envelope = np.exp(-(((x - centre) / spread) ** 2)) * np.clip(rise * 9 - 0.3, 0, 1)
+    envelope = np.exp(-(((x - center) / spread) ** 2)) * np.clip(rise * 9 - 0.3, 0, 1)
     envelope *= np.clip((rng.uniform(0.8, 0.97) - rise) * 5, 0, 1)
     reach = min(h, w) * rng.uniform(0.1, 0.22)
     wx, wy = (noise(rng, h, w, 4, 3) - 0.5) * reach, (noise(rng, h, w, 4, 3) - 0.5) * reach
@@ -36,16 +36,16 @@ def smoke(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
     density = np.clip(envelope * (2.4 * swirl - 0.3) - 0.03, 0, None) * rng.uniform(1.2, 4)
     alpha = (1 - np.exp(-density)) * rng.uniform(0.7, 1)
     base = hsv(rng.random(), rng.uniform(0, 0.25), rng.uniform(0.1, 1))
-    colour = np.clip(base * (0.6 + 0.8 * swirl)[..., None], 0, 1)
+    color = np.clip(base * (0.6 + 0.8 * swirl)[..., None], 0, 1)
     if rng.random() < 0.3:
         heat = np.clip(alpha * 1.3, 0, 1)[..., None]
-        colour = np.concatenate((0.9 + 0 * heat, 0.25 + 0.65 * heat, 0.9 * heat**3), -1)
-    p.add(alpha, colour)
+        color = np.concatenate((0.9 + 0 * heat, 0.25 + 0.65 * heat, 0.9 * heat**3), -1)
+    p.add(alpha, color)
     return p
 
 
 def glass(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A bottle, goblet, vase or tumbler of glass, empty or partly filled."""
+    """Draw a glass bottle, goblet, vase or tumbler, empty or partly filled."""
     p = Painting(h, w)
     top, foot = h * rng.uniform(0.06, 0.16), h * rng.uniform(0.86, 0.95)
     y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
@@ -75,8 +75,8 @@ def glass(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
     if rng.random() < 0.5:
         level = rng.uniform(0.3, 0.7)
         drink = np.clip((t - level) * h / 4, 0, 1)[:, None] * np.clip((1 - across) * 9, 0, 1)
-        colour = hsv(rng.random(), 0.8, rng.uniform(0.3, 0.9))
-        p.add(shape * drink * rng.uniform(0.35, 0.75), colour)
+        color = hsv(rng.random(), 0.8, rng.uniform(0.3, 0.9))
+        p.add(shape * drink * rng.uniform(0.35, 0.75), color)
     for _ in range(int(rng.integers(1, 4))):
         at, wide = rng.uniform(-0.8, 0.8), rng.uniform(0.02, 0.09)
         streak = np.exp(-((((x - middle) / np.maximum(profile, 2)[:, None] - at) / wide) ** 2))
@@ -88,7 +88,7 @@ def glass(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def veil(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A hanging gauze in folds: denser where the cloth overlaps."""
+    """Draw hanging gauze, denser in its folds."""
     p, s = Painting(h, w), min(h, w)
     y, x = np.mgrid[:h, :w].astype(np.float32)
     sway = s * 0.25 * (noise(rng, h, w, 2, 2) - 0.5)
@@ -103,13 +103,13 @@ def veil(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
     rail = [(w / 2 + wide * 0.8, h * 0.1), (w / 2 - wide * 0.8, h * 0.12)]
     outline = np.concatenate((np.stack((right, hem), -1), rail))
     tone = hsv(rng.random(), rng.beta(1, 3), rng.uniform(0.5, 1))
-    colour = surface(rng, h, w, base=tone) * (0.65 + 0.5 * folds)[..., None]
-    p.add(fill(h, w, [outline]) * alpha, np.clip(colour, 0, 1))
+    color = surface(rng, h, w, base=tone) * (0.65 + 0.5 * folds)[..., None]
+    p.add(fill(h, w, [outline]) * alpha, np.clip(color, 0, 1))
     return p
 
 
 def bubbles(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """Soap bubbles: clear inside, coloured and denser at the rim, with highlights."""
+    """Draw soap bubbles: clear inside, iridescent and denser at the rim, with highlights."""
     p, s = Painting(h, w), min(h, w)
     y, x = np.mgrid[:h, :w].astype(np.float32) + 0.5
     for k in range(int(rng.integers(1, 6))):

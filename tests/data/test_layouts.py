@@ -1,4 +1,4 @@
-"""Every set of the catalogue, from its files to its samples, on miniature trees."""
+"""Every set of the catalog, from its files to its samples, on miniature trees."""
 
 import hashlib
 import re
@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from layouts import LAYOUTS, make_layouts
 
 from SDMatte.data import MattingDataset
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, list_samples
-from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha, read_image, read_trimap
 from SDMatte.images.resize import resize_bilinear, resize_trimap
-from SDMatte.samples import LAYOUTS, kinds, make_layouts
+from SDMatte.samples import OBJECT_KINDS
 
 README = Path(__file__).resolve().parents[2] / "data/README.md"
 SETTINGS = {"kernel_sizes": [3, 5], "point_radius": 3}
 
-# The published trees, spelled out once more: the catalogue and the generator share their folders,
-# so that neither could notice that one is wrong.
+# The published trees, spelled out independently: the generator takes its folders from the catalog,
+# so comparing those two would not reveal a wrong folder.
 FOLDERS = {
     "Combined_Dataset/Training_set/combined_fg": r"\d-12[0-9a-f]{8}dfXY\.(png|jpg)",
     "Combined_Dataset/Training_set/combined_alpha": r"\d-12[0-9a-f]{8}dfXY\.png",
@@ -69,7 +69,7 @@ FOLDERS = {
     "Combined_Dataset/Test_set/trimaps": r"boy-1518482_1920_\d\.png",
 }
 
-# name, training: natural samples, composites, transparent ones, of two pictures a folder
+# (name, training): numbers of natural, composite and transparent samples, for 2 images a folder
 SAMPLES = {
     ("Composition-1K", True): (0, 6, 3),
     ("DIS-646", True): (0, 6, 3),
@@ -101,7 +101,7 @@ each_set = pytest.mark.parametrize(
 
 
 def files(root):
-    """Paths below a folder, with a digest of their bytes."""
+    """Map relative paths to digests of their content."""
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in root.rglob("*")
@@ -110,7 +110,7 @@ def files(root):
 
 
 def folders(paths):
-    """What lies in each folder."""
+    """Group file names by folder."""
     found = {}
     for path in map(Path, paths):
         found.setdefault(path.parent.as_posix(), []).append(path.name)
@@ -120,13 +120,13 @@ def folders(paths):
 # --------------------------------------------------------------- the generator
 
 
-def test_all_entries_are_covered():
+def test_layouts_cover_the_catalog():
     assert {name for name, training in SAMPLES if training} == set(TRAIN_SETS)
     assert {name for name, training in SAMPLES if not training} == set(TEST_SETS)
     assert set(LAYOUTS) == {*TRAIN_SETS, *TEST_SETS, "BG-20K"}
 
 
-def test_trees_are_as_published(layout_root):
+def test_generated_trees_match_the_published_ones(layout_root):
     made = folders(files(layout_root))
     assert made.keys() == FOLDERS.keys()
     for folder, names in made.items():
@@ -135,7 +135,7 @@ def test_trees_are_as_published(layout_root):
 
 
 def drawn_folders(text):
-    """Reads the folders out of the trees of a README, as ``├── NAME/`` under ``NAME/``."""
+    """Parse the folders from the trees drawn in a README."""
     found = set()
     for tree in re.findall(r"```\n<data root>/\n(.*?)```", text, re.DOTALL):
         path = []
@@ -148,14 +148,14 @@ def drawn_folders(text):
     return found
 
 
-def test_the_readme_draws_these_trees():
+def test_readme_documents_the_trees():
     leaves = drawn_folders(README.read_text(encoding="utf-8"))
     assert set(FOLDERS) <= leaves
     parents = {parent.as_posix() for folder in FOLDERS for parent in Path(folder).parents}
     assert leaves <= parents | set(FOLDERS)
 
 
-def test_same_bytes_again_and_set_by_set(layout_root, tmp_path):
+def test_trees_are_reproducible_and_independent(layout_root, tmp_path):
     whole = files(layout_root)
     part = make_layouts(tmp_path / "part", ["RefMatte", "AIM-500"], num=2, size=80)
     assert {path.split("/")[0] for path in files(part)} == {"RefMatte", "AIM-500", "txt"}
@@ -164,24 +164,23 @@ def test_same_bytes_again_and_set_by_set(layout_root, tmp_path):
     assert not set(files(other).values()) & set(whole.values())
 
 
-def test_backgrounds_come_with_composites_only(tmp_path):
+def test_only_composited_sets_come_with_backgrounds(tmp_path):
     for name, expected in (("DIS-646", True), ("P3M-10K", False), ("BG-20K", True)):
         root = make_layouts(tmp_path / name, [name], num=1, size=64)
         assert (root / "BG-20K").exists() == expected
 
 
-def test_pictures_show_their_objects(layout_root):
-    """Where an alpha is one the picture is the foreground; beside, it is the background."""
+def test_images_are_composites_of_their_foregrounds(layout_root):
     folder = layout_root / "AM-2K/train"
     for path in (folder / "mask").iterdir():
         alpha = read_alpha(path)
         image = read_image(folder / "original" / f"{path.stem}.jpg").astype(int)
         fg = read_image(folder / "fg" / path.name).astype(int)
-        apart = np.abs(image - fg).mean(-1)
-        assert apart[alpha == 1].mean() < 6 < 20 < apart[alpha == 0].mean()
+        difference = np.abs(image - fg).mean(-1)
+        assert difference[alpha == 1].mean() < 6 < 20 < difference[alpha == 0].mean()
 
 
-def test_objects_of_a_pair_stand_apart(layout_root):
+def test_paired_objects_do_not_overlap(layout_root):
     folder = layout_root / "RefMatte_RW_100/mask"
     first, second = (read_alpha(path) for path in sorted(folder.iterdir())[:2])
     assert first.shape == second.shape and first.max() == second.max() == 1
@@ -200,48 +199,11 @@ def test_trimaps_agree_with_alphas(layout_root):
             assert (alpha[trimap == 0] == 0).all() and (alpha[trimap == 255] == 1).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"names": ["AIM-50"]}, "There is no layout of 'AIM-50'; known are Composition-1K, DIS"),
-        ({"names": []}, "There is no layout of nothing"),
-        ({"num": 0}, "num of at least 1"),
-        ({"size": 10}, "size of at least 64"),
-        ({"seed": -1}, "seed of at least 0"),
-    ],
-)
-def test_mistakes(tmp_path, options, reason):
-    with pytest.raises(DataError, match=reason):
-        make_layouts(tmp_path / "trees", **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_never_gets_in_among_other_files(tmp_path, monkeypatch):
-    (tmp_path / "mine.jpg").write_bytes(b"mine")
-    for folder in (tmp_path, tmp_path / "mine.jpg"):
-        with pytest.raises(DataError, match="is not an empty folder"):
-            make_layouts(folder, ["AIM-500"], num=1, size=64)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert make_layouts("empty", ["AIM-500"], num=1, size=64) == tmp_path / "empty"
-
-
-def test_a_run_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("SDMatte.samples.layouts._write_backgrounds", fail)
-    with pytest.raises(DataError, match="No space left on device"):
-        make_layouts(tmp_path / "trees", ["DIS-646"], num=1, size=64)
-    assert not list(tmp_path.iterdir())
-
-
-# ------------------------------------------------------------------ the samples
+# ------------------------------------------------------------------- the samples
 
 
 @each_set
-def test_lists(layout_root, name, training):
+def test_listed_samples(layout_root, name, training):
     samples = list_samples(name, layout_root, training)
     natural, composites, transparent = SAMPLES[name, training]
     assert Counter(bool(s.background) for s in samples) == Counter(
@@ -262,18 +224,18 @@ def test_lists(layout_root, name, training):
         assert Path(sample.image).stem == stem
 
 
-def test_captions_name_the_object_and_its_side(layout_root):
+def test_captions_describe_object_and_side(layout_root):
     samples = list_samples("RefMatte-RW-100", layout_root, training=False)
     for sample, side in zip(samples, ["left", "right"] * 2, strict=True):
         kind = re.fullmatch(rf"the (\w+) on the {side}", sample.caption).group(1)
-        assert kind in kinds
+        assert kind in OBJECT_KINDS
         columns = read_alpha(layout_root / sample.alpha).sum(0).nonzero()[0]
         middle = read_alpha(layout_root / sample.alpha).shape[1] / 2
         assert columns.max() < middle if side == "left" else columns.min() >= middle
 
 
 @each_set
-def test_loads(layout_root, name, training):
+def test_loaded_samples(layout_root, name, training):
     dataset = MattingDataset(
         name, root=layout_root, size=32, training=training, settings=SETTINGS, max_bad_samples=0
     )
@@ -294,11 +256,13 @@ def test_loads(layout_root, name, training):
         assert torch.allclose(item["alpha"][0], expected, atol=1e-6)
         if sample.trimap:
             given = resize_trimap(read_trimap(layout_root / sample.trimap), 32)
-            assert np.array_equal(item["trimap"][0].numpy(), given * 2 - 1)  # of 0, 0.5 and 1
+            assert np.array_equal(
+                item["trimap"][0].numpy(), given * 2 - 1
+            )  # {0, 0.5, 1} -> {-1, 0, 1}
 
 
 @pytest.mark.parametrize("name", ["Composition-1K", "DIS-646", "UHRSD", "COCO-Matting"])
-def test_without_a_list_the_alphas_say_the_same(layout_root, tmp_path, name):
+def test_transparency_without_a_list_is_measured(layout_root, tmp_path, name):
     shutil.copytree(layout_root, tmp_path / "trees", ignore=shutil.ignore_patterns("txt"))
     listed = [sample.is_trans for sample in list_samples(name, layout_root)]
     dataset = MattingDataset(name, root=tmp_path / "trees", size=16, settings=SETTINGS)

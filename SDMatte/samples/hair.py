@@ -1,4 +1,4 @@
-"""Foregrounds with strands and twigs: `(rng, h, w, textures) -> Painting`."""
+"""Objects with fine strands: hair, fur, feathers, trees."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from SDMatte.samples.drawing import (
 
 
 def _add_strands(p: Painting, rng: Rng, quads: np.ndarray, tone: np.ndarray) -> None:
-    """Lay strands ([n, t, 4, 2]) in layers from dark and dense to bright and thin."""
+    """Composite strands, `[n, t, 4, 2]`, in layers from dark and dense to bright and sparse."""
     h, w = p.alpha.shape
     layers = [(0.55, 1.0), (0.8, 1.0), (1.0, 0.9), (1.2, 0.75), (1.45, 0.55)]
     for part, (shade, opacity) in zip(np.array_split(quads, len(layers)), layers, strict=True):
@@ -31,7 +31,7 @@ def _add_strands(p: Painting, rng: Rng, quads: np.ndarray, tone: np.ndarray) -> 
 
 
 def hair(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A person to the shoulders with loose hair."""
+    """Draw a head-and-shoulders portrait with loose hair."""
     p, s = Painting(h, w), min(h, w)
     x, y = w * rng.uniform(0.43, 0.57), h * rng.uniform(0.36, 0.46)
     rx = s * rng.uniform(0.13, 0.18)
@@ -86,7 +86,7 @@ def hair(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def fur(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """An animal, or a ball of fur."""
+    """Draw a furry animal, or a ball of fur."""
     p, s = Painting(h, w), min(h, w)
     x, y = w * rng.uniform(0.42, 0.58), h * rng.uniform(0.5, 0.6)
     bx, by = s * rng.uniform(0.2, 0.3), s * rng.uniform(0.17, 0.26)
@@ -113,15 +113,15 @@ def fur(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
         p.add(fill(h, w, outlines), patches * 0.8)
         quads = []
         for outline in outlines:
-            centre, n = outline.mean(0), int(250 + 3000 * np.ptp(outline, 0).prod() / s**2)
+            center, n = outline.mean(0), int(250 + 3000 * np.ptp(outline, 0).prod() / s**2)
             roots = outline[rng.integers(len(outline), size=n)] + rng.normal(0, 1.5, (n, 2))
             depth = np.where(rng.random((n, 1)) < 0.5, rng.random((n, 1)) ** 0.5, 1)
-            out = roots - centre
+            out = roots - center
             push = out / (np.linalg.norm(out, axis=1, keepdims=True) + 1e-6)
             push += 0.6 * np.array((np.cos(comb), np.sin(comb)))
             angles = np.arctan2(push[:, 1], push[:, 0]) + rng.normal(0, 0.3, n)
             lengths = length * rng.lognormal(0, 0.3, n)
-            quads.append(strands(rng, centre + out * depth, angles, lengths, width=width, **how))
+            quads.append(strands(rng, center + out * depth, angles, lengths, width=width, **how))
         _add_strands(p, rng, rng.permutation(np.concatenate(quads)), patches)
     if animal:
         for side in (-0.45, 0.4):
@@ -139,7 +139,7 @@ def fur(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def feather(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A feather: barbs on both sides of a shaft, with gaps, downy at its foot."""
+    """Draw a feather: barbs on both sides of a shaft, with gaps, downy at the base."""
     p, s = Painting(h, w), min(h, w)
     t = np.linspace(0, 1, 60)
     bend, turn = rng.normal(0, 0.5), rng.uniform(0, 6.3)
@@ -166,7 +166,7 @@ def feather(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
 
 
 def tree(rng: Rng, h: int, w: int, textures: Textures) -> Painting:
-    """A tree with bare twigs or small leaves."""
+    """Draw a tree with bare twigs or small leaves."""
     p, s = Painting(h, w), min(h, w)
     twigs, ends = [], []
     stack = [(np.array((w / 2, h * 0.97)), -np.pi / 2 + rng.normal(0, 0.1), s * 0.2, s * 0.045)]
