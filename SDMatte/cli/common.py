@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from SDMatte.errors import ConfigError, RunStopped, SDMatteError
-from SDMatte.runtime.files import clear_leftovers
-from SDMatte.runtime.paths import expand_path
+from SDMatte.runtime.files import clear_leftovers, expand_path
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
 

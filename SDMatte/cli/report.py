@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from SDMatte.errors import ConfigError
-from SDMatte.runtime.paths import expand_path
+from SDMatte.runtime.files import expand_path
 from SDMatte.scoring.comparison import read_runs, write_comparison
 
 

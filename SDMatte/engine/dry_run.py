@@ -24,7 +24,8 @@ from SDMatte.engine.progress import peak_memory
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.evaluation.run import test_loaders
 from SDMatte.modeling import hub, weights
-from SDMatte.runtime.config import build, load_config, resolve_device
+from SDMatte.runtime.config import build, load_config
+from SDMatte.runtime.devices import choose_device
 
 INDENT = 14
 
@@ -65,7 +66,7 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
     start_from = config.train.init_checkpoint and hub.resolve_checkpoint(
         config.train.init_checkpoint
     )
-    device = resolve_device(config.train.device)
+    device = choose_device(config.train.device, "train.device")
     loader = build(config.dataloader.train)
     plan = make_plan(config, len(loader.dataset), num_processes)
     task, trainer, adapters = build_trainer(config, loader, device)

@@ -19,7 +19,8 @@ from SDMatte.evaluation.baselines import get_baseline
 from SDMatte.evaluation.run import choose_test_sets, file_hash, load_trained
 from SDMatte.modeling import hub
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
-from SDMatte.runtime.config import load_config, resolve_device
+from SDMatte.runtime.config import load_config
+from SDMatte.runtime.devices import choose_device
 from SDMatte.runtime.launch import run_on_main
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _of_checkpoint(
     name: str, config: DictConfig, config_file: str, path: Path, is_local: bool
 ) -> TestedModel:
     digest = run_on_main(lambda: file_hash(path))
-    device = resolve_device(config.train.device)
+    device = choose_device(config.train.device, "train.device")
     return TestedModel(
         name,
         config,

@@ -20,7 +20,7 @@ from SDMatte.modeling import SDMatte
 from SDMatte.prompts.maps import extent
 from SDMatte.prompts.pixels import PixelPrompt, read_prompts
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
-from SDMatte.runtime.devices import choose_device, give_back_memory
+from SDMatte.runtime.devices import choose_device, release_memory
 
 _LONGEST = 16
 # From so many pixels of a batch on, freed memory is given back before the decoder needs its own;
@@ -358,7 +358,7 @@ class MattePredictor:
             is_trans=torch.tensor([int(task.transparent) for task in tasks]),
         )
         if len(tasks) * size[0] * size[1] >= _LARGE:
-            give_back_memory()
+            release_memory()
         alpha = self.model.decode(latent)[:, 0].cpu().numpy()  # [B, h, w]
         if not np.isfinite(alpha).all():
             raise ConfigError(

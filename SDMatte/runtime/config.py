@@ -1,10 +1,8 @@
-"""Loading configs: LazyConfig files with checked overrides, and what is derived from them."""
+"""Load LazyConfig files with checked overrides, and build what they describe."""
 
 import builtins
 import copy
-import difflib
 import inspect
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import SDMatte.compat  # noqa: F401
 
-import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,38 +18,34 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from SDMatte.errors import ConfigError, MissingFileError, SDMatteError
-from SDMatte.runtime.devices import choose_device
-from SDMatte.runtime.paths import expand_path
+from SDMatte.runtime.files import expand_path
+from SDMatte.runtime.schema import unknown_setting
 from SDMatte.runtime.settings import (
-    OPTIONAL_TEXT,
+    GROUPS,
     PATH_KEYS,
     PATHS,
-    SETTINGS,
-    TEXT,
+    REMOVED,
+    RENAMED,
+    SECTIONS,
     check_settings,
 )
 
-logger = logging.getLogger(__name__)
-
-SECTIONS = ("model", "criterion", "dataloader", "optimizer", "lr_multiplier", "train", "test")
-
-
-# What hydra's grammar takes without quotes, of what stands in a list or a mapping.
+# Characters that hydra's grammar accepts unquoted inside a list or a mapping.
 _PLAIN = re.compile(r"[\w./ +-]*", re.ASCII)
 _QUOTED_OR_BARE = re.compile(
-    r"""'[^']*'|"[^"]*"|"""  # left as they are, whatever is inside
+    r"""'[^']*'|"[^"]*"|"""
     r"""(?<=[\[{,:])(\s*)((?:[A-Za-z]:[\\/])?[^\[\]{},:'"\s][^\[\]{},:'"]*?)(?=\s*[,\]}])"""
 )
 _BRACED_NAME = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Load a config file and apply ``key=value`` overrides to settings that exist.
+    """Load a config file and apply ``key=value`` overrides to existing settings.
 
-    Paths may start with ``~`` and hold ``$VARIABLES``.
+    Paths may start with ``~`` and contain ``$VARIABLES``.
 
     Args:
-        path: A LazyConfig Python file, or the ``config.yaml`` that a run leaves.
+        path: A LazyConfig Python file, or the ``config.yaml`` of a run.
         overrides: Such as ``train.epochs=3`` or ``dataloader.train.dataset.names=[AIM-500]``.
 
     Raises:
@@ -61,36 +54,59 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """
     path = expand_path(path)
     if not Path(path).is_file():
-        raise MissingFileError(f"There is no config file {path}.")
+        raise MissingFileError(f"Config file {path} not found.")
     original_import = builtins.__import__
     try:
         config = LazyConfig.load(path)
     except SDMatteError:
         raise
-    except Exception as error:  # a config is code, and can fail in any way
+    except Exception as error:  # a config is code and can raise anything
         raise ConfigError(f"{path} does not load: {type(error).__name__}: {error}") from error
-    finally:  # LazyConfig leaves its own import in place when a config fails
+    finally:  # LazyConfig patches the import and does not restore it after an error
         builtins.__import__ = original_import
     missing = [name for name in SECTIONS if name not in config]
     if missing:
-        raise ConfigError(f"{path} is no config of a run: it lacks {', '.join(missing)}.")
-    for override in overrides:
-        _apply_override(config, override)
+        raise ConfigError(f"{path} is not the config of a run: {', '.join(missing)} missing.")
     try:
+        _replace_old_settings(config, path)
+        for override in overrides:
+            _apply_override(config, override)
         _expand_paths(config)
+        check_settings(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_first_line(error)}") from error
-    check_settings(config, SECTIONS)
     return config
+
+
+def _replace_old_settings(config: DictConfig, path: str) -> None:
+    """Update the ``config.yaml`` of an earlier version; refuse old settings in Python files."""
+    for key in (*RENAMED, *REMOVED):
+        section, _, name = key.rpartition(".")
+        node = OmegaConf.select(config, section)
+        if not isinstance(node, DictConfig) or name not in node:
+            continue
+        if path.endswith(".py"):
+            _refuse_old_setting(key)
+        if key in RENAMED:
+            OmegaConf.update(config, RENAMED[key], node[name])
+        del node[name]
+
+
+def _refuse_old_setting(key: str) -> None:
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            raise ConfigError(f"The setting {key} is now called {new}{key.removeprefix(old)}.")
+    if key in REMOVED:
+        raise ConfigError(f"The setting {key} was removed; its value is always {REMOVED[key]}.")
 
 
 def _apply_override(config: DictConfig, override: str) -> None:
     """Set one setting to the value of a ``key=value`` override."""
     key, separator, text = override.partition("=")
     if not separator:
-        raise ConfigError(f"An override is written key=value; got {override!r}.")
+        raise ConfigError(f"Overrides are written key=value; got {override!r}.")
     if key.startswith("~"):
-        raise ConfigError(f"{override!r}: a setting cannot be deleted, only changed.")
+        raise ConfigError(f"{override!r}: settings can be changed, but not deleted.")
     key = key.lstrip("+")
     _check_key(config, key)
     try:
@@ -98,35 +114,42 @@ def _apply_override(config: DictConfig, override: str) -> None:
         OmegaConf.update(config, key, value, merge=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"The override {override!r} is not valid: {_first_line(error)}. Lists are written "
-            f"[a, b] and mappings {{name: value}}; a text with special characters in them wants "
-            f"quotes, and the whole override as well, for the shell: '{key}=[\"a text\"]'."
+            f"The override {override!r} is invalid: {_first_line(error)}. Lists are written "
+            f"[a, b] and mappings {{name: value}}. Quote texts with special characters inside "
+            f"them, and the whole override for the shell: '{key}=[\"a text\"]'."
         ) from error
 
 
 def _is_text(config: DictConfig, key: str) -> bool:
-    """Return whether a setting is a text, so that its value is to be taken as it stands."""
-    if key in PATHS or SETTINGS.get(key) in (TEXT, OPTIONAL_TEXT):
+    """Return whether a setting is a string, whose value is taken verbatim."""
+    if key in PATHS:
+        return True
+    section, *names = key.split(".")
+    kind: Any = GROUPS.get(section)
+    for name in names:
+        field = getattr(kind, "model_fields", {}).get(name)
+        kind = field.annotation if field is not None else None
+    if kind in (str, str | None):
         return True
     try:
         return isinstance(OmegaConf.select(config, key), str)
-    except OmegaConfBaseException:  # a reference that leads nowhere; it is about to be replaced
+    except OmegaConfBaseException:  # an invalid reference, about to be replaced
         return False
 
 
 def parse_value(text: str, is_text: bool = False) -> Any:
     """Read the value of an override.
 
-    Lists, mappings, numbers and quoted texts are read by hydra's grammar. What that refuses for
-    its characters only (``~/x``, ``/x/My Runs (1)``) need not be quoted.
+    Hydra's grammar reads lists, mappings, numbers and quoted strings. Strings that it rejects only
+    for their characters (``~/x``, ``/x/My Runs (1)``) need no quotes.
 
     Args:
-        text: What stands behind the ``=``.
-        is_text: Whether a text is wanted: then all but null, lists, mappings and quoted texts is
-            one, as it stands.
+        text: The part after the ``=``.
+        is_text: Whether the setting is a string: everything but null, lists, mappings and quoted
+            strings is then returned verbatim.
 
     Raises:
-        HydraException: It cannot be parsed.
+        HydraException: The value cannot be parsed.
     """
     parser = OverridesParser.create()
     try:
@@ -157,8 +180,7 @@ def _expand_paths(config: DictConfig) -> None:
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(config, section)
         if isinstance(node, DictConfig) and name in node:
-            value = OmegaConf.to_container(node, resolve=False)[name]
-            node[name] = _expand(value, config)
+            node[name] = _expand(OmegaConf.to_container(node, resolve=False)[name], config)
     for part in ("train", "test"):
         node = OmegaConf.select(config, f"dataloader.{part}.dataset")
         if isinstance(node, DictConfig) and "names" in node:
@@ -170,10 +192,10 @@ def _expand_paths(config: DictConfig) -> None:
 
 
 def _expand(value: Any, config: DictConfig) -> Any:
-    """Expand a path, but for references to other settings, such as ``${train.output_dir}``."""
+    """Expand a path, but keep references to other settings, such as ``${train.output_dir}``."""
     if not isinstance(value, str):
         return value
-    # OmegaConf would take ${HOME} for a setting of the config.
+    # OmegaConf would read ${HOME} as a reference to a setting.
     value = _BRACED_NAME.sub(lambda m: m[0] if m[1] in config else expand_path(m[0]), value)
     return value if "${" in value else expand_path(value)
 
@@ -183,26 +205,24 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_key(config: DictConfig, key: str) -> None:
-    """Refuses a key that neither the config nor the callable that it configures has."""
+    """Refuse a key that neither the config nor the callable it configures has."""
+    _refuse_old_setting(key)
     node: Any = config
     parts = key.split(".")
     for depth, part in enumerate(parts):
+        parent, name = ".".join(parts[:depth]), ".".join(parts[: depth + 1])
         if not isinstance(node, DictConfig):
-            raise ConfigError(f"{'.'.join(parts[:depth])} is a value; it has no setting {part!r}.")
+            raise ConfigError(f"{parent} is a value and has no setting {part!r}.")
         known = [str(name) for name in node if not str(name).startswith("_")]
         if "_target_" in node:
             known += [name for name in _parameters(node["_target_"]) if name not in known]
         elif not known:
-            return  # a free mapping, such as the data settings: its reader checks it
+            return  # a free mapping, checked by its reader
         if part not in known:
-            near = difflib.get_close_matches(part, known, n=3) or known
-            raise ConfigError(
-                f"There is no setting {key!r}: {'.'.join(parts[:depth]) or 'the config'} has no "
-                f"{part!r}, but {', '.join(near)}."
-            )
+            raise ConfigError(unknown_setting(name, known))
         if part not in node:
             return
-        node = OmegaConf.select(config, ".".join(parts[: depth + 1]))
+        node = OmegaConf.select(config, name)
 
 
 def _parameters(target: Any) -> list[str]:
@@ -213,14 +233,14 @@ def _parameters(target: Any) -> list[str]:
 
 
 def build(node: DictConfig, **extra: Any) -> Any:
-    """Instantiates a part of a config.
+    """Instantiate a part of a config.
 
     Args:
-        node: The part, a `LazyCall`.
-        **extra: Arguments that only the run knows, for callables that take them.
+        node: A `LazyCall`.
+        **extra: Arguments that only the run knows; the callable gets those that it takes.
 
     Raises:
-        ConfigError: Settings that the callable does not take, or references that lead nowhere.
+        ConfigError: The callable does not take a setting, or a reference is invalid.
     """
     node = copy.deepcopy(node)
     known = _parameters(node["_target_"]) if "_target_" in node else []
@@ -233,7 +253,7 @@ def build(node: DictConfig, **extra: Any) -> Any:
 
 
 def _check_arguments(node: Any) -> None:
-    """Refuses settings that the callable of a `LazyCall`, or of one inside, does not take."""
+    """Refuse settings that the callable of a `LazyCall`, or of a nested one, does not take."""
     if not isinstance(node, DictConfig):
         return
     if "_target_" in node:
@@ -243,44 +263,8 @@ def _check_arguments(node: Any) -> None:
             target = node["_target_"]
             name = target if isinstance(target, str) else target.__qualname__
             raise ConfigError(
-                f"{name} has no setting {', '.join(unknown)}; it takes {', '.join(known)}."
+                f"{name} has no setting {', '.join(unknown)}; known are {', '.join(known)}."
             )
     for name in node:
         if not OmegaConf.is_missing(node, name):
             _check_arguments(node[name])
-
-
-def resolve_device(name: str) -> torch.device:
-    """Reads ``train.device``: ``auto`` is CUDA if there is one, else MPS, else the CPU.
-
-    Raises:
-        ConfigError: There is no such device here.
-    """
-    return choose_device(name, "train.device")
-
-
-def derive_max_iter(config: DictConfig, num_samples: int, num_processes: int) -> int:
-    """Counts the steps of a run from the data's real length.
-
-    The published schedule is 24,401 samples * 10 epochs / 8 processes = 30,501 steps.
-
-    Args:
-        config: The whole config; ``train.max_iter``, if set, is the answer.
-        num_samples: Samples of an epoch.
-        num_processes: Over all machines.
-
-    Raises:
-        ConfigError: There is nothing to do.
-    """
-    train = config.train
-    per_step = config.dataloader.train.batch_size * num_processes * train.accumulate
-    max_iter, epochs = train.max_iter, train.epochs
-    if max_iter is not None:
-        return max_iter
-    max_iter = round(epochs * num_samples) // per_step
-    if max_iter < 1:
-        raise ConfigError(
-            f"{epochs} epochs of {num_samples} samples are less than one step of "
-            f"{per_step} samples."
-        )
-    return max_iter

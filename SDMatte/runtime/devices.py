@@ -1,4 +1,4 @@
-"""Which device to compute on, in which floating-point type, and what memory is kept."""
+"""Device, floating-point type and memory."""
 
 import ctypes
 import sys
@@ -11,14 +11,14 @@ _CPU_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
 def choose_device(name: str | torch.device = "auto", setting: str = "device") -> torch.device:
-    """Reads the name of a device.
+    """Return a device that works on this machine.
 
     Args:
-        name: ``"auto"`` is CUDA if there is one, else MPS, else the CPU; or a device's name.
-        setting: What the message calls the setting.
+        name: A device's name, or ``"auto"``: CUDA if available, else MPS, else the CPU.
+        setting: What error messages call the setting.
 
     Raises:
-        ConfigError: There is no such device here.
+        ConfigError: The device does not exist here.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -29,23 +29,23 @@ def choose_device(name: str | torch.device = "auto", setting: str = "device") ->
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"{setting}={name} cannot be used here: {error}") from error
+        raise ConfigError(f"{setting}={name} is not available here: {error}") from error
     return device
 
 
 def choose_dtype(
     dtype: str | torch.dtype, device: torch.device, wide: bool = True
 ) -> str | torch.dtype:
-    """Says what ``"auto"`` is on a device; any other type is given back as it is.
+    """Resolve ``"auto"`` to a floating-point type; return any other type unchanged.
 
-    It is bfloat16 for wide models where the device has instructions for it (GPUs from Ampere on,
-    CPUs with AMX or AVX512-BF16), else float32. Narrow models gain nothing: on a CPU one of 64 to
-    128 channels takes twice as long in bfloat16, where a full-size one takes half.
+    ``"auto"`` is bfloat16 for wide models on devices with bfloat16 instructions (GPUs since
+    Ampere, CPUs with AMX or AVX512-BF16), else float32. On a CPU, a model of 64 to 128 channels
+    takes twice as long in bfloat16, a full-size one half as long.
 
     Args:
         dtype: ``"auto"``, a type or its name.
-        device: What will compute.
-        wide: Whether the model has layers of hundreds of channels.
+        device: Where the model runs.
+        wide: Whether the model has layers with hundreds of channels.
     """
     if dtype != "auto":
         return dtype
@@ -57,12 +57,11 @@ def choose_dtype(
     return torch.bfloat16 if wide and fast else torch.float32
 
 
-def give_back_memory() -> None:
-    """Gives memory that this process has freed, but keeps for later, back to the system.
+def release_memory() -> None:
+    """Return freed memory of the C library to the operating system, where it supports that.
 
-    glibc keeps all that lies below a block in use, by chance half a GiB after a picture of
-    1024 x 1024 pixels has been encoded; the memory of what comes next would come on top of that.
-    Nothing happens where the C library has no such call.
+    glibc keeps everything below the last used block, sometimes half a GiB after an image of
+    1024 x 1024 pixels has been encoded.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""File names, and files to be written: in one piece, and never over what a command reads."""
+"""Paths, file names, and writing: atomically, and never over what a command reads."""
 
 import contextlib
 import os
@@ -13,22 +13,47 @@ from pathlib import Path
 
 import psutil
 
-from SDMatte.errors import DataError, MissingFileError, OutputError
+from SDMatte.errors import ConfigError, DataError, MissingFileError, OutputError
 
 _LONGEST_NAME = 255  # bytes, on nearly all file systems
 _HOST = re.sub(r"\W", "", platform.node().split(".")[0])
 _TEMPORARY = re.compile(r"\..+\.(?:(?P<host>\w+)-)?(?P<pid>\d{1,9})\.tmp")
 _ABANDONED = 24 * 3600  # seconds
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 
 
-# ----------------------------------------------------------------------- names
+# ------------------------------------------------------------- paths and names
+
+
+def expand_path(path: str | os.PathLike[str]) -> str:
+    """Expand ``~``, ``~user``, ``$NAME`` and ``${NAME}``, as a shell does outside of quotes.
+
+    A ``$`` in the name of an existing file or folder is kept.
+
+    Raises:
+        ConfigError: A variable is not set.
+    """
+    text = os.fspath(path)
+    if os.path.lexists(text) and not text.startswith("~/"):
+        return text
+
+    def value(match: re.Match) -> str:
+        name = match[1] or match[2]
+        component_end = text.find("/", match.end())
+        if name in os.environ:
+            return os.environ[name]
+        if os.path.lexists(text if component_end < 0 else text[:component_end]):
+            return match[0]
+        raise ConfigError(f"The environment variable {name} in the path {text!r} is not set.")
+
+    return os.path.expanduser(_VARIABLE.sub(value, text))
 
 
 def name_key(path: str) -> str:
-    """Return what all spellings of a name share: Unicode NFC, and the suffix in lower case.
+    """Normalize a name for comparison: Unicode NFC, suffix in lower case.
 
-    Names are compared by it, files are opened by their own bytes: macOS writes ``é`` as two
-    characters (NFD), other systems as one (NFC), and cameras write ``.JPG``.
+    macOS writes ``é`` as two characters (NFD), other systems as one (NFC), and cameras write
+    ``.JPG``. Files are still opened by their original names.
     """
     stem, suffix = os.path.splitext(unicodedata.normalize("NFC", path))
     return stem + suffix.lower()
@@ -40,14 +65,13 @@ def stem_key(path: str | Path) -> str:
 
 
 class NameLookup:
-    """Finds files by name, however it is spelled (`name_key`); lists each folder once."""
+    """Find files by name in any spelling (`name_key`); each folder is listed once."""
 
     def __init__(self) -> None:
-        """Starts empty."""
         self._listed: dict[Path, dict[str, list[str]]] = {}
 
     def spellings(self, folder: str | Path) -> dict[str, list[str]]:
-        """Map the key of each entry of a folder to its names, of which there may be several.
+        """Map the key of each entry of a folder to its spellings.
 
         Raises:
             DataError: The folder does not exist or cannot be listed.
@@ -64,10 +88,10 @@ class NameLookup:
         return self._listed[folder]
 
     def find(self, path: str | Path) -> Path:
-        """Return an existing file's or folder's own path; ``path`` itself if there is none.
+        """Return the path as spelled on disk; ``path`` itself if nothing matches.
 
         Raises:
-            DataError: Only other spellings of the name exist, and several of them.
+            DataError: Several other spellings of the name exist.
         """
         path = Path(path)
         if os.path.lexists(path) or path.parent == path:
@@ -75,7 +99,7 @@ class NameLookup:
         folder = self.find(path.parent)
         try:
             names = self.spellings(folder).get(name_key(path.name), [])
-        except ValueError:  # no folder, or no name at all: whoever reads the file says so
+        except ValueError:  # not a folder or not a valid name; reading the file reports it
             return path
         if len(names) > 1:
             raise DataError(
@@ -86,9 +110,9 @@ class NameLookup:
 
 
 def list_error(folder: str | Path, error: OSError) -> DataError:
-    """Return the error that says why a folder cannot be listed."""
+    """Return the error for a folder that cannot be listed."""
     if isinstance(error, FileNotFoundError):
-        return MissingFileError(f"The folder {folder} does not exist.")
+        return MissingFileError(f"Folder {folder} not found.")
     return DataError(f"Cannot list the folder {folder}: {error.strerror}.")
 
 
@@ -97,17 +121,16 @@ def list_error(folder: str | Path, error: OSError) -> DataError:
 
 @contextlib.contextmanager
 def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary path, whose file takes the place of ``path`` once it is complete.
+    """Yield a temporary path that replaces ``path`` atomically at the end.
 
-    A reader sees the old file or the whole new one. Missing folders are created. What a killed
-    process has left in the folder is deleted.
+    Creates missing folders and deletes temporary files that killed processes left behind.
 
     Args:
-        path: The file.
-        durable: Whether to wait until it is on the disk.
+        path: The file to write.
+        durable: Whether to sync it to the disk.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     path = Path(path)
     end = f".{_HOST}-{os.getpid()}.tmp"
@@ -116,7 +139,7 @@ def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
         name = name[1:]
     temporary = path.with_name(f".{name}{end}")
     try:
-        with contextlib.suppress(FileExistsError):  # no folder: who opens the file says so better
+        with contextlib.suppress(FileExistsError):  # not a folder; opening the file reports it
             path.parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(os.path.abspath(path.parent))
         try:
@@ -136,14 +159,10 @@ def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in one piece; see `replace_file`.
-
-    Args:
-        path: The file.
-        text: Written in UTF-8; of file names that are not, the bytes that they are.
+    """Write a UTF-8 text file atomically; undecodable file names keep their bytes.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
@@ -151,9 +170,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 @cache
 def clear_leftovers(folder: str) -> None:
-    """Delete the temporary files of `replace_file` whose processes are gone; once a folder.
+    """Delete temporary files of `replace_file` whose processes have ended; once per folder.
 
-    Those of other machines, which may share the folder, are deleted when they are a day old.
+    Those of other machines that share the folder are deleted after a day.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -177,7 +196,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# -------------------------------------------------------------- what may be written
+# -------------------------------------------------------------- inputs and outputs
 
 
 def check_not_read(
@@ -185,14 +204,14 @@ def check_not_read(
     inputs: Iterable[str | Path | None],
     emptied: Iterable[str | Path] = (),
 ) -> None:
-    """Ensure that a command writes to nothing that it reads, by whatever name or link.
+    """Ensure that no output is an input, under any name or link.
 
-    To be called before anything is loaded or written.
+    Call it before anything is loaded or written.
 
     Args:
-        outputs: Files and folders that will be written to. A folder is not the files in it.
+        outputs: Files and folders that will be written; a folder does not include its files.
         inputs: Files and folders that are read; None entries are skipped.
-        emptied: Folders whose contents will be deleted; all that is in them is an output.
+        emptied: Folders whose contents will be deleted; everything in them is an output.
 
     Raises:
         OutputError: An output is one of the inputs.
@@ -214,7 +233,7 @@ def check_not_read(
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    """What is the same for all names of a file or folder; None of what is not there."""
+    """Return what all names of a file or folder share; None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -224,10 +243,10 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Ensure that nothing known keeps a file from being written; nothing is created.
+    """Ensure, without creating anything, that a file can be written.
 
     Raises:
-        OutputError: Something does.
+        OutputError: It cannot.
     """
     obstacle = find_obstacle(Path(path))
     if obstacle is not None:
@@ -235,21 +254,21 @@ def check_writable(path: str | Path) -> None:
 
 
 def find_obstacle(path: Path) -> str | None:
-    """Return why a file cannot be written, as far as that is known before it is created."""
+    """Return why a file cannot be written; None if nothing is known to prevent it."""
     if os.path.isdir(path):
         return "it is a folder"
     folder = next((f for f in path.absolute().parents if os.path.exists(f)), path)
     if not os.path.isdir(folder):
-        return f"{folder} is no folder"
-    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to"
+        return f"{folder} is not a folder"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} is not writable"
 
 
 def read_error(path: str | Path, error: OSError, what: str = "") -> DataError:
-    """Return the error of a file that cannot be read, a `MissingFileError` where it is missing.
+    """Return the error for an unreadable file; a `MissingFileError` if it does not exist.
 
     Args:
         path: The file.
-        error: What the system said.
+        error: The operating system's error.
         what: What the file is, such as ``"the prompt file "``.
     """
     kind = MissingFileError if isinstance(error, FileNotFoundError) else DataError

@@ -30,8 +30,7 @@ from detectron2.utils import comm
 
 from SDMatte import errors
 from SDMatte.errors import ConfigError, ProcessError, RunStopped, SDMatteError
-from SDMatte.runtime.processes import end_with_parent
-from SDMatte.runtime.signals import exit_status, handling
+from SDMatte.runtime.signals import end_with_parent, exit_status, handling
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,8 @@
-"""Functions that numba compiles, where their cache cannot be written."""
+"""Import functions that numba compiles, even where its cache is not writable."""
 
-import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 logger = logging.getLogger(__name__)
@@ -14,24 +13,15 @@ T = TypeVar("T")
 def load_compiled(load: Callable[[], T]) -> T:
     """Return ``load()``, which imports functions that numba compiles and caches.
 
-    numba caches beside the package or in the home folder, and fails where neither can be written
-    to, as in containers. Then the functions are compiled for this process alone. The variable
-    NUMBA_CACHE_DIR names another folder for the cache.
+    numba caches beside the package or in the home folder (or in NUMBA_CACHE_DIR), and fails where
+    neither is writable, as in containers. The functions are then compiled for this process only.
     """
     try:
         return load()
     except ImportError:
         raise
-    except (
-        Exception
-    ) as error:  # RuntimeError of no folder, OSError of a full disk, a torn cache ...
-        logger.debug("numba cannot use its cache (%s); compiling without it.", error)
-        with _without_cache():
-            return load()
-
-
-@contextlib.contextmanager
-def _without_cache() -> Iterator[None]:
+    except Exception as error:  # no writable folder, a full disk, a corrupt cache, ...
+        logger.debug("numba's cache is not usable (%s); compiling without it.", error)
     import numba
 
     original = numba.njit
@@ -42,6 +32,6 @@ def _without_cache() -> Iterator[None]:
 
     numba.njit = njit
     try:
-        yield
+        return load()
     finally:
         numba.njit = original

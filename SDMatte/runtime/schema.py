@@ -1,14 +1,28 @@
 """Validation of settings by pydantic, with errors of one line."""
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
 from SDMatte.errors import ConfigError
+
+_PLAIN_WORDS = (
+    (r"^Value error, ", ""),
+    (r"^Input should", "must"),
+    (r"a valid dictionary or instance of \w+", "a mapping"),
+    (r"a valid boolean", "True or False"),
+    (r"a valid integer", "an integer"),
+    (r"a valid (\w+)", r"a \1"),
+    (r"greater than or equal to", "at least"),
+    (r"less than or equal to", "at most"),
+    (r"^String should have at least 1 character", "must not be empty"),
+)
 
 
 class Settings(BaseModel):
@@ -18,7 +32,7 @@ class Settings(BaseModel):
         renamed: Old name of a setting to its new one, for the message.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     renamed: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
@@ -34,26 +48,44 @@ class Settings(BaseModel):
         """
         if isinstance(values, cls):
             return values
-        if isinstance(values, DictConfig):
-            values = OmegaConf.to_container(values, resolve=True)
-        if not isinstance(values, Mapping | None):
-            raise ConfigError(f"{name or cls.__name__} must be a mapping; got {values!r:.80}.")
         try:
-            return cls(**(values or {}))
+            if isinstance(values, DictConfig):
+                values = OmegaConf.to_container(values, resolve=True)
+            if not isinstance(values, Mapping | None):
+                raise ConfigError(f"{name or cls.__name__} must be a mapping; got {values!r:.80}.")
+            return cls.model_validate(dict(values or {}))
         except ValidationError as error:
             raise ConfigError(cls._describe(error, name)) from error
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
 
     @classmethod
     def _describe(cls, error: ValidationError, prefix: str) -> str:
         """Describe the first error: what is wrong, what is allowed."""
         first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, filter(None, (prefix, *first["loc"]))))
+        name = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
+        if first["type"] == "missing":
+            return f"The setting {name} is missing."
         if first["type"] == "extra_forbidden":
-            last = str(first["loc"][-1])
-            if last in cls.renamed:
-                return f"{name} is now called {cls.renamed[last]}."
-            known = list(cls.model_fields)
-            near = difflib.get_close_matches(last, known, n=3) or known
-            return f"There is no setting {name}; did you mean {', '.join(near)}?"
-        message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+            *parents, last = map(str, first["loc"])
+            group = cls._group(parents)
+            if last in group.renamed:
+                return f"{name} is now called {group.renamed[last]}."
+            return unknown_setting(name, list(group.model_fields))
+        message = first["msg"]
+        for pattern, words in _PLAIN_WORDS:
+            message = re.sub(pattern, words, message)
         return f"{name} {message}; got {first['input']!r:.80}."
+
+    @classmethod
+    def _group(cls, parents: list[str]) -> type["Settings"]:
+        """Return the model of a nested group."""
+        return cls.model_fields[parents[0]].annotation._group(parents[1:]) if parents else cls
+
+
+def unknown_setting(name: str, known: Sequence[str]) -> str:
+    """Return the message for a setting that does not exist: similar names, or all of them."""
+    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=3)
+    return f"There is no setting {name}; " + (
+        f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(known)}."
+    )

@@ -1,144 +1,181 @@
-"""What the settings of a run can be; checked as soon as a config is loaded."""
+"""Settings of a run: type, range and meaning of each; checked as soon as a config is loaded.
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+The defaults are those of ``configs/``. ``docs/settings.md`` is generated from this module.
+"""
 
-from omegaconf import DictConfig, OmegaConf
+from typing import Annotated, Literal
+
+from omegaconf import DictConfig
+from pydantic import ConfigDict, Field
 
 from SDMatte.errors import ConfigError
+from SDMatte.runtime.schema import Settings
+
+SECTIONS = ("model", "criterion", "dataloader", "optimizer", "lr_multiplier", "train", "test")
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of value.
+class AmpSettings(Settings):
+    """``train.amp``."""
 
-    Attributes:
-        words: What stands behind "it is", in a message.
-        fits: Says whether a value is one.
-    """
-
-    words: str
-    fits: Callable[[Any], bool]
-
-    def check(self, name: str, value: Any) -> None:
-        """Sees that a setting's value is of this kind.
-
-        Raises:
-            ConfigError: It is not.
-        """
-        if not self.fits(value):
-            raise ConfigError(f"{name} is {self.words}; got {value!r}.")
+    enabled: bool = Field(description="Train in mixed precision.")
+    dtype: Literal["bfloat16", "float16"] = Field(description="Type of the autocast operations.")
 
 
-def whole(least: int) -> Kind:
-    """Whole numbers from the least one on."""
-    return Kind(
-        f"a whole number of at least {least}",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
+class CompileSettings(Settings):
+    """``train.compile``."""
+
+    enabled: bool = Field(description="Use `torch.compile`; needs a C++ compiler.")
+
+
+class LoraSettings(Settings):
+    """``train.lora``."""
+
+    enabled: bool = Field(
+        description="Train low-rank adapters. Layers that are new in SDMatte are trained in full, "
+        "all others are frozen. Checkpoints hold the merged weights."
+    )
+    rank: AtLeastOne = Field(description="Rank of the adapters.")
+    alpha: Positive = Field(description="Scale of the adapters, times `rank`.")
+    dropout: Decay = Field(description="Dropout of the adapters' inputs.")
+    target_modules: list[Text] = Field(description="Suffixes of the layers that get adapters.")
+
+
+class EmaSettings(Settings):
+    """``train.ema``."""
+
+    enabled: bool = Field(
+        description="Average the weights over iterations; the average is tested and exported."
+    )
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(description="Decay of the average.")
+
+
+class DdpSettings(Settings):
+    """``train.ddp``."""
+
+    find_unused_parameters: bool = Field(
+        description="Search each iteration for parameters without a gradient. Only for models of "
+        "your own: the trainer knows which ones SDMatte leaves out."
+    )
+    fp16_compression: bool = Field(description="Exchange gradients in float16.")
+    timeout: Positive = Field(description="Seconds after which a silent process counts as dead.")
+
+
+class TrainSettings(Settings):
+    """``train``."""
+
+    output_dir: Text = Field(description="Folder of the run.")
+    init_checkpoint: str | None = Field(
+        description="Checkpoint to start from: a file, a folder or a hub id."
+    )
+    seed: Count = Field(
+        description="Seed of the model and the iterations; the data has its own, "
+        "`dataloader.train.dataset.seed`."
+    )
+    device: Text = Field(description="`auto` (CUDA, else MPS, else the CPU) or a device's name.")
+    epochs: Positive = Field(description="Length of the run in passes over the data.")
+    max_iter: AtLeastOne | None = Field(
+        description="Length of the run in iterations; null: derived from `epochs`, the data, the "
+        "batch size, `accumulate` and the number of processes."
+    )
+    accumulate: AtLeastOne = Field(
+        description="Batches per iteration. Each loss is normalized by its own batch's trimap, so "
+        "8 accumulated images equal 8 GPUs with one image each, unlike a batch of 8."
+    )
+    amp: AmpSettings
+    float32_precision: Literal["highest", "high", "medium"] = Field(
+        description="Precision of float32 matrix products; `high` is TF32 on GPUs that have it."
+    )
+    cudnn_benchmark: bool = Field(description="Let cuDNN time its convolution algorithms.")
+    gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
+    channels_last: bool = Field(description="Use the channels-last memory layout.")
+    compile: CompileSettings
+    lora: LoraSettings
+    clip_grad_norm: Positive | None = Field(description="Largest norm of the gradient.")
+    ema: EmaSettings
+    non_finite: Literal["stop", "skip"] = Field(
+        description="What to do at a loss or gradient that is not finite: stop the run, or skip "
+        "the iteration."
+    )
+    checkpoints: Count = Field(
+        description="Checkpoints per run. One is always saved before an evaluation."
+    )
+    evaluations: Count = Field(description="Evaluations per run.")
+    max_to_keep: AtLeastOne | None = Field(description="Checkpoints to keep; null: all.")
+    best_metric: str | None = Field(
+        description="Metric whose lowest value selects `model_best.pth`, such as `AIM-500/box/SAD`."
+    )
+    log_period: AtLeastOne = Field(description="Iterations between two log lines.")
+    num_images: Count = Field(description="Images per TensorBoard strip.")
+    ddp: DdpSettings
+
+
+class TestSettings(Settings):
+    """``test``."""
+
+    prompts: list[Text] = Field(
+        description="Prompts to test with: `point`, `box`, `mask`, `auto`, `trimap`."
+    )
+    protocol: Text = Field(description="Scoring protocol, `official` or `corrected`.")
+    use_trimap: bool = Field(description="Score only the unknown pixels of the trimaps.")
+    use_captions: bool = Field(description="Give the model the images' captions.")
+    save_mattes: bool = Field(description="Write the predicted mattes.")
+    error_maps: bool = Field(description="Write an error map for each matte.")
+    num_workers: Count = Field(
+        description="Scoring processes; 0: none, 1: a thread beside the model."
     )
 
 
-def number(low: float, high: float = math.inf, with_low: bool = False) -> Kind:
-    """Numbers from ``low`` to below ``high``; ``low`` itself only on demand."""
-    words = f"at least {low:g}" if with_low else f"above {low:g}"
-    if high < math.inf:
-        words += f" and below {high:g}"
-    return Kind(
-        f"a number {words}",
-        lambda value: (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and (low < value < high or (with_low and value == low))
-        ),
+class _CallSettings(Settings):
+    """Settings of a `LazyCall`; those without a field here are checked by its target."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class DatasetSettings(_CallSettings):
+    """``dataloader.train.dataset`` and ``dataloader.test.dataset``."""
+
+    size: AtLeastOne = Field(default=512, description="Side of the samples in pixels.")
+    seed: Count = Field(default=0, description="Seed of everything that is drawn for a sample.")
+
+
+class TestLoaderSettings(_CallSettings):
+    """``dataloader.test``."""
+
+    dataset: DatasetSettings
+    batch_size: AtLeastOne = Field(default=1, description="Samples per batch and process.")
+    num_workers: Count = Field(default=0, description="Loader processes; 0: load in this one.")
+    timeout: NotNegative = Field(
+        default=0,
+        description="Seconds without a batch after which the workers count as hung; 0: no limit.",
     )
 
 
-def one_of(*names: str) -> Kind:
-    """One of several words."""
-    return Kind(" or ".join(names), lambda value: value in names)
+class TrainLoaderSettings(TestLoaderSettings):
+    """``dataloader.train``."""
+
+    seed: Count = Field(default=0, description="Seed of the order of the samples.")
 
 
-def or_none(kind: Kind) -> Kind:
-    """Values of a kind, or None."""
-    return Kind(f"None or {kind.words}", lambda value: value is None or kind.fits(value))
+class LoaderSettings(_CallSettings):
+    """``dataloader``."""
+
+    train: TrainLoaderSettings
+    test: TestLoaderSettings
 
 
-def _is_sequence(value: Any) -> bool:
-    return (isinstance(value, Sequence) and not isinstance(value, str)) or OmegaConf.is_list(value)
-
-
-SWITCH = Kind("True or False", lambda value: isinstance(value, bool))
-TEXT = Kind("a text", lambda value: isinstance(value, str) and value != "")
-TEXTS = Kind("a list of texts", lambda value: _is_sequence(value) and all(map(TEXT.fits, value)))
-DECAYS = Kind(
-    "a pair of numbers from 0 to below 1",
-    lambda value: (
-        _is_sequence(value)
-        and len(value) == 2
-        and all(number(0, 1, with_low=True).fits(item) for item in value)
-    ),
-)
-OPTIONAL_TEXT = Kind("empty or a text", lambda value: value in (None, "") or TEXT.fits(value))
-
-SETTINGS = {
-    "train.output_dir": TEXT,
-    "train.init_checkpoint": OPTIONAL_TEXT,
-    "train.seed": whole(0),
-    "train.device": TEXT,
-    "train.epochs": number(0),
-    "train.max_iter": or_none(whole(1)),
-    "train.accumulate": whole(1),
-    "train.amp.enabled": SWITCH,
-    "train.amp.dtype": one_of("bfloat16", "float16"),
-    "train.float32_precision": one_of("highest", "high", "medium"),
-    "train.cudnn_benchmark": SWITCH,
-    "train.gradient_checkpointing": SWITCH,
-    "train.channels_last": SWITCH,
-    "train.compile.enabled": SWITCH,
-    "train.compile.backend": TEXT,
-    "train.lora.enabled": SWITCH,
-    "train.lora.rank": whole(1),
-    "train.lora.alpha": number(0),
-    "train.lora.dropout": number(0, 1, with_low=True),
-    "train.lora.target_modules": TEXTS,
-    "train.clip_grad_norm": or_none(number(0)),
-    "train.ema.enabled": SWITCH,
-    "train.ema.decay": number(0, 1),
-    "train.non_finite": one_of("stop", "skip"),
-    "train.checkpoints": whole(0),
-    "train.evaluations": whole(0),
-    "train.max_to_keep": or_none(whole(1)),
-    "train.best_metric": OPTIONAL_TEXT,
-    "train.log_period": whole(1),
-    "train.num_images": whole(0),
-    "train.ddp.find_unused_parameters": SWITCH,
-    "train.ddp.broadcast_buffers": SWITCH,
-    "train.ddp.fp16_compression": SWITCH,
-    "train.ddp.timeout": number(0),
-    "test.prompts": TEXTS,
-    "test.protocol": TEXT,
-    "test.use_trimap": SWITCH,
-    "test.use_captions": SWITCH,
-    "test.save_mattes": SWITCH,
-    "test.error_maps": SWITCH,
-    "test.num_workers": whole(0),
-    "dataloader.train.dataset.size": whole(1),
-    "dataloader.train.dataset.seed": whole(0),
-    "dataloader.train.seed": whole(0),
-    "dataloader.train.timeout": number(0, with_low=True),
-    "dataloader.train.batch_size": whole(1),
-    "dataloader.train.num_workers": whole(0),
-    "dataloader.test.dataset.size": whole(1),
-    "dataloader.test.dataset.seed": whole(0),
-    "dataloader.test.timeout": number(0, with_low=True),
-    "dataloader.test.batch_size": whole(1),
-    "dataloader.test.num_workers": whole(0),
+GROUPS: dict[str, type[Settings]] = {
+    "train": TrainSettings,
+    "test": TestSettings,
+    "dataloader": LoaderSettings,
 }
-"""The settings that every config has, and their kinds. What a `LazyCall` makes of its others is its
-own to check."""
-
+"""Sections that are checked when a config is loaded. The targets of `LazyCall` check theirs."""
 
 PATHS = (
     "train.output_dir",
@@ -150,32 +187,29 @@ PATHS = (
     "dataloader.test.dataset.root",
     "dataloader.test.dataset.prompts_from",
 )
-"""The settings that are paths, beside those of folder pairs."""
+"""Settings that are paths, beside those of folder pairs."""
 
+RENAMED = {"dataloader.test.dataset.worsen": "dataloader.test.dataset.perturb"}
+"""Old names of settings to the new ones."""
 
-def check_settings(config: DictConfig, sections: Sequence[str]) -> None:
-    """Sees that a config has all its parts, and that each of `SETTINGS` is of its kind.
-
-    Args:
-        config: The whole config.
-        sections: The parts that are mappings.
-
-    Raises:
-        ConfigError: Something is not.
-    """
-    for name in sections:
-        if not isinstance(config[name], DictConfig):
-            raise ConfigError(f"{name} is a part of the config; got {config[name]!r}.")
-    for name, kind in SETTINGS.items():
-        *parents, last = name.split(".")
-        node: Any = config
-        for part in parents:
-            node = node.get(part) if isinstance(node, DictConfig) else None
-        if isinstance(node, DictConfig) and last in node:
-            kind.check(name, node[last])
-        elif not isinstance(node, DictConfig) or "_target_" not in node:  # else it has a default
-            raise ConfigError(f"The config lacks {name}.")
-
+REMOVED = {
+    "train.compile.backend": "inductor",
+    "train.ddp.broadcast_buffers": False,
+}
+"""Settings of earlier versions to the only value that is left."""
 
 PATH_KEYS = ("image", "alpha", "trimap", "background", "list_file")
-"""Keys of a data set's settings that hold paths."""
+"""Keys of a folder pair that are paths."""
+
+
+def check_settings(config: DictConfig) -> None:
+    """Check the sections of a config that every run has.
+
+    Raises:
+        ConfigError: A setting is missing or invalid.
+    """
+    for name in SECTIONS:
+        if not isinstance(config[name], DictConfig):
+            raise ConfigError(f"{name} must be a section of the config; got {config[name]!r}.")
+    for name, group in GROUPS.items():
+        group.of(config[name], name)

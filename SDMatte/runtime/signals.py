@@ -1,31 +1,33 @@
-"""Signals: those that ask a run to stop, and an alarm for what takes too long."""
+"""Signals that stop a run, and processes that end with their parent."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from typing import NoReturn
 
 from SDMatte.errors import DataError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# A shell or a scheduler often sends one signal to a process and to its parent, which passes it on.
+# Shells and schedulers often signal a process and its parent, which forwards the signal.
 _SAME_SECONDS = 1.0
 
 
 def exit_status(number: int) -> int:
-    """The exit status of a process that ends because of a signal, as shells have it."""
+    """Return the exit status of a process that a signal ended, as shells define it."""
     return 128 + number
 
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int], None]) -> Iterator[None]:
-    """Has a function called with the number of each stop signal that arrives inside.
+    """Call a function with the number of each stop signal that arrives inside.
 
-    Only a main thread can do that; in another one nothing changes.
+    Has no effect outside of the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,18 +43,18 @@ def handling(handler: Callable[[int], None]) -> Iterator[None]:
 
 
 class _TooLong(BaseException):
-    """No `Exception`: what hangs might take that for an error of its own, and go on."""
+    """Not an `Exception`, which the code that hangs might catch."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float, describe: Callable[[], str]) -> Iterator[None]:
-    """Ends what is inside when it takes too long, unless it waits deep in the system.
+    """Interrupt what is inside after a number of seconds.
 
-    Only a main thread can do that; in another one there is no limit.
+    Has no effect outside of the main thread, or inside of uninterruptible system calls.
 
     Args:
         seconds: The limit; 0: none.
-        describe: Called at the limit, where it was reached; gives the message.
+        describe: Returns the error message; called when the limit is reached.
 
     Raises:
         DataError: The limit was reached.
@@ -76,14 +78,14 @@ def time_limit(seconds: float, describe: Callable[[], str]) -> Iterator[None]:
 
 
 class StopRequest:
-    """Notes a stop signal, for the training to look at between its steps.
+    """Record the first stop signal, for the training to check between its steps.
 
-    A second signal, later than a second after the first, ends the process at once.
+    Another signal, more than a second later, ends the process immediately.
 
     Attributes:
-        received: The number of the signal; None: go on.
-        leave: Called by the first signal where there is nothing to wait for, because the state
-            is saved; it raises what ends the run.
+        received: The signal's number; None if there was none.
+        leave: Called by the first signal while the state is saved, so that the run can end
+            immediately by an exception that this function raises.
     """
 
     def __init__(self) -> None:
@@ -93,11 +95,11 @@ class StopRequest:
         self._pid = os.getpid()
 
     def listen(self) -> contextlib.AbstractContextManager[None]:
-        """Takes the signals that arrive inside."""
+        """Record the signals that arrive inside."""
         return handling(self._take)
 
     def _take(self, number: int) -> None:
-        if os.getpid() != self._pid:  # a loader's worker, forked; its parent sees to it
+        if os.getpid() != self._pid:  # a forked loader worker; its parent handles the signal
             return
         now = time.monotonic()
         if self.received is None:
@@ -107,3 +109,13 @@ class StopRequest:
         elif now - self._since > _SAME_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+
+
+def end_with_parent() -> None:
+    """End this process when its parent ends, even if the parent was killed."""
+
+    def watch() -> None:
+        wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

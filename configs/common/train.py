@@ -15,7 +15,7 @@ train = dict(
     cudnn_benchmark=False,  # True: cuDNN tries which of its convolutions are fastest
     gradient_checkpointing=False,  # less memory, more time
     channels_last=False,  # the memory layout that GPUs with tensor cores compute in
-    compile=dict(enabled=False, backend="inductor"),  # torch.compile; needs a compiler
+    compile=dict(enabled=False),  # torch.compile; needs a compiler
     # Low-rank adapters (SDMatte.engine.lora), for fine-tuning: the layers that are new in SDMatte
     # are trained in full, all others are frozen. The checkpoints are plain, merged ones.
     lora=dict(
@@ -39,7 +39,6 @@ train = dict(
         # What a step's prompt leaves unused, the trainer knows. To be searched for in every step
         # it need only be in a model of one's own that leaves out more.
         find_unused_parameters=False,
-        broadcast_buffers=False,
         fp16_compression=True,  # of the gradients, while they are exchanged
         timeout=1800,  # seconds that a process waits for the others
     ),

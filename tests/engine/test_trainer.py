@@ -107,7 +107,7 @@ def test_settings_that_would_fail_later_are_refused_at_once(
         ("optimizer.lr=fast", "optimizer.lr is a number at least 0; got 'fast'"),
         ("dataloader.train.dataset.size=72", "dataloader.train.dataset.size is 72; this model"),
         ("dataloader.test.dataset.size=72", "dataloader.test.dataset.size is 72; this model"),
-        ("optimizer.params.weight_decay_norm=x", "weight decay in optimizer.params is a number"),
+        ("optimizer.params.weight_decay_norm=x", "weight decay in optimizer.params must be at least 0"),
         ("optimizer.params=null", "optimizer.params is a part of the config; got None"),
         ("model.use_coor_input=no", "use_coor_input is True or False; got 'no'"),
     ],

@@ -215,7 +215,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(folder, tmp_
     reasons = [reason for _, reason in report.failed]
     for reason, part in zip(
         reasons,
-        ["is no folder", "it is a folder", "does not exist"],
+        ["is not a folder", "it is a folder", "does not exist"],
         strict=True,
     ):
         assert part in reason

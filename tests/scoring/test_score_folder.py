@@ -176,7 +176,7 @@ def test_mattes_and_truths_of_0_and_1_are_not_scored_as_black(truths, preds, tmp
 def test_an_output_in_the_way_is_noticed_first(truths, capsys):
     (truths / "file").touch()
     assert command(truths / "none", truths / "truth", "--output", truths / "file") == 2
-    assert "file is no folder" in capsys.readouterr().err
+    assert "file is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("output", ["pred", "truth", "trimaps", "link"])
