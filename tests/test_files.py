@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from SDMatte.errors import DataError, OutputError
-from SDMatte.images.io import find_partner, names_by_stem, scan_folder
+from SDMatte.images.listing import find_partner, names_by_stem, scan_folder
 from SDMatte.runtime.files import (
     NameLookup,
     check_not_read,

@@ -22,7 +22,8 @@ from SDMatte.cli.common import run_command
 from SDMatte.data.settings import check_whole
 from SDMatte.data.transparency import THRESHOLD, transparent_shares
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.images.io import read_alpha, scan_folder, write_image
+from SDMatte.images.io import read_alpha, write_image
+from SDMatte.images.listing import scan_folder
 from SDMatte.images.sheets import contact_sheet
 from SDMatte.runtime.files import check_not_read, write_text
 

@@ -7,14 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from SDMatte.images.io import (
-    read_image,
-    read_matte,
-    read_reduced,
-    read_trimap,
-    reduce_matte,
-    reduction,
-)
+from SDMatte.images.decode import reduction
+from SDMatte.images.io import read_image, read_matte, read_reduced, read_trimap, reduce_matte
 
 
 class Source(NamedTuple):
@@ -34,7 +28,7 @@ class SourceReader:
     """Reads images, mattes and trimaps, and keeps what it read last as long as there is room.
 
     A picture is reduced to no less than ``at_least`` rows and columns, or not at all, by the same
-    factor whether image or matte (`SDMatte.images.io.reduction`). A file that changes while
+    factor whether image or matte (`SDMatte.images.decode.reduction`). A file that changes while
     its picture is kept goes unnoticed.
     """
 

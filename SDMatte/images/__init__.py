@@ -1,12 +1,21 @@
-"""Image files: which formats, how they are decoded, their colours and their metadata."""
+"""Image files: formats, decoding, color management, metadata, resizing."""
 
 import logging
-from functools import lru_cache
+from collections.abc import Hashable
 
 logger = logging.getLogger(__name__)
 
+_warned: set[Hashable] = set()
 
-@lru_cache(maxsize=4096)
-def warn_once(message: str) -> None:
-    """Log a warning about a file; once in a process, since a data set reads its files again."""
-    logger.warning(message)
+
+def warn_once(message: str, key: Hashable = None) -> None:
+    """Log a warning once per process: training reads the same files every epoch.
+
+    Args:
+        message: The warning.
+        key: Messages with the same key count as one; by default the message itself.
+    """
+    key = message if key is None else key
+    if key not in _warned:
+        _warned.add(key)
+        logger.warning("%s", message)

@@ -1,4 +1,4 @@
-"""Images as users hand them over, as one kind of array."""
+"""Images passed in Python (paths, Pillow images, arrays, tensors) as arrays of one kind."""
 
 import logging
 import os
@@ -7,45 +7,41 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageOps
 
 from SDMatte.errors import DataError
-from SDMatte.images.io import (
-    alpha_channel,
-    pillow_to_rgb,
-    read_image,
-    read_image_and_alpha,
-    without_premultiplied_gray,
-)
+from SDMatte.images.io import read_image, read_image_and_alpha
+from SDMatte.images.modes import alpha_channel, to_rgb
+from SDMatte.images.resize import unit
 
 logger = logging.getLogger(__name__)
 
-GROUND = (128, 128, 128)
-"""What the model sees instead of what is transparent: as far from white objects as from black
-ones, so that neither loses its outline; and the 0 of its input range."""
+NEUTRAL = (128, 128, 128)
+"""Color that the model sees in place of transparent pixels: white and black objects both keep
+their outlines on it, and it is 0 in the model's input range."""
 
 PAPER = (255, 255, 255)
-"""What shows through a transparent background of a composite, as in browsers and on paper."""
+"""Color behind a transparent background of a composite, as in browsers and on paper."""
 
 _ALLOWED = (
-    "an image is a path, a Pillow image, a numpy array [H, W, 3] or a tensor [3, H, W], RGB, "
+    "an image must be a path, a Pillow image, a numpy array [H, W, 3] or a tensor [3, H, W], RGB, "
     "uint8 or floating point in [0, 1]; gray or with alpha, 1, 2 or 4 channels"
 )
 
 
 def read_pixels(image: Any, ignore_alpha: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-    """Bring an image to 8-bit RGB and its alpha.
+    """Convert an image to 8-bit RGB and its alpha.
 
     Args:
-        image: A path (EXIF rotation is applied); a Pillow image of any mode as it stands (of its
-            own size, not rotated); an array ``[H, W, C]`` or ``[H, W]``; or a tensor ``[C, H, W]``
-            on any device. Arrays and tensors are gray, gray with alpha, RGB or RGBA, not
-            premultiplied, uint8 or floating point in [0, 1].
-        ignore_alpha: Take the colors as they are stored, and the image as opaque.
+        image: A path (EXIF rotation is applied); a Pillow image of any mode (not rotated); an
+            array ``[H, W, C]`` or ``[H, W]``; or a tensor ``[C, H, W]`` on any device. Arrays and
+            tensors are gray, gray with alpha, RGB or RGBA, not premultiplied, uint8 or floating
+            point in [0, 1].
+        ignore_alpha: Return the colors as they are stored, and the image as opaque.
 
     Returns:
-        uint8 ``[H, W, 3]``, `GROUND` where the image is transparent all through, so that hidden
-        colors get nowhere; and alpha, float32 ``[H, W]`` in [0, 1], None where it is opaque.
+        uint8 ``[H, W, 3]``, a copy, `NEUTRAL` where alpha is 0, so that hidden colors have no
+        effect; and alpha, float32 ``[H, W]`` in [0, 1], or None if the image is opaque.
 
     Raises:
         DataError: It is something else, or a file that cannot be read.
@@ -53,24 +49,24 @@ def read_pixels(image: Any, ignore_alpha: bool = False) -> tuple[np.ndarray, np.
     colors, alpha = _read(image, ignore_alpha)
     if alpha is not None:
         hidden = alpha == 0
-        colors[hidden] = GROUND
+        colors[hidden] = NEUTRAL
         if hidden.all():
             logger.warning(
-                "The image is transparent all over, and so is its matte. If its alpha channel "
-                "means something else, ignore it: --ignore-alpha, in Python ignore_alpha=True."
+                "The image is fully transparent, and so is its matte. If its alpha channel has "
+                "another meaning, ignore it: --ignore-alpha, in Python ignore_alpha=True."
             )
     return colors, alpha
 
 
 def flatten(
-    colors: np.ndarray, alpha: np.ndarray | None, ground: tuple[int, int, int] = GROUND
+    colors: np.ndarray, alpha: np.ndarray | None, backdrop: tuple[int, int, int] = NEUTRAL
 ) -> np.ndarray:
-    """Put an image on an opaque ground.
+    """Composite an image over a color.
 
     Args:
         colors: uint8 ``[H, W, 3]``.
-        alpha: float32 ``[H, W]`` in [0, 1]; None: opaque, and ``colors`` come back.
-        ground: Its color.
+        alpha: float32 ``[H, W]`` in [0, 1]; None: opaque, and ``colors`` are returned.
+        backdrop: The color.
 
     Returns:
         uint8 ``[H, W, 3]``.
@@ -79,11 +75,11 @@ def flatten(
         return colors
     over = Image.fromarray(colors)
     mask = Image.fromarray(np.rint(alpha * np.float32(255)).astype(np.uint8))  # -> [0, 255]
-    return np.array(Image.composite(over, Image.new("RGB", over.size, ground), mask))
+    return np.array(Image.composite(over, Image.new("RGB", over.size, backdrop), mask))
 
 
 def as_rgb(image: Any) -> np.ndarray:
-    """Bring an image to 8-bit RGB; what is transparent shows `PAPER`.
+    """Convert an image to 8-bit RGB over `PAPER`.
 
     Args:
         image: See `read_pixels`.
@@ -98,14 +94,11 @@ def as_rgb(image: Any) -> np.ndarray:
 
 
 def _read(image: Any, ignore_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read colors as they are stored, and alpha, which is None where the image is opaque."""
+    """Read colors as they are stored, and alpha, which is None if the image is opaque."""
     if isinstance(image, str | Path):
         return (read_image(image), None) if ignore_alpha else read_image_and_alpha(image)
     if isinstance(image, Image.Image):
-        if not (image.width and image.height):
-            raise DataError("The image is empty.")
-        image = without_premultiplied_gray(image)
-        return pillow_to_rgb(image), None if ignore_alpha else alpha_channel(image)
+        return _read_pillow(image, ignore_alpha)
     if is_tensor(image):
         if image.ndim != 3 or not 1 <= image.shape[0] <= 4:
             raise DataError(f"The image is a tensor {list(image.shape)}; {_ALLOWED}.")
@@ -117,103 +110,89 @@ def _read(image: Any, ignore_alpha: bool) -> tuple[np.ndarray, np.ndarray | None
         image = image[..., None]  # [H, W] -> [H, W, 1]
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or image.size == 0:
         raise DataError(f"The image is an array {list(image.shape)}; {_ALLOWED}.")
+    if image.dtype != np.uint8:
+        if not np.issubdtype(image.dtype, np.floating):
+            raise DataError(f"The image has {image.dtype} values; {_ALLOWED}.")
+        low, high = float(image.min()), float(image.max())
+        if not (low >= 0 and high <= 1):  # also if a value is NaN
+            raise DataError(f"The image's values range from {low:g} to {high:g}; {_ALLOWED}.")
     channels = image.shape[2]
     has_alpha = channels in (2, 4)
     colors = image[..., : channels - has_alpha]
-    if colors.shape[2] == 1:
-        colors = np.repeat(colors, 3, axis=2)  # [H, W, 1] -> [H, W, 3]
-    # A copy: the caller may go on to draw on it.
-    colors = np.array(_to_8_bits(colors), order="C")
-    alpha = _to_unit(image[..., -1]) if has_alpha and not ignore_alpha else None
+    if colors.dtype != np.uint8:
+        colors = np.round(colors * np.float32(255)).astype(np.uint8)  # [0, 1] -> [0, 255]
+    # A copy, which the caller may change.
+    colors = np.array(np.broadcast_to(colors, (*colors.shape[:2], 3)), order="C")
+    alpha = unit(image[..., -1]).astype(np.float32) if has_alpha and not ignore_alpha else None
     return colors, None if alpha is None or alpha.min() == 1 else alpha
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    if values.dtype == np.uint8:
-        return values
-    return np.round(_checked(values) * np.float32(255)).astype(np.uint8)  # [0, 1] -> [0, 255]
-
-
-def _to_unit(values: np.ndarray) -> np.ndarray:
-    if values.dtype == np.uint8:
-        return values / np.float32(255)  # [0, 255] -> [0, 1]
-    return _checked(values).astype(np.float32)
-
-
-def _checked(values: np.ndarray) -> np.ndarray:
-    if not np.issubdtype(values.dtype, np.floating):
-        raise DataError(f"The image holds {values.dtype} values; {_ALLOWED}.")
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # also where one of them is NaN
-        raise DataError(f"The image's values go from {low:g} to {high:g}; {_ALLOWED}.")
-    return values
+def _read_pillow(image: Image.Image, ignore_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    if not (image.width and image.height):
+        raise DataError("The image is empty.")
+    try:
+        image = image.convert("LA") if image.mode == "La" else image
+        alpha = None if ignore_alpha else alpha_channel(image)
+        return np.array(to_rgb(image, "the image")), None if alpha is None else unit(alpha)
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
+        raise DataError(f"The image cannot be decoded: {error}.") from error
 
 
 def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
-    """Reads what a composite is to have behind its object.
+    """Read the background of a composite.
 
     Args:
-        background: A colour, as three numbers from 0 to 255 or as CSS writes it (``"white"``,
-            ``"#00b140"``); or a picture, see `as_rgb`.
+        background: A color, as three integers from 0 to 255 or in CSS (``"white"``,
+            ``"#00b140"``); or an image, see `as_rgb`.
 
     Returns:
-        The colour, RGB from 0 to 255; or the picture, uint8 ``[H, W, 3]``.
+        The color, RGB from 0 to 255; or the image, uint8 ``[H, W, 3]``.
 
     Raises:
         DataError: It is neither.
     """
-    colour = _colour(background)
-    return as_rgb(background) if colour is None else colour
+    if isinstance(background, str) and not os.path.exists(background):
+        try:
+            return ImageColor.getcolor(background, "RGB")
+        except ValueError as error:
+            raise DataError(
+                f"The background {background!r:.80} is neither a file nor a color such as white "
+                f"or #00b140."
+            ) from error
+    if not isinstance(background, tuple | list):
+        return as_rgb(background)
+    if len(background) != 3 or not all(
+        isinstance(v, int | np.integer) and 0 <= v <= 255 for v in background
+    ):
+        raise DataError(
+            f"The background {background!r} is not a color: three integers from 0 to 255."
+        )
+    return tuple(int(v) for v in background)
 
 
 def as_background(background: Any, hw: tuple[int, int]) -> np.ndarray:
-    """Makes the background of a composite.
+    """Make the background of a composite.
 
     Args:
-        background: See `read_background`; a picture is resized to cover all and cut at its middle.
+        background: See `read_background`; an image is scaled to cover the composite and cropped
+            around its center.
         hw: Height and width of the composite.
 
     Returns:
         uint8 ``[H, W, 3]``.
 
     Raises:
-        DataError: It is neither.
+        DataError: It is neither a color nor an image.
     """
     behind = read_background(background)
     if isinstance(behind, tuple):
         return np.broadcast_to(np.array(behind, np.uint8), (*hw, 3))
-    picture = Image.fromarray(behind)
-    height, width = hw
-    scale = max(width / picture.width, height / picture.height)
-    part_width, part_height = width / scale, height / scale
-    left, top = (picture.width - part_width) / 2, (picture.height - part_height) / 2
-    box = (left, top, left + part_width, top + part_height)
-    return np.array(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
-
-
-def _colour(background: Any) -> tuple[int, int, int] | None:
-    if isinstance(background, str) and not os.path.exists(background):
-        try:
-            return ImageColor.getcolor(background, "RGB")
-        except ValueError as error:
-            raise DataError(
-                f"The background {background!r:.80} is neither a file nor a colour such as white "
-                f"or #00b140."
-            ) from error
-    if isinstance(background, tuple | list):
-        values = list(background)
-        if len(values) != 3 or not all(
-            isinstance(v, int | np.integer) and 0 <= v <= 255 for v in values
-        ):
-            raise DataError(
-                f"The background {background!r} is no colour: three whole numbers from 0 to 255."
-            )
-        return tuple(int(v) for v in values)
-    return None
+    return np.array(ImageOps.fit(Image.fromarray(behind), hw[::-1], Image.Resampling.LANCZOS))
 
 
 def is_tensor(value: Any) -> bool:
-    """Return whether a value is a torch tensor, without an import of torch."""
-    # Who has a tensor has imported torch; for the rest its import would take seconds.
+    """Return whether a value is a torch tensor, without importing torch, which takes seconds."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)

@@ -1,47 +1,45 @@
-"""Which image formats are read and written, and the names of those that are not."""
+"""Supported image formats, and the names of those that are not supported."""
 
 import os
-from itertools import product
 
 IMAGE_EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"),
     *(".avif", ".heic", ".heif", ".gif", ".jfif", ".hif"),
 )
-"""Suffixes (lower case) of the files that count as images; the order decides between namesakes."""
+"""Suffixes (lower case) of image files; of files with the same stem, the first one wins."""
 
 WRITERS = {
     ".png": ("PNG", {"compress_level": 4}),
     ".jpg": ("JPEG", {"quality": 95}),
     ".jpeg": ("JPEG", {"quality": 95}),
-    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # colours under alpha 0, too
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),  # exact: keep colors under alpha 0
     ".tif": ("TIFF", {"compression": "tiff_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     ".bmp": ("BMP", {}),
 }
-"""Pillow's format and options for each suffix (lower case) that can be written."""
+"""Pillow's format and options by suffix (lower case)."""
 
-# Whatever a file calls itself, no other decoder gets at it: Pillow has one that starts Ghostscript.
-PILLOW_DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # MPO comes with JPEG
+# No other decoder is used, whatever the suffix: Pillow's EPS decoder starts Ghostscript.
+PILLOW_DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # JPEG includes MPO
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""How TIFF files start; the latter two are those of more than 4 gigabytes."""
+"""First bytes of TIFF and BigTIFF files."""
 
-_READ = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", *TIFF_SIGNATURES)
+_SUPPORTED = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", *TIFF_SIGNATURES)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 
-# By suffix, since most are TIFF files, and Pillow would read the thumbnail.
+# By suffix, since most are TIFF files of which Pillow would read the thumbnail.
 _RAW_SUFFIXES = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mos", ".mrw"),
     *(".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
 )
 
-_RAW = "a camera raw file"
-_VIDEO = "a video"
-_CONVERT = "it must be converted to PNG, JPEG or TIFF first"
-_EXPORT = "the image must be exported as PNG, JPEG or TIFF first"
-_ADVICE = {_RAW: "it must be developed to PNG, JPEG or TIFF first", _VIDEO: "its frames must be "
-           "extracted as images first"}  # fmt: skip
+_RAW, _VIDEO = "a camera raw file", "a video"
+_ADVICE = {
+    _RAW: "develop it to PNG, JPEG or TIFF first",
+    _VIDEO: "extract its frames as images first",
+}
 
 _SIGNATURES = (
     (b"%PDF", "a PDF document"),
@@ -61,18 +59,14 @@ _SIGNATURES = (
     (b"DDS ", "a DDS texture"),
     (b"qoif", "a QOI image"),
     (b"SIMPLE  =", "a FITS image"),
-    *((b"P%d%c" % pair, "a Netpbm image") for pair in product(range(1, 8), b" \t\r\n")),
+    *((b"P%d%c" % (i, space), "a Netpbm image") for i in range(1, 8) for space in b" \t\r\n"),
     (b"Pf\n", "a PFM image"),
     (b"PF\n", "a PFM image"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"PK\3\4", "a ZIP archive"),
     (b"\x1a\x45\xdf\xa3", _VIDEO),
     (b"\0\0\1\xba", _VIDEO),
-    (b"FUJIFILMCCD-RAW", _RAW),
-    (b"IIU\0", _RAW),
-    (b"IIRO", _RAW),
-    (b"IIRS", _RAW),
-    (b"MMOR", _RAW),
+    *((start, _RAW) for start in (b"FUJIFILMCCD-RAW", b"IIU\0", b"IIRO", b"IIRS", b"MMOR")),
 )
 
 
@@ -82,30 +76,33 @@ def is_heif(head: bytes) -> bool:
     return any(b in _HEIF_BRANDS for b in brands) and not any(b in _AVIF_BRANDS for b in brands)
 
 
-def is_read(head: bytes) -> bool:
-    """Return whether a file that starts with ``head`` is of a format that is read."""
-    return head.startswith(_READ) or is_heif(head) or any(b in _AVIF_BRANDS for b in _brands(head))
+def is_supported(head: bytes) -> bool:
+    """Return whether a file that starts with ``head`` has a supported format."""
+    brands = (*_HEIF_BRANDS, *_AVIF_BRANDS)
+    return head.startswith(_SUPPORTED) or any(brand in brands for brand in _brands(head))
 
 
-def describe_unread(name: str, head: bytes) -> str | None:
-    """Name the known format of a file that is not read, and what to do about it.
+def describe_unsupported(name: str, head: bytes) -> str | None:
+    """Name the known but unsupported format of a file, and how to convert it.
 
     Args:
-        name: The file's name; its suffix decides whether it is a camera raw file.
-        head: Its first 4096 bytes or fewer.
+        name: The file's name; camera raw files are recognized by their suffix.
+        head: Its first bytes, up to 4096.
 
     Returns:
         The end of a sentence that starts with the file's name; None for other files.
     """
     if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself; `git lfs pull` fetches that"
+        return "it is a Git LFS pointer, not the file itself; fetch the file by `git lfs pull`"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text:
-        return f"it is an SVG drawing, which is not read; {_EXPORT}"
     if text.startswith((b"<!doctype html", b"<html")):
-        return "it is a web page, as failed downloads leave it; the image must be fetched again"
-    kind = _kind(name, head)
-    return kind and f"it is {kind}, which is not read; {_ADVICE.get(kind, _CONVERT)}"
+        return "it is a web page, probably from a failed download; download the image again"
+    if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text:
+        kind = "an SVG drawing"
+    else:
+        kind = _kind(name, head)
+    advice = _ADVICE.get(kind, "convert it to PNG, JPEG or TIFF first")
+    return kind and f"it is {kind}, which is not supported; {advice}"
 
 
 def _kind(name: str, head: bytes) -> str | None:
@@ -118,12 +115,12 @@ def _kind(name: str, head: bytes) -> str | None:
         return "a DICOM image"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return _VIDEO
-    if brands and not any(b in (*_HEIF_BRANDS, *_AVIF_BRANDS) for b in brands):
+    if brands and not is_supported(head):
         return _RAW if brands[0] == b"crx " else _VIDEO
     if head[4:8] in (b"moov", b"mdat", b"wide"):
         return _VIDEO
     kind = next((kind for start, kind in _SIGNATURES if head.startswith(start)), None)
-    if kind is None and suffix == ".tga" and not is_read(head):  # it has no signature
+    if kind is None and suffix == ".tga" and not is_supported(head):  # Targa has no signature
         return "a Targa image"
     return kind
 

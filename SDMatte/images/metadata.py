@@ -1,4 +1,4 @@
-"""EXIF data, resolution and profile: what a cut-out keeps of its image's metadata."""
+"""EXIF data, resolution and profile: the metadata that a cut-out keeps."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from SDMatte.images.color import srgb_profile
 
 ORIENTATION, _EXIF, _GPS = 0x0112, 0x8769, 0x8825
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 0x011A, 0x011B, 0x0128, 2
-# What a camera or a program says of an image, but not how a TIFF or a thumbnail is stored:
-# description, make, model, software, date, artist, host, rating, Windows' fields, copyright.
+# Description, make, model, software, date, artist, host, rating, fields of Windows, copyright;
+# not how a TIFF or a thumbnail is stored.
 EXIF_KEPT = (270, 271, 272, 305, 306, 315, 316, 18246, *range(40091, 40096), 33432)
-# Maker notes hold offsets into the old file and whole previews.
+# Maker notes contain offsets into the old file and whole previews.
 _COLOR_SPACE, _WIDTH, _HEIGHT, _INTEROP, _MAKER_NOTE = 0xA001, 0xA002, 0xA003, 0xA005, 0x927C
+_SRGB = 1
 _LARGEST_DPI = 65535
 
 
@@ -24,28 +25,24 @@ def kept_metadata(image: Image.Image, path: Path) -> dict[str, Any]:
     if profile := srgb_profile(image.info.get("icc_profile")):
         kept["icc_profile"] = profile
     try:
-        source = _stored_exif(image)
+        if image.format in ("TIFF", None):
+            source = image.getexif()
+        else:
+            source = Image.Exif()  # `getexif` would decode a PNG without EXIF
+            source.load(image.info.get("exif") or b"")
         dpi = tuple(float(value) for value in image.info.get("dpi", ()))
-        # Where the file states none, Pillow's readers of these formats make one up.
+        # Pillow's readers of these formats have a default resolution.
         is_stated = image.format not in ("JPEG", "MPO", "TIFF") or (
             _X_RESOLUTION in source or image.info.get("jfif_unit") in (1, 2)
         )
         if is_stated and len(dpi) == 2 and all(0 < value <= _LARGEST_DPI for value in dpi):
-            turned = source.get(ORIENTATION, 1) in (5, 6, 7, 8)
-            kept["dpi"] = dpi[::-1] if turned else dpi
+            is_transposed = source.get(ORIENTATION, 1) in (5, 6, 7, 8)
+            kept["dpi"] = dpi[::-1] if is_transposed else dpi
         if exif := _kept_exif(source, kept.get("dpi")):
             kept["exif"] = exif
-    except Exception:  # a value of the wrong type, an offset to nowhere, a division by zero...
+    except Exception:  # a wrong type, an offset beyond the end, a division by zero...
         warn_once(f"{path}: its EXIF data are damaged and are not kept.")
     return kept
-
-
-def _stored_exif(image: Image.Image) -> Image.Exif:
-    if image.format in ("TIFF", None):
-        return image.getexif()
-    exif = Image.Exif()  # `getexif` would decode a PNG that has none
-    exif.load(image.info.get("exif") or b"")
-    return exif
 
 
 def _kept_exif(source: Image.Exif, dpi: tuple[float, float] | None) -> bytes | None:
@@ -57,7 +54,7 @@ def _kept_exif(source: Image.Exif, dpi: tuple[float, float] | None) -> bytes | N
             for tag in (_WIDTH, _HEIGHT, _INTEROP, _MAKER_NOTE):
                 tags.pop(tag, None)
             if _COLOR_SPACE in tags:
-                tags[_COLOR_SPACE] = 1  # sRGB
+                tags[_COLOR_SPACE] = _SRGB
             kept.get_ifd(part).update(tags)
     if dpi is not None:
         kept.update({_X_RESOLUTION: dpi[0], _Y_RESOLUTION: dpi[1], _RESOLUTION_UNIT: _INCH})
@@ -65,8 +62,8 @@ def _kept_exif(source: Image.Exif, dpi: tuple[float, float] | None) -> bytes | N
     return None if is_empty else kept.tobytes()
 
 
-def says_more_than_resolution(exif: bytes) -> bool:
-    """Return whether an EXIF block of `kept_metadata` holds other tags than the resolution's."""
+def has_more_than_resolution(exif: bytes) -> bool:
+    """Return whether an EXIF block of `kept_metadata` has tags other than the resolution."""
     parsed = Image.Exif()
     parsed.load(exif)
     return not set(parsed) <= {_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT}

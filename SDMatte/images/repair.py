@@ -1,8 +1,8 @@
-"""Image files without their metadata, for those whose metadata keep a decoder from the pixels.
+"""Removing metadata from image files whose metadata keep a decoder from the pixels.
 
-Decoders refuse a whole file for a text that is too long, a checksum of a comment or a damaged
-EXIF block. What is made here holds the same pixel data, and of the metadata only what is sound;
-whether the pixels are, the decoder decides as ever.
+Decoders refuse a whole file for a text that is too long, a wrong checksum of a comment or a
+damaged EXIF block. The result has the same pixel data and only the metadata that are intact;
+damaged pixels are still refused by the decoder.
 """
 
 import struct
@@ -10,9 +10,9 @@ import zlib
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_LARGEST_PROFILE = 1 << 24  # bytes; those of printers have two or three million
+_LARGEST_PROFILE = 1 << 24  # bytes; printer profiles have two or three million
 
-# Orientation (274) and profile (34675) are with them; not the pointers to EXIF and GPS.
+# Including orientation (274) and profile (34675), but not the pointers to EXIF and GPS.
 _TIFF_PIXELS = frozenset(
     (*range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 296, 282, 283)
     + (317, 320, *range(322, 326), *range(332, 335), 336, *range(338, 343), 347)
@@ -21,14 +21,14 @@ _TIFF_PIXELS = frozenset(
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes | None] | None:
-    """Strip an image file of the metadata that can be at fault.
+    """Remove the metadata that can be at fault from an image file.
 
     Args:
-        data: The file.
+        data: The contents of the file.
 
     Returns:
-        The stripped file, and the colour profile where that had to be taken out of it; None if
-        it is of a kind that this cannot be done for, or too damaged.
+        The new contents, and the color profile if it had to be removed from them; None if the
+        format is not supported or the file is too damaged.
     """
     try:
         if data.startswith(_PNG):
@@ -38,7 +38,7 @@ def without_metadata(data: bytes) -> tuple[bytes, bytes | None] | None:
         if data[:4] in (b"II*\0", b"MM\0*"):
             return _strip_tiff(data), None
         if data[4:8] == b"ftyp":
-            # An item of a type that nobody knows is passed over.
+            # Decoders skip items of an unknown type.
             boxes, mdat, rest = data.partition(b"mdat")
             return boxes.replace(b"Exif", b"none") + mdat + rest, None
     except (struct.error, IndexError):
@@ -52,13 +52,12 @@ def _strip_png(data: bytes) -> tuple[bytes, bytes | None]:
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         chunk, position = data[position:end], end
-        is_sound = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(
-            chunk[-4:], "big"
-        )
+        checksum = int.from_bytes(chunk[-4:], "big")
+        is_intact = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == checksum
         is_kept = kind == b"eXIf" or (kind == b"pHYs" and length == 9)
-        if kind in _PNG_PIXELS or (is_kept and is_sound):
+        if kind in _PNG_PIXELS or (is_kept and is_intact):
             kept.append(chunk)
-        elif kind == b"iCCP" and is_sound:
+        elif kind == b"iCCP" and is_intact:
             profile = _inflate(chunk[8:-4].partition(b"\0")[2][1:])
     return b"".join(kept), profile
 
@@ -77,21 +76,21 @@ def _strip_jpeg(data: bytes) -> bytes:
     while data[position + 1] != 0xDA:  # start of scan
         if data[position] != 0xFF:
             raise IndexError
-        if data[position + 1] == 0xFF:  # fill
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
             position += 1
             continue
-        marker = data[position + 1]
         (length,) = struct.unpack_from(">H", data, position + 2)
         segment, position = data[position : position + 2 + length], position + 2 + length
         body = segment[4:]
         is_application = 0xE0 <= marker <= 0xEF or marker == 0xFE
-        is_used = (
+        is_kept = (
             (marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14)
             or (marker == 0xE1 and body.startswith(b"Exif\0\0"))
             or (marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14)
             or (marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12)
         )
-        if is_used or not is_application:
+        if is_kept or not is_application:
             kept.append(segment)
     return b"".join(kept) + data[position:]
 

@@ -1,4 +1,4 @@
-"""Resizing of images, alphas and trimaps, and the step from arrays to tensors."""
+"""Resizing images, alphas and trimaps, and converting arrays to tensors."""
 
 from __future__ import annotations
 
@@ -15,22 +15,8 @@ if TYPE_CHECKING:
 _TRIMAP_LEVELS = np.digitize(np.arange(256), (64, 192)).astype(np.float32) / 2
 
 
-@lru_cache(maxsize=64)
-def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the pixels of an axis that a bilinear resize reads, as cv2's INTER_LINEAR does.
-
-    Returns:
-        int ``[2 * size]``, the two source pixels of each output pixel in turn, and float32
-        ``[size]`` in [0, 1), the share of the second.
-    """
-    centre = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
-    low = np.floor(centre).astype(np.intp)
-    pairs = np.stack([low, np.minimum(low + 1, length - 1)], axis=1)
-    return pairs.ravel(), (centre - low).astype(np.float32)
-
-
 class Window(NamedTuple):
-    """A part of a picture, in its pixels."""
+    """A part of an image, in pixels."""
 
     top: int
     left: int
@@ -39,19 +25,19 @@ class Window(NamedTuple):
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> Window:
-        """All of a picture of a shape ``[H, W, ...]``."""
+        """Return the window of a whole image of shape ``[H, W, ...]``."""
         return cls(0, 0, *shape[:2])
 
     def cut(self, array: np.ndarray) -> np.ndarray:
-        """The part of ``[H, W]`` or ``[H, W, C]``, a view."""
+        """Return the part of ``[H, W]`` or ``[H, W, C]``, a view."""
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def scaled(self, shape: tuple[int, ...], other: tuple[int, ...]) -> Window:
-        """The same part of the same picture in another size.
+        """Return the same part of the image at another size.
 
         Args:
-            shape: Height and width that the window is of.
-            other: Height and width that the result is of.
+            shape: Height and width of the image that the window belongs to.
+            other: Height and width of the image at the other size.
         """
         y, x = other[0] / shape[0], other[1] / shape[1]
         top, left = round(self.top * y), round(self.left * x)
@@ -60,61 +46,75 @@ class Window(NamedTuple):
         return Window(top, left, bottom - top, right - left)
 
 
-class BilinearGrid:
-    """A bilinear resize of a window, split so that work between happens only on pixels it reads.
+@lru_cache(maxsize=64)
+def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels of an axis that cv2's INTER_LINEAR reads.
 
-    The resize (cv2's INTER_LINEAR, without smoothing) reads at most 2 x 2 pixels per output
-    pixel: of 12 megapixels to 512 squared a twelfth. Whatever works pixel by pixel, such as
-    compositing or the way from 8 bits to floats, gives the same result on those alone::
+    Returns:
+        int ``[2 * size]``, the two source pixels of each output pixel in turn; and float32
+        ``[size]`` in [0, 1), the weight of the second.
+    """
+    center = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
+    low = np.floor(center).astype(np.intp)
+    pairs = np.stack([low, np.minimum(low + 1, length - 1)], axis=1)
+    return pairs.ravel(), (center - low).astype(np.float32)
+
+
+class BilinearGrid:
+    """A bilinear resize of a window in two steps, with pixelwise work in between.
+
+    The resize (cv2's INTER_LINEAR, without smoothing) reads at most 2 x 2 pixels per output pixel:
+    from 12 megapixels to 512 squared, one in twelve. Pixelwise operations, such as compositing or
+    conversion to float, need to be done for these only::
 
         pick(a, b) = work(pick(a, grid.rows, grid.columns), pick(b, grid.rows, grid.columns))
         grid.combine(pick(a, b)) == resize_bilinear(window.cut(work(a, b)), size)
 
     Attributes:
-        rows: int ``[R]``, the rows of the picture that the resize reads.
-        columns: int ``[Q]``, likewise.
+        rows: int ``[R]``, the rows of the image that the resize reads.
+        columns: int ``[Q]``, the columns.
     """
 
     def __init__(self, window: Window, size: int | tuple[int, int]) -> None:
-        """Plans the resize of a window to a height and width, or to a square of that side."""
+        """Plan the resize of a window to a height and width, or to a square of that side."""
         self._size = size
         width, height = _width_height(size)
         self._sparse = 4 * height * width < window.height * window.width
         if self._sparse:
-            rows, self._row_share = _taps(window.height, height)
-            columns, self._column_share = _taps(window.width, width)
+            rows, self._row_weight = _taps(window.height, height)
+            columns, self._column_weight = _taps(window.width, width)
         else:
             rows, columns = np.arange(window.height), np.arange(window.width)
         self.rows, self.columns = rows + window.top, columns + window.left
 
     def combine(self, picked: np.ndarray) -> np.ndarray:
-        """Finishes the resize: float32 ``[R, Q(, C)]`` to ``[height, width(, C)]``."""
+        """Finish the resize: float32 ``[R, Q(, C)]`` to ``[height, width(, C)]``."""
         if not self._sparse:
             return resize_bilinear(picked, self._size)
         extra = (1,) * (picked.ndim - 2)
         rows = picked[1::2] - picked[0::2]
-        rows *= self._row_share.reshape(-1, 1, *extra)
+        rows *= self._row_weight.reshape(-1, 1, *extra)
         rows += picked[0::2]
         result = rows[:, 1::2] - rows[:, 0::2]
-        result *= self._column_share.reshape(1, -1, *extra)
+        result *= self._column_weight.reshape(1, -1, *extra)
         result += rows[:, 0::2]
         return result
 
 
 def pick(array: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Takes the pixels where some rows and columns cross: ``[R, Q(, C)]``, values as they are."""
+    """Return the pixels at the crossings of rows and columns, ``[R, Q(, C)]``."""
     return array.take(rows, axis=0).take(columns, axis=1)
 
 
 def unit(array: np.ndarray) -> np.ndarray:
-    """Scales 8-bit values to float32 in [0, 1]; what is floating is in that range already."""
+    """Scale uint8 to float32 in [0, 1]; return floating-point arrays as they are."""
     if array.dtype != np.uint8:
         return array
     return array.astype(np.float32) / np.float32(255)  # [0, 255] -> [0, 1]
 
 
 def resize_bilinear(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resizes a picture without smoothing and without keeping its aspect (data/README.md, step 3).
+    """Resize an image without smoothing and without keeping its aspect (data/README.md, step 3).
 
     Args:
         array: ``[H, W]`` or ``[H, W, C]``, uint8 or float.
@@ -128,12 +128,12 @@ def resize_bilinear(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarra
 
 
 def aspect_shape(shape: tuple[int, ...], size: int, multiple: int) -> tuple[int, int]:
-    """Finds height and width of about ``size`` squared pixels in the proportions of a picture.
+    """Return a height and width of about ``size`` squared pixels with the aspect of an image.
 
     Args:
-        shape: Height and width of the picture.
+        shape: Height and width of the image.
         size: Side of the square that has as many pixels.
-        multiple: What both sides are multiples of, at least one of each.
+        multiple: Height and width are positive multiples of this.
     """
     ratio = math.sqrt(shape[0] / shape[1])
     height, width = (max(1, round(side / multiple)) for side in (size * ratio, size / ratio))
@@ -141,22 +141,21 @@ def aspect_shape(shape: tuple[int, ...], size: int, multiple: int) -> tuple[int,
 
 
 def _width_height(size: int | tuple[int, int]) -> tuple[int, int]:
-    """A size in the order in which cv2 wants it."""
     return (size, size) if isinstance(size, int) else (size[1], size[0])
 
 
 def resize_trimap(trimap: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resizes a given trimap by nearest neighbour (data/README.md, step 4).
+    """Resize a trimap by nearest neighbor (data/README.md, step 4).
 
     Args:
-        trimap: uint8 ``[H, W]``: 0, 128, 255; a value between belongs to the nearest of these.
+        trimap: uint8 ``[H, W]``: 0, 128, 255; other values count as the nearest of these.
         size: Height and width of the result, or the side of a square.
 
     Returns:
-        float32 ``[height, width]``: 0, .5, 1.
+        float32 ``[height, width]``: 0, 0.5, 1.
     """
     small = cv2.resize(trimap, _width_height(size), interpolation=cv2.INTER_NEAREST)
-    return _TRIMAP_LEVELS[small]  # [0, 255] -> {0, .5, 1}
+    return _TRIMAP_LEVELS[small]  # [0, 255] -> {0, 0.5, 1}
 
 
 def resize_alpha(pred: np.ndarray, hw: tuple[int, int], eight_bit: bool = False) -> np.ndarray:
@@ -177,7 +176,7 @@ def resize_alpha(pred: np.ndarray, hw: tuple[int, int], eight_bit: bool = False)
     if pred.ndim != 2 or not np.issubdtype(pred.dtype, np.floating):
         raise ValueError(f"A prediction must be floating [h, w], not {pred.dtype} {pred.shape}.")
     if not np.isfinite(pred).all():
-        raise ValueError("A prediction holds NaN or infinite values.")
+        raise ValueError("A prediction has NaN or infinite values.")
     height, width = (int(n) for n in hw)
     scale = np.float32(255 if eight_bit else 1)
     pred = pred.astype(np.float32) * scale  # [0, 1] -> [0, 255] with eight_bit
@@ -187,18 +186,17 @@ def resize_alpha(pred: np.ndarray, hw: tuple[int, int], eight_bit: bool = False)
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Makes the tensor that the model takes (data/README.md, step 9).
+    """Convert an array to a tensor in the model's range (data/README.md, step 9).
 
     Args:
         array: float32 ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
 
     Returns:
-        float32 ``[1, H, W]`` or ``[3, H, W]`` in [-1, 1].
+        float32 ``[1, H, W]`` or ``[3, H, W]`` in [-1, 1]; it shares no memory with ``array``.
     """
-    import torch  # planning and scoring use this module without it
+    import torch  # not needed by planning and scoring, which import this module
 
     planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    # A tensor of its own: it crosses from a worker's memory, and is written to by nobody else.
     scaled = np.multiply(planes, np.float32(2), order="C")
     scaled -= 1  # [0, 1] -> [-1, 1]
     return torch.from_numpy(scaled)

@@ -1,7 +1,4 @@
-"""Drawing for people: pictures fitted into cells, with labels, on one sheet.
-
-Data, evaluation and the engine all show pictures; this is how they look.
-"""
+"""Contact sheets: labeled images in the cells of one large image."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -13,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from SDMatte.errors import ConfigError
 
 PAGE = 232
-"""Gray of the paper, neither the black nor the white of a matte."""
+"""Gray of the page, different from the black and the white of a matte."""
 
 _LABEL_HEIGHT = 18
 _FONT_SIZE = 11
@@ -26,27 +23,30 @@ def contact_sheet(
     columns: int = 6,
     tile: int = 192,
 ) -> np.ndarray:
-    """Puts pictures on a sheet, row by row.
+    """Arrange images on a sheet, row by row.
 
     Args:
-        tiles: Pictures of any sizes, as `to_rgb` takes them. They are read one at a time,
-            so that a generator of large pictures needs the memory of one.
-        labels: Texts above the pictures; too long ones are cut, missing ones are empty. A row
-            without any has no line for them.
-        columns: Pictures in a row.
-        tile: Width and height of a picture's cell, in pixels.
+        tiles: Images of any sizes, see `to_rgb`. They are read one at a time, so that a generator
+            of large images needs the memory of one.
+        labels: Texts above the images, shortened to fit; missing ones are empty. Rows without
+            labels have no label line.
+        columns: Images per row.
+        tile: Width and height of a cell, in pixels.
 
     Returns:
         uint8 ``[H, columns * tile, 3]``, RGB.
 
     Raises:
-        ConfigError: There is no picture, or the sheet would have no column or no room.
+        ConfigError: There are no images, or no room for them.
     """
     if columns < 1 or tile < 16:
-        raise ConfigError(f"A sheet of {columns} columns of {tile} pixels cannot be drawn.")
-    cells = [fit(picture, tile) for picture in tiles]
+        raise ConfigError(
+            f"A contact sheet needs 1 column and 16 pixels per tile or more; got {columns} columns "
+            f"of {tile} pixels."
+        )
+    cells = [fit(image, tile) for image in tiles]
     if not cells:
-        raise ConfigError("There is no picture to put on the sheet.")
+        raise ConfigError("A contact sheet needs at least one image.")
     texts = [*labels, *[""] * len(cells)][: len(cells)]
     blank = np.full((tile, tile, 3), PAGE, np.uint8)
     rows = []
@@ -58,50 +58,46 @@ def contact_sheet(
     return np.vstack(rows)
 
 
-def fit(picture: np.ndarray, tile: int) -> np.ndarray:
-    """Shrinks or grows a picture into the middle of a square cell, keeping its shape.
+def fit(image: np.ndarray, tile: int) -> np.ndarray:
+    """Scale an image into the middle of a square cell, keeping its aspect.
 
     Args:
-        picture: As `to_rgb` takes it.
+        image: See `to_rgb`.
         tile: Side of the cell, in pixels.
 
     Returns:
         uint8 ``[tile, tile, 3]``.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = (tile - 2 * _MARGIN) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(to_rgb(picture), size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(to_rgb(image), size, interpolation=cv2.INTER_AREA)
     cell = np.full((tile, tile, 3), PAGE, np.uint8)
     left, top = (tile - size[0]) // 2, (tile - size[1]) // 2
     cell[top : top + size[1], left : left + size[0]] = small
     return cell
 
 
-def to_rgb(picture: np.ndarray) -> np.ndarray:
-    """Makes uint8 ``[H, W, 3]`` of a gray or coloured picture.
-
-    Args:
-        picture: ``[H, W]`` or ``[H, W, 3]``; uint8, bool, or floating point in [0, 1].
-    """
-    if picture.dtype != np.uint8:
-        picture = (np.clip(picture, 0, 1) * np.float32(255)).round().astype(np.uint8)
-    return np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Convert ``[H, W]`` or ``[H, W, 3]``, uint8, bool, or float in [0, 1], to uint8 RGB."""
+    if image.dtype != np.uint8:
+        image = (np.clip(image, 0, 1) * np.float32(255)).round().astype(np.uint8)
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def _label_line(texts: Sequence[str], columns: int, tile: int) -> np.ndarray:
-    """Writes the labels of a row: uint8 ``[label height, columns * tile, 3]``."""
+    """Draw the labels of a row: uint8 ``[label height, columns * tile, 3]``."""
     line = Image.new("RGB", (columns * tile, _LABEL_HEIGHT), (PAGE,) * 3)
     draw = ImageDraw.Draw(line)
     for column, text in enumerate(texts):
-        place = (column * tile + _MARGIN, _LABEL_HEIGHT - _MARGIN)
-        draw.text(place, _cut(text, tile - 2 * _MARGIN), (0, 0, 0), _font(), anchor="ld")
+        position = (column * tile + _MARGIN, _LABEL_HEIGHT - _MARGIN)
+        draw.text(position, _shorten(text, tile - 2 * _MARGIN), (0, 0, 0), _font(), anchor="ld")
     return np.asarray(line)
 
 
-def _cut(text: str, width: int) -> str:
-    """Shortens a text in its middle: file names differ at their ends."""
-    # Names may hold line breaks, or bytes that are no text, neither of which can be drawn.
+def _shorten(text: str, width: int) -> str:
+    """Shorten a text in its middle: file names differ at their ends."""
+    # File names may contain line breaks or bytes that are not text.
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     if _font().getlength(text) <= width:
         return text
@@ -113,7 +109,7 @@ def _cut(text: str, width: int) -> str:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    # Pillow's own font knows ASCII alone; file names hold more.
+    # Pillow's default font has ASCII only.
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", _FONT_SIZE)

@@ -14,8 +14,8 @@ import numpy as np
 
 from SDMatte.errors import ConfigError, DataError, SDMatteError
 from SDMatte.images.arrays import read_background
-from SDMatte.images.formats import WRITERS
-from SDMatte.images.io import IMAGE_EXTENSIONS, scan_folder, shorten
+from SDMatte.images.formats import IMAGE_EXTENSIONS, WRITERS
+from SDMatte.images.listing import scan_folder, shorten
 from SDMatte.prompts.requests import MAPS, PromptRequest
 from SDMatte.runtime.files import NameLookup, check_not_read, find_obstacle, name_key
 

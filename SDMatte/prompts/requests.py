@@ -26,7 +26,8 @@ from typing import Any
 
 from SDMatte.errors import DataError, PromptError
 from SDMatte.images.decode import read_hw
-from SDMatte.images.io import find_partner, read_mask, read_trimap
+from SDMatte.images.io import read_mask, read_trimap
+from SDMatte.images.listing import find_partner
 from SDMatte.prompts.values import read_values
 from SDMatte.runtime.files import NameLookup, read_error
 

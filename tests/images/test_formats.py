@@ -10,14 +10,9 @@ import tifffile  # comes with scikit-image
 from PIL import Image, features
 
 from SDMatte.errors import DataError
-from SDMatte.images.io import (
-    IMAGE_EXTENSIONS,
-    list_names,
-    read_alpha,
-    read_image,
-    read_matte,
-    read_reduced,
-)
+from SDMatte.images.formats import IMAGE_EXTENSIONS
+from SDMatte.images.io import read_alpha, read_image, read_matte, read_reduced
+from SDMatte.images.listing import list_names
 
 COLORS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 IMAGE = Image.fromarray(COLORS)

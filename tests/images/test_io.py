@@ -11,12 +11,9 @@ import pytest
 from PIL import Image
 
 from SDMatte.errors import DataError, OutputError
-from SDMatte.images.decode import read_hw
+from SDMatte.images.decode import read_hw, reduction
 from SDMatte.images.io import (
-    find_partner,
     list_images,
-    list_names,
-    names_by_stem,
     read_alpha,
     read_image,
     read_mask,
@@ -24,10 +21,10 @@ from SDMatte.images.io import (
     read_reduced,
     read_trimap,
     reduce_matte,
-    reduction,
     trimap_levels,
     write_image,
 )
+from SDMatte.images.listing import find_partner, list_names, names_by_stem
 
 RAMP = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)  # [4, 6]
 COLOURS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)

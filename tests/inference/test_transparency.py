@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from SDMatte import MattePredictor
-from SDMatte.images.arrays import GROUND, as_background, as_rgb, read_pixels
+from SDMatte.images.arrays import NEUTRAL, as_background, as_rgb, read_pixels
 from SDMatte.images.io import read_image_and_alpha
 from SDMatte.inference.batch import run_jobs
 from SDMatte.inference.jobs import BatchReport, OutputSettings, plan_many
@@ -48,7 +48,7 @@ def test_nothing_of_a_result_exceeds_the_alpha_or_shows_what_is_hidden(
     tiles = predictor.predict(box=BOX, refine="tiles", image=encoded)
     for result in (*boxes, *batch, tiles):
         assert (result.alpha <= allowed / 255 + 1e-7).all() and result.alpha.max() == 1
-        assert (result.image[hidden] == GROUND).all()
+        assert (result.image[hidden] == NEUTRAL).all()
         # Where the object is all that shows, its colors are the image's own.
         np.testing.assert_array_equal(result.foreground[~hidden], rgba[~hidden][:, :3])
         for bits, full in ((8, 255), (16, 65535)):
@@ -75,7 +75,7 @@ def test_estimated_colors_do_not_depend_on_hidden_ones(predictor, rgba):
 
 def test_the_model_sees_the_image_on_gray(predictor, rgba):
     share = rgba[..., 3:] / 255
-    seen = np.rint(share * rgba[..., :3] + (1 - share) * GROUND).astype(np.uint8)
+    seen = np.rint(share * rgba[..., :3] + (1 - share) * NEUTRAL).astype(np.uint8)
     latent, expected = (predictor.encode(image).latent for image in (rgba, seen))
     torch.testing.assert_close(latent, expected, atol=0.02, rtol=0)  # roundings of 1/255
     old = predictor.encode(rgba[..., :3]).latent
@@ -108,7 +108,7 @@ def test_a_blank_image_has_a_blank_matte_and_a_warning(predictor, caplog):
 
 COLORS = np.uint8([[[255, 0, 255], [40, 80, 120], [200, 60, 20]]])  # [1, 3, 3]
 ALPHA = np.uint8([[0, 102, 255]])
-SHOWN = np.uint8([[GROUND, [40, 80, 120], [200, 60, 20]]])
+SHOWN = np.uint8([[NEUTRAL, [40, 80, 120], [200, 60, 20]]])
 
 
 def pillow_images():
@@ -149,7 +149,7 @@ def test_transparent_gray_levels_and_colors(tmp_path, values, mode, key):
         opened.load()
         for _, alpha in (read_image_and_alpha(tmp_path / "a.png"), read_pixels(opened)):
             assert alpha.tolist() == [[0, 1, 1]]
-    assert (read_pixels(tmp_path / "a.png")[0][0, 0] == GROUND).all()
+    assert (read_pixels(tmp_path / "a.png")[0][0, 0] == NEUTRAL).all()
 
 
 def png(bits, kind, samples, transparent=b""):
@@ -210,7 +210,7 @@ def test_files_with_alpha(tmp_path, name):
         image.save(tmp_path / name, **({"lossless": True, "exact": True} if "webp" in name else {}))
     colors, alpha = read_pixels(tmp_path / name)
     np.testing.assert_allclose(alpha * 255, rgba[..., 3], atol=1e-4)
-    expected = np.where(rgba[..., 3:] > 0, rgba[..., :3], GROUND)
+    expected = np.where(rgba[..., 3:] > 0, rgba[..., :3], NEUTRAL)
     assert np.abs(colors.astype(int) - expected).max() <= 2
 
 
@@ -225,7 +225,7 @@ def test_arrays_and_tensors_with_alpha():
             torch.from_numpy(array).permute(2, 0, 1).float() / 255,
         ):
             colors, alpha = read_pixels(value)
-            np.testing.assert_array_equal(colors, np.where(ALPHA[..., None] > 0, shown, GROUND))
+            np.testing.assert_array_equal(colors, np.where(ALPHA[..., None] > 0, shown, NEUTRAL))
             np.testing.assert_allclose(alpha * 255, ALPHA, atol=1e-4)
             assert read_pixels(value, ignore_alpha=True)[1] is None
 
