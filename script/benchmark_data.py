@@ -1,15 +1,15 @@
-"""Samples per second of the data path on one core, against the plain steps of the paper's code.
+"""Benchmark the data path on one core against a plain implementation of its steps.
 
-Draws 2000 x 3000 sources (JPEG pictures, PNG alphas) into a temporary folder, makes the same
-samples, from the same random draws, in two or three ways, and sees what four workers give::
+Draw sources of 2000 x 3000 pixels (JPEG images, PNG alphas) into a temporary folder, make the same
+samples from the same random draws in two or three ways, and time a loader with four workers::
 
     python script/benchmark_data.py [--repeats 6] [--sources DIR]
-    python script/benchmark_data.py --picture docs/data_fast_mode.jpg
+    python script/benchmark_data.py --sheet docs/data_fast_mode.jpg
 
-*plain*: each step of data/README.md as it reads, at full size, with OpenCV, and scipy for the ten
-Gaussians and the components. *official*: MattingDataset as it is. *reduced*: ``decode="reduced"``.
-Fails where official and plain samples differ, or a ratio is missed. Times are processor times of
-one thread. A stage's time is measured under cProfile, in a second pass; the totals are not.
+*plain*: the steps of data/README.md at full size, with OpenCV, and scipy for the ten Gaussians and
+the components. *official*: `MattingDataset` by default. *reduced*: with ``decode="reduced"``. Fail
+if official and plain samples differ, or if a ratio is missed. Times are CPU times of one thread;
+those of the stages are measured in a second pass, under cProfile.
 """
 
 import argparse
@@ -59,10 +59,7 @@ STAGES = {  # functions of the package, and of this file
 
 
 def write_sources(folder: Path, shape: tuple[int, int], count: int) -> list[Sample]:
-    """Draws foregrounds with alphas, and backgrounds: one composite of each; none is transparent.
-
-    What is in the folder already is taken as it is.
-    """
+    """Draw opaque foregrounds with alphas, and backgrounds; existing files are kept."""
     samples = []
     for i in range(count):
         rng = np.random.default_rng((7, i))
@@ -72,10 +69,10 @@ def write_sources(folder: Path, shape: tuple[int, int], count: int) -> list[Samp
         if not all((folder / name).exists() for name in names):
             fg, alpha = foreground(rng, KINDS[i % len(KINDS)], *shape)
             bg, _ = background(rng, *shape, held_out=False)
-            grain = rng.normal(0, 0.01, (*shape, 1))  # sensor noise is what JPEG files are full of
-            pictures = (np.clip(fg + grain, 0, 1), alpha, np.clip(bg + grain, 0, 1))
-            for name, picture in zip(names, pictures, strict=True):
-                write_image(folder / name, picture)
+            grain = rng.normal(0, 0.01, (*shape, 1))  # sensor noise makes up most of a JPEG file
+            images = (np.clip(fg + grain, 0, 1), alpha, np.clip(bg + grain, 0, 1))
+            for name, image in zip(names, images, strict=True):
+                write_image(folder / name, image)
         samples.append(Sample("benchmark", names[0], names[1], background=names[2], is_trans=0))
     return samples
 
@@ -84,20 +81,22 @@ def write_sources(folder: Path, shape: tuple[int, int], count: int) -> list[Samp
 
 
 def plain_sample(dataset: MattingDataset, index: int, epoch: int) -> dict[str, torch.Tensor]:
-    """Makes a sample as the paper's code does, with the random draws of the data set."""
-    sample, size, knobs = dataset.samples[index], dataset.size, dataset.settings
+    """Make a sample step by step, with the random draws of the dataset."""
+    sample, size, settings = dataset.samples[index], dataset.size, dataset.settings
     rng = dataset.streams(index, epoch)
     image, alpha = plain_decode(dataset.root, sample)
     if sample.background:
-        image, alpha = plain_composite(image, alpha, dataset.root / sample.background, rng, knobs)
+        image, alpha = plain_composite(
+            image, alpha, dataset.root / sample.background, rng, settings
+        )
     image, alpha = plain_resize(image, size), plain_resize(alpha, size)
-    maps = {"trimap": plain_trimap(alpha, rng["trimap"], knobs)}
-    maps["mask"], mask_coords = plain_mask(alpha, rng["mask"], knobs)
-    maps["bbox_mask"], box_coords = plain_box(alpha, rng["box"], knobs.jitter(dataset.training))
+    maps = {"trimap": plain_trimap(alpha, rng["trimap"], settings)}
+    maps["mask"], mask_coords = plain_mask(alpha, rng["mask"], settings)
+    maps["bbox_mask"], box_coords = plain_box(alpha, rng["box"], settings.jitter(dataset.training))
     maps["point_mask"], point_coords = plain_points(
-        alpha, rng["point"], knobs.radius(dataset.training)
+        alpha, rng["point"], settings.radius(dataset.training)
     )
-    if dataset.training and rng["gray"].random() < knobs.gray_prob:
+    if dataset.training and rng["gray"].random() < settings.gray_prob:
         image = to_gray(image)
     maps |= {"image": image, "alpha": alpha, "auto_mask": np.ones_like(alpha)}
     coords = {"mask": mask_coords, "bbox": box_coords, "point": point_coords}
@@ -106,7 +105,7 @@ def plain_sample(dataset: MattingDataset, index: int, epoch: int) -> dict[str, t
 
 
 def plain_decode(root: Path, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Step 1: float32 image and alpha in [0, 1]."""
+    """Step 1: decode image and alpha, float32 in [0, 1]."""
     alpha = cv2.imread(str(root / sample.alpha), cv2.IMREAD_GRAYSCALE)
     image = cv2.imread(str(root / sample.image), cv2.IMREAD_COLOR)
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
@@ -118,13 +117,13 @@ def plain_composite(
     alpha: np.ndarray,
     path: Path,
     rng: Mapping[str, np.random.Generator],
-    knobs: Any,
+    settings: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Step 2, with the decoding of the background."""
+    """Step 2: decode the background and composite."""
     draw = rng["composite"]
-    duplicate = draw.random() < knobs.duplicate_prob
-    blur = draw.random() < knobs.blur_prob
-    blur_size = int(draw.choice(knobs.blur_sizes))
+    duplicate = draw.random() < settings.duplicate_prob
+    blur = draw.random() < settings.blur_prob
+    blur_size = int(draw.choice(settings.blur_sizes))
     height, width = alpha.shape
     bg = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     bg = cv2.resize(bg, (2 * width if duplicate else width, height))
@@ -141,22 +140,24 @@ def plain_composite(
 
 
 def plain_resize(array: np.ndarray, size: int) -> np.ndarray:
-    """Step 3."""
+    """Step 3: resize."""
     return cv2.resize(array, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def plain_trimap(alpha: np.ndarray, rng: np.random.Generator, knobs: Any) -> np.ndarray:
-    """Step 4."""
-    low, high = knobs.kernel_sizes
+def plain_trimap(alpha: np.ndarray, rng: np.random.Generator, settings: Any) -> np.ndarray:
+    """Step 4: draw a trimap."""
+    low, high = settings.kernel_sizes
     fg = cv2.erode(alpha + np.float32(1e-5), ellipse(int(rng.integers(low, high + 1)))) > 0.95
     bg = cv2.erode(1 - alpha + np.float32(1e-5), ellipse(int(rng.integers(low, high + 1)))) > 0.95
     return np.where(bg, 0, np.where(fg, 1, 0.5)).astype(np.float32)
 
 
-def plain_mask(alpha: np.ndarray, rng: np.random.Generator, knobs: Any) -> tuple[np.ndarray, Any]:
-    """Step 5."""
-    low, high = knobs.kernel_sizes
-    mask = (alpha >= rng.uniform(*knobs.mask_threshold)).astype(np.float32)
+def plain_mask(
+    alpha: np.ndarray, rng: np.random.Generator, settings: Any
+) -> tuple[np.ndarray, Any]:
+    """Step 5: draw a mask."""
+    low, high = settings.kernel_sizes
+    mask = (alpha >= rng.uniform(*settings.mask_threshold)).astype(np.float32)
     chosen = ((cv2.erode,), (cv2.dilate,), (cv2.erode, cv2.dilate), (cv2.dilate, cv2.erode))
     for operation in chosen[rng.integers(4)]:
         mask = operation(mask, ellipse(int(rng.integers(low, high + 1))))
@@ -169,7 +170,7 @@ def plain_mask(alpha: np.ndarray, rng: np.random.Generator, knobs: Any) -> tuple
 
 
 def plain_box(alpha: np.ndarray, rng: np.random.Generator, jitter: float) -> tuple[np.ndarray, Any]:
-    """Step 6; labels come from scipy, areas and boxes component by component."""
+    """Step 6: draw a box, computing areas component by component."""
     height, width = alpha.shape
     labels, count = ndimage.label(alpha > 0)
     areas = [int((labels == i).sum()) for i in range(1, count + 1)]
@@ -180,8 +181,8 @@ def plain_box(alpha: np.ndarray, rng: np.random.Generator, jitter: float) -> tup
     alone = count == 1 or areas[order[0]] >= 10 * areas[order[1]]
     ys, xs = np.where(labels == order[0] + 1) if alone else np.where(labels > 0)
     x0, y0, x1, y1 = (int(v) for v in (xs.min(), ys.min(), xs.max(), ys.max()))
-    share = rng.uniform(0, jitter)
-    step_x, step_y = int(share * (x1 - x0)), int(share * (y1 - y0))
+    fraction = rng.uniform(0, jitter)
+    step_x, step_y = int(fraction * (x1 - x0)), int(fraction * (y1 - y0))
     moved = []
     for side, step, way, largest in zip(
         (x0, y0, x1, y1),
@@ -199,15 +200,15 @@ def plain_box(alpha: np.ndarray, rng: np.random.Generator, jitter: float) -> tup
 def plain_points(
     alpha: np.ndarray, rng: np.random.Generator, sigma: float
 ) -> tuple[np.ndarray, Any]:
-    """Step 7: ten filters over the whole picture."""
+    """Step 7: draw points, with ten filters over the whole image."""
     height, width = alpha.shape
     ys, xs = np.where(alpha > 0.8)
     coords = np.zeros(20, np.float32)
     if len(xs) < 10:
         return np.zeros_like(alpha), coords
     maps = []
-    for i, place in enumerate(rng.choice(np.arange(len(xs)), 10, replace=False)):
-        x, y = xs[place], ys[place]
+    for i, chosen in enumerate(rng.choice(np.arange(len(xs)), 10, replace=False)):
+        x, y = xs[chosen], ys[chosen]
         coords[2 * i : 2 * i + 2] = x / width, y / height
         single = np.zeros((height, width), np.float32)
         single[y, x] = 1
@@ -217,7 +218,7 @@ def plain_points(
 
 
 def plain_tensor(array: np.ndarray) -> torch.Tensor:
-    """Step 9."""
+    """Step 9: convert to a tensor in [-1, 1]."""
     array = array if array.ndim == 3 else array[..., None]
     return torch.from_numpy(array).permute(2, 0, 1).contiguous() * 2 - 1
 
@@ -228,10 +229,10 @@ Maker = Callable[[int, int], Mapping[str, Any]]
 
 
 def time_makers(makers: Mapping[str, Maker], count: int, repeats: int) -> dict[str, float]:
-    """Seconds of processor time a sample; the makers take turns on the same samples."""
+    """Return CPU seconds per sample; the makers take turns on the same samples."""
     spent = dict.fromkeys(makers, 0.0)
     for make in makers.values():
-        make(0, 0)  # imports, lookup tables, the file cache
+        make(0, 0)  # warm up
     for epoch in range(repeats):
         for name, make in makers.items():
             start = time.process_time()
@@ -241,7 +242,7 @@ def time_makers(makers: Mapping[str, Maker], count: int, repeats: int) -> dict[s
 
 
 def time_stages(make: Maker, count: int, repeats: int) -> dict[str, float]:
-    """Seconds a sample of each stage, under cProfile."""
+    """Return CPU seconds per sample of each stage, under cProfile."""
     profile = cProfile.Profile(time.process_time)
     for epoch in range(repeats):
         profile.runcall(make, epoch, epoch % count)
@@ -251,12 +252,12 @@ def time_stages(make: Maker, count: int, repeats: int) -> dict[str, float]:
             spent[name] = spent.get(name, 0.0) + cumulative / repeats
     stages = {stage: sum(spent.get(n, 0.0) for n in names) for stage, names in STAGES.items()}
     if "composite" in spent:
-        stages["composite"] -= spent["combine"]  # the resize within composite()
+        stages["composite"] -= spent["combine"]  # counted as resizing
     return stages
 
 
 def largest_difference(samples: Mapping[str, Any], others: Mapping[str, Any]) -> float:
-    """The largest difference between the tensors of two samples, of those that both have."""
+    """Return the largest difference between the tensors that two samples share."""
     return max(
         float((others[name].double() - value.double()).abs().max())
         for name, value in samples.items()
@@ -267,10 +268,10 @@ def largest_difference(samples: Mapping[str, Any], others: Mapping[str, Any]) ->
 def compare(
     title: str, samples: list[Sample], root: Path, repeats: int, **options: Any
 ) -> dict[str, float]:
-    """Prints the table of one phase, and gives each way's ratio to the plain one.
+    """Print the tables of one phase, and return each maker's speed relative to plain.
 
     Raises:
-        SystemExit: Official samples are not the plain ones.
+        SystemExit: Official samples differ from plain ones.
     """
     official = MattingDataset(samples=samples, root=root, **options)
     reduced = MattingDataset(
@@ -295,11 +296,11 @@ def compare(
     stages = {name: time_stages(make, len(samples), repeats) for name, make in makers.items()}
     ratios = {name: totals["plain"] / seconds for name, seconds in totals.items()}
     rows = {stage: [s[stage] for s in stages.values()] for stage in STAGES}
-    rows["in all, without profiling"] = list(totals.values())
-    print_table(f"{title}: milliseconds a sample", makers, rows, lambda seconds: 1e3 * seconds)
-    print_table(f"{title}: samples a second and core", makers, rows, lambda seconds: 1 / seconds)
-    print("\n" + ", ".join(f"{name}: {ratio:.1f} times plain" for name, ratio in ratios.items()))
-    print(f"official samples are the plain ones, to {worst:.1g}")
+    rows["total, without profiling"] = list(totals.values())
+    print_table(f"{title}: milliseconds per sample", makers, rows, lambda seconds: 1e3 * seconds)
+    print_table(f"{title}: samples per second and core", makers, rows, lambda seconds: 1 / seconds)
+    print("\n" + ", ".join(f"{name}: {ratio:.1f}x plain" for name, ratio in ratios.items()))
+    print(f"official samples equal plain ones to {worst:.1g}")
     return ratios
 
 
@@ -309,7 +310,7 @@ def print_table(
     rows: Mapping[str, Sequence[float]],
     convert: Callable[[float], float],
 ) -> None:
-    """Prints seconds, converted, a line a stage; of what does not happen, nothing."""
+    """Print converted seconds, one row per stage; stages that did not run are blank."""
     print(f"\n{title}\n")
     print(f"| {'':25s} | " + " | ".join(f"{name:>8s}" for name in columns) + " |")
     print(f"|{'':-<27s}|" + "".join(f"{'':->9s}:|" for _ in columns))
@@ -319,10 +320,10 @@ def print_table(
 
 
 def time_loader(samples: list[Sample], root: Path) -> float:
-    """Batches of one a second that four workers give, as long as nobody else works; printed."""
+    """Print and return the samples per second of a loader with four workers."""
     dataset = MattingDataset(samples=samples, root=root, size=512)
     batches = iter(build_train_loader(dataset, num_workers=LOADER_WORKERS))
-    for _ in range(2 * LOADER_WORKERS):  # the workers start, and fill their queues
+    for _ in range(2 * LOADER_WORKERS):  # wait until the workers run and their queues are full
         next(batches)
     start = time.perf_counter()
     for _ in range(LOADER_BATCHES):
@@ -331,13 +332,13 @@ def time_loader(samples: list[Sample], root: Path) -> float:
     batches.close()
     print(
         f"\n{LOADER_WORKERS} workers on {len(os.sched_getaffinity(0))} cores, training at 512, "
-        f"composites: {rate:.1f} samples a second"
+        f"composites: {rate:.1f} samples per second"
     )
     return rate
 
 
 def compare_cache(folder: Path, repeats: int) -> None:
-    """Prints what the cache gives a small set that is read again and again.
+    """Print what the cache gains on a small set that is read repeatedly.
 
     Raises:
         SystemExit: The cache changes samples.
@@ -363,14 +364,14 @@ def compare_cache(folder: Path, repeats: int) -> None:
     print(f"\nTraining at {SMALL_SIZE} from sources of {SMALL_SHAPE[0]} pixels, second epoch on\n")
     for name, seconds in totals.items():
         times = totals["official"] / seconds
-        print(f"{name:28s} {1 / seconds:7.0f} samples a second, {times:4.1f} times")
+        print(f"{name:28s} {1 / seconds:7.0f} samples per second, {times:4.1f}x")
 
 
-# --------------------------------------------------------------------- picture
+# ----------------------------------------------------------------------- sheet
 
 
 def show_reduced(samples: list[Sample], root: Path, path: Path, size: int) -> None:
-    """Draws official and reduced samples side by side, and prints how far they are apart."""
+    """Draw official and reduced samples side by side, and print how much they differ."""
     sets = [
         MattingDataset(
             samples=samples, root=root, size=size, settings={"decode": way, "gray_prob": 0}
@@ -400,9 +401,9 @@ def show_reduced(samples: list[Sample], root: Path, path: Path, size: int) -> No
             f"| {KINDS[index % len(KINDS)]} | {image.mean():.2f}, {image.max():.0f} "
             f"| {alpha.mean():.2f}, {alpha.max():.0f} | {trimap:.2%} | {box:.0f} |"
         )
-        # A detail of the soft part: around the middle of what is half covered.
-        centre = (np.median(v) for v in np.nonzero(abs(alphas[0] - 0.5) < 0.3))
-        y, x = (int(np.clip(v - DETAIL // 2, 0, size - DETAIL)) for v in centre)
+        # A soft detail, around the median of the half-covered pixels.
+        center = (np.median(v) for v in np.nonzero(abs(alphas[0] - 0.5) < 0.3))
+        y, x = (int(np.clip(v - DETAIL // 2, 0, size - DETAIL)) for v in center)
         tiles += images
         tiles += [a[y : y + DETAIL, x : x + DETAIL] for a in (*images, *alphas)]
         tiles.append(np.clip(4 * abs(alphas[0] - alphas[1]), 0, 1)[y : y + DETAIL, x : x + DETAIL])
@@ -412,15 +413,15 @@ def show_reduced(samples: list[Sample], root: Path, path: Path, size: int) -> No
 
 
 def main() -> None:
-    """Runs the comparisons, or draws the picture."""
+    """Run the comparisons, or draw the sheet."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=6, help="samples of each phase")
+    parser.add_argument("--repeats", type=int, default=6, help="samples per phase")
     parser.add_argument("--sources", type=Path, help="keep the sources in this folder")
     parser.add_argument("--min-train", type=float, default=4, help="fail below, official at 512")
     parser.add_argument("--min-test", type=float, default=8, help="fail below, official at 1024")
     parser.add_argument("--min-reduced", type=float, default=8, help="fail below, reduced at 512")
     parser.add_argument("--min-loader", type=float, default=5, help="fail below, with 4 workers")
-    parser.add_argument("--picture", type=Path, help="only draw what `reduced` changes")
+    parser.add_argument("--sheet", type=Path, help="only draw what `reduced` changes")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     cv2.setNumThreads(1)
@@ -428,8 +429,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = args.sources or Path(temporary)
         samples = write_sources(root / "large", SHAPE, len(KINDS))
-        if args.picture:
-            show_reduced(samples, root / "large", args.picture, 512)
+        if args.sheet:
+            show_reduced(samples, root / "large", args.sheet, 512)
             return
         train = compare(
             "Training at 512, composites", samples, root / "large", args.repeats, size=512

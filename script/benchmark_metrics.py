@@ -1,13 +1,13 @@
-"""Speed and memory of the gradient and connectivity errors.
+"""Benchmark speed and memory of the gradient and connectivity errors.
 
-Compares them, on one thread and in the same run, with a direct implementation of their
-definitions on scipy and scikit-image, and fails where the values differ or a limit is missed::
+On one thread, compare them with a direct implementation of their definitions on scipy and
+scikit-image; fail if the values differ or a limit is missed::
 
     python script/benchmark_metrics.py [--size 1024] [--repeats 3] [--min-ratio 8]
 
-The target is 10 times as fast. On an otherwise idle machine the cases came to 10.1 to 21 times,
-but for the noisy one, in which Conn has many components to label: 9.8 to 10.1. On a busy machine
-all are lower, so that the script fails below 8 only.
+The target is 10 times faster. An idle machine reaches 10.1 to 21 times, except for the noisy case,
+where Conn has many components to label: 9.8 to 10.1. Ratios drop on a busy machine, hence the
+limit of 8.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from SDMatte.scoring import connectivity, gradient, score_pair
 
 TOLERANCE = 1e-5
 MEMORY_LIMIT_MIB = 2048
-CASES = (  # label, share of the area, noise of the prediction
+CASES = (  # label, fraction of the area, noise of the prediction
     ("object of 30 %", 0.3, 0.02),
     ("object of 80 %", 0.8, 0.02),
     ("object of 80 %, noisy", 0.8, 0.15),
@@ -36,7 +36,7 @@ SIZE_4K = (2160, 3840)
 
 
 def make_pair(height: int, width: int, amount: float, noise: float) -> tuple[np.ndarray, ...]:
-    """A made-up truth and prediction, 8-bit: a soft object of about ``amount`` of the area."""
+    """Make a prediction and truth, uint8: a soft object that covers a fraction of the image."""
     rng = np.random.default_rng(0)
     field = cv2.GaussianBlur(rng.random((height, width)), (0, 0), height / 24)
     field += 0.3 * cv2.GaussianBlur(rng.random((height, width)), (0, 0), 2) * field.std()
@@ -46,7 +46,7 @@ def make_pair(height: int, width: int, amount: float, noise: float) -> tuple[np.
 
 
 def direct_gradient(pred: np.ndarray, true: np.ndarray) -> float:
-    """The definition of Grad with a two-dimensional filter."""
+    """Compute Grad by definition, with a two-dimensional filter."""
     from scipy import ndimage
 
     sigma = 1.4
@@ -65,7 +65,7 @@ def direct_gradient(pred: np.ndarray, true: np.ndarray) -> float:
 
 
 def direct_connectivity(pred: np.ndarray, true: np.ndarray, protocol: str) -> float:
-    """The definition of Conn, threshold by threshold, over the whole picture."""
+    """Compute Conn by definition, threshold by threshold over the whole image."""
     from skimage import measure
 
     pred, true = (a.astype(np.float32) / np.float32(255) for a in (pred, true))
@@ -89,9 +89,9 @@ def direct_connectivity(pred: np.ndarray, true: np.ndarray, protocol: str) -> fl
 
 
 def timed(functions: Sequence[Callable[[], float]], repeats: int) -> list[tuple[float, float]]:
-    """For each function its value and the best of some processor times in seconds.
+    """Return the value and the best CPU time in seconds of each function.
 
-    They take turns, so that whatever else the machine does falls on all of them.
+    The functions take turns, so that other load on the machine affects all of them.
     """
     found = [(math.nan, math.inf)] * len(functions)
     for _ in range(repeats):
@@ -103,11 +103,7 @@ def timed(functions: Sequence[Callable[[], float]], repeats: int) -> list[tuple[
 
 
 def benchmark(size: int, repeats: int) -> float:
-    """Prints the comparison; gives the smallest ratio.
-
-    Raises:
-        SystemExit: Two values differ.
-    """
+    """Print the comparison and return the smallest ratio; exit with an error if values differ."""
     worst = math.inf
     for label, amount, noise in CASES:
         pred, true = make_pair(size, size, amount, noise)
@@ -126,7 +122,7 @@ def benchmark(size: int, repeats: int) -> float:
             worst = min(worst, direct / ours)
             print(
                 f"{label:24s} {protocol:9s} {1000 * ours:6.1f} ms, direct {1000 * direct:7.1f} ms: "
-                f"{direct / ours:5.1f} times (Grad {true_grad[1] / grad[1]:.1f}, "
+                f"{direct / ours:5.1f}x (Grad {true_grad[1] / grad[1]:.1f}, "
                 f"Conn {true_conn[1] / conn[1]:.1f})"
             )
     print(f"Grad + Conn, values agree to {TOLERANCE:g} relative; smallest ratio {worst:.1f}")
@@ -134,23 +130,23 @@ def benchmark(size: int, repeats: int) -> float:
 
 
 def own_peak_memory() -> float:
-    """Peak memory of this process in MiB."""
+    """Return the peak memory of this process in MiB."""
     status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage says begins with the peak of the process's parent
+    if status.is_file():  # getrusage would start from the peak of the parent process
         line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM:"))
         return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def peak_memory_4k() -> float:
-    """Peak memory in MiB of a fresh process that computes all five metrics on a 4K pair."""
+    """Return the peak memory in MiB of a new process that computes all metrics on a 4K pair."""
     command = [sys.executable, __file__, "--memory-only"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(output)
 
 
 def main() -> None:
-    """Runs the comparison and the memory test."""
+    """Run the comparison and the memory test."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,36 +1,40 @@
-"""Compares time and peak memory of training steps of a full-size SDMatte, with random weights.
+"""Compare time and peak memory of training steps of a full-size SDMatte with random weights.
 
 The steps of `SDMatte.engine.trainer`, in float32 and bfloat16, with and without gradient
-checkpointing, beside a plain loop around the same network that materialises all attention scores,
-encodes the empty caption in every step, lays tensors out as they come and takes the optimizer as it
-is. Each case has a process of its own, so that the peak is its own; a case that needs more memory
-than there is says so::
+checkpointing, next to a plain loop that materializes all attention scores, encodes the empty
+caption in every step, and keeps default memory formats and the default optimizer. Each case runs
+in a process of its own, so its peak memory is its own; batch size 1::
 
     python script/benchmark_train.py                      # 256 and 512 pixels, all cases
     python script/benchmark_train.py --sizes 256 --cases plain float32
-    python script/benchmark_train.py --tiny               # the small model: does the script work?
+    python script/benchmark_train.py --tiny               # the small model: a quick check
 """
 
 import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import repeat
-from pathlib import Path
 
 import SDMatte.compat  # noqa: F401
 
+import psutil
 import torch
+from benchmark_common import (
+    LOSSES,
+    PlainModel,
+    build,
+    case_parser,
+    make_batch,
+    measure_apart,
+    synchronize,
+)
 from detectron2.utils.events import EventStorage
-from full_size import LOSSES, PlainModel, build, make_batch
 
-from SDMatte.engine.options import adamw
-from SDMatte.engine.progress import peak_memory
+from SDMatte.engine.records import peak_memory
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.losses import MattingCriterion
@@ -43,17 +47,17 @@ CASES = {  # dtype of automatic mixed precision, gradient checkpointing
     "bfloat16": ("bfloat16", False),
     "bfloat16, checkpointing": ("bfloat16", True),
 }
-TOLERANCE = 1e-3  # relative, of the first step's loss in float32 to the plain loop's
+TOLERANCE = 1e-3  # of the first step's loss in float32, relative to the plain loop
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the steps of one case took.
+    """Cost of the steps of one case.
 
     Attributes:
-        seconds: Median of a step, after one that warms up.
-        memory: Peak of the process (of the device, on a GPU), in GiB.
-        loss: Of the first step.
+        seconds: Median per step, without the first, which warms up.
+        memory: Peak memory of the process (of the device, on a GPU) in GiB.
+        loss: Loss of the first step.
     """
 
     seconds: float
@@ -62,34 +66,26 @@ class Measurement:
 
 
 def measure(case: str, size: int, steps: int, device: torch.device, tiny: bool) -> Measurement:
-    """Runs one case in this process.
-
-    Args:
-        case: Of `CASES`.
-        size: Height and width of the picture.
-        steps: How many to time.
-        device: Where to train.
-        tiny: Train the small model instead.
-    """
+    """Run one of `CASES` in this process."""
     amp_dtype, checkpointing = CASES[case]
     model = build(PlainModel if case == "plain" else Model, tiny)
     if checkpointing:
         model.enable_gradient_checkpointing()
     task = TrainingModel(model, MattingCriterion(LOSSES, size)).to(device).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    fused = None if case == "plain" else True
+    optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.1, fused=fused)
     if case == "plain":
-        optimizer = torch.optim.AdamW(parameters, lr=5e-5, weight_decay=0.1)
         losses, seconds = plain_steps(task, make_batch(size), optimizer, steps + 1)
     else:
         batches = repeat(make_batch(size))
-        optimizer = adamw(parameters, lr=5e-5)
         trainer = MatteTrainer(task, batches, optimizer, ["bbox_mask"], amp_dtype=amp_dtype)
-        losses, seconds = our_steps(trainer, steps + 1)
+        losses, seconds = trainer_steps(trainer, steps + 1)
     return Measurement(statistics.median(seconds[1:]), peak_memory(device), losses[0])
 
 
 def plain_steps(task, batch, optimizer, steps: int) -> tuple[list[float], list[float]]:
-    """Runs steps in a plain loop; gives their losses and seconds."""
+    """Run steps in a plain loop; return their losses and seconds."""
     losses, seconds = [], []
     for _ in range(steps):
         start = time.perf_counter()
@@ -103,8 +99,8 @@ def plain_steps(task, batch, optimizer, steps: int) -> tuple[list[float], list[f
     return losses, seconds
 
 
-def our_steps(trainer: MatteTrainer, steps: int) -> tuple[list[float], list[float]]:
-    """Runs steps of the trainer; gives their losses and seconds."""
+def trainer_steps(trainer: MatteTrainer, steps: int) -> tuple[list[float], list[float]]:
+    """Run steps of the trainer; return their losses and seconds."""
     losses, seconds = [], []
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(steps):
@@ -116,97 +112,65 @@ def our_steps(trainer: MatteTrainer, steps: int) -> tuple[list[float], list[floa
     return losses, seconds
 
 
-def synchronize() -> None:
-    """Waits for the GPU, where there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def run_apart(case: str, size: int, arguments: argparse.Namespace) -> Measurement | None:
-    """Measures one case in a process of its own; None if its memory does not suffice."""
-    command = [sys.executable, __file__, "--cases", case, "--sizes", str(size), "--apart"]
-    command += ["--steps", str(arguments.steps), "--device", arguments.device]
-    command += ["--limit", str(arguments.limit)] + ["--tiny"] * arguments.tiny
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode == 0:
-        return Measurement(**json.loads(done.stdout.splitlines()[-1]))
-    lacking = ("out of memory", "can't allocate memory", "MemoryError", "bad_alloc")
-    if done.returncode == -9 or any(word in done.stderr for word in lacking):
-        return None
-    raise SystemExit(f"{case} at {size} pixels failed:\n{done.stderr}")
-
-
-def available_memory() -> float:
-    """Memory that processes can have without swapping, in GiB; infinite where not known."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return float("inf")
-    return int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]) / 2**20
+def run_apart(case: str, size: int, args: argparse.Namespace) -> Measurement | None:
+    """Measure one case in a process of its own; None if it ran out of memory."""
+    options = ["--apart", "--steps", str(args.steps), "--device", args.device]
+    options += ["--limit", str(args.limit)] + ["--tiny"] * args.tiny
+    measured = measure_apart(__file__, case, size, *options)
+    return measured and Measurement(**measured)
 
 
 def table(size: int, found: dict[str, Measurement | None], limit: float) -> Iterable[str]:
-    """Makes the lines of one size's table."""
+    """Yield the lines of the table of one size."""
     plain = found.get("plain")
     yield f"{size} x {size}"
     yield f"  {'case':26}{'s/step':>9}{'GiB':>8}{'faster':>9}{'memory':>9}"
-    for case, measured in found.items():
-        if measured is None:
+    for case, m in found.items():
+        if m is None:
             yield f"  {case:26} needs more than {limit:.1f} GiB"
             continue
         ratios = ""
         if plain is not None:
-            speed, memory = plain.seconds / measured.seconds, measured.memory / plain.memory
-            ratios = f"{speed:8.2f}x{memory:8.2f}x"
-        yield f"  {case:26}{measured.seconds:9.3f}{measured.memory:8.2f}{ratios}"
+            ratios = f"{plain.seconds / m.seconds:8.2f}x{m.memory / plain.memory:8.2f}x"
+        yield f"  {case:26}{m.seconds:9.3f}{m.memory:8.2f}{ratios}"
 
 
 def check(found: dict[str, Measurement | None]) -> None:
-    """Sees that all cases in float32 computed the same."""
+    """Exit with an error if a case in float32 differs from the plain loop."""
     plain = found.get("plain")
-    for case, measured in found.items():
-        if plain is None or measured is None or CASES[case][0] is not None:
+    for case, m in found.items():
+        if plain is None or m is None or CASES[case][0] is not None:
             continue
-        if abs(measured.loss - plain.loss) > TOLERANCE * abs(plain.loss):
-            raise SystemExit(f"{case} has a loss of {measured.loss}, not {plain.loss}.")
+        if abs(m.loss - plain.loss) > TOLERANCE * abs(plain.loss):
+            raise SystemExit(f"{case} has a loss of {m.loss}, not {plain.loss}.")
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Measures all cases and prints how they compare."""
-    if arguments.apart:
-        if arguments.limit != float("inf") and not torch.cuda.is_available():
-            limit = int(arguments.limit * 2**30)
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        case, size, device = arguments.cases[0], arguments.sizes[0], choose_device(arguments.device)
-        print(json.dumps(asdict(measure(case, size, arguments.steps, device, arguments.tiny))))
-        return
-    device = choose_device(arguments.device)
-    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}; batch 1")
-    for size in arguments.sizes:
-        found = {case: run_apart(case, size, arguments) for case in arguments.cases}
-        check(found)
-        print("\n".join(table(size, found, arguments.limit)), flush=True)
-
-
-def parse() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", help="multiples of 64 (default: 256 512)")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--steps", type=int, default=2, help="to time, after one that warms up")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--tiny", action="store_true", help="the small model, at 64 pixels")
+def main() -> None:
+    """Measure and print."""
+    parser = case_parser(__doc__, CASES, list(CASES), "256 512")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps, after one to warm up")
     parser.add_argument(
         "--limit",
         type=float,
-        default=available_memory(),
-        help="GiB that a case may take on a CPU (default: what is free now)",
+        default=psutil.virtual_memory().available / 2**30,
+        help="GiB that a case may take on a CPU (default: what is available)",
     )
     parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.sizes = arguments.sizes or ([64] if arguments.tiny else [256, 512])
-    return arguments
+    args = parser.parse_args()
+    sizes = args.sizes or ([64] if args.tiny else [256, 512])
+    device = choose_device(args.device)
+    if args.apart:
+        if not torch.cuda.is_available():
+            limit = int(args.limit * 2**30)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        print(json.dumps(asdict(measure(args.cases[0], sizes[0], args.steps, device, args.tiny))))
+        return
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}; batch 1")
+    for size in sizes:
+        found = {case: run_apart(case, size, args) for case in args.cases}
+        check(found)
+        print("\n".join(table(size, found, args.limit)), flush=True)
 
 
 if __name__ == "__main__":
-    main(parse())
+    main()

@@ -1,4 +1,4 @@
-"""Load the files of script/ and tools/, which are not packages, as modules."""
+"""Load files of script/, tools/ and examples/, which are not packages, as modules."""
 
 import importlib.util
 from pathlib import Path
@@ -9,12 +9,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def load_script(name: str) -> ModuleType:
-    """Import a script, with the folder of its neighbours on the path meanwhile."""
-    path = next(p for d in ("script", "tools") if (p := ROOT / d / f"{name}.py").is_file())
+def load_script(path: str) -> ModuleType:
+    """Import a script by its path in the repository; it may import its neighbors."""
+    file = ROOT / path
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(path.parent))
-        spec = importlib.util.spec_from_file_location(name, path)
+        patch.syspath_prepend(str(file.parent))
+        spec = importlib.util.spec_from_file_location(file.stem, file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

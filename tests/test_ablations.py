@@ -12,7 +12,7 @@ from SDMatte.samples import make_sample_set
 
 @pytest.fixture(scope="module")
 def ablations():
-    return load_script("ablations")
+    return load_script("tools/ablations.py")
 
 
 def test_variants_differ_in_one_thing_and_are_tabled(ablations, tmp_path, monkeypatch, capsys):

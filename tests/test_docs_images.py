@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def commands():
-    return load_script("make_docs_images").COMMANDS
+    return load_script("tools/make_docs_images.py").COMMANDS
 
 
 def test_the_guide_names_the_commands_that_made_its_pictures(commands):

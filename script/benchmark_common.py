@@ -1,9 +1,12 @@
-"""Full-size models with random weights, and a batch for them: for the benchmarks beside it."""
+"""Shared by the benchmarks: full-size models of random weights, plain variants, subprocesses."""
 
+import argparse
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.attention import AttentionContext, MattingAttnProcessor
 from SDMatte.modeling.unet import COORDINATE_SETTINGS
 
-# Stable Diffusion v2's own configs.
+# The configs of Stable Diffusion v2.
 CONFIGS = {
     "unet": {
         "_class_name": "UNet2DConditionModel",
@@ -48,17 +51,27 @@ CONFIGS = {
         "hidden_act": "gelu",
     },
 }
-LITE_CONFIGS = {  # of BK-SDM v2 base and TAESD
-    **CONFIGS,
-    "unet": {**CONFIGS["unet"], "layers_per_block": 1},
-    "vae": {"_class_name": "AutoencoderTiny", "latent_channels": 4, "scaling_factor": 1.0},
+# What differs in BK-SDM v2 base and TAESD, and in the autoencoder of a tiny LiteSDMatte.
+LITE_UNET = {"layers_per_block": 1}
+LITE_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4, "scaling_factor": 1.0}
+TINY_VAE = {
+    "_class_name": "AutoencoderTiny",
+    "latent_channels": 8,
+    "encoder_block_out_channels": [16, 16, 16],
+    "decoder_block_out_channels": [16, 16, 16],
+    "num_encoder_blocks": [1, 1, 1],
+    "num_decoder_blocks": [1, 1, 1],
+    "scaling_factor": 1.0,
 }
 LOSSES = ["unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss"]
 SMALL = Path(SDMatte.__file__).parent / "assets" / "small"
 
 
-class MaterialisedScores:
-    """Attention as the definition has it: a matrix of all scores, masked by a bias."""
+# ----------------------------------------------------------------------- models
+
+
+class PlainAttnProcessor:
+    """Attention by definition: materializes all scores and masks them with a bias."""
 
     def __init__(self, settings: MattingAttnProcessor):
         self.masked, self.visual = settings.masked, settings.visual
@@ -73,7 +86,7 @@ class MaterialisedScores:
         temb: torch.Tensor | None = None,
         context: AttentionContext | None = None,
     ) -> torch.Tensor:
-        """Attends to what `MattingAttnProcessor` attends to."""
+        """Attend to the same keys as `MattingAttnProcessor`."""
         if encoder_hidden_states is None and self.masked:
             keys = context.keys.get(hidden_states.shape[1])
             attention_mask = None if keys is None else keys.bias.unsqueeze(1)  # [B, 1, K]
@@ -83,79 +96,73 @@ class MaterialisedScores:
 
 
 class _Plain:
-    """A network without what makes it faster."""
+    """A network without any of our optimizations."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         processors = self.unet.attn_processors
-        self.unet.set_attn_processor({n: MaterialisedScores(p) for n, p in processors.items()})
+        self.unet.set_attn_processor({n: PlainAttnProcessor(p) for n, p in processors.items()})
         self._all_keys = True
-        if isinstance(self.vae, AutoencoderKL):  # diffusers' own again
+        if isinstance(self.vae, AutoencoderKL):  # back to diffusers' own
             tensors = self.vae.state_dict()
             self.vae = AutoencoderKL.from_config(self.vae.config).requires_grad_(False)
             self.vae.load_state_dict(tensors)
             self.train()
 
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Encodes prompts as pictures."""
+        """Encode prompt maps in a call of their own, as RGB images."""
         return self.encode(prompt.expand(-1, 3, -1, -1))
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Decodes latents in the layout that they have."""
+        """Decode latents without changing their memory format."""
         decoded = self.vae.decode(latent / self.vae.config.scaling_factor).sample
         return (decoded.mean(dim=1, keepdim=True).clip(-1, 1) + 1) / 2  # [-1, 1] -> [0, 1]
 
     def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:
-        """Encodes the empty captions anew."""
+        """Encode the empty captions in every call."""
         return self._run_text_encoder([""] * size)
 
 
 class PlainModel(_Plain, Model):
-    """SDMatte, plain."""
+    """SDMatte without optimizations."""
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Encodes pictures in the layout that they have."""
+        """Encode images without changing their memory format."""
         return self.vae.encode(image).latent_dist.mean * self.vae.config.scaling_factor
 
 
 class PlainLite(_Plain, LiteSDMatte):
-    """LiteSDMatte, plain."""
+    """LiteSDMatte without optimizations."""
 
 
 def build(cls: type[Model] = Model, tiny: bool = False) -> Model:
-    """Builds a model from configs, with random weights that are always the same.
-
-    Args:
-        cls: The model's class.
-        tiny: Of the small model's size instead.
-    """
+    """Build a full-size model, or one of the small model's size, with fixed random weights."""
     torch.manual_seed(0)
+    lite = issubclass(cls, LiteSDMatte)
     if tiny:
-        return cls(SMALL, load_weight=False, aux_input="bbox_mask")
-    with tempfile.TemporaryDirectory() as folder:
-        write_configs(Path(folder), LITE_CONFIGS if issubclass(cls, LiteSDMatte) else CONFIGS)
+        configs = {n: json.loads((SMALL / n / "config.json").read_text()) for n in CONFIGS}
+    else:
+        configs = dict(CONFIGS)
+        if lite:
+            configs["unet"] = CONFIGS["unet"] | LITE_UNET
+    if lite:
+        configs["vae"] = TINY_VAE if tiny else LITE_VAE
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name, config in configs.items():
+            (folder / name).mkdir()
+            (folder / name / "config.json").write_text(json.dumps(config))
+        shutil.copytree(SMALL / "tokenizer", folder / "tokenizer")
         return cls(folder, load_weight=False, aux_input="bbox_mask")
 
 
-def write_configs(folder: Path, configs: Mapping[str, Any]) -> None:
-    """Writes a model folder without weights."""
-    for name, config in configs.items():
-        (folder / name).mkdir()
-        (folder / name / "config.json").write_text(json.dumps(config))
-    shutil.copytree(SMALL / "tokenizer", folder / "tokenizer")
-
-
 def make_batch(size: int) -> dict[str, Any]:
-    """Makes a picture of noise with a box of 30 % of it, which is the true alpha, too.
-
-    Args:
-        size: Height and width.
-    """
+    """Make a noise image, `size` pixels square, with a box of 30 % of it as prompt and alpha."""
     low, high = round(0.226 * size), round(0.774 * size)
     mask = -torch.ones(1, 1, size, size)
     mask[..., low:high, low:high] = 1
-    trimap = mask.clone()  # unknown is a frame half as wide as what is inside
+    trimap = mask.clone()
     trimap[..., low:high, low:high] = 0
     trimap[..., size // 3 : -size // 3, size // 3 : -size // 3] = 1
     generator = torch.Generator().manual_seed(0)
@@ -167,3 +174,46 @@ def make_batch(size: int) -> dict[str, Any]:
         "trimap": trimap,
         "image_name": ["noise"],
     }
+
+
+# ------------------------------------------------------------------ measurement
+
+
+def case_parser(
+    description: str, cases: Iterable[str], default_cases: Sequence[str], default_sizes: str
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that `measure_apart` passes on."""
+    parser = argparse.ArgumentParser(
+        description=description.splitlines()[0],
+        epilog=description.partition("\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", help=f"multiples of 64 (default: {default_sizes})"
+    )
+    parser.add_argument("--cases", nargs="+", choices=cases, default=list(default_cases))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--tiny", action="store_true", help="the small model, at 64 pixels")
+    return parser
+
+
+def measure_apart(script: str, case: str, size: int, *options: str) -> dict[str, Any] | None:
+    """Measure one case in a process of its own, so that its peak memory is its own.
+
+    Returns:
+        What the script printed as JSON on its last line; None if it ran out of memory.
+    """
+    command = [sys.executable, script, "--cases", case, "--sizes", str(size), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    out_of_memory = ("out of memory", "can't allocate memory", "MemoryError", "bad_alloc")
+    if done.returncode == -9 or any(text in done.stderr for text in out_of_memory):
+        return None
+    raise SystemExit(f"{case} at {size} pixels failed:\n{done.stderr}")
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
