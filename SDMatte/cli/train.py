@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> None:
 def show_dry_run(args: argparse.Namespace, config_file: str, overrides: list[str]) -> None:
     """Prints what `run` would do; of several processes that were started, the first one does."""
     from SDMatte.engine.dry_run import dry_run
-    from SDMatte.runtime.launch import place_of_slurm, place_of_torchrun
+    from SDMatte.runtime.launch import slurm_process, torchrun_process
 
-    place = place_of_torchrun(os.environ) or place_of_slurm(os.environ)
+    place = torchrun_process(os.environ) or slurm_process(os.environ)
     others = args.num_machines if place is None else place.world_size
     if place is None or place.rank == 0:
         print(dry_run(config_file, overrides, args.num_processes * others))

@@ -1,7 +1,9 @@
 """Device, floating-point type and memory."""
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -67,3 +69,18 @@ def release_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the peak memory of this process so far, in GiB.
+
+    On a GPU this is the memory allocated by torch, otherwise the resident set size.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 2**20  # from KiB
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 2**10  # bytes on macOS, else KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,8 +1,7 @@
-"""Starting the processes of a run: one, several on this machine, or a part of a cluster's.
+"""Launch the processes of a run: one, several on this machine, or part of a cluster's job.
 
-What detectron2's `launch` does on GPUs is done here for CPUs, torchrun and SLURM alike, with its
-arguments and its groups of processes, so that all of detectron2 works in them. Its own, of release
-0.6, insists on CUDA, and when a process dies waits for the others as long as they like.
+Extends detectron2's `launch` to CPUs, torchrun and SLURM, with the same arguments and process
+groups. Its own, of release 0.6, requires CUDA and waits forever for the others when a process dies.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ from SDMatte.runtime.signals import end_with_parent, exit_status, handling
 logger = logging.getLogger(__name__)
 
 DEFAULT_TIMEOUT = 1800  # seconds, as in detectron2
-GRACE = 10  # seconds that the other processes get when one has failed
+GRACE = 10  # seconds for the other processes to end after one has failed
 _REPORT_LENGTH = 4000
 _POLL_SECONDS = 0.2
 _MOST_NAMED = 8
@@ -45,13 +44,13 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class ProcessInfo:
-    """Where a process stands among those of a run.
+    """One process of a run.
 
     Attributes:
-        rank: Its number among all.
-        world_size: How many there are.
+        rank: Its number among all processes.
+        world_size: Number of processes.
         local_rank: Its number on its machine.
-        machine: Which machine that is.
+        machine: Number of its machine.
         address: Where rank 0 listens: ``tcp://host:port``, or ``env://``.
     """
 
@@ -71,104 +70,106 @@ def launch(
     args: tuple = (),
     device: str = "auto",
     timeout: float = DEFAULT_TIMEOUT,
-    saved: Callable[[], str] = lambda: "what was saved before is kept",
+    saved: Callable[[], str] = lambda: "earlier results are kept",
 ) -> None:
-    """Runs ``main(*args)`` in every process of a run.
+    """Run ``main(*args)`` in every process of a run.
 
-    Under torchrun, or as one of several tasks of ``srun``, this process is one of those that were
-    started, and the counts come from the environment. With ``num_processes`` under ``srun``, each
-    task is a machine.
+    Under torchrun, or as one of several tasks of ``srun``, this process is already one of the run's
+    and the counts come from the environment. With ``num_processes`` under ``srun``, each task is a
+    machine.
 
     Args:
         main: A module-level function.
-        num_processes: Processes on this machine; on GPUs, one for each.
+        num_processes: Processes on this machine; on GPUs, one per GPU.
         num_machines: Machines of the run.
         machine_rank: Number of this machine, from 0.
         dist_url: Where machine 0 listens, ``tcp://host:port``; ``auto`` on a single machine.
-        args: Arguments of ``main``; they must be picklable.
-        device: ``train.device``. On GPUs the processes talk by NCCL, else by gloo.
-        timeout: After how many seconds, above 0, without an answer another process counts as
-            dead.
-        saved: Says what there is after a signal that the processes could not answer themselves.
+        args: Arguments of ``main``; must be picklable.
+        device: ``train.device``. The backend is NCCL on GPUs, else gloo.
+        timeout: Seconds after which a silent process counts as dead.
+        saved: Describes what was saved, for the message after a signal that the processes did not
+            handle themselves.
 
     Raises:
         ConfigError: The counts do not fit this machine or each other, or the environment of a
             cluster's task is incomplete.
-        ProcessError: A process died, or did not answer; the others were stopped.
-        RunStopped: A signal asked the processes to stop.
-        SDMatteError: As ``main`` raised it.
+        ProcessError: A process died or did not answer; the others were stopped.
+        RunStopped: A signal stopped the processes.
+        SDMatteError: Raised by ``main``.
     """
     on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")
-    place = place_of_torchrun(os.environ)
-    if place is None:
-        slurm = place_of_slurm(os.environ)
+    info = torchrun_process(os.environ)
+    if info is None:
+        slurm = slurm_process(os.environ)
         if slurm is not None and num_processes == 1:
-            place = slurm
+            info = slurm
         elif slurm is not None:
             num_machines, machine_rank = slurm.world_size, slurm.rank
             dist_url = slurm.address if dist_url == "auto" else dist_url
             if slurm.machine != slurm.rank:
                 raise ConfigError(
-                    "Under srun, --num-processes needs one task a machine (--ntasks-per-node=1); "
-                    "or leave it out, and have one task for each process."
+                    "Under srun, --num-processes needs one task per machine "
+                    "(--ntasks-per-node=1). Without it, start one task per process."
                 )
-    total = num_processes * num_machines if place is None else place.world_size
+    total = num_processes * num_machines if info is None else info.world_size
     if total > 1 and str(device).startswith("cuda:"):
         raise ConfigError(
-            f"train.device={device} is one GPU for {total} processes; with cuda or auto each takes "
-            f"its own."
+            f"train.device={device} is one GPU for {total} processes; use cuda or auto to give "
+            f"each its own."
         )
-    if place is not None:
-        _join(place, main, args, on_gpu, timeout, announce=True)
+    if info is not None:
+        _join(info, main, args, on_gpu, timeout, announce=True)
         return
     if num_processes < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise ConfigError(
-            f"{num_processes} processes on machine {machine_rank} of {num_machines} cannot be: "
-            f"--num-processes and --num-machines start at 1, --machine-rank at 0."
+            f"Got {num_processes} processes on machine {machine_rank} of {num_machines}; "
+            f"--num-processes and --num-machines must be at least 1, --machine-rank from 0 to "
+            f"--num-machines - 1."
         )
     if num_machines > 1 and dist_url == "auto":
-        raise ConfigError("Several machines need --dist-url tcp://HOST:PORT of machine 0.")
+        raise ConfigError("Runs on several machines need --dist-url tcp://HOST:PORT of machine 0.")
     if dist_url != "auto" and not re.fullmatch(r"tcp://[^/]+:\d+", dist_url):
-        raise ConfigError(f"--dist-url is tcp://HOST:PORT of machine 0; got {dist_url!r}.")
+        raise ConfigError(f"--dist-url must be tcp://HOST:PORT of machine 0; got {dist_url!r}.")
     if total == 1:
         main(*args)
         return
     if on_gpu and num_processes > torch.cuda.device_count():
         raise ConfigError(
-            f"{num_processes} processes need as many GPUs; {torch.cuda.device_count()} are here."
+            f"{num_processes} processes need as many GPUs; this machine has "
+            f"{torch.cuda.device_count()}."
         )
     if dist_url == "auto":
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
     first, world_size = machine_rank * num_processes, num_machines * num_processes
-    places = [
+    infos = [
         ProcessInfo(first + index, world_size, index, machine_rank, dist_url)
         for index in range(num_processes)
     ]
-    _start(places, main, args, on_gpu, timeout, saved)
+    _start(infos, main, args, on_gpu, timeout, saved)
 
 
-def place_of_torchrun(environ: Mapping[str, str]) -> ProcessInfo | None:
-    """Read the environment of a process that torchrun started; None if it was not.
+def torchrun_process(environ: Mapping[str, str]) -> ProcessInfo | None:
+    """Read the environment of a process of torchrun; None in any other process.
 
     Raises:
-        ConfigError: A variable is missing or no number.
+        ConfigError: A variable is missing or not a number.
     """
     if not {"RANK", "WORLD_SIZE"} <= environ.keys():
         return None
     _require(environ, "MASTER_ADDR", "MASTER_PORT")
-    return _place_of(environ, "RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "env://")
+    return _read_process(environ, "RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK", "env://")
 
 
-def place_of_slurm(environ: Mapping[str, str]) -> ProcessInfo | None:
-    """Read the environment of one of several tasks of ``srun``; None if it is not one.
+def slurm_process(environ: Mapping[str, str]) -> ProcessInfo | None:
+    """Read the environment of one of several tasks of ``srun``; None in any other process.
 
-    MASTER_ADDR and MASTER_PORT, if set, say where rank 0 listens. Else that is on the step's first
-    machine, on a port that follows from the job's number.
+    Rank 0 listens at MASTER_ADDR and MASTER_PORT. Their defaults are the step's first machine and a
+    port derived from the job's number.
 
     Raises:
-        ConfigError: A variable is missing or no number.
+        ConfigError: A variable is missing or not a number.
     """
-    # Not SLURM_NTASKS: a batch script has it, too, and is no task of its own. It has number 0.
+    # Not SLURM_NTASKS: a batch script has it too, with SLURM_PROCID=0, but is not a task.
     if environ.get("SLURM_PROCID", "0") != "0" or "SLURM_STEP_NODELIST" in environ:
         _require(environ, "SLURM_STEP_NUM_TASKS")
     if _integer(environ, "SLURM_STEP_NUM_TASKS", 1) < 2:
@@ -181,22 +182,22 @@ def place_of_slurm(environ: Mapping[str, str]) -> ProcessInfo | None:
     host = environ.get("MASTER_ADDR") or _first_host(environ["SLURM_STEP_NODELIST"])
     port = environ.get("MASTER_PORT") or 20000 + _integer(environ, "SLURM_JOB_ID") % 20000
     names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_NODEID")
-    return _place_of(environ, *names, f"tcp://{host}:{port}")
+    return _read_process(environ, *names, f"tcp://{host}:{port}")
 
 
-def _place_of(
+def _read_process(
     environ: Mapping[str, str], rank: str, size: str, local: str, machine: str, address: str
 ) -> ProcessInfo:
     if environ.get("MASTER_PORT"):
         _integer(environ, "MASTER_PORT")
     numbers = (_integer(environ, name, 0) for name in (rank, size, local, machine))
-    place = ProcessInfo(*numbers, address)
-    if place.rank >= place.world_size:
+    info = ProcessInfo(*numbers, address)
+    if info.rank >= info.world_size:
         raise ConfigError(
-            f"The environment has {rank}={place.rank} and {size}={place.world_size}; processes "
-            f"are counted from 0."
+            f"The environment has {rank}={info.rank} and {size}={info.world_size}; ranks start "
+            f"at 0."
         )
-    return place
+    return info
 
 
 def _require(environ: Mapping[str, str], *names: str) -> None:
@@ -204,9 +205,9 @@ def _require(environ: Mapping[str, str], *names: str) -> None:
     if missing:
         cluster = "SLURM" if missing[0].startswith("SLURM") else "torchrun"
         raise ConfigError(
-            f"The environment is that of a process of {cluster}, but lacks {', '.join(missing)}. "
-            f"Pass all variables of {cluster} on (into a container, too), or unset them all for a "
-            f"run on this machine alone."
+            f"The environment of this {cluster} process lacks {', '.join(missing)}. Pass all "
+            f"variables of {cluster} on (also into containers), or unset all of them for a run on "
+            f"this machine alone."
         )
 
 
@@ -218,13 +219,13 @@ def _integer(environ: Mapping[str, str], name: str, default: int | None = None) 
 
 
 def run_on_main(function: Callable[[], _Result]) -> _Result:
-    """Calls a function in the main process alone; all processes get its result, or its error.
+    """Call a function in the main process only; every process gets its result or its error.
 
     Args:
-        function: What it returns is sent to the other processes.
+        function: Its result must be picklable.
 
     Raises:
-        SDMatteError: As the function raised it.
+        SDMatteError: Raised by the function.
     """
     outcome: Any = None
     if comm.is_main_process():
@@ -239,27 +240,27 @@ def run_on_main(function: Callable[[], _Result]) -> _Result:
 
 
 def _first_host(hosts: str) -> str:
-    """The first of SLURM's list of hosts, such as ``gpu[07-09,12]-ib,login``."""
+    """Return the first host of a SLURM node list such as ``gpu[07-09,12]-ib,login``."""
     name = re.match(r"([^,\[]*)(?:\[([^\],-]*)[^\]]*\])?([^,\[]*)", hosts)
     return "".join(part or "" for part in name.groups())
 
 
 def _join(
-    place: ProcessInfo, main: Callable, args: tuple, on_gpu: bool, timeout: float, announce: bool
+    info: ProcessInfo, main: Callable, args: tuple, on_gpu: bool, timeout: float, announce: bool
 ) -> None:
-    """Join the group of processes, and run ``main`` in it."""
-    if on_gpu:  # a task of srun may see its own GPU alone
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    """Join the process group and run ``main`` in it."""
+    if on_gpu:  # a task of srun may see only its own GPU
+        torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
     patience = datetime.timedelta(seconds=timeout)
     try:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=_meet(place, patience, announce),
-            world_size=place.world_size,
-            rank=place.rank,
+            store=_meet(info, patience, announce),
+            world_size=info.world_size,
+            rank=info.rank,
             timeout=patience,
         )
-        _make_groups(place, patience)
+        _make_groups(info, patience)
         comm.synchronize()
         main(*args)
     except RuntimeError as error:
@@ -267,45 +268,45 @@ def _join(
             raise
         reason = str(error).strip().splitlines()[0]
         raise ProcessError(
-            f"Process {place.rank} of {place.world_size} lost the others: one of them died, or "
-            f"gave no answer for {timeout:g} s (train.ddp.timeout). Its own message says why. "
+            f"Process {info.rank} of {info.world_size} lost the others: one of them died, or "
+            f"gave no answer for {timeout:g} s (train.ddp.timeout). See its own message. "
             f"({reason})"
         ) from error
     finally:
         comm._LOCAL_PROCESS_GROUP = None
-        # NCCL would wait for processes that may be gone; the end of this one closes it as well.
+        # NCCL would wait for processes that may be gone; it also closes with this process.
         if dist.is_initialized() and not (on_gpu and sys.exc_info()[0]):
             dist.destroy_process_group()
 
 
-def _meet(place: ProcessInfo, patience: datetime.timedelta, announce: bool) -> dist.Store:
-    """Wait until all processes are there.
+def _meet(info: ProcessInfo, patience: datetime.timedelta, announce: bool) -> dist.Store:
+    """Wait until all processes have joined.
 
     Args:
-        place: This process.
+        info: This process.
         patience: How long to wait.
-        announce: Whether to say who is awaited, where and until when.
+        announce: Whether to log which ranks are awaited, where and until when.
 
     Raises:
-        ProcessError: Some did not come, or another program listens where rank 0 would.
+        ProcessError: Not all joined, or rank 0's port is in use.
     """
-    address = place.address
+    address = info.address
     if address == "env://":
         address = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     host, _, port = address.removeprefix("tcp://").rpartition(":")
-    who = f"Process {place.rank} of {place.world_size}"
+    who = f"Process {info.rank} of {info.world_size}"
     seconds = patience.total_seconds()
     deadline = time.monotonic() + seconds
     until = f"{datetime.datetime.now() + patience:%H:%M:%S} (train.ddp.timeout={seconds:g} s)"
-    announce = announce and place.local_rank == 0
+    announce = announce and info.local_rank == 0
 
     def say(text: str) -> None:
         if announce:
             logger.warning("%s %s, until %s.", who, text, until)
 
-    # torchrun's own process may listen, and do so for several attempts.
-    listens = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    say(f"listens at {address}" if listens else f"looks for process 0 at {address}")
+    # torchrun's own process may listen already, across several attempts.
+    listens = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    say(f"listens at {address}" if listens else f"connects to process 0 at {address}")
     try:
         store = dist.TCPStore(
             host.strip("[]"), int(port), None, listens, patience, wait_for_workers=False
@@ -313,25 +314,25 @@ def _meet(place: ProcessInfo, patience: datetime.timedelta, announce: bool) -> d
     except dist.DistError as error:
         if "address already in use" in str(error).lower():
             raise ProcessError(
-                f"{who} cannot listen at {address}: something else does. Another run? Another "
-                f"port will do (--dist-url, MASTER_PORT)."
+                f"{who} cannot listen at {address}: the port is in use, perhaps by another run. "
+                f"Choose another one (--dist-url, MASTER_PORT)."
             ) from error
         raise ProcessError(
-            f"{who} reached nobody at {address} within {seconds:g} s (train.ddp.timeout): process "
-            f"0 was not started there, the address is wrong (--dist-url, MASTER_ADDR and "
-            f"MASTER_PORT), or a firewall is between them."
+            f"{who} could not reach process 0 at {address} within {seconds:g} s "
+            f"(train.ddp.timeout): it was not started there, the address is wrong (--dist-url, "
+            f"MASTER_ADDR and MASTER_PORT), or a firewall blocks it."
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"SDMatte/{attempt}", store)
-    store.set(f"joined/{place.rank}", "")
-    awaited, told = list(range(place.world_size)), 0
+    store.set(f"joined/{info.rank}", "")
+    awaited, told = list(range(info.world_size)), 0
     while awaited := [rank for rank in awaited if not store.check([f"joined/{rank}"])]:
         if len(awaited) != told:
             told = len(awaited)
-            joined = place.world_size - told
+            joined = info.world_size - told
             say(
-                f"waits at {address}: {joined} of {place.world_size} have joined, awaited "
-                f"{'are' if told > 1 else 'is'} {_shorten(awaited)}"
+                f"waits at {address}: {joined} of {info.world_size} have joined, waiting for "
+                f"{_shorten(awaited)}"
             )
         if time.monotonic() > deadline:
             raise ProcessError(
@@ -343,27 +344,27 @@ def _meet(place: ProcessInfo, patience: datetime.timedelta, announce: bool) -> d
 
 
 def _shorten(ranks: Sequence[int]) -> str:
-    """Name a few ranks, and count the others."""
+    """Name a few ranks and count the others."""
     shown = ", ".join(map(str, ranks[:_MOST_NAMED]))
     more = len(ranks) - _MOST_NAMED
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _make_groups(place: ProcessInfo, patience: datetime.timedelta) -> None:
-    """Makes the groups that detectron2 asks for."""
-    machines: list[int] = [0] * place.world_size
-    dist.all_gather_object(machines, place.machine)
+def _make_groups(info: ProcessInfo, patience: datetime.timedelta) -> None:
+    """Create the process groups that detectron2 uses."""
+    machines: list[int] = [0] * info.world_size
+    dist.all_gather_object(machines, info.machine)
     for machine in sorted(set(machines)):
         group = dist.new_group([rank for rank, m in enumerate(machines) if m == machine])
-        if machine == place.machine:
+        if machine == info.machine:
             comm._LOCAL_PROCESS_GROUP = group
-    # For what detectron2 gathers; it would make one with a timeout of its own, and only once.
+    # For detectron2's gathers, which would create one with its own timeout.
     gloo = dist.new_group(backend="gloo", timeout=patience)
     comm._get_global_gloo_group = lambda: gloo
 
 
 def has_lost_others(error: BaseException) -> bool:
-    """Whether an error says that another process is gone, or gives no answer."""
+    """Return whether an error means that another process died or does not answer."""
     return isinstance(error, RuntimeError) and (
         isinstance(error, dist.DistError) or "gloo" in str(error)
     )
@@ -371,13 +372,13 @@ def has_lost_others(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class _Failure:
-    """How a process ended that did not reach its end, in what can be sent to the starting one.
+    """How a process failed, in a form that can be sent to its parent.
 
     Attributes:
-        rank: Which one.
-        kind: The name of a class of `SDMatte.errors`, or ``""`` for a defect.
-        text: The message; of a defect, with its trace.
-        status: Of a `RunStopped`.
+        rank: Its rank.
+        kind: The name of a class of `SDMatte.errors`, or ``""`` for any other exception.
+        text: The message; the traceback of any other exception.
+        status: The status of a `RunStopped`.
     """
 
     rank: int
@@ -386,11 +387,11 @@ class _Failure:
     status: int = 0
 
 
-def _start(places: Sequence[ProcessInfo], main, args, on_gpu, timeout, saved) -> None:
-    """Start processes here, and wait for their end."""
+def _start(infos: Sequence[ProcessInfo], main, args, on_gpu, timeout, saved) -> None:
+    """Start processes on this machine and wait for them."""
     failures = mp.get_context("spawn").SimpleQueue()
-    job = (places, main, args, on_gpu, timeout, failures)
-    processes = mp.spawn(_work, job, nprocs=len(places), join=False).processes
+    job = (infos, main, args, on_gpu, timeout, failures)
+    processes = mp.spawn(_work, job, nprocs=len(infos), join=False).processes
     received: list[int] = []
 
     def pass_on(number: int) -> None:
@@ -405,22 +406,22 @@ def _start(places: Sequence[ProcessInfo], main, args, on_gpu, timeout, saved) ->
     reported = []
     while not failures.empty():
         reported.append(failures.get())
-    ranks = [place.rank for place in places]
+    ranks = [info.rank for info in infos]
     died = {r: -p.exitcode for r, p in zip(ranks, processes, strict=True) if p.exitcode < 0}
     hung = [ranks[index] for index in late]
     failed = any(process.exitcode for process in processes)
-    _raise_cause(reported, died, hung, failed, places[0].world_size, received, saved)
+    _raise_cause(reported, died, hung, failed, infos[0].world_size, received, saved)
 
 
-def _work(index: int, places, main, args, on_gpu, timeout, failures) -> None:
-    """Is a process: runs ``main``, and reports how that fails."""
+def _work(index: int, infos, main, args, on_gpu, timeout, failures) -> None:
+    """Run ``main`` in a process and report its failure."""
     end_with_parent()
-    if not on_gpu:  # processes that each take all cores slow each other down many times
-        torch.set_num_threads(max(1, torch.get_num_threads() // len(places)))
-    rank, failure = places[index].rank, None
+    if not on_gpu:  # with all cores each, the processes would slow each other down
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(infos)))
+    rank, failure = infos[index].rank, None
     try:
-        announce = len(places) < places[index].world_size  # there are other machines
-        _join(places[index], main, args, on_gpu, timeout, announce)
+        announce = len(infos) < infos[index].world_size  # there are other machines
+        _join(infos[index], main, args, on_gpu, timeout, announce)
     except RunStopped as stopped:
         failures.put(_Failure(rank, "RunStopped", str(stopped), stopped.status))
     except SDMatteError as error:
@@ -433,10 +434,10 @@ def _work(index: int, places, main, args, on_gpu, timeout, failures) -> None:
 
 
 def _wait(processes: Sequence[BaseProcess]) -> list[int]:
-    """Waits until all have ended; when one fails, stops those that do not end by themselves.
+    """Wait until all processes have ended; after a failure, stop those that do not end.
 
     Returns:
-        Which had to be stopped.
+        Indices of the processes that were stopped.
     """
     running = list(processes)
     while running and not any(process.exitcode for process in processes):
@@ -465,7 +466,7 @@ def _raise_cause(
     received: Sequence[int],
     saved: Callable[[], str],
 ) -> None:
-    """Raise what the first trouble was, of all that followed from it."""
+    """Raise the original error, not those that followed from it."""
     died = {rank: number for rank, number in died.items() if rank not in hung}
     stopped = [failure for failure in reported if failure.kind == "RunStopped"]
     lost = [failure for failure in reported if failure.kind == "ProcessError"]
@@ -481,19 +482,19 @@ def _raise_cause(
         if failure.kind and failure not in lost:
             raise getattr(errors, failure.kind, SDMatteError)(failure.text)
     for rank, number in died.items():
-        if number != signal.SIGABRT:  # which is how NCCL ends, too, when another process is gone
-            hint = " (often the memory is short)" if number == signal.SIGKILL else ""
+        if number != signal.SIGABRT:  # NCCL also aborts when another process is gone
+            hint = " (often out of memory)" if number == signal.SIGKILL else ""
             raise ProcessError(
-                f"Process {rank} of {world_size} was ended by {signal.Signals(number).name}{hint}, "
-                f"so the others were stopped."
+                f"Process {rank} of {world_size} was killed by {signal.Signals(number).name}"
+                f"{hint}; the others were stopped."
             )
     for failure in reported:
         if not failure.kind:
             raise RuntimeError(f"Process {failure.rank} of {world_size} failed:\n{failure.text}")
     if lost:
         ended = (
-            f" Process {', '.join(map(str, hung))} did not answer and was ended." if hung else ""
+            f" Process {', '.join(map(str, hung))} did not answer and was killed." if hung else ""
         )
         raise ProcessError(lost[0].text + ended)
     if failed:
-        raise ProcessError(f"A process of {world_size} ended without a word: {dict(died)}.")
+        raise ProcessError(f"One of {world_size} processes ended without a message: {dict(died)}.")

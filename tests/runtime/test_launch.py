@@ -1,4 +1,4 @@
-"""Processes: how they find each other, how they fail, and that they train as one would."""
+"""Processes find each other, report failures, and train as a single one does."""
 
 import datetime
 import json
@@ -18,7 +18,7 @@ from SDMatte.cli.main import main
 from SDMatte.errors import ConfigError, DataError, ProcessError, RunStopped
 from SDMatte.modeling import weights
 from SDMatte.runtime import launch as distributed
-from SDMatte.runtime.launch import ProcessInfo, launch, place_of_slurm, place_of_torchrun
+from SDMatte.runtime.launch import ProcessInfo, launch, slurm_process, torchrun_process
 from SDMatte.runtime.launch import _Failure as Failure
 
 SLURM = {
@@ -39,47 +39,49 @@ def port():
         return str(free.getsockname()[1])
 
 
-def test_places_from_the_environment():
-    assert place_of_slurm({}) is None and place_of_torchrun({}) is None
-    assert place_of_slurm(SLURM) == ProcessInfo(9, 16, 1, 1, "tcp://gpu07-ib:23456")
+def test_processes_from_the_environment():
+    assert slurm_process({}) is None and torchrun_process({}) is None
+    assert slurm_process(SLURM) == ProcessInfo(9, 16, 1, 1, "tcp://gpu07-ib:23456")
     elsewhere = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
-    assert place_of_slurm({**SLURM, **elsewhere}).address == "tcp://10.0.0.1:29500"
-    # A batch script is no task, though it knows how many there will be.
+    assert slurm_process({**SLURM, **elsewhere}).address == "tcp://10.0.0.1:29500"
+    # A batch script knows the number of tasks but is not one of them.
     batch = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"}
-    assert place_of_slurm(batch) is None
+    assert slurm_process(batch) is None
     torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
-    with pytest.raises(ConfigError, match="of torchrun, but lacks MASTER_ADDR, MASTER_PORT."):
-        place_of_torchrun(torchrun)
-    assert place_of_torchrun({"RANK": "3"}) is None  # whatever it may mean
-    assert place_of_torchrun({**torchrun, **elsewhere}) == ProcessInfo(3, 4, 1, 1, "env://")
+    with pytest.raises(ConfigError, match="torchrun process lacks MASTER_ADDR, MASTER_PORT."):
+        torchrun_process(torchrun)
+    assert torchrun_process({"RANK": "3"}) is None  # not torchrun's
+    assert torchrun_process({**torchrun, **elsewhere}) == ProcessInfo(3, 4, 1, 1, "env://")
 
 
 @pytest.mark.parametrize("name", [name for name in SLURM if name != "SLURM_JOB_ID"])
-def test_an_incomplete_environment_names_what_is_missing(name):
+def test_incomplete_environments_are_named(name):
     environ = {key: value for key, value in SLURM.items() if key != name}
-    with pytest.raises(ConfigError, match=f"of SLURM, but lacks {name}"):
-        place_of_slurm(environ)
+    with pytest.raises(ConfigError, match=f"SLURM process lacks {name}"):
+        slurm_process(environ)
     with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS"):
-        place_of_slurm({"SLURM_PROCID": "1"})
+        slurm_process({"SLURM_PROCID": "1"})
     with pytest.raises(ConfigError, match="SLURM_PROCID is 'x'; it must be an integer"):
-        place_of_slurm({**SLURM, "SLURM_PROCID": "x"})
+        slurm_process({**SLURM, "SLURM_PROCID": "x"})
     with pytest.raises(ConfigError, match="SLURM_PROCID=16 and SLURM_STEP_NUM_TASKS=16"):
-        place_of_slurm({**SLURM, "SLURM_PROCID": "16"})
+        slurm_process({**SLURM, "SLURM_PROCID": "16"})
 
 
-def test_who_waits_says_for_whom_where_and_until_when(port, caplog):
+def test_waiting_is_logged(port, caplog):
     patience = datetime.timedelta(seconds=1)
-    place = ProcessInfo(0, 3, 0, 0, f"tcp://127.0.0.1:{port}")
+    info = ProcessInfo(0, 3, 0, 0, f"tcp://127.0.0.1:{port}")
     with pytest.raises(ProcessError, match=r"waited 1 s .*process 1, 2 did not join\.$"):
-        distributed._meet(place, patience, announce=True)
+        distributed._meet(info, patience, announce=True)
     first, second = (record.message for record in caplog.records)
     until = r"until \d\d:\d\d:\d\d \(train.ddp.timeout=1 s\)"
     assert re.match(rf"Process 0 of 3 listens at tcp://127.0.0.1:{port}, {until}", first)
-    assert "1 of 3 have joined, awaited are 1, 2, until" in second
+    assert "1 of 3 have joined, waiting for 1, 2, until" in second
     other = ProcessInfo(1, 3, 0, 1, f"tcp://127.0.0.1:{port}")
-    with pytest.raises(ProcessError, match="Process 1 of 3 reached nobody at tcp://127.0.0.1"):
+    with pytest.raises(
+        ProcessError, match="Process 1 of 3 could not reach process 0 at tcp://127.0.0.1"
+    ):
         distributed._meet(other, patience, announce=True)
-    assert "Process 1 of 3 looks for process 0 at" in caplog.text
+    assert "Process 1 of 3 connects to process 0 at" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -96,16 +98,18 @@ def test_first_host(hosts, first):
     assert distributed._first_host(hosts) == first
 
 
-def test_counts_that_cannot_be(monkeypatch):
+def test_invalid_counts(monkeypatch):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="one task a machine"):
+    with pytest.raises(ConfigError, match="one task per machine"):
         launch(describe, num_processes=8)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    with pytest.raises(ConfigError, match="0 processes on machine 0 of 1 cannot be"):
+    with pytest.raises(ConfigError, match="Got 0 processes on machine 0 of 1"):
         launch(describe, num_processes=0)
     for dist_url in ("node1:29500", "tcp://node1", "file:///tmp/x"):
-        with pytest.raises(ConfigError, match="--dist-url is tcp://HOST:PORT of machine 0; got"):
+        with pytest.raises(
+            ConfigError, match="--dist-url must be tcp://HOST:PORT of machine 0; got"
+        ):
             launch(describe, num_machines=2, dist_url=dist_url)
     with pytest.raises(ConfigError, match="train.device=cuda:1 is one GPU for 2 processes"):
         launch(describe, num_processes=2, device="cuda:1")
@@ -113,7 +117,7 @@ def test_counts_that_cannot_be(monkeypatch):
 
 @pytest.mark.parametrize("cluster", ["torchrun", "slurm"])
 def test_tasks_of_a_cluster_find_each_other(cluster, port, tmp_path):
-    """Two machines of one task each, both here."""
+    """Two machines of one task each, both on this machine."""
     tasks = []
     for rank in ("0", "1"):
         environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -142,11 +146,11 @@ def test_tasks_of_a_cluster_find_each_other(cluster, port, tmp_path):
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [
-        ("killed", ProcessError, "^Process 1 of 2 was ended by SIGKILL .* others were stopped.$"),
+        ("killed", ProcessError, "^Process 1 of 2 was killed by SIGKILL .* others were stopped.$"),
         ("stopped", RunStopped, "^Saved.$"),
     ],
 )
-def test_processes_of_this_machine_and_how_they_end(how, error, message, tmp_path):
+def test_processes_of_one_machine_and_how_they_end(how, error, message, tmp_path):
     with pytest.raises(error, match=message):
         launch(end, num_processes=2, args=(how, str(tmp_path)), device="cpu")
     for rank in (0, 1):
@@ -154,7 +158,7 @@ def test_processes_of_this_machine_and_how_they_end(how, error, message, tmp_pat
         assert (content["local_rank"], content["local_size"], content["sum"]) == (rank, 2, 1)
 
 
-def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path):
+def test_processes_end_when_their_parent_is_killed(tmp_path):
     first = FORKSERVER.Process(target=starter, args=(str(tmp_path),))
     first.start()
     numbers = [tmp_path / str(rank) for rank in (0, 1)]
@@ -180,7 +184,7 @@ def is_running(pid):
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_processes_that_hang_are_ended_when_another_fails(monkeypatch):
+def test_hung_processes_are_killed_when_another_fails(monkeypatch):
     monkeypatch.setattr(distributed, "GRACE", 0.1)
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=time.sleep, args=(1000,)) for _ in range(2)]
@@ -197,24 +201,24 @@ LOST = Failure(0, "ProcessError", "Process 0 of 2 lost the others.")
 @pytest.mark.parametrize(
     ("reported", "died", "hung", "received", "error", "message"),
     [
-        ([LOST, Failure(1, "DataError", "A picture.")], {}, [], [], DataError, "A picture."),
+        ([LOST, Failure(1, "DataError", "An image.")], {}, [], [], DataError, "An image."),
         ([LOST, Failure(1, "", "Trace")], {}, [], [], RuntimeError, "1 of 2 failed:\nTrace"),
-        ([LOST], {1: 9}, [], [], ProcessError, "Process 1 of 2 was ended by SIGKILL"),
-        # SIGABRT is how NCCL ends when another process is gone.
+        ([LOST], {1: 9}, [], [], ProcessError, "Process 1 of 2 was killed by SIGKILL"),
+        # NCCL aborts when another process is gone.
         ([LOST, Failure(1, "", "Trace")], {1: 6}, [], [], RuntimeError, "Trace"),
-        ([LOST], {1: 9}, [1], [], ProcessError, "others. Process 1 did not answer and was ended."),
+        ([LOST], {1: 9}, [1], [], ProcessError, "others. Process 1 did not answer and was killed."),
         ([LOST, Failure(1, "RunStopped", "Saved.", 143)], {}, [], [15], RunStopped, "Saved."),
         ([], {}, [], [2], RunStopped, "Stopped by SIGINT; a.pth is kept."),
-        ([], {}, [], [], ProcessError, "ended without a word"),
+        ([], {}, [], [], ProcessError, "ended without a message"),
     ],
 )
-def test_the_first_trouble_is_what_is_reported(reported, died, hung, received, error, message):
+def test_the_original_error_is_reported(reported, died, hung, received, error, message):
     with pytest.raises(error, match=message):
         distributed._raise_cause(reported, died, hung, True, 2, received, lambda: "a.pth is kept")
     assert distributed._raise_cause([], {}, [], False, 2, [], str) is None
 
 
-def test_a_process_that_gives_no_answer_ends_the_run_in_a_sentence(sample_root, tmp_path):
+def test_a_silent_process_ends_the_run_with_a_message(sample_root, tmp_path):
     words = settings(sample_root, tmp_path / "run", "train.ddp.timeout=5", "train.evaluations=0")
     run = Run(words, tmp_path / "log", ("before step", 1), deed=pause, rank=1, num_processes=2)
     first, second = run.processes
@@ -227,9 +231,9 @@ def test_a_process_that_gives_no_answer_ends_the_run_in_a_sentence(sample_root, 
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(sample_root, tmp_path):
-    # A loss that is a mean over the batch: the published ones weigh by the region in each batch.
+    # The published losses are normalized per batch; this one is a plain mean.
     # The large eps makes AdamW's steps smooth in the gradients.
-    # Steps with a box, points and a box: each leaves the other's embedding unused.
+    # Box, points, box: each step leaves the other prompt's embedding unused.
     common = ["criterion.losses=[l1_loss]", "train.max_iter=3", "train.evaluations=0"]
     common += ["optimizer.eps=1.0", "optimizer.lr=10.0"]
     tensors = []
@@ -253,7 +257,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(sample_root, tmp_path):
     for other in (processes, searched, accumulated):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4 * moved.item())
     torch.testing.assert_close(compressed, one, rtol=1e-2, atol=1e-3 * moved.item())
-    # It is on: float16 has 11 bits.
+    # The compression is on: float16 has 11 bits.
     lost = max((compressed[n] - value).abs().max() for n, value in processes.items())
     assert lost > 1e-5 * moved
 
@@ -263,4 +267,4 @@ def test_a_port_in_use_is_named(port, sample_root, tmp_path, capsys):
         words = settings(sample_root, tmp_path / "run", "--num-machines", "2")
         assert main(["train", CONFIG, *words, "--dist-url", f"tcp://127.0.0.1:{port}"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"0 of 2 cannot listen at tcp://127.0.0.1:{port}: something else does." in error
+    assert f"0 of 2 cannot listen at tcp://127.0.0.1:{port}: the port is in use" in error
