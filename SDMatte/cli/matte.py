@@ -153,7 +153,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plans, loads the model if there is something to do, and makes the mattes."""
-    from SDMatte.inference.jobs import BatchReport, OutputSettings, checked_jobs, pending_jobs
+    from SDMatte.inference.batch import BatchReport, pending_jobs, run_jobs
+    from SDMatte.inference.result import OutputSettings
 
     kind = "alpha" if args.alpha_only else "composite" if args.background else "cutout"
     settings = OutputSettings(
@@ -165,12 +166,10 @@ def run(args: argparse.Namespace) -> int:
     # Who names a single picture wants its matte, whatever is there.
     also_read = [args.prompts, args.background, args.model, args.checkpoint]
     pending = pending_jobs(jobs, args.overwrite or single, report, also_read)
-    pending = checked_jobs(pending, report)
     if pending:
         many = "s" if len(pending) > 1 else ""
         logger.info("%d matte%s to make; loading %s ...", len(pending), many, args.model)
-        # Only now, for they take seconds to import.
-        from SDMatte.inference.batch import run_jobs
+        # Imported late: it takes seconds.
         from SDMatte.inference.predictor import MattePredictor
 
         predictor = MattePredictor.from_pretrained(
@@ -195,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace, settings, single: bool, report) -> list:
     """Turns the arguments into jobs."""
-    from SDMatte.inference.jobs import plan_listed, plan_many, plan_single
+    from SDMatte.inference.batch import plan_listed, plan_many, plan_single
     from SDMatte.prompts.requests import read_prompt_file
 
     if args.prompts is not None:

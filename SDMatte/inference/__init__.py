@@ -1,1 +1,1 @@
-"""Interactive use: pictures and prompts in, mattes and cut-outs out."""
+"""Interactive use: from images and prompts to mattes, cutouts and composites."""

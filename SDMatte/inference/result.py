@@ -1,4 +1,4 @@
-"""What a prediction gives: the matte, and pictures made with it."""
+"""The result of a prediction, and the image that is written of it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,8 +7,13 @@ from typing import Any
 import numpy as np
 
 from SDMatte.errors import ConfigError
-from SDMatte.images.arrays import as_background
+from SDMatte.images.arrays import as_background, read_background
+from SDMatte.images.formats import WRITERS
 from SDMatte.inference.foreground import estimate_foreground
+
+OUTPUTS = ("cutout", "alpha", "composite")
+_WITH_16_BITS = {"alpha": (".png", ".tif", ".tiff"), "cutout": (".png",)}
+_WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp")  # most programs ignore alpha in BMP files
 
 
 @dataclass(frozen=True)
@@ -16,11 +21,11 @@ class MatteResult:
     """The matte of one object.
 
     Attributes:
-        image: The image, uint8 ``[H, W, 3]``, RGB; gray where it is transparent all through.
-        alpha: float32 ``[H, W]`` in [0, 1]: how much of each pixel is the object. Never more than
-            the image's own alpha.
-        prompt: Short name of the prompt that was used: box, point, mask, trimap or auto.
-        opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None where it is opaque.
+        image: uint8 ``[H, W, 3]``, RGB; mid-gray where the image is fully transparent.
+        alpha: float32 ``[H, W]`` in [0, 1], the fraction of each pixel that the object covers.
+            Never exceeds the image's own alpha.
+        prompt: Short name of the prompt: box, point, mask, trimap or auto.
+        opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None if it is opaque.
     """
 
     image: np.ndarray
@@ -30,53 +35,114 @@ class MatteResult:
 
     @cached_property
     def foreground(self) -> np.ndarray:
-        """The object's own colours, uint8 ``[H, W, 3]``; see `estimate_foreground`."""
+        """The object's own colors, uint8 ``[H, W, 3]``; see `estimate_foreground`."""
         if self.opacity is None:
             return estimate_foreground(self.image, self.alpha)
-        # Colors are stored as if the image were opaque: where the object is all that shows, they
-        # are its own.
-        share = np.zeros_like(self.alpha)
-        np.divide(self.alpha, self.opacity, out=share, where=self.opacity > 0)
-        return estimate_foreground(self.image, share)
+        # A transparent image stores unmixed colors: where only the object is visible, they are
+        # the object's own.
+        fraction = np.zeros_like(self.alpha)
+        np.divide(self.alpha, self.opacity, out=fraction, where=self.opacity > 0)
+        return estimate_foreground(self.image, fraction)
 
     def cutout(self, premultiplied: bool = False, bits: int = 8) -> np.ndarray:
-        """Cuts the object out.
+        """Return the object on a transparent background, with estimated foreground colors.
 
         Args:
-            premultiplied: Multiply the colours with alpha; what PNG and most programs expect is
-                not to.
-            bits: 8 or 16 a channel.
+            premultiplied: Multiply the colors by alpha. PNG and most programs expect them
+                unmultiplied.
+            bits: 8 or 16 per channel.
 
         Returns:
-            uint8 or uint16 ``[H, W, 4]``, RGBA with the estimated foreground colours.
+            uint8 or uint16 ``[H, W, 4]``, RGBA.
 
         Raises:
-            ConfigError: ``bits`` is something else.
+            ConfigError: ``bits`` is neither 8 nor 16.
             DependencyError: pymatting is not installed.
         """
         if bits not in (8, 16):
-            raise ConfigError(f"bits is 8 or 16; got {bits!r}.")
+            raise ConfigError(f"bits must be 8 or 16; got {bits!r}.")
         dtype, full = (np.uint8, 255) if bits == 8 else (np.uint16, 65535)
-        colours = self.foreground * dtype(full // 255)  # [0, 255] -> [0, full]
+        colors = self.foreground * dtype(full // 255)  # [0, 255] -> [0, full]
         if premultiplied:
-            colours = np.round(colours * self.alpha[..., None]).astype(dtype)
+            colors = np.round(colors * self.alpha[..., None]).astype(dtype)
         alpha = np.round(self.alpha * np.float32(full)).astype(dtype)  # [0, 1] -> [0, full]
-        return np.dstack([colours, alpha])
+        return np.dstack([colors, alpha])
 
     def composite(self, background: Any) -> np.ndarray:
-        """Puts the object on another background.
+        """Return the object on another background.
 
         Args:
-            background: A colour or a picture; see `SDMatte.images.arrays.as_background`.
+            background: A color or an image; see `SDMatte.images.arrays.as_background`.
 
         Returns:
-            uint8 ``[H, W, 3]``.
+            uint8 ``[H, W, 3]``, RGB.
 
         Raises:
-            DataError: The background is neither.
+            DataError: The background is neither a color nor a readable image.
             DependencyError: pymatting is not installed.
         """
         behind = as_background(background, self.alpha.shape)
         alpha = self.alpha[..., None]
-        mixed = alpha * self.foreground + (1 - alpha) * behind
-        return np.round(mixed).astype(np.uint8)
+        return np.round(alpha * self.foreground + (1 - alpha) * behind).astype(np.uint8)
+
+
+@dataclass
+class OutputSettings:
+    """What is written of a matte, and in which format.
+
+    Attributes:
+        kind: ``"cutout"``, RGBA with estimated foreground colors; ``"alpha"``, the matte in gray;
+            or ``"composite"``, the object on another background.
+        background: Background of a composite, a color or an image; read at once, see
+            `read_background`.
+        premultiplied: Whether the colors of a cutout are multiplied by alpha.
+        bits: Bits per channel: 8, or 16 for ``"alpha"`` as PNG or TIFF and ``"cutout"`` as PNG.
+        suffix: Format of files whose names are not given.
+
+    Raises:
+        ConfigError: A setting is invalid, or two of them are incompatible.
+        DataError: The background is neither a color nor a readable image.
+    """
+
+    kind: str = "cutout"
+    background: Any = None
+    premultiplied: bool = False
+    bits: int = 8
+    suffix: str = ".png"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.kind not in OUTPUTS:
+            raise ConfigError(f"The output must be one of {', '.join(OUTPUTS)}; got {self.kind!r}.")
+        if self.bits != 8 and (self.bits != 16 or self.kind not in _WITH_16_BITS):
+            raise ConfigError(f"bits must be 8, or 16 for mattes and cutouts; got {self.bits!r}.")
+        if self.premultiplied and self.kind != "cutout":
+            raise ConfigError(f"Only cutouts can be premultiplied, not {self.kind!r}.")
+        self.check_suffix(self.suffix)
+        if self.kind == "composite":
+            self.background = read_background(self.background)
+
+    def check_suffix(self, suffix: str) -> None:
+        """Ensure that a file format can store the output.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        suffix = suffix.lower()
+        if suffix not in WRITERS:
+            raise ConfigError(f"Cannot write {suffix!r} files: use one of {', '.join(WRITERS)}.")
+        if self.kind == "cutout" and suffix in _WITHOUT_ALPHA:
+            raise ConfigError(f"A {suffix} file has no alpha channel: use .png, .webp or .tif.")
+        if self.bits == 16 and suffix not in _WITH_16_BITS[self.kind]:
+            allowed = " or ".join(_WITH_16_BITS[self.kind])
+            raise ConfigError(f"Cannot write 16 bits to a {suffix} file: use {allowed}.")
+
+    def render(self, result: MatteResult) -> np.ndarray:
+        """Return the array to write."""
+        if self.kind == "cutout":
+            return result.cutout(self.premultiplied, self.bits)
+        if self.kind == "composite":
+            return result.composite(self.background)
+        if self.bits == 16:
+            return np.round(result.alpha * 65535).astype(np.uint16)  # [0, 1] -> [0, 65535]
+        return result.alpha

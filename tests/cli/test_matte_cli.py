@@ -69,7 +69,7 @@ def test_folders_and_what_goes_wrong_in_them(matte):
     status, out, _ = matte("in", "--mask", "masks", "-o", "out")
     assert (status, out) == (0, "2 mattes written.")
     status, out, _ = matte("in", "--mask", "masks", "-o", "out")
-    assert (status, out) == (0, "0 mattes written, 2 were there already.")
+    assert (status, out) == (0, "0 mattes written, 2 already existed.")
     Image.new("RGB", (10, 10)).save("in/c.png")
     status, out, err = matte("in", "--mask", "masks", "-o", "out", "--overwrite")
     assert (status, out) == (1, "2 mattes written, 1 failed.")
@@ -97,7 +97,7 @@ def test_what_folders_hold_beside_images_is_counted_and_named(matte):
     shutil.copytree("masks", "in/masks")
     shutil.copytree("out", "in/out")
     status, out, err = matte("in", "--mask", "in/masks", "-o", "in/out", "--alpha-only")
-    assert (status, out) == (0, "0 mattes written, 2 were there already, 3 files left out.")
+    assert (status, out) == (0, "0 mattes written, 2 already existed, 3 files left out.")
 
 
 def test_sub_folders_keep_their_places(matte):
@@ -115,7 +115,7 @@ def test_sub_folders_keep_their_places(matte):
     assert written == ["out/a.png", "out/b.png", "out/day/a.png"]
     shutil.copy("masks/a.png", "masks/day/night/e.png")
     status, out, _ = matte(*words)
-    assert (status, out) == (0, "1 mattes written, 3 were there already.")
+    assert (status, out) == (0, "1 matte written, 3 already existed.")
     assert Path("out/day/night/e.png").is_file()
 
 
@@ -128,7 +128,7 @@ def test_names_are_matched_in_any_spelling(matte):
     shutil.copy("masks/a.png", f"in/{nfd}.JPG")  # its content decides
     shutil.copy("masks/a.png", f"in/{nfd}/{nfd}.png")
     status, out, _ = matte("in", "--mask", "masks", "-o", "out", "--alpha-only")
-    assert (status, out) == (0, "1 mattes written, 1 files left out.")
+    assert (status, out) == (0, "1 matte written, 1 file left out.")
     assert os.listdir("out") == [f"{nfd}.png"]
     rows = (f"{nfc}.jpg,{nfc}.png", f"{nfd}.JPG,{nfd}.png", f"{nfc}/{nfd}.PNG,{nfc}.png")
     Path("masks/p.csv").write_text("\n".join(["image,mask", *rows]))
@@ -173,7 +173,7 @@ def test_nothing_that_is_read_is_overwritten(matte, words):
 def test_a_checkpoint_without_its_configs_is_named(matte, capsys):
     Path("broken.pth").write_bytes(b"torn")
     assert main(["matte", "in/a.png", "--auto", "--model", "broken.pth", "-o", "x.png"]) == 2
-    assert "error: broken.pth is not enough for a model" in capsys.readouterr().err
+    assert "error: broken.pth is not a model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,11 @@ def test_a_checkpoint_without_its_configs_is_named(matte, capsys):
         (["in/a.png", "--points", "1", "2", "3"], "points are pairs x y; got 3 numbers"),
         (["none.png", "--auto"], "the file does not exist"),
         (["in/a.png", "--auto", "-o", "x.jpg"], "A .jpg file has no alpha channel"),
-        (["in/a.png", "--auto", "-o", "x.gif"], ".gif is no format for pictures"),
-        (["in/a.png", "--auto", "--bits", "16", "-o", "x.tif"], "no 16 bits here: use .png"),
+        (["in/a.png", "--auto", "-o", "x.gif"], "Cannot write '.gif' files"),
+        (
+            ["in/a.png", "--auto", "--bits", "16", "-o", "x.tif"],
+            "Cannot write 16 bits to a .tif file: use .png",
+        ),
         (["in/a.png", "--auto", "--resolution", "50"], "resolution must be a multiple of 32"),
         (["in/a.png", "--auto", "--dtype", "int8"], "dtype is float32"),
         (["in/a.png", "--auto", "--background", "nowhere.png"], "neither a file nor a colour"),
@@ -264,7 +267,7 @@ def test_a_run_that_was_killed_goes_on(model, tmp_path):
     for path in whole:
         assert read_alpha(path).shape == (60, 80)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    expected = f"{15 - len(whole)} mattes written, {len(whole)} were there already."
+    expected = f"{15 - len(whole)} mattes written, {len(whole)} already existed."
     assert (done.returncode, done.stdout.strip()) == (0, expected)
     assert all(path.stat().st_mtime_ns == at for path, at in whole.items())
     assert len(list(tmp_path.glob("out/*"))) == len(list(tmp_path.glob("out/.*"))) + 15 == 15

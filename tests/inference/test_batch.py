@@ -1,29 +1,27 @@
-"""Many pictures: what is planned, what is written, and what does not stop the rest."""
+"""Batches: planning, writing, resuming, and jobs that fail."""
 
 import io
-import json
 import logging
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from SDMatte.errors import ConfigError, DataError, OutputError
 from SDMatte.images.io import read_alpha, read_image, write_image
-from SDMatte.inference.batch import run_jobs
-from SDMatte.inference.jobs import (
+from SDMatte.inference.batch import (
     BatchReport,
     Job,
-    OutputSettings,
     pending_jobs,
     plan_listed,
     plan_many,
     plan_single,
+    run_jobs,
 )
-from SDMatte.prompts.requests import PromptRequest, read_prompt_file
+from SDMatte.inference.result import OutputSettings
+from SDMatte.prompts.requests import PromptRequest
 
 AUTO = PromptRequest("auto")
 BOX = PromptRequest("box", [5, 5, 30, 30])
@@ -31,10 +29,10 @@ BOX = PromptRequest("box", [5, 5, 30, 30])
 
 @pytest.fixture
 def folder(tmp_path, picture):
-    """Three pictures and something else."""
+    """Three images and a text file."""
     for name in ("a.png", "b.jpg", "c.webp"):
         write_image(tmp_path / "in" / name, picture)
-    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
     return tmp_path / "in"
 
 
@@ -69,33 +67,63 @@ def test_names_of_outputs(folder, tmp_path):
     ]
 
 
-def test_plans_that_cannot_be(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("start", "given", "expected"),
+    [
+        ("in", ".", "in_mattes"),
+        ("in", "./", "in_mattes"),
+        ("in/sub", "..", "in_mattes"),
+        ("in/sub", "../", "in_mattes"),
+        (".", "in/", "in_mattes"),
+        (".", "in/.", "in_mattes"),
+        (".", "in/sub/..", "in_mattes"),
+        ("in/sub", "../sub", "in/sub_mattes"),
+    ],
+)
+def test_the_default_folder_is_beside_the_input(
+    folder, tmp_path, monkeypatch, start, given, expected
+):
+    (folder / "sub").mkdir()
+    write_image(folder / "sub" / "a.png", np.zeros((4, 4), np.uint8))
+    monkeypatch.chdir(tmp_path / start)
+    jobs = plan_many([Path(given)], [AUTO], None, ".png")
+    assert jobs[0].output.resolve() == tmp_path / expected / "a.png"
+    listed = plan_listed(Path(given), {"a.png": [AUTO]}, None, ".png")
+    assert outputs(listed) == outputs(jobs)[:1]
+
+
+def test_the_root_folder_needs_an_output():
+    with pytest.raises(ConfigError, match="/ has no folder beside it .* use -o FOLDER"):
+        plan_many([Path("/")], [AUTO], None, ".png")
+
+
+def test_invalid_plans(folder, tmp_path):
     photo = folder / "a.png"
-    with pytest.raises(ConfigError, match="2 mattes need a folder to go to"):
+    with pytest.raises(ConfigError, match="2 mattes need an output folder"):
         plan_single(photo, [AUTO, BOX], tmp_path / "x.png", ".png")
     with pytest.raises(ConfigError, match="-o FOLDER"):
         plan_many([photo, folder], [AUTO], None, ".png")
     with pytest.raises(ConfigError, match="x.png is a file"):
         plan_many([folder], [AUTO], tmp_path / "x.png", ".png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="There is no picture in"):
+    with pytest.raises(DataError, match="No image found in"):
         plan_many([tmp_path / "empty"], [AUTO], None, ".png")
 
 
-def test_a_run_goes_on_where_it_was(predictor, folder, tmp_path):
+def test_an_interrupted_batch_resumes(predictor, folder, tmp_path):
     jobs = plan_many([folder], [AUTO], tmp_path / "out", ".png")
     assert len(make(predictor, jobs[:1]).done) == 1
     before = jobs[0].output.stat().st_mtime_ns
     report = make(predictor, jobs)
     assert (len(report.done), report.skipped) == (2, [jobs[0].output])
     assert jobs[0].output.stat().st_mtime_ns == before
-    assert report.summary() == "2 mattes written, 1 were there already."
+    assert report.summary() == "2 mattes written, 1 already existed."
     assert len(make(predictor, jobs, overwrite=True).done) == 3
     assert jobs[0].output.stat().st_mtime_ns > before
 
 
-def test_one_bad_file_does_not_stop_the_rest(predictor, folder, tmp_path, caplog):
-    (folder / "b.jpg").write_bytes(b"not a picture")
+def test_failures_do_not_stop_the_rest(predictor, folder, tmp_path, caplog):
+    (folder / "b.jpg").write_bytes(b"not an image")
     (folder / "a.jpg").write_bytes((folder / "a.png").read_bytes())
     jobs = plan_many([folder], [AUTO], tmp_path / "out", ".png")
     jobs.append(Job(folder / "a.png", PromptRequest("box", [5, 5, 900, 9]), tmp_path / "box.png"))
@@ -103,30 +131,32 @@ def test_one_bad_file_does_not_stop_the_rest(predictor, folder, tmp_path, caplog
     jobs.append(Job(folder / "a.png", PromptRequest("mask", tmp_path), tmp_path / "none.png"))
     report = make(predictor, jobs)
     reasons = {f"{job.image.name}>{job.output.name}": reason for job, reason in report.failed}
-    assert "a.jpg already: rename one of the two images" in reasons["a.png>a.png"]
+    assert "already the matte of" in reasons["a.png>a.png"]
     assert "it is not an image" in reasons["b.jpg>b.png"]
     assert "does not fit the image" in reasons["a.png>box.png"]
     assert "has no partner" in reasons["a.png>none.png"]
-    assert len(report.done) == 3 and len(report.failed) == 4  # one name, two pictures: a.jpg's
+    assert (
+        len(report.done) == 3 and len(report.failed) == 4
+    )  # of the two images named a, a.jpg comes first
     errors = [r.levelno for r in caplog.records if r.levelno > logging.WARNING]
     assert errors == [logging.ERROR] * 4
-    assert (tmp_path / "mask.png").exists()  # the picture's own brightness as its mask
+    assert (tmp_path / "mask.png").exists()  # the folder itself as masks: each image's brightness
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_picture_is_encoded_once_for_its_prompts(tiny, predictor, folder, tmp_path):
+def test_an_image_is_encoded_once_for_all_its_prompts(tiny, predictor, folder, tmp_path):
     encoded = []
     handle = tiny.vae.encoder.register_forward_hook(lambda module, args, out: encoded.append(1))
     try:
         make(predictor, plan_single(folder / "a.png", [AUTO, BOX, BOX], tmp_path / "out", ".png"))
     finally:
         handle.remove()
-    assert len(encoded) == 1  # maps of boxes do not go through the whole encoder
+    assert len(encoded) == 1  # constant bands of prompt maps bypass the encoder
 
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
-def test_cutouts_in_every_format(predictor, folder, tmp_path, suffix):
+def test_cutouts_in_all_formats(predictor, folder, tmp_path, suffix):
     jobs = plan_single(folder / "a.png", [BOX], tmp_path / "out", suffix)
     assert make(predictor, jobs).done
     with Image.open(jobs[0].output) as written:
@@ -138,13 +168,13 @@ def test_cutouts_in_every_format(predictor, folder, tmp_path, suffix):
 
 @pytest.mark.numerics
 def test_mattes_of_8_and_16_bits_and_composites(predictor, folder, tmp_path):
-    """Predictions are repeated, so what is written has the bits of the result."""
+    """The same prediction is repeated, so files equal it bit for bit after rounding."""
     jobs = plan_single(folder / "a.png", [BOX], tmp_path / "out.png", ".png")
     result = predictor.predict(box=BOX.value, image=predictor.encode(folder / "a.png"))
     for bits in (8, 16):
         make(predictor, jobs, overwrite=True, kind="alpha", bits=bits)
         error = np.abs(read_alpha(jobs[0].output) - result.alpha).max()
-        assert error <= 0.5 / (2**bits - 1) + 5e-6  # half a step, and rounding in float32
+        assert error <= 0.5 / (2**bits - 1) + 5e-6  # half a step, and float32 rounding
     make(predictor, jobs, overwrite=True, kind="composite", background="#102030")
     np.testing.assert_array_equal(read_image(jobs[0].output), result.composite((16, 32, 48)))
     make(predictor, jobs, overwrite=True, premultiplied=True)
@@ -152,21 +182,21 @@ def test_mattes_of_8_and_16_bits_and_composites(predictor, folder, tmp_path):
         np.testing.assert_array_equal(np.array(written), result.cutout(premultiplied=True))
     for premultiplied in (False, True):
         make(predictor, jobs, overwrite=True, premultiplied=premultiplied, bits=16)
-        deep = cv2.cvtColor(cv2.imread(str(jobs[0].output), -1), cv2.COLOR_BGRA2RGBA)
-        np.testing.assert_array_equal(deep, result.cutout(premultiplied, bits=16))
-        assert np.abs(deep[..., 3] / 65535 - result.alpha).max() <= 0.5 / 65535 + 5e-6
-        assert np.abs(deep / 257 - result.cutout(premultiplied)).max() <= 0.51
-    with pytest.raises(ConfigError, match="bits is 8 or 16"):
+        stored = cv2.cvtColor(cv2.imread(str(jobs[0].output), -1), cv2.COLOR_BGRA2RGBA)
+        np.testing.assert_array_equal(stored, result.cutout(premultiplied, bits=16))
+        assert np.abs(stored[..., 3] / 65535 - result.alpha).max() <= 0.5 / 65535 + 5e-6
+        assert np.abs(stored / 257 - result.cutout(premultiplied)).max() <= 0.51
+    with pytest.raises(ConfigError, match="bits must be 8 or 16"):
         result.cutout(bits=12)
 
 
 def test_colors_orientation_and_metadata(predictor, picture, tmp_path):
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "Maker"  # a quarter turn
+    exif[0x0112], exif[0x010F] = 6, "Maker"  # rotated by 90 degrees
     path = tmp_path / "photo.tif"
     in_lab = ImageCms.profileToProfile(Image.fromarray(picture), srgb, lab, outputMode="LAB")
-    in_lab.save(path, exif=exif, dpi=(300, 300))  # with the profile of its own colours
+    in_lab.save(path, exif=exif, dpi=(300, 300))  # with the Lab profile
     assert "icc_profile" in Image.open(path).info
     upright = np.rot90(picture, -1)
     for suffix, bits in ((".png", 8), (".webp", 8), (".tif", 8), (".png", 16)):
@@ -184,7 +214,7 @@ def test_colors_orientation_and_metadata(predictor, picture, tmp_path):
         assert not solid.any() or np.median(error[solid]) <= 3
     jobs = plan_single(path, [AUTO], tmp_path / "composite.png", ".png")
     make(predictor, jobs, kind="composite", background="#0096da")
-    with Image.open(jobs[0].output) as written:  # one profile, right for background and object
+    with Image.open(jobs[0].output) as written:  # the profile fits background and object
         own = io.BytesIO(written.info["icc_profile"])
         shown = np.asarray(ImageCms.profileToProfile(written, own, srgb)).astype(int)
         assert np.abs(shown - np.asarray(written)).max() <= 1
@@ -194,7 +224,7 @@ def test_colors_orientation_and_metadata(predictor, picture, tmp_path):
         assert not {"icc_profile", "exif", "dpi"} & set(written.info)  # a matte is data
 
 
-def test_a_background_is_read_once_and_before_the_rest(tmp_path, picture):
+def test_backgrounds_are_read_at_once(tmp_path, picture):
     path = write_image(tmp_path / "b.png", picture)
     np.testing.assert_array_equal(OutputSettings("composite", str(path)).background, picture)
     assert OutputSettings("composite", "#102030").background == (16, 32, 48)
@@ -202,7 +232,7 @@ def test_a_background_is_read_once_and_before_the_rest(tmp_path, picture):
         OutputSettings("composite", "nowhere.png")
 
 
-def test_what_cannot_be_written_is_said_before_anything_is_computed(folder, tmp_path):
+def test_unwritable_outputs_are_found_early(folder, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "out.png").mkdir()
     targets = [tmp_path / "file" / "deep" / "x.png", tmp_path / "out.png"]
@@ -211,7 +241,9 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(folder, tmp_
     jobs.append(Job(folder / "none.png", AUTO, tmp_path / "y.png"))
     report = BatchReport()
     pending = pending_jobs(jobs, False, report)
-    assert [job.output for job in pending] == targets[-1:]  # whose name is tried
+    assert [job.output for job in pending] == targets[
+        -1:
+    ]  # too long a name is only found when writing
     reasons = [reason for _, reason in report.failed]
     for reason, part in zip(
         reasons,
@@ -227,120 +259,16 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(folder, tmp_
     ("settings", "sentence"),
     [
         ({"kind": "mask"}, "one of cutout, alpha, composite"),
-        ({"bits": 12}, "8 bits a channel"),
-        ({"kind": "composite", "background": "red", "bits": 16}, "16 are for mattes and cut-outs"),
-        ({"bits": 16, "suffix": ".tif"}, "no 16 bits here: use .png"),
-        ({"kind": "alpha", "bits": 16, "suffix": ".webp"}, "no 16 bits"),
+        ({"bits": 12}, "bits must be 8, or 16"),
+        ({"kind": "composite", "background": "red", "bits": 16}, "16 for mattes and cutouts"),
+        ({"bits": 16, "suffix": ".tif"}, "Cannot write 16 bits to a .tif file: use .png"),
+        ({"kind": "alpha", "bits": 16, "suffix": ".webp"}, "Cannot write 16 bits to a .webp"),
         ({"suffix": ".jpg"}, "no alpha channel"),
         ({"suffix": ".bmp"}, "no alpha channel"),
-        ({"suffix": ".gif"}, "no format for pictures"),
-        ({"kind": "alpha", "premultiplied": True}, "Only the colours of a cut-out"),
+        ({"suffix": ".gif"}, "Cannot write '.gif' files"),
+        ({"kind": "alpha", "premultiplied": True}, "Only cutouts can be premultiplied"),
     ],
 )
-def test_outputs_that_cannot_be(settings, sentence):
+def test_invalid_outputs(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         OutputSettings(**settings)
-
-
-JSON = {
-    "a.png": {"box": [1, 2, 30, 40], "transparent": True},
-    "b.jpg": [{"points": [[5, 6], [7, 8]]}, {"mask": "masks/b.png"}],
-    "c.webp": {"auto": True},
-}
-CSV = """\
-image,box,points,mask,auto,transparent
-a.png,1 2 30 40,,,,yes
-b.jpg,,"5,6,7,8",,,
-b.jpg,,,masks/b.png,,0
-c.webp,,,,1,
-"""
-
-
-def test_prompt_files(tmp_path):
-    (tmp_path / "p.json").write_text(json.dumps(JSON))
-    (tmp_path / "p.csv").write_text("\ufeff" + CSV)
-    expected = {
-        "a.png": [PromptRequest("box", [1, 2, 30, 40], True)],
-        "b.jpg": [
-            PromptRequest("points", [[5, 6], [7, 8]]),
-            PromptRequest("mask", tmp_path / "masks" / "b.png"),
-        ],
-        "c.webp": [AUTO],
-    }
-    assert read_prompt_file(tmp_path / "p.json") == expected
-    assert read_prompt_file(tmp_path / "p.csv") == expected
-
-
-def test_prompts_are_loaded_for_their_picture(tmp_path):
-    mask = np.zeros((4, 6), np.uint8)
-    mask[1] = 255
-    write_image(tmp_path / "masks" / "a.png", mask)
-    image = tmp_path / "in" / "a.jpg"
-    for value in (tmp_path / "masks", tmp_path / "masks" / "a.png"):
-        loaded = PromptRequest("mask", value, True).load(image)
-        np.testing.assert_array_equal(loaded["mask"], mask)
-        assert loaded["transparent"] is True
-        trimap = PromptRequest("trimap", value).load(image)["trimap"]
-        np.testing.assert_array_equal(trimap, mask)
-    assert AUTO.load(image) == {"transparent": False}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "sentence"),
-    [
-        ("p.txt", "", "to be a .json or a .csv file"),
-        ("p.json", "{", "not valid JSON"),
-        ("p.json", "[]", "must map the names"),
-        ("p.json", "{}", "holds no prompt"),
-        ("p.json", '{"a.png": 3}', "a.png: a prompt is written"),
-        ("p.json", '{"a.png": {}}', "got none"),
-        ("p.json", '{"a.png": {"box": [1], "auto": true}}', "has one of box, points"),
-        ("p.json", '{"a.png": {"bbox": [1, 2, 3, 4]}}', "got bbox"),
-        ("p.json", '{"a.png": {"auto": true, "transparent": "no"}}', "transparent='no'"),
-        ("p.json", '{"a.png": {"mask": [1]}}', "mask is a file"),
-        ("p.json", '{"../a.png": {"auto": true}}', "named relative to their folder"),
-        ("p.json", "[" * 200_000, "not valid JSON"),
-        ("p.json", '{"a": {"auto": true}, "a": {"auto": true}}', "'a' is there twice"),
-        ("p.json", '{"": {"auto": true}}', "named relative to their folder"),
-        ("p.json", '{".": {"auto": true}}', "named relative to their folder"),
-        ("p.json", '{"a.png": {"box": [[1, 2, 3, 4], [5, 6, 7, 8]]}}', "box is a list of four"),
-        ("p.csv", f"image,box\n{'a' * 200_000},1 2 3 4\n", "not valid CSV"),
-        ("p.csv", "picture,box\n", "the column image"),
-        ("p.csv", "image,box\na.png,1 two 3 4\n", "line 2: box is a list of numbers"),
-        ("p.csv", "image,points\na.png,1 2 3\n", "points are pairs x y; got 3 numbers"),
-        ("p.csv", "image,auto\na.png,maybe\n", "auto is 1 or 0"),
-        ("p.csv", "image,auto\na.png,1,2\n", "no more values than columns"),
-        ("p.csv", "image,box\na.png,\n", "has one of box"),
-    ],
-)
-def test_prompt_files_that_are_not_understood(tmp_path, name, text, sentence):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=sentence):
-        read_prompt_file(tmp_path / name)
-    with pytest.raises(DataError, match="Cannot read"):
-        read_prompt_file(tmp_path / "none.csv")
-
-
-text = st.one_of(
-    st.text(max_size=40),
-    st.sampled_from([json.dumps(JSON), CSV]).flatmap(
-        lambda whole: st.integers(0, len(whole)).map(lambda end: whole[:end])
-    ),
-    st.lists(st.sampled_from([*'{}[]:,"\n', "image", "box", "a.png", "1 2 3 4", "true"])).map(
-        "".join
-    ),
-)
-
-
-@settings(max_examples=150)
-@given(suffix=st.sampled_from([".json", ".csv"]), content=text)
-def test_prompt_files_are_understood_or_refused(tmp_path_factory, suffix, content):
-    path = tmp_path_factory.getbasetemp() / f"fuzzed{suffix}"
-    path.write_bytes(content.encode("utf-8", "replace"))
-    try:
-        listed = read_prompt_file(path)
-    except DataError as error:
-        assert "\n" not in str(error)
-        return
-    jobs = plan_listed(path.parent, listed, path.parent / "out", ".png")
-    pending_jobs(jobs, False, BatchReport())

@@ -132,7 +132,7 @@ import cv2, numpy as np
 from check_large_image import draw
 from test_tiles import SeesAlpha, biased
 import torch
-from SDMatte.engine.progress import peak_memory
+from SDMatte.runtime.devices import peak_memory
 from SDMatte.inference.tiles import refine_with_tiles
 import test_tiles
 test_tiles.TILE = 1024

@@ -11,8 +11,8 @@ from PIL import Image
 from SDMatte import MattePredictor
 from SDMatte.images.arrays import NEUTRAL, as_background, as_rgb, read_pixels
 from SDMatte.images.io import read_image_and_alpha
-from SDMatte.inference.batch import run_jobs
-from SDMatte.inference.jobs import BatchReport, OutputSettings, plan_many
+from SDMatte.inference.batch import BatchReport, plan_many, run_jobs
+from SDMatte.inference.result import OutputSettings
 from SDMatte.prompts.requests import PromptRequest
 
 HIDDEN = (255, 0, 255)

@@ -1,0 +1,118 @@
+"""Prompt files, and prompts whose maps are files."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from SDMatte.errors import DataError
+from SDMatte.images.io import write_image
+from SDMatte.inference.batch import BatchReport, pending_jobs, plan_listed
+from SDMatte.prompts.requests import PromptRequest, read_prompt_file
+
+AUTO = PromptRequest("auto")
+
+JSON = {
+    "a.png": {"box": [1, 2, 30, 40], "transparent": True},
+    "b.jpg": [{"points": [[5, 6], [7, 8]]}, {"mask": "masks/b.png"}],
+    "c.webp": {"auto": True},
+}
+CSV = """\
+image,box,points,mask,auto,transparent
+a.png,1 2 30 40,,,,yes
+b.jpg,,"5,6,7,8",,,
+b.jpg,,,masks/b.png,,0
+c.webp,,,,1,
+"""
+
+
+def test_prompt_files(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(JSON))
+    (tmp_path / "p.csv").write_text("\ufeff" + CSV)
+    expected = {
+        "a.png": [PromptRequest("box", [1, 2, 30, 40], True)],
+        "b.jpg": [
+            PromptRequest("points", [[5, 6], [7, 8]]),
+            PromptRequest("mask", tmp_path / "masks" / "b.png"),
+        ],
+        "c.webp": [AUTO],
+    }
+    assert read_prompt_file(tmp_path / "p.json") == expected
+    assert read_prompt_file(tmp_path / "p.csv") == expected
+
+
+def test_prompts_are_loaded_for_their_picture(tmp_path):
+    mask = np.zeros((4, 6), np.uint8)
+    mask[1] = 255
+    write_image(tmp_path / "masks" / "a.png", mask)
+    image = tmp_path / "in" / "a.jpg"
+    for value in (tmp_path / "masks", tmp_path / "masks" / "a.png"):
+        loaded = PromptRequest("mask", value, True).load(image)
+        np.testing.assert_array_equal(loaded["mask"], mask)
+        assert loaded["transparent"] is True
+        trimap = PromptRequest("trimap", value).load(image)["trimap"]
+        np.testing.assert_array_equal(trimap, mask)
+    assert AUTO.load(image) == {"transparent": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("p.txt", "", "to be a .json or a .csv file"),
+        ("p.json", "{", "not valid JSON"),
+        ("p.json", "[]", "must map the names"),
+        ("p.json", "{}", "holds no prompt"),
+        ("p.json", '{"a.png": 3}', "a.png: a prompt is written"),
+        ("p.json", '{"a.png": {}}', "got none"),
+        ("p.json", '{"a.png": {"box": [1], "auto": true}}', "has one of box, points"),
+        ("p.json", '{"a.png": {"bbox": [1, 2, 3, 4]}}', "got bbox"),
+        ("p.json", '{"a.png": {"auto": true, "transparent": "no"}}', "transparent='no'"),
+        ("p.json", '{"a.png": {"mask": [1]}}', "mask is a file"),
+        ("p.json", '{"../a.png": {"auto": true}}', "named relative to their folder"),
+        ("p.json", "[" * 200_000, "not valid JSON"),
+        ("p.json", '{"a": {"auto": true}, "a": {"auto": true}}', "'a' is there twice"),
+        ("p.json", '{"": {"auto": true}}', "named relative to their folder"),
+        ("p.json", '{".": {"auto": true}}', "named relative to their folder"),
+        ("p.json", '{"a.png": {"box": [[1, 2, 3, 4], [5, 6, 7, 8]]}}', "box is a list of four"),
+        ("p.csv", f"image,box\n{'a' * 200_000},1 2 3 4\n", "not valid CSV"),
+        ("p.csv", "picture,box\n", "the column image"),
+        ("p.csv", "image,box\na.png,1 two 3 4\n", "line 2: box is a list of numbers"),
+        ("p.csv", "image,points\na.png,1 2 3\n", "points are pairs x y; got 3 numbers"),
+        ("p.csv", "image,auto\na.png,maybe\n", "auto is 1 or 0"),
+        ("p.csv", "image,auto\na.png,1,2\n", "no more values than columns"),
+        ("p.csv", "image,box\na.png,\n", "has one of box"),
+    ],
+)
+def test_prompt_files_that_are_not_understood(tmp_path, name, text, sentence):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        read_prompt_file(tmp_path / name)
+    with pytest.raises(DataError, match="Cannot read"):
+        read_prompt_file(tmp_path / "none.csv")
+
+
+text = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from([json.dumps(JSON), CSV]).flatmap(
+        lambda whole: st.integers(0, len(whole)).map(lambda end: whole[:end])
+    ),
+    st.lists(st.sampled_from([*'{}[]:,"\n', "image", "box", "a.png", "1 2 3 4", "true"])).map(
+        "".join
+    ),
+)
+
+
+@settings(max_examples=150)
+@given(suffix=st.sampled_from([".json", ".csv"]), content=text)
+def test_prompt_files_are_understood_or_refused(tmp_path_factory, suffix, content):
+    path = tmp_path_factory.getbasetemp() / f"fuzzed{suffix}"
+    path.write_bytes(content.encode("utf-8", "replace"))
+    try:
+        listed = read_prompt_file(path)
+    except DataError as error:
+        assert "\n" not in str(error)
+        return
+    jobs = plan_listed(path.parent, listed, path.parent / "out", ".png")
+    pending_jobs(jobs, False, BatchReport())
