@@ -34,11 +34,10 @@ from benchmark_common import (
 )
 from detectron2.utils.events import EventStorage
 
-from SDMatte.engine.records import peak_memory
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.losses import MattingCriterion
-from SDMatte.runtime.devices import choose_device
+from SDMatte.runtime.devices import choose_device, peak_memory
 
 CASES = {  # dtype of automatic mixed precision, gradient checkpointing
     "plain": (None, False),

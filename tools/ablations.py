@@ -1,13 +1,13 @@
-"""Trains the small model with and without what the paper adds, and tests it beside baselines.
+"""Train the small model with and without the paper's additions, and compare it with baselines.
 
-Every variant starts from the same random weights (the autoencoder is the shipped one), sees the
-same pictures in the same order, and takes the same number of steps: only the one thing differs.
-A second run of the whole model with another seed says how far two runs lie apart by chance. The
-quickstart's model is tested, too, where it has been trained::
+All variants start from the same random weights (with the shipped autoencoder), see the same images
+in the same order, and take the same number of steps; they differ in one thing only. A second run
+of the whole model with another seed shows the spread between runs. If the quickstart's model
+exists, it is tested as well::
 
-    python tools/ablations.py train                      # all variants, one after the other
-    python tools/ablations.py train whole opacity        # some; go on where they were interrupted
-    python tools/ablations.py test                       # scores and baselines, as tables
+    python tools/ablations.py train                      # all variants, one after another
+    python tools/ablations.py train whole opacity        # some; interrupted runs are resumed
+    python tools/ablations.py test                       # tables of scores, with baselines
     python tools/ablations.py test --real FOLDER         # also on FOLDER/*/{image,alpha}
 """
 
@@ -38,9 +38,9 @@ from SDMatte.scoring.tables import Table
 logger = logging.getLogger("ablations")
 CONFIG = "configs/SDMatte_small.py"
 PROMPTS = ("box", "point", "mask")
-Scores = dict[str, dict[str, float]]  # raw metrics by set/prompt
+Scores = dict[str, dict[str, float]]  # "SET/PROMPT" -> raw metrics
 
-VARIANTS: dict[str, tuple[str, str, list[str]]] = {  # title, init of the coordinates, settings
+VARIANTS: dict[str, tuple[str, str, list[str]]] = {  # title, coordinate init, overrides
     "whole": ("whole model", "default", []),
     "seed": ("whole model, another seed", "default", ["train.seed=43"]),
     "coordinates": ("no coordinate embedding", "default", ["model.use_coor_input=False"]),
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[str, str, list[str]]] = {  # title, init of the coordi
     "opacity": ("no opacity embedding", "default", ["model.use_opacity_input=False"]),
     "masking": ("no masked self-attention", "default", ["model.use_attention_mask=False"]),
     "visual": (
-        "text in place of the visual cross-attention",
+        "text instead of visual cross-attention",
         "default",
         ["model.use_encoder_hidden_states=False"],
     ),
@@ -56,7 +56,7 @@ VARIANTS: dict[str, tuple[str, str, list[str]]] = {  # title, init of the coordi
 
 
 def settings_of(name: str, args: argparse.Namespace) -> list[str]:
-    """What a variant's run overrides in the small model's config."""
+    """Return the overrides of a variant's run."""
     return [
         f"train.output_dir={args.output / name}",
         f"train.max_iter={args.steps}",
@@ -73,7 +73,7 @@ def settings_of(name: str, args: argparse.Namespace) -> list[str]:
 
 
 def run_variants(args: argparse.Namespace) -> None:
-    """Trains; what is finished is left alone."""
+    """Train the variants; finished runs are kept."""
     make_sample_set(args.samples, num_train=args.num_train, num_test=8, size=256, seed=1)
     os.environ["SDMATTE_DATA_ROOT"] = str(args.samples)
     for name in args.variants or VARIANTS:
@@ -85,7 +85,7 @@ def run_variants(args: argparse.Namespace) -> None:
 
 
 def write_start(config: DictConfig, init: str, path: Path) -> None:
-    """Writes the weights that a variant starts from: random ones, drawn by the run's seed."""
+    """Write the random weights that a variant starts from, drawn with the run's seed."""
     torch.manual_seed(config.train.seed)
     tensors = build(config.model).state_dict()
     layers = tuple(f"unet.{layer}." for layer in COORDINATE_LAYERS)
@@ -97,7 +97,7 @@ def write_start(config: DictConfig, init: str, path: Path) -> None:
 
 
 def test_all(args: argparse.Namespace) -> None:
-    """Tests what has been trained, and the baselines; prints the tables and writes them."""
+    """Test the trained variants and the baselines; print and write the tables."""
     os.environ["SDMATTE_DATA_ROOT"] = str(args.test_samples)
     make_sample_set(args.test_samples)  # the quickstart's
     sets: list = ["AIM-500"] + [
@@ -111,7 +111,7 @@ def test_all(args: argparse.Namespace) -> None:
     }
     for title, folder in trained.items():
         if not (folder / "model_final.pth").is_file():
-            logger.warning("%s is not trained: there is no %s.", title, folder / "model_final.pth")
+            logger.warning("%s is skipped: %s does not exist.", title, folder / "model_final.pth")
             continue
         config = load_config(folder / "config.yaml")
         config.dataloader.test.dataset.names = sets
@@ -131,7 +131,7 @@ def test_all(args: argparse.Namespace) -> None:
 
 
 def report(scores: dict[str, Scores], protocol: str) -> Iterator[str]:
-    """Makes the lines of the tables: the method beside the baselines, then the variants."""
+    """Yield the tables: first methods and baselines, then the variants."""
     variants = [title for title, _, _ in VARIANTS.values() if title in scores]
     methods = [title for title in scores if title not in variants]
     for key in next(iter(scores.values())):
@@ -149,7 +149,7 @@ def report(scores: dict[str, Scores], protocol: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/ablations"))
     commands = parser.add_subparsers(required=True)
@@ -164,7 +164,9 @@ def main() -> None:
     testing = commands.add_parser("test")
     testing.add_argument("--test-samples", type=Path, default=Path("data/samples"))
     testing.add_argument("--quickstart", type=Path, default=Path("output/quickstart/train"))
-    testing.add_argument("--real", type=Path, metavar="FOLDER", help="of sets with image/, alpha/")
+    testing.add_argument(
+        "--real", type=Path, metavar="FOLDER", help="of sets with image/ and alpha/"
+    )
     testing.set_defaults(run=test_all)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

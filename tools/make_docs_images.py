@@ -1,9 +1,9 @@
-"""Makes the pictures of docs/inference.md with the commands that stand there.
+"""Make the images of docs/inference.md with the commands printed there.
 
     .venv/bin/python tools/make_docs_images.py
 
-The photographs lie in scikit-image's wheel (coffee cup: Rachel Michetti, CC0; rocket: SpaceX,
-public domain), the large picture is drawn. What the commands read and write is in output/docs.
+The photographs are part of scikit-image's wheel (coffee cup: Rachel Michetti, CC0; rocket: SpaceX,
+public domain); the large image is drawn. The commands read and write files in output/docs.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from check_large_picture import draw
+from check_large_image import draw
 
 from SDMatte.cli.main import main as sdmatte
 from SDMatte.images.io import read_alpha, read_image, write_image
@@ -28,7 +28,7 @@ WORK = Path("output/docs")
 MODEL = f"{WORK}/model"
 BOX = (80, 16, 478, 386)
 POINTS = ((280, 120), (200, 200), (330, 200), (280, 280))
-FIELD = (770, 280, 930, 440)  # of the large picture, what is shown enlarged: x0, y0, x1, y1
+DETAIL = (770, 280, 930, 440)  # the enlarged part of the large image: x0, y0, x1, y1
 
 COMMANDS = (
     "sdmatte matte output/docs/coffee.png --box 80 16 478 386"
@@ -49,10 +49,10 @@ COMMANDS = (
 
 
 def main() -> None:
-    """Prepares the inputs, runs the commands, lays out what came."""
+    """Prepare the inputs, run the commands, and lay out the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--model", help="a training run's folder; default: the weights the quickstart starts from"
+        "--model", help="folder of a training run (default: the shipped weights of the small model)"
     )
     args = parser.parse_args()
     prepare(args.model)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def prepare(model: str | None) -> None:
-    """Writes what the commands read."""
+    """Write the inputs of the commands."""
     WORK.mkdir(parents=True, exist_ok=True)
     for photograph in real_photographs():
         if photograph.name in ("coffee", "rocket"):
@@ -85,7 +85,7 @@ def prepare(model: str | None) -> None:
 
 
 def sheets() -> dict[str, np.ndarray]:
-    """Lays out the pictures, uint8 ``[H, W, 3]`` by name."""
+    """Lay out the sheets, uint8 `[H, W, 3]` by name."""
     photo, rough = read_image(WORK / "coffee.png"), read_alpha(WORK / "rough.png")
     boxed, dotted = photo.copy(), photo.copy()
     cv2.rectangle(boxed, BOX[:2], BOX[2:], (255, 210, 0), 4)
@@ -94,39 +94,39 @@ def sheets() -> dict[str, np.ndarray]:
     masked = (photo * (0.35 + 0.65 * rough[..., None])).astype(np.uint8)
     mattes = [read_alpha(WORK / f"{name}.png") for name in ("box", "points", "mask")]
     rgba = cv2.cvtColor(cv2.imread(str(WORK / "cut_out.png"), -1), cv2.COLOR_BGRA2RGBA)
-    colours, alpha = rgba[..., :3], rgba[..., 3]
+    colors, alpha = rgba[..., :3], rgba[..., 3]
     large = [read_image(WORK / "large.png")]
     large += [read_alpha(WORK / f"{name}.png") for name in ("plain", "tiles", "large_alpha")]
-    fields = [picture[FIELD[1] : FIELD[3], FIELD[0] : FIELD[2]] for picture in large]
+    details = [image[DETAIL[1] : DETAIL[3], DETAIL[0] : DETAIL[2]] for image in large]
     black, raw = np.zeros_like(photo), over(photo, alpha, np.zeros_like(photo))
     return {
         "prompts": contact_sheet(
             [boxed, dotted, masked, *mattes], ["--box", "--points", "--mask"], 3, 300
         ),
         "cutout": contact_sheet(
-            [photo, over(colours, alpha, checkerboard(alpha.shape)),
+            [photo, over(colors, alpha, checkerboard(alpha.shape)),
              read_image(WORK / "postcard.png")],
             ["coffee.png", "cut_out.png, on a checkerboard", "postcard.png"], 3, 300,
         ),
-        "colours": contact_sheet(
-            [raw, over(colours, alpha, black)],
-            ["the picture's colours under the matte", "cut_out.png: estimated colours"], 2, 400,
+        "colors": contact_sheet(
+            [raw, over(colors, alpha, black)],
+            ["colors of the image under the matte", "cut_out.png: estimated colors"], 2, 400,
         ),
         "tiles": contact_sheet(
-            [*large, *fields],
-            ["large.png", "plain.png", "tiles.png", "true matte", *[f"enlarged: {FIELD}"]], 4, 300,
+            [*large, *details],
+            ["large.png", "plain.png", "tiles.png", "true matte", f"enlarged: {DETAIL}"], 4, 300,
         ),
     }  # fmt: skip
 
 
-def over(colours: np.ndarray, alpha: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """Puts colours on a ground, uint8 ``[H, W, 3]``; alpha is uint8 ``[H, W]``."""
-    share = alpha[..., None] / np.float32(255)
-    return np.round(share * colours + (1 - share) * ground).astype(np.uint8)
+def over(colors: np.ndarray, alpha: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Composite colors over a background, uint8 `[H, W, 3]`; alpha is uint8 `[H, W]`."""
+    weight = alpha[..., None] / np.float32(255)
+    return np.round(weight * colors + (1 - weight) * background).astype(np.uint8)
 
 
 def checkerboard(hw: tuple[int, int], side: int = 16) -> np.ndarray:
-    """Draws light and dark squares, uint8 ``[H, W, 3]``."""
+    """Draw light and dark squares, uint8 `[H, W, 3]`."""
     ys, xs = np.mgrid[: hw[0], : hw[1]] // side
     return np.repeat((205 + 50 * ((ys + xs) % 2)).astype(np.uint8)[..., None], 3, axis=2)
 

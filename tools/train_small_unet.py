@@ -1,14 +1,14 @@
-"""Trains the checkpoint that the small model starts from, SDMatte/assets/small/start.safetensors.
+"""Train the initial checkpoint of the small model, SDMatte/assets/small/start.safetensors.
 
-It plays the part of Stable Diffusion's: what is learnt once, for long, so that a training can be
-short. It draws its own sample set (other objects than the quickstart's, and none of its test
-part's kinds or photographs), keeps it in memory and composites at the size of training, which is
-rougher than the data pipeline and much faster. The learning rate is never lowered: that is left
-to the training that starts here. The shipped file comes from, on two CPU cores in an hour::
+It stands in for Stable Diffusion: a long training, done once, that makes later ones short. It
+composites in memory, at the resolution of training, which is cruder than the data pipeline and much
+faster. Its sample set has other objects than the quickstart's, and none of the test part's kinds or
+photographs. The learning rate never decays; trainings that start here do that. The shipped file was
+made in an hour on two CPU cores::
 
     python tools/train_small_unet.py --steps 1900
-    python tools/train_small_unet.py --steps 2400 --go-on --sizes 64 --pixels 65536
-    python tools/train_small_unet.py --steps 1400 --go-on
+    python tools/train_small_unet.py --steps 2400 --resume --sizes 64 --pixels 65536
+    python tools/train_small_unet.py --steps 1400 --resume
 """
 
 import argparse
@@ -39,16 +39,18 @@ from SDMatte.samples import make_sample_set
 logger = logging.getLogger("train_small_unet")
 SMALL = Path(SDMatte.__file__).parent / "assets" / "small"
 TRAIN = Path("Combined_Dataset/Training_set")
+NUM_TRAIN, SEED = 6000, 1234
+LEARNING_RATE = 1e-3
 LOSSES = ["unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss"]
 
 
-def squash(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resizes with smoothing."""
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+def shrink(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize with area averaging."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-class Pictures:
-    """Foregrounds, alphas and backgrounds in memory, and training pictures made of them."""
+class Compositor:
+    """Composites training images from foregrounds, alphas and backgrounds in memory."""
 
     def __init__(self, root: Path, side: int = 128):
         info = json.loads((root / "samples.json").read_text())["samples"]["train"]
@@ -58,25 +60,25 @@ class Pictures:
         for name in tqdm(names, "reading"):
             alpha = read_alpha(root / TRAIN / "combined_alpha" / name)
             fg = read_image((root / TRAIN / "combined_fg" / name).with_suffix(".jpg"))
-            self.alphas.append(squash((alpha * 255).round().astype(np.uint8), side, side))
-            self.foregrounds.append(squash(fg, side, side))
+            self.alphas.append(shrink((alpha * 255).round().astype(np.uint8), side, side))
+            self.foregrounds.append(shrink(fg, side, side))
         self.backgrounds = [read_image(p) for p in sorted((root / "BG-20K").rglob("*.jpg"))]
 
     def background(self, size: int, random: np.random.Generator) -> np.ndarray:
-        """Crops a background, float32 [size, size, 3] in [0, 1]."""
-        picture = self.backgrounds[random.integers(len(self.backgrounds))]
-        sides = [int(n * random.uniform(0.5, 1)) for n in picture.shape[:2]]
-        y, x = (int(random.integers(n - s + 1)) for n, s in zip(picture.shape, sides, strict=False))
-        crop = squash(picture[y : y + sides[0], x : x + sides[1]], size, size)
+        """Crop a background, float32 `[size, size, 3]` in [0, 1]."""
+        image = self.backgrounds[random.integers(len(self.backgrounds))]
+        sides = [int(n * random.uniform(0.5, 1)) for n in image.shape[:2]]
+        y, x = (int(random.integers(n - s + 1)) for n, s in zip(image.shape, sides, strict=False))
+        crop = shrink(image[y : y + sides[0], x : x + sides[1]], size, size)
         if random.random() < 0.3:
             crop = cv2.blur(crop, (int(random.integers(2, 7)),) * 2)
         return crop[:, :: random.choice([-1, 1])].astype(np.float32) / 255
 
     def draw(self, size: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
-        """Draws a picture [size, size, 3], its target's alpha [size, size], and is_trans.
+        """Compose an image `[size, size, 3]`; return it, its alpha `[size, size]`, and is_trans.
 
-        Half of the pictures show the object twice, of which one is the target; of the others
-        every second has another object beside it or under it.
+        Half of the images show the object twice, with one of the two as target; half of the others
+        have another object beside or behind the target.
         """
         image = self.background(size, random)
         index = int(random.integers(len(self.alphas)))
@@ -91,13 +93,13 @@ class Pictures:
         return image, self._place(image, index, random), self.transparent[index]
 
     def _object(self, index: int, width: int, height: int, random: np.random.Generator):
-        fg = squash(self.foregrounds[index], width, height).astype(np.float32) / 255
-        alpha = squash(self.alphas[index], width, height).astype(np.float32) / 255
+        fg = shrink(self.foregrounds[index], width, height).astype(np.float32) / 255
+        alpha = shrink(self.alphas[index], width, height).astype(np.float32) / 255
         turn = random.choice([-1, 1])
         return fg[:, ::turn], alpha[:, ::turn]
 
     def _place(self, image: np.ndarray, index: int, random: np.random.Generator) -> np.ndarray:
-        """Lays an object somewhere on the picture, in place; gives its alpha."""
+        """Composite an object at a random position, in place; return its alpha."""
         size = len(image)
         height, width = (int(size * random.uniform(0.5, 1)) for _ in range(2))
         y, x = (int(random.integers(size - n + 1)) for n in (height, width))
@@ -109,7 +111,7 @@ class Pictures:
         return alpha
 
     def batch(self, prompt: str, size: int, count: int, random: np.random.Generator) -> dict:
-        """Draws a batch for a prompt, as the loader would give it."""
+        """Draw a batch for a prompt, like those of the loader."""
         sizes = (max(2, size // 32), max(3, size // 16))
         samples = []
         for _ in range(count):
@@ -134,25 +136,27 @@ class Pictures:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains; writes the average of the weights as it goes."""
-    make_sample_set(args.samples, num_train=args.num_train, num_test=8, size=176, seed=args.seed)
-    pictures = Pictures(args.samples)
-    random = np.random.default_rng(args.seed)
-    torch.manual_seed(args.seed)
+    """Train, and write the averaged weights every 100 steps."""
+    make_sample_set(args.samples, num_train=NUM_TRAIN, num_test=8, size=176, seed=SEED)
+    compositor = Compositor(args.samples)
+    random = np.random.default_rng(SEED)
+    torch.manual_seed(SEED)
     model = Model(SMALL, load_weight=["vae"], aux_input=None)
     model.to(memory_format=torch.channels_last)
-    if args.go_on:
+    if args.resume:
         load_checkpoint(model, args.output)
     average = AveragedModel(model.unet, multi_avg_fn=get_ema_multi_avg_fn(0.998))
-    optimizer = torch.optim.AdamW(model.unet.parameters(), args.lr, (0.9, 0.99), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        model.unet.parameters(), LEARNING_RATE, (0.9, 0.99), weight_decay=0.05
+    )
     start, total = time.time(), 0.0
     for step in range(1, args.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, step / 100)
+            group["lr"] = LEARNING_RATE * min(1, step / 100)
         size = args.sizes[step % len(args.sizes)]
         count = max(1, round(args.pixels / size**2))
         prompt = model.aux_input_list[random.integers(len(model.aux_input_list))]
-        batch = pictures.batch(prompt, size, count, random)
+        batch = compositor.batch(prompt, size, count, random)
         alpha = model(batch, aux_input=prompt)
         losses = MattingCriterion(LOSSES, size)(alpha, (batch["alpha"] + 1) / 2, batch["trimap"])
         loss = sum(losses.values())
@@ -170,7 +174,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def save(model: Model, unet: torch.nn.Module, path: Path) -> None:
-    """Writes a full checkpoint in float16 with other weights of the U-Net, in one piece."""
+    """Write a full float16 checkpoint with the given weights of the U-Net."""
     tensors = model.state_dict()
     tensors |= {f"unet.{name}": value for name, value in unet.state_dict().items()}
     tensors = {name: value.half().contiguous() for name, value in tensors.items()}
@@ -183,11 +187,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=Path, default=Path("data/samples_unet"))
     parser.add_argument("--output", type=Path, default=SMALL / "start.safetensors")
-    parser.add_argument("--num-train", type=int, default=6000)
     parser.add_argument("--steps", type=int, default=1900)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[96, 96, 128], help="in turn")
-    parser.add_argument("--pixels", type=int, default=8 * 96**2, help="pixels of a batch, about")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--go-on", action="store_true", help="start from the weights in --output")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[96, 96, 128], help="resolutions, in turn"
+    )
+    parser.add_argument(
+        "--pixels", type=int, default=8 * 96**2, help="approximate pixels per batch"
+    )
+    parser.add_argument("--resume", action="store_true", help="start from the weights in --output")
     train(parser.parse_args())

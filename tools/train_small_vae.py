@@ -1,8 +1,8 @@
-"""Trains the small autoencoder that ships in SDMatte/assets/small/vae.
+"""Train the small autoencoder shipped in SDMatte/assets/small/vae.
 
-It draws its own sample set (of which it sees the training part: none of the test part's kinds or
-photographs), and learns to carry mattes, photographs and prompt maps. The shipped weights come
-from ``python tools/train_small_vae.py`` with its defaults, on two CPU cores in ten minutes.
+It learns to reconstruct mattes, photographs and prompt maps, on the training part of a sample set
+of its own. ``python tools/train_small_vae.py`` made the shipped weights in ten minutes on two CPU
+cores.
 """
 
 import argparse
@@ -22,10 +22,14 @@ from SDMatte.samples import make_sample_set
 
 logger = logging.getLogger("train_small_vae")
 TRAIN = Path("Combined_Dataset/Training_set")
+NUM_TRAIN, SEED = 400, 77
+SIZE = 64
+LEARNING_RATE = 2e-3
+DECAY = 1e-4  # weight of the latents' squared magnitude
 
 
-def load_pictures(root: Path) -> dict[str, list[np.ndarray]]:
-    """Reads the training part into memory: mattes, foregrounds and backgrounds, uint8 RGB."""
+def load_images(root: Path) -> dict[str, list[np.ndarray]]:
+    """Read mattes, foregrounds and backgrounds of the training part into memory, uint8 RGB."""
     names = sorted(path.name for path in (root / TRAIN / "combined_alpha").glob("*.png"))
     mattes = [(read_alpha(root / TRAIN / "combined_alpha" / n) * 255).round() for n in names]
     foregrounds = sorted((root / TRAIN / "combined_fg").iterdir())
@@ -37,7 +41,7 @@ def load_pictures(root: Path) -> dict[str, list[np.ndarray]]:
 
 
 def random_crop(image: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """Scales a picture so that a crop shows a random part of it, or all."""
+    """Crop a random part of an image, up to all of it, at a random scale."""
     side = int(random.integers(size, max(size + 1, min(image.shape[:2]))))
     image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     top, left = random.integers(0, side - size + 1, 2)
@@ -45,17 +49,17 @@ def random_crop(image: np.ndarray, size: int, random: np.random.Generator) -> np
     return crop[:, ::-1] if random.random() < 0.5 else crop
 
 
-def draw(pictures: dict, kind: str, size: int, random: np.random.Generator) -> np.ndarray:
-    """Draws one training picture, uint8 [size, size, 3]."""
+def draw(images: dict, kind: str, size: int, random: np.random.Generator) -> np.ndarray:
+    """Draw one training image of a kind, uint8 `[size, size, 3]`."""
     if kind == "composite":
-        index = int(random.integers(len(pictures["matte"])))
-        height, width = pictures["matte"][index].shape[:2]
-        background = pictures["background"][int(random.integers(len(pictures["background"])))]
+        index = int(random.integers(len(images["matte"])))
+        height, width = images["matte"][index].shape[:2]
+        background = images["background"][int(random.integers(len(images["background"])))]
         background = cv2.resize(background, (width, height), interpolation=cv2.INTER_AREA)
-        alpha = pictures["matte"][index] / 255
-        image = pictures["foreground"][index] * alpha + background * (1 - alpha)
+        alpha = images["matte"][index] / 255
+        image = images["foreground"][index] * alpha + background * (1 - alpha)
         return random_crop(image.round().astype(np.uint8), size, random)
-    if kind == "prompt":  # boxes and heat maps
+    if kind == "prompt":  # a box or a heat map
         image = np.zeros((size, size, 3), np.uint8)
         x0, y0 = random.integers(0, size - 8, 2)
         if random.random() < 0.5:
@@ -67,39 +71,39 @@ def draw(pictures: dict, kind: str, size: int, random: np.random.Generator) -> n
             image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), random.uniform(3, 9))
             image = (image / image.max() * 255).astype(np.uint8)
         return image
-    source = pictures[kind]
+    source = images[kind]
     crop = random_crop(source[int(random.integers(len(source)))], size, random)
     return 255 - crop if kind == "matte" and random.random() < 0.3 else crop
 
 
 def train(args: argparse.Namespace) -> None:
-    """Trains, whitens the latents, and writes config and float16 weights."""
-    make_sample_set(args.samples, num_train=args.num_train, num_test=8, seed=args.seed)
-    pictures = load_pictures(args.samples)
-    random = np.random.default_rng(args.seed)
-    torch.manual_seed(args.seed)
+    """Train, whiten the latents, and write config and float16 weights."""
+    make_sample_set(args.samples, num_train=NUM_TRAIN, num_test=8, seed=SEED)
+    images = load_images(args.samples)
+    random = np.random.default_rng(SEED)
+    torch.manual_seed(SEED)
     config = json.loads((args.output / "config.json").read_text())
     model = AutoencoderKL.from_config({**config, "scaling_factor": 1.0})
     model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, args.lr, total_steps=args.steps, pct_start=0.05
+        optimizer, LEARNING_RATE, total_steps=args.steps, pct_start=0.05
     )
     kinds = ["matte"] * 3 + ["composite"] * 3 + ["background", "prompt"]
     start = time.time()
     for step in range(1, args.steps + 1):
-        batch = np.stack([draw(pictures, kind, args.size, random) for kind in kinds])
+        batch = np.stack([draw(images, kind, SIZE, random) for kind in kinds])
         image = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1  # -> [-1, 1]
-        # The mean, as the model reads it: sampling would only drown what is faint, first of all
-        # the colours. A weak pull towards zero keeps the scale.
+        # SDMatte reads the mean, too. Sampling would drown faint signals, above all the colors;
+        # a weak pull towards zero keeps the scale instead.
         latent = model.encode(image).latent_dist.mean
         decoded = model.decode(latent).sample
         l1 = torch.nn.functional.l1_loss(decoded, image)
         lap = laplacian_loss(decoded.flatten(0, 1)[:, None], image.flatten(0, 1)[:, None])
-        # Most of the pictures are gray, so to L1 alone no colour is a good answer for long.
-        colour, true_colour = (x - x.mean(dim=1, keepdim=True) for x in (decoded, image))
-        chroma = torch.nn.functional.mse_loss(colour, true_colour)
-        loss = l1 + lap + 20 * chroma + args.decay * latent.pow(2).mean()
+        # Most of the images are gray, so L1 alone would settle for no color for long.
+        color, true_color = (x - x.mean(dim=1, keepdim=True) for x in (decoded, image))
+        chroma = torch.nn.functional.mse_loss(color, true_color)
+        loss = l1 + lap + 20 * chroma + DECAY * latent.pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -118,25 +122,23 @@ def train(args: argparse.Namespace) -> None:
                 latent.std(),
                 time.time() - start,
             )
-    whiten(model, pictures, args.size, random)
+    whiten(model, images, random)
     save(model, args.output, {**config, "scaling_factor": 1.0})
 
 
 @torch.no_grad()
-def whiten(
-    model: AutoencoderKL, pictures: dict, size: int, random: np.random.Generator, batches: int = 50
-) -> None:
-    """Gives the latents mean 0 and covariance 1, without changing what the autoencoder rebuilds.
+def whiten(model: AutoencoderKL, images: dict, random: np.random.Generator) -> None:
+    """Give the latents zero mean and unit covariance without changing reconstructions.
 
-    Trained without sampling, the latents have directions a hundred times fainter than others,
-    and outlines lie in the faint ones: a network that writes latents would learn those last. The
-    change of coordinates goes into the 1 x 1 convolutions on both sides of the latents.
+    Trained without sampling, the latents have directions a hundred times fainter than others, and
+    outlines lie in the faint ones: a network that predicts latents would learn those last. The
+    change of basis is folded into the 1 x 1 convolutions on both sides of the latents.
     """
     kinds = ("matte", "composite", "background", "prompt")
     channels = model.config.latent_channels
     latents = []
-    for _ in range(batches):
-        batch = np.stack([draw(pictures, kind, size, random) for kind in kinds])
+    for _ in range(50):
+        batch = np.stack([draw(images, kind, SIZE, random) for kind in kinds])
         image = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1  # -> [-1, 1]
         latent = model.encode(image).latent_dist.mean
         latents.append(latent.movedim(1, -1).reshape(-1, channels).double())
@@ -145,7 +147,7 @@ def whiten(
     variances, axes = torch.linalg.eigh(torch.cov(latents.T))
     forward = axes * variances.rsqrt() @ axes.T
     backward = axes * variances.sqrt() @ axes.T
-    # Of the encoder's output the first half is the mean, the second the unused log-variance.
+    # The encoder outputs the mean, followed by the log-variance, which is not used.
     before, after = model.quant_conv, model.post_quant_conv
     weight, bias = before.weight[:channels, :, 0, 0], before.bias[:channels]
     bias.copy_(forward @ (bias.double() - mean))
@@ -153,11 +155,11 @@ def whiten(
     weight = after.weight[:, :, 0, 0]
     after.bias += (weight.double() @ mean).float()
     weight.copy_(weight.double() @ backward)
-    logger.info("whitened; the latents' standard deviations were %s", variances.sqrt().tolist())
+    logger.info("whitened latents; their standard deviations were %s", variances.sqrt().tolist())
 
 
 def save(model: AutoencoderKL, output: Path, config: dict) -> None:
-    """Writes the weights in float16, and the config with its scaling factor."""
+    """Write the weights in float16, and the config."""
     copy = AutoencoderKL.from_config(config)
     copy.load_state_dict(model.state_dict())
     copy.half().save_pretrained(output)
@@ -169,10 +171,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=Path, default=Path("data/samples_vae"))
     parser.add_argument("--output", type=Path, default=Path("SDMatte/assets/small/vae"))
-    parser.add_argument("--num-train", type=int, default=400)
     parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--decay", type=float, default=1e-4)
-    parser.add_argument("--seed", type=int, default=77)
     train(parser.parse_args())
