@@ -108,11 +108,13 @@ def _add_make_samples(actions: argparse._SubParsersAction) -> None:
 
 def list_sets(args: argparse.Namespace) -> None:
     """Prints a table of sets."""
-    from SDMatte.data.check import catalogue, list_table
+    from SDMatte.data import TEST_SETS, TRAIN_SETS
+    from SDMatte.data.check import list_table
 
     if all(is_setting(word) for word in args.words):
         parts = (args.part,) if args.part else ("train", "test")
-        args.words += dict.fromkeys(name for part in parts for name in catalogue(part == "train"))
+        tables = {"train": TRAIN_SETS, "test": TEST_SETS}
+        args.words += dict.fromkeys(name for part in parts for name in tables[part])
     _, listed = _listed(args)
     print(f"Data root: {listed[0].root}\n")
     print(list_table(listed))
@@ -125,11 +127,11 @@ def check_sets(args: argparse.Namespace) -> int:
         0 or `CANNOT_START`.
     """
     from SDMatte.data.check import check_set, obstacles, summary_table, training_mix
-    from SDMatte.data.dataset import MAX_BAD_SAMPLES
     from SDMatte.data.listing import files_of
     from SDMatte.data.sheets import source_sheet
     from SDMatte.images.io import write_image
     from SDMatte.runtime.files import check_not_read
+    from SDMatte.runtime.settings import DatasetSettings
 
     if args.num_workers is not None and args.num_workers < 0:
         raise ConfigError(f"--num-workers must be at least 0, not {args.num_workers}.")
@@ -148,7 +150,7 @@ def check_sets(args: argparse.Namespace) -> int:
         if report.usable:
             print(f"  contact sheet: {write_image(path, source_sheet(report.usable, one.root))}")
     print(f"\n{summary_table(reports)}\n")
-    allowed = config.dataloader.train.dataset.get("max_bad_samples", MAX_BAD_SAMPLES)
+    allowed = DatasetSettings.of(config.dataloader.train.dataset).max_bad_samples
     problems = obstacles(reports, allowed)
     if problems:
         print("Training cannot start:", *problems, sep="\n- ")
@@ -222,7 +224,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Any, list[tuple[Any, str]]]:
     Names stand in place of the config's sets. A name that is a training and a test set is both;
     a folder pair is a training set unless ``--part`` says otherwise.
     """
-    from SDMatte.evaluation.run import choose_test_sets, dataset_names
+    from SDMatte.evaluation.plan import choose_test_sets, dataset_names
     from SDMatte.runtime.config import load_config
 
     settings = [word for word in args.words if is_setting(word)]

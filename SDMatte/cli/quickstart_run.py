@@ -18,8 +18,10 @@ import torch
 from omegaconf import DictConfig
 
 from SDMatte.engine.train import train
-from SDMatte.evaluation.baselines import PromptAsAlpha
-from SDMatte.evaluation.run import load_trained, run_test, test_loaders
+from SDMatte.evaluation.baselines import PromptBaseline
+from SDMatte.evaluation.methods import load_trained
+from SDMatte.evaluation.plan import build_test_loaders
+from SDMatte.evaluation.run import run_test
 from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.images.sheets import PAGE, contact_sheet
 from SDMatte.inference.predictor import MattePredictor
@@ -29,7 +31,7 @@ from SDMatte.runtime.files import check_not_read, write_text
 from SDMatte.samples import make_sample_set
 from SDMatte.samples.photos import real_photographs
 from SDMatte.scoring.protocols import get_protocol
-from SDMatte.scoring.report import score_table
+from SDMatte.scoring.tables import score_table
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ def quickstart(
         shutil.rmtree(run_dir, ignore_errors=True)
     settings = [f"train.output_dir={run_dir}", *overrides]
     config = load_config(config_file, settings)
-    with data_root(samples):
+    with overridden_data_root(samples):
         train(config_file, settings, resume=True)
         model = load_trained(config, run_dir / hub.FINAL_CHECKPOINT)
         scores = score_with_baselines(config, model, output / "test")
@@ -107,7 +109,7 @@ def quickstart(
 
 
 @contextlib.contextmanager
-def data_root(path: str | Path) -> Iterator[None]:
+def overridden_data_root(path: str | Path) -> Iterator[None]:
     """Has all data come from one folder; what the user has set is for other data."""
     before = os.environ.get("SDMATTE_DATA_ROOT")
     os.environ["SDMATTE_DATA_ROOT"] = str(path)
@@ -128,7 +130,7 @@ def score_with_baselines(
         ("trained", model, PROMPTS),
         ("before training", load_trained(config, config.train.init_checkpoint), ("box",)),
         ("untrained", build(config.model), ("box",)),
-        ("box as alpha", PromptAsAlpha("box"), ("box",)),
+        ("box as alpha", PromptBaseline("box"), ("box",)),
     ]
     scores = {}
     for name, predictor, prompts in runs:
@@ -153,7 +155,7 @@ def draw_results(config: DictConfig, model: SDMatte, picture: Path) -> None:
     First pictures of the test part, whose foregrounds are drawn and whose backgrounds are
     photographs or drawn too; then photographs as they are, which have no true matte.
     """
-    _, loader = next(iter(test_loaders(config)))
+    _, loader = next(iter(build_test_loaders(config)))
     samples = loader.dataset.samples
     predictor = MattePredictor(model, resolution=loader.dataset.size)
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(_ROWS, len(samples))).round())

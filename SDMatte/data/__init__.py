@@ -1,9 +1,10 @@
-"""Data: from the folders of the paper's sets, or one's own, to batches (data/README.md)."""
+"""Data: from the folders of the paper's sets, or your own, to batches (data/README.md)."""
 
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, list_samples
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.listing import Sample
-from SDMatte.data.loader import EpochSampler, build_test_loader, build_train_loader, collate
+from SDMatte.data.loader import build_test_loader, build_train_loader, collate
+from SDMatte.data.samplers import EpochSampler
 from SDMatte.data.settings import DataSettings
 
 __all__ = [

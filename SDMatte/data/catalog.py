@@ -1,7 +1,7 @@
-"""The data sets of the paper, one short entry each, and any folder pair (data/README.md).
+"""The data sets of the paper, one short entry each, and folder pairs (data/README.md).
 
-An entry says only where a set keeps its files and what is peculiar to it; `list_samples`
-turns entries into sorted lists of `Sample`. Nothing is read before that call.
+An entry holds only what is peculiar to a set. `list_samples` turns entries into samples; nothing
+is read before.
 """
 
 import logging
@@ -10,62 +10,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from SDMatte.data.listing import (
-    Entry,
-    Row,
-    Sample,
-    join,
-    read_json,
-    samples_of_set,
-)
+from pydantic import BeforeValidator, Field, field_validator
+
+from SDMatte.data.listing import Entry, Sample, join, read_json, samples_of_set
 from SDMatte.errors import DataError
-from SDMatte.images.io import IMAGE_EXTENSIONS, list_names, names_by_stem
-from SDMatte.runtime.files import name_key, stem_key
-from SDMatte.runtime.paths import expand_path
+from SDMatte.images.formats import IMAGE_EXTENSIONS
+from SDMatte.images.listing import list_names, names_by_stem
+from SDMatte.runtime.files import expand_path, name_key, stem_key
+from SDMatte.runtime.schema import Settings
 from SDMatte.runtime.settings import PATH_KEYS
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_DATA_ROOT = "data/datasets"
-
 
 def data_root(configured: str | Path | None = None) -> Path:
     """Return the data root: ``SDMATTE_DATA_ROOT``, else the config's, else ``data/datasets``."""
-    root = os.environ.get("SDMATTE_DATA_ROOT") or configured or DEFAULT_DATA_ROOT
+    root = os.environ.get("SDMATTE_DATA_ROOT") or configured or "data/datasets"
     return Path(expand_path(root))
 
 
-def _coco_files(root: Path, entry: Entry) -> list[Row]:
-    """COCO-Matting: a JSON list of image_path and alpha_path, the trimaps beside the alphas."""
+def _coco_files(root: Path, entry: Entry) -> list[Sample]:
+    """COCO-Matting: a JSON list of image_path and alpha_path, with trimaps beside the alphas."""
     label_file = root / entry.folder / "COCO_Matte.json"
     content = read_json(label_file)
     items = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(items, list) or not all(
-        isinstance(r, dict) and isinstance(r.get(key), str)
-        for r in items
+        isinstance(item, dict) and isinstance(item.get(key), str)
+        for item in items
         for key in ("image_path", "alpha_path")
     ):
         raise DataError(f"{label_file} must be a list of entries with image_path and alpha_path.")
-    # The paths start at the data root or at the set's own folder; single files may be missing.
+    # Paths start at the data root or at the set's folder; single files may be missing.
     from_root = any(os.path.exists(root / item["alpha_path"]) for item in islice(items, 100))
     base = "" if from_root else entry.folder
-    rows = []
+    samples = []
     for item in items:
         trimap = item["alpha_path"].replace("alpha", "trimap")
         paths = (join(base, path) for path in (item["image_path"], item["alpha_path"], trimap))
-        rows.append(Row(*paths))
-    return sorted(rows)
+        samples.append(Sample(entry.name, *paths))
+    return sorted(samples, key=lambda s: (s.image, s.alpha, s.trimap))
 
 
-def _refmatte_rw_files(root: Path, entry: Entry) -> list[Row]:
-    """RefMatte-RW-100: a label file names image and captions of each alpha, the last one counts."""
+def _refmatte_rw_files(root: Path, entry: Entry) -> list[Sample]:
+    """RefMatte-RW-100: a label file with the image and captions of each alpha; the last counts."""
     images, alphas = join(entry.folder, entry.image), join(entry.folder, entry.alpha)
     labels = read_json(root / entry.folder / "refmatte_rw100_label.json")
     by_stem = names_by_stem(root / images, preferred=".jpg")
-    rows = []
     by_alpha = {name_key(k): v for k, v in labels.items()} if isinstance(labels, dict) else {}
+    samples = []
     for name in list_names(root / alphas):
         label = by_alpha.get(name_key(os.path.splitext(name)[0]))
         if not isinstance(label, dict) or not isinstance(label.get("image_name"), str):
@@ -75,8 +69,8 @@ def _refmatte_rw_files(root: Path, entry: Entry) -> list[Row]:
         image = join(images, by_stem.get(stem_key(f"{stem}.jpg"), f"{stem}.jpg"))
         texts = label.get("expressions") or [""]
         caption = texts if isinstance(texts, str) else str(texts[-1])
-        rows.append(Row(image, join(alphas, name), caption=caption))
-    return rows
+        samples.append(Sample(entry.name, image, join(alphas, name), caption=caption))
+    return samples
 
 
 TRAIN_SETS: dict[str, Entry] = {
@@ -165,8 +159,70 @@ TEST_SETS: dict[str, Entry] = {
 """Test sets by name (data/README.md, second table)."""
 
 _ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100", "COCO_Matting": "COCO-Matting"}
-_SETTINGS = ("composites", "background", "is_trans", "count", "list_file", "remap")
-_PAIR_KEYS = ("image", "alpha", "trimap", "composites", "background", "is_trans", "holdout")
+
+
+def _expand(path: Any) -> Any:
+    return expand_path(path) if isinstance(path, str | os.PathLike) else path
+
+
+_Path = Annotated[str, BeforeValidator(_expand)]
+
+
+class _SetSettings(Settings):
+    """Settings that any data set of a config can have."""
+
+    name: str = Field("", description="Name of the set; of a pair, its name in results.")
+    composites: int = Field(0, ge=0, description="Composites of each foreground.")
+    background: _Path = Field("", description="Folder of their backgrounds.")
+    is_trans: int | None = Field(
+        None, ge=0, le=1, strict=False, description="1 transparent, 0 opaque, null: by its alpha."
+    )
+    weight: float | None = Field(
+        None, gt=0, description="Weight in the training mix. To leave a set out, remove it."
+    )
+    optional: bool = Field(False, description="Skip a test set that is not found.")
+
+
+class KnownSet(_SetSettings):
+    """Settings of a set of the catalog: ``{name: NAME, ...}``."""
+
+    count: int | None = Field(None, ge=0, description="Alphas to draw; null: all.")
+    list_file: _Path = Field("", description="Text file with one alpha path per line.")
+    remap: tuple[str, str] = Field(
+        ("", ""), strict=False, description="[OLD, NEW]: replaces a prefix of its lines."
+    )
+
+    @field_validator("remap")
+    @classmethod
+    def _expand_new(cls, remap: tuple[str, str]) -> tuple[str, str]:
+        return remap[0], expand_path(remap[1])
+
+
+class FolderPair(_SetSettings):
+    """Two folders with files of the same names: ``{image: DIR, alpha: DIR, ...}``.
+
+    Folders are looked for in the current directory, then under the data root.
+    """
+
+    image: _Path = Field("", description="Folder of the images; with composites, foregrounds.")
+    alpha: _Path = Field("", description="Folder of the alphas.")
+    trimap: _Path = Field("", description="Folder of the trimaps.")
+    holdout: Any = Field(None, description="Pairs kept for test: a fraction, or a number of them.")
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name == ".." or Path(name).name != name:
+            raise ValueError("must not be a path, because it also names folders")
+        return name
+
+    @field_validator("holdout")
+    @classmethod
+    def _check_holdout(cls, value: Any) -> float | int | None:
+        fits = 0 < value < 1 if isinstance(value, float) else type(value) is int and value > 0
+        if value is not None and not fits:
+            raise ValueError("must be a fraction between 0 and 1 or a number of images")
+        return value
 
 
 def list_samples(
@@ -174,196 +230,159 @@ def list_samples(
     root: str | Path | None = None,
     training: bool = True,
 ) -> list[Sample]:
-    """Lists the samples of data sets and folder pairs.
+    """List the samples of data sets and folder pairs.
 
     Args:
-        names: One or more of: a name of the catalogue; ``{"name": NAME, ...}`` with other values
-            for composites, background, is_trans, count, list_file or remap; a folder pair
-            ``{"image": DIR, "alpha": DIR}``, optionally with trimap, name, is_trans, and with
-            composites (then the images are foregrounds, put on the pictures of ``background``)
-            or holdout (then a part of the pairs is for test, and the others are for training).
-            The folders of a pair are looked for from the current directory, then the data root.
+        names: One or more sets; see `list_sets`.
         root: The data root of the config; see `data_root`.
-        training: Which of the two tables names are looked up in.
+        training: Whether to look up names in `TRAIN_SETS` or in `TEST_SETS`.
 
     Returns:
         Samples in the order of ``names``, within a set sorted by alpha.
 
     Raises:
-        DataError: A name is unknown, a folder is missing or empty, or partners are missing: in
-            test any, in training all of them (single ones are met, and counted, when loaded).
+        ConfigError: A setting is unknown or not allowed.
+        DataError: See `list_sets`.
     """
-    base = data_root(root)
-    samples: list[Sample] = []
-    for item in items_of(names, training):
-        name, entry = resolve_set(item, base, training)
-        found = list(samples_of_set(name, entry, base, training))
-        if not found:
-            raise DataError(f"The data set {name} is empty: no picture in {_places(entry, base)}.")
-        logger.info("%s: %d samples", name, len(found))
-        samples += found
-    return samples
+    return [s for _, samples in list_sets(names, root, training) for s in samples]
 
 
-def items_of(names: Any, training: bool = True) -> list[Any]:
-    """The sets that a config names, one or several of them, as a list.
+def list_sets(
+    names: Any, root: str | Path | None = None, training: bool = True
+) -> list[tuple[Entry, list[Sample]]]:
+    """List the samples of each data set.
+
+    Args:
+        names: One or more of: a name of the catalog; a mapping with the settings of `KnownSet`; a
+            mapping with those of `FolderPair`.
+        root: The data root of the config; see `data_root`.
+        training: Whether to look up names in `TRAIN_SETS` or in `TEST_SETS`.
 
     Raises:
-        DataError: There is none, or it is no list.
+        ConfigError: A setting is unknown or not allowed.
+        DataError: A name is unknown, a folder is missing or empty, or partners are missing: in
+            test any, in training all (single ones are counted when they are loaded).
     """
-    if isinstance(names, str | Mapping):
-        return [names]
-    if not isinstance(names, Sequence):
-        raise DataError(f"The data sets are a list of names and folder pairs, not {names!r}.")
-    if not names:
+    items = [names] if isinstance(names, str | Mapping) else names
+    if not isinstance(items, Sequence):
+        raise DataError(f"Data sets are a list of names and folder pairs; got {names!r}.")
+    if not items:
         raise DataError(f"No data set is named; known are {_known(training)} and folder pairs.")
-    return list(names)
+    base = data_root(root)
+    sets = []
+    for item in items:
+        entry = resolve_set(item, base, training)
+        samples = list(samples_of_set(entry, base, training))
+        if not samples:
+            places = " or ".join(str(base / folder / entry.alpha) for folder in entry.roots)
+            raise DataError(f"The data set {entry.name} is empty: no image in {places}.")
+        logger.info("%s: %d samples", entry.name, len(samples))
+        sets.append((entry, samples))
+    return sets
 
 
 def is_known(name: Any) -> bool:
-    """Whether a training or test set has this name."""
+    """Return whether a training or test set has this name."""
     return isinstance(name, str) and _ALIASES.get(name, name) in {*TRAIN_SETS, *TEST_SETS}
 
 
 def is_there(item: str | Mapping[str, Any], root: str | Path | None = None) -> bool:
-    """Return whether a test set has a folder, complete or not.
+    """Return whether a folder of a test set exists, complete or not.
 
     Args:
         item: The set, as the config has it.
         root: The data root of the config.
 
     Raises:
-        DataError: There is no such test set, or it has no such setting.
+        ConfigError, DataError: See `resolve_set`.
     """
     base = data_root(root)
-    _, entry = resolve_set(item, base, training=False)
-    return any(os.path.isdir(base / folder) for folder in folders_of(entry))
-
-
-def folders_of(entry: Entry) -> tuple[str, ...]:
-    """The folders of a set, or the two of a folder pair."""
-    folders = (entry.folder,) if isinstance(entry.folder, str) else entry.folder
-    return folders if any(folders) else (entry.image or entry.fg, entry.alpha)
+    entry = resolve_set(item, base, training=False)
+    return any(os.path.isdir(base / folder) for folder in entry.folders)
 
 
 def _known(training: bool) -> str:
     return ", ".join(TRAIN_SETS if training else TEST_SETS)
 
 
-def resolve_set(
-    item: str | Mapping[str, Any], root: Path, training: bool = True
-) -> tuple[str, Entry]:
-    """Turns an item of the config into a name and an entry; ``root`` is the data root.
+def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True) -> Entry:
+    """Return the entry of a set of the config.
+
+    Args:
+        item: A name or a mapping; see `list_sets`.
+        root: The data root.
+        training: Whether a training or a test set is wanted.
 
     Raises:
-        DataError: There is no such set, or it has no such setting.
+        ConfigError: A setting is unknown or not allowed.
+        DataError: The set is unknown.
     """
     if not isinstance(item, str | Mapping):
-        raise DataError(f"A data set is a name or {{image: DIR, alpha: DIR}}, not {item!r}.")
-    options = {"name": item} if isinstance(item, str) else dict(item)
-    if not training:
-        options.pop("optional", None)  # by now it has been decided that the set is used
-    if "image" in options or "alpha" in options:
+        raise DataError(f"A data set is a name or {{image: DIR, alpha: DIR}}; got {item!r}.")
+    options = {"name": item} if isinstance(item, str) else {str(k): v for k, v in item.items()}
+    options = {k: v for k, v in options.items() if k not in PATH_KEYS or v not in (None, "")}
+    name = options["name"] = str(options.get("name") or "")
+    is_pair = isinstance(item, Mapping) and not {"image", "alpha"}.isdisjoint(item)
+    foreign = "optional" if training else "weight"
+    if foreign in options:
+        kind = "test" if training else "training"
+        raise DataError(f"{name or 'pair'}: {foreign} is a setting of {kind} sets only.")
+    if is_pair:
         return _resolve_pair(options, root)
-    name = str(options.pop("name", ""))
     name = _ALIASES.get(name, name)
     table = TRAIN_SETS if training else TEST_SETS
     if name not in table:
         kind, other = ("training", TEST_SETS) if training else ("test", TRAIN_SETS)
-        hint = f" ({name} is no {kind} set)" if name in other else ""
+        hint = f" ({name} is not a {kind} set)" if name in other else ""
         raise DataError(
             f"Unknown {kind} set {name!r}{hint}; known are {_known(training)}, and any folder "
             f"pair as {{image: DIR, alpha: DIR}}."
         )
-    _check_keys(name, options, _SETTINGS)
-    entry = replace(table[name], **_checked(name, options))
+    entry = replace(table[name], name=name, **_given(KnownSet.of(options, name)))
     one_folder = not entry.files and isinstance(entry.folder, str)
     unused = [] if one_folder else [k for k in ("count", "list_file", "remap") if k in options]
     if entry.composites and not entry.fg:
         unused.append("composites")
     if unused:
-        raise DataError(f"{name} has no use for {', '.join(unused)}.")
-    if not (entry.composites or entry.image or entry.files):
+        raise DataError(f"{name} does not use {', '.join(unused)}.")
+    if not (entry.is_natural or entry.is_composite):
         raise DataError(f"{name} has foregrounds only: composites must be at least 1.")
-    return name, entry
+    return entry
 
 
-def _resolve_pair(options: dict[str, Any], root: Path) -> tuple[str, Entry]:
-    """Makes an entry of a folder pair."""
-    name = str(options.pop("name", "") or "pair")
-    if name == ".." or Path(name).name != name:
-        raise DataError(f"The name of a folder pair also names folders; {name!r} cannot.")
-    _check_keys("a folder pair", options, _PAIR_KEYS)
-    options = _checked(name, options)
-    if not options.get("image") or not options.get("alpha"):
+def _given(settings: _SetSettings) -> dict[str, Any]:
+    """Return the fields of an entry that settings change."""
+    return settings.model_dump(exclude_unset=True, exclude={"name", "optional"})
+
+
+def _resolve_pair(options: Mapping[str, Any], root: Path) -> Entry:
+    """Return the entry of a folder pair."""
+    name = options["name"] or "pair"
+    pair = FolderPair.of(options, name)
+    if not pair.image or not pair.alpha:
         raise DataError("A folder pair needs both folders: {image: DIR, alpha: DIR}.")
-    unused = "trimap" if options.get("composites") else "background"
-    if unused in options:
-        kind = "a composite gets its own" if options.get("composites") else "composites is 0"
-        raise DataError(f"{name} has no use for {unused}: {kind}.")
-    if "holdout" in options and options.get("composites"):
+    if pair.composites and pair.trimap:
+        raise DataError(f"{name} does not use trimap: the trimap of a composite is computed.")
+    if pair.background and not pair.composites:
+        raise DataError(f"{name} does not use background: composites is 0.")
+    if pair.composites and pair.holdout is not None:
         raise DataError(
             f"{name}: holdout keeps image pairs for validation, and composites makes new images "
             f"of foregrounds; hold out a pair of images and alphas instead."
         )
+    given = _given(pair)
     for key in ("image", "alpha", "trimap", "background"):
-        if key in options:
-            options[key] = _here_or_root(options[key], root)
-    if options.get("composites"):
-        options["fg"] = options.pop("image")
-    return name, Entry("", **options)
+        if key in given:
+            given[key] = _here_or_root(given[key], root)
+    if pair.composites:
+        given["fg"] = given.pop("image")
+    return Entry("", name=name, **given)
 
 
 def _here_or_root(folder: str, root: Path) -> str:
-    """Finds a user's folder; one in the data root stays relative to it."""
+    """Find a user's folder; one in the data root stays relative to it."""
     path = Path(folder)
     if not os.path.isdir(path) and os.path.isdir(root / path):
         path = root / path
     path, base = path.absolute(), root.absolute()
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
-
-
-def _check_keys(name: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
-    unknown = sorted(map(str, set(options) - set(known)))
-    if unknown:
-        raise DataError(f"{name}: unknown {', '.join(unknown)}; known are {', '.join(known)}.")
-
-
-def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks the values of settings; paths that are null count as not given."""
-
-    def refuse(key: str, allowed: str) -> DataError:
-        return DataError(f"{name}: {key} must be {allowed}, not {options[key]!r}.")
-
-    checked = {k: v for k, v in options.items() if k not in PATH_KEYS or v not in (None, "")}
-    for key in ("composites", "count"):
-        value = options.get(key, 0)
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        if not (is_number and value >= 0 or key == "count" and value is None):
-            raise refuse(key, "a number from 0")
-    for key in PATH_KEYS:
-        if key in checked:
-            if not isinstance(checked[key], str | os.PathLike):
-                raise refuse(key, "a path")
-            checked[key] = expand_path(checked[key])
-    if options.get("is_trans") not in (None, 0, 1):
-        raise refuse("is_trans", "0, 1 or null")
-    if not _is_holdout(options.get("holdout")):
-        raise refuse("holdout", "a fraction between 0 and 1 or a number of images from 1")
-    if "remap" in options:
-        remap = options["remap"]
-        if isinstance(remap, str) or not isinstance(remap, Sequence) or len(remap) != 2:
-            raise refuse("remap", "two prefixes, [OLD, NEW]")
-        checked["remap"] = (str(remap[0]), expand_path(str(remap[1])))
-    return checked
-
-
-def _is_holdout(value: Any) -> bool:
-    if isinstance(value, float):
-        return 0 < value < 1
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
-
-
-def _places(entry: Entry, root: Path) -> str:
-    folders = (entry.folder,) if isinstance(entry.folder, str) else entry.folder
-    return " or ".join(str(root / folder / entry.alpha) for folder in folders)

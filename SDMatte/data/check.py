@@ -16,7 +16,6 @@ from SDMatte.data.catalog import (
     data_root,
     is_known,
     resolve_set,
-    without_weight,
 )
 from SDMatte.data.listing import (
     BACKGROUNDS,
@@ -163,7 +162,7 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
     found, errors = [], []
     for part in wanted:
         try:
-            resolve_set(item if is_pair and part == "train" else item, data_root(), part == "train")
+            resolve_set(item, data_root(), part == "train")
             found.append(part)
         except (ConfigError, DataError) as error:
             errors.append(error)
@@ -275,9 +274,13 @@ def _look_at(root: Path, task: tuple[str, str]) -> _Look:
     """Read a file; called in a worker process."""
     path, role = root / task[0], task[1]
     try:
-        array = _READERS[role](path)
-    except MissingFileError:
+        path.stat()
+    except FileNotFoundError:
         return _Look(finding=Finding("missing", f"{path} ({role})"))
+    except OSError:
+        pass  # the reader's message is more precise
+    try:
+        array = _READERS[role](path)
     except DataError as error:
         return _Look(finding=Finding("unreadable", str(error)))
     low, high = (float(array.min()), float(array.max())) if role == "alpha" else (0.0, 1.0)

@@ -1,12 +1,12 @@
-"""Training pictures made of a foreground and a background: step 2 of data/README.md."""
+"""Composites of a foreground and a background (data/README.md, step 2)."""
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from SDMatte.data.augment import crop_window
 from SDMatte.data.settings import DataSettings
+from SDMatte.data.transforms import crop_window
 from SDMatte.errors import DataError
 from SDMatte.images.decode import max_pixels
 from SDMatte.images.resize import BilinearGrid, Window, pick, unit
@@ -24,33 +24,32 @@ def composite(
     hw: tuple[int, int] | None = None,
     crop: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Puts an object on a background, twice side by side, and keeps one of the two as target.
+    """Put an object on a background twice, side by side, and keep one copy as the target.
 
-    Two equal objects stand in the picture and only the prompted one is the target: this is what
-    makes the prompt matter. The result is that of compositing at full size and resizing, but
-    only the pixels that the resize reads are computed. The background is resized, and blurred,
-    as the 8-bit picture that it is.
+    Two equal objects, of which only the prompted one is the target, are what makes the prompt
+    matter. The result equals compositing at full size and resizing, but only the pixels that the
+    resize reads are computed. The background is resized and blurred in 8 bits.
 
     With ``keep_aspect`` the background becomes a square that holds both copies, and ``crop``
     draws a part of it.
 
     Args:
-        fg: uint8 ``[H, W, 3]``, the foreground's colours.
+        fg: Colors of the foreground, uint8 ``[H, W, 3]``.
         alpha: ``[H, W]``, uint8, or float32 in [0, 1].
         background: uint8 ``[h, w, 3]`` of any size.
         size: Side of the result.
         rng: Source of the choices.
-        settings: The knobs.
-        hw: Height and width of the foreground's file. Where it was read at a reduced size, it is
-            composited at the result's, and the blur is reduced likewise.
-        crop: Source of the window; None takes the whole.
+        settings: The settings.
+        hw: Height and width of the foreground's file. If it was read at a reduced size, it is
+            composited at the size of the result, and the blur is scaled accordingly.
+        crop: Source of the window; None: the whole.
 
     Returns:
-        The picture, float32 ``[size, size, 3]`` in [0, 1]; the target's alpha, float32
-        ``[size, size]`` in [0, 1]; height and width before resizing, as in the files.
+        The image, float32 ``[size, size, 3]`` in [0, 1]; the alpha of the target, float32
+        ``[size, size]`` in [0, 1]; height and width before resizing, in pixels of the files.
 
     Raises:
-        DataError: With ``keep_aspect``, the foreground is so long that its square is too large.
+        DataError: With ``keep_aspect``, the square around a long foreground is too large.
     """
     choices = _choose(rng, settings)
     hw = hw or alpha.shape
@@ -62,12 +61,12 @@ def composite(
     canvas = (height, total)
     if settings.keep_aspect:
         canvas = (max(canvas), max(canvas))
-        limit = 4 * max_pixels()  # two copies of the largest square image, and as much around
+        limit = 4 * max_pixels()  # two copies of the largest square image, with margins
         if canvas[0] * canvas[1] > limit:
             raise DataError(
-                f"A foreground of {width}x{height} pixels cannot keep its aspect: it needs a "
-                f"background of {canvas[1]}x{canvas[0]}, the limit is "
-                f"{limit / 1e6:.0f} megapixels."
+                f"A foreground of {width}x{height} pixels is too long for keep_aspect: it needs a "
+                f"background of {canvas[1]}x{canvas[0]}, and the limit is {limit / 1e6:.0f} "
+                f"megapixels."
             )
         background = _middle_square(background)
     top, left = (canvas[0] - height) // 2, (canvas[1] - total) // 2
@@ -84,7 +83,7 @@ def composite(
     rows, columns = grid.rows - top, grid.columns - left  # of the foreground and its copy
     fg_rows, fg_columns = np.clip(rows, 0, height - 1), columns % width
     part = unit(pick(alpha, fg_rows, fg_columns))
-    if canvas != (height, total):  # nothing but background around the objects
+    if canvas != (height, total):  # only background around the objects
         part[fg_rows != rows] = 0
         part[:, (columns < 0) | (columns >= total)] = 0
     image = pick(background, grid.rows, grid.columns).astype(np.float32)
@@ -102,10 +101,9 @@ class _Choices(NamedTuple):
 
 
 def _choose(rng: np.random.Generator, settings: DataSettings) -> _Choices:
-    """Draws what is left to chance.
+    """Draw whether to duplicate, whether to blur, the blur's size and the copy to keep, in order.
 
-    Always all of it, in this order: whether to duplicate, whether to blur, the blur's size, which
-    copy stays (0 the left one; drawn only if there are two).
+    The copy (0 is the left one) is drawn only if there are two.
     """
     duplicate = rng.random() < settings.duplicate_prob
     blur = rng.random() < settings.blur_prob
@@ -117,7 +115,7 @@ def _choose(rng: np.random.Generator, settings: DataSettings) -> _Choices:
 def _stretch(
     background: np.ndarray, canvas: tuple[int, int], blur: tuple[float, ...]
 ) -> np.ndarray:
-    """Resizes a background to a canvas, and blurs it there by boxes of these heights and widths."""
+    """Resize a background to a canvas, and blur it by a box of this height and width."""
     background = cv2.resize(background, canvas[::-1], interpolation=cv2.INTER_LINEAR)
     if not any(blur):
         return background
@@ -125,7 +123,7 @@ def _stretch(
     return cv2.blur(background, (box_width, box_height))
 
 
-def _middle_square(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _middle_square(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
     side = min(height, width)
-    return Window((height - side) // 2, (width - side) // 2, side, side).cut(picture)
+    return Window((height - side) // 2, (width - side) // 2, side, side).cut(image)

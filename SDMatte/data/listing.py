@@ -1,8 +1,7 @@
-"""From the folders of a set to the list of its samples: alphas first, then what belongs to them.
+"""From the folders of a data set to the list of its samples: alphas first, then their partners.
 
-What a set looks like is an `Entry` (`SDMatte.data.catalog` has those of the paper).
-File names are read, no picture is. An entry of the operating system that cannot be looked at
-counts as one that is not there, or ends in a `SDMatte.errors.DataError`.
+An `Entry` describes a set (`SDMatte.data.catalog` has those of the paper). File names are read, no
+image is. Unreadable paths are treated as missing, or end in a `SDMatte.errors.DataError`.
 """
 
 import hashlib
@@ -10,34 +9,39 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from SDMatte.data.transparency import read_transparent_list
 from SDMatte.errors import DataError, MissingFileError
-from SDMatte.images.io import IMAGE_EXTENSIONS, list_names, names_by_stem, scan_folder
+from SDMatte.images.formats import IMAGE_EXTENSIONS
+from SDMatte.images.listing import list_names, names_by_stem, scan_folder
 from SDMatte.runtime.files import NameLookup, name_key, stem_key
 
 logger = logging.getLogger(__name__)
 
 BACKGROUNDS = "BG-20K"
 
+REPOSITORY_LISTS = Path(__file__).resolve().parents[2] / "data" / "txt"
+"""Second place of lists of transparent samples; those under the data root take precedence."""
+
+_FILES = ("image", "alpha", "trimap", "background")
+
 
 @dataclass(frozen=True)
 class Sample:
-    """What one training or test sample is made of. Paths are relative to the data root or absolute.
+    """The files of a training or test sample; paths are relative to the data root or absolute.
 
     Attributes:
-        dataset: Name of the set, as in the catalogue.
-        image: The picture, or for a composite the foreground.
+        dataset: Name of the set, as in the catalog.
+        image: The image; of a composite the foreground.
         alpha: The true alpha.
-        trimap: A given trimap; "" where it is made from the alpha.
-        background: The background of a composite; "" for a natural picture.
+        trimap: A given trimap; "": it is made from the alpha.
+        background: The background of a composite; "" for a natural image.
         is_trans: 1 transparent, 0 opaque, None: decided from the alpha when it is read.
-        caption: Text for the text encoder, "" for none.
+        caption: Text for the text encoder, or "".
     """
 
     dataset: str
@@ -49,37 +53,29 @@ class Sample:
     caption: str = ""
 
 
-class Row(NamedTuple):
-    """A picture with its alpha, as a set lists them; paths relative to the data root."""
-
-    image: str
-    alpha: str
-    trimap: str = ""
-    caption: str = ""
-
-
 @dataclass(frozen=True)
 class Entry:
     """Where a data set keeps its files, and how samples are made of them.
 
     Attributes:
-        folder: The folder, or folders, of the set under the data root.
-        alpha: Sub-folder of the alphas; every picture in it becomes one or more samples.
-        image: Sub-folder of the natural pictures, "" if there are none.
-        fg: Sub-folder of the foregrounds for composites, "" if there are none.
-        trimap: Sub-folder of the trimaps, "" if they are made from the alphas.
-        composites: Composites made of each foreground.
+        folder: Folder, or folders, of the set under the data root; "" for a folder pair.
+        alpha: Sub-folder of the alphas; each alpha becomes one or more samples.
+        image: Sub-folder of the natural images, or "".
+        fg: Sub-folder of the foregrounds for composites, or "".
+        trimap: Sub-folder of the trimaps; "": trimaps are made from the alphas.
+        composites: Number of composites of each foreground.
         background: Folder of the backgrounds under the data root.
-        is_trans: 1: all transparent; 0: opaque but for those on the set's list; None: by the
-            list, and where there is no list from the alpha.
-        image_stem: Gives the stem of the image that belongs to the stem of an alpha.
-        files: Lists the set in place of the walk over ``alpha``, where a file describes it.
-        count: So many alphas are drawn, once and for all; None takes them all.
-        list_file: A text file with one alpha path a line, in place of ``count``.
+        is_trans: 1: all transparent; 0: opaque except for those on the set's list; None: by the
+            list, and without a list from the alpha.
+        image_stem: Maps the stem of an alpha to that of its image.
+        files: Lists the samples of a set that a file describes.
+        count: Number of alphas to draw, with a fixed seed; None: all.
+        list_file: A text file with one alpha path per line.
         remap: (old, new): replaces a prefix of the lines of ``list_file``.
-        expected: Alphas that the set was published with; None: not known.
-        holdout: The pairs that are for test and not for training: a fraction or a number of them;
-            None: the set is not divided.
+        expected: Number of alphas of the published set, if known.
+        holdout: Pairs that are for test and not for training: a fraction, or a number of them.
+        name: Name of the set.
+        weight: Weight in the training mix.
     """
 
     folder: str | tuple[str, ...]
@@ -91,123 +87,160 @@ class Entry:
     background: str = BACKGROUNDS
     is_trans: int | None = None
     image_stem: Callable[[str], str] | None = None
-    files: Callable[[Path, "Entry"], list[Row]] | None = None
+    files: "Callable[[Path, Entry], list[Sample]] | None" = None
     count: int | None = None
     list_file: str = ""
     remap: tuple[str, str] = ("", "")
     expected: int | None = None
     holdout: float | int | None = None
+    name: str = ""
+    weight: float | None = None
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Folders of the set under the data root."""
+        return (self.folder,) if isinstance(self.folder, str) else self.folder
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of the set; of a folder pair, both of them."""
+        return self.roots if any(self.roots) else (self.image or self.fg, self.alpha)
+
+    @property
+    def is_natural(self) -> bool:
+        """Whether images are used as they are."""
+        return bool(self.image or self.files)
+
+    @property
+    def is_composite(self) -> bool:
+        """Whether foregrounds are put on backgrounds."""
+        return bool(self.fg and self.composites)
+
+    @property
+    def uses_all_images(self) -> bool:
+        """Whether every image of the set belongs to a sample."""
+        partial = self.files or self.image_stem or self.list_file
+        return not partial and self.count is None and self.holdout is None
 
 
 def samples_of_set(
-    name: str, entry: Entry, root: Path, training: bool, check_files: bool = True
+    entry: Entry, root: Path, training: bool, check_files: bool = True
 ) -> Iterator[Sample]:
-    """Lists one set, as `list_samples` does: its natural pictures, then its composites.
+    """List a set: its natural images, then its composites.
 
-    ``check_files`` False leaves it to the caller to see which partners are missing.
+    Args:
+        entry: The set.
+        root: The data root.
+        training: Whether for training, where samples without a partner are logged; their files
+            count as unreadable when the sample is loaded.
+        check_files: Whether to look for missing partners.
 
     Raises:
-        DataError: A folder or a list cannot be read; or partners are missing, in test any, in
-            training all of them.
+        DataError: A folder or list cannot be read; or partners are missing: in test any, in
+            training all.
     """
     if entry.folder and not os.path.isdir(root):
         raise MissingFileError(
-            f"{name}: the data root {root} does not exist; set root in the config, or the "
+            f"{entry.name}: the data root {root} does not exist; set root in the config, or the "
             f"environment variable SDMATTE_DATA_ROOT."
         )
-    listed = None if entry.is_trans == 1 else read_transparent_list(name, root)
+    listed = None if entry.is_trans == 1 else read_transparent_list(entry.name, root)
 
-    def opacity(alpha: str) -> int | None:
-        return entry.is_trans if listed is None else int(stem_key(alpha) in listed)
+    def located(samples: list[Sample]) -> Iterator[Sample]:
+        for sample in _locate(samples, entry.name, root, training, check_files):
+            is_trans = entry.is_trans if listed is None else int(stem_key(sample.alpha) in listed)
+            yield replace(sample, dataset=entry.name, is_trans=is_trans)
 
-    if entry.image or entry.files:
-        rows = entry.files(root, entry) if entry.files else _rows(root, entry, entry.image, ".jpg")
-        rows = _as_spelled(rows, root)
+    if entry.is_natural:
+        samples = entry.files(root, entry) if entry.files else _pair_files(root, entry)
         if entry.holdout is not None:
-            rows = _divide(name, rows, entry.holdout, training)
-        if check_files:
-            _check_files(name, rows, root, training)
-        for row in rows:
-            yield Sample(
-                name, row.image, row.alpha, row.trimap, "", opacity(row.alpha), row.caption
-            )
-    if entry.fg and entry.composites > 0:
-        rows = _as_spelled(_rows(root, entry, entry.fg, ".png"), root)
-        if check_files:
-            _check_files(name, rows, root, training)
+            samples = _divide(samples, entry, training)
+        yield from located(samples)
+    if entry.is_composite:
+        foregrounds = list(located(_pair_files(root, replace(entry, image="", trimap=""))))
         backgrounds = list_backgrounds(root, entry.background)
         if not backgrounds:
             raise MissingFileError(
-                f"Composites need backgrounds, but there is no image in {root / entry.background}; "
-                f"another folder is named with {{..., background: DIR}}."
+                f"{entry.name}: composites need backgrounds, but {root / entry.background} "
+                f"holds no image. Name another folder with {{..., background: DIR}}."
             )
-        n = entry.composites
-        for f, row in enumerate(rows):
-            for i in range(n):
-                background = backgrounds[(f * n + i) % len(backgrounds)]
-                yield Sample(name, row.image, row.alpha, "", background, opacity(row.alpha))
+        for number, foreground in enumerate(foregrounds):
+            for i in range(number * entry.composites, (number + 1) * entry.composites):
+                yield replace(foreground, background=backgrounds[i % len(backgrounds)])
 
 
-def _rows(root: Path, entry: Entry, images: str, preferred: str) -> list[Row]:
-    """Pairs each alpha with its image and trimap; a missing one gets its likely name."""
-    rows = []
-    for folder in (entry.folder,) if isinstance(entry.folder, str) else entry.folder:
+def _pair_files(root: Path, entry: Entry) -> list[Sample]:
+    """Pair each alpha with its image, or foreground, and trimap; missing ones get a likely name."""
+    images, preferred = (entry.image, ".jpg") if entry.image else (entry.fg, ".png")
+    samples = []
+    for folder in entry.roots:
         image_dir, trimap_dir = join(folder, images), join(folder, entry.trimap)
-        alpha_dir = join(folder, entry.alpha)
-        used = [image_dir, *([] if entry.list_file else [alpha_dir])]
+        used = [image_dir]
+        used += [] if entry.list_file else [join(folder, entry.alpha)]
         used += [trimap_dir] if entry.trimap else []
         for directory in dict.fromkeys(used):
             scan_folder(root / directory, skip=[root / other for other in used]).log_left_out()
         by_stem = names_by_stem(root / image_dir, preferred)
         trimaps = names_by_stem(root / trimap_dir, ".png") if entry.trimap else {}
-        alphas = _alphas(root, folder, entry)
-        for alpha in alphas:
+        for alpha in _alphas(root, folder, entry):
             stem = stem_key(alpha)
             trimap = join(trimap_dir, trimaps.get(stem, f"{stem}.png")) if entry.trimap else ""
             stem = entry.image_stem(stem) if entry.image_stem else stem
             image = join(image_dir, by_stem.get(stem, f"{stem}{preferred}"))
-            rows.append(Row(image, alpha, trimap))
-        spare = sorted(by_stem.keys() - {stem_key(alpha) for alpha in alphas})
-        if spare and not (entry.image_stem or entry.list_file or entry.count is not None):
-            name = join(image_dir, by_stem[spare[0]])
-            logger.warning("%d pictures have no alpha and are left out: %s ...", len(spare), name)
-    return rows
+            samples.append(Sample("", image, alpha, trimap))
+    if entry.uses_all_images or entry.holdout is not None:
+        spare = images_without_alpha(samples, root)
+        if spare:
+            logger.warning("%d images have no alpha and are left out: %s ...", len(spare), spare[0])
+    return samples
 
 
-def _divide(name: str, rows: list[Row], holdout: float | int, training: bool) -> list[Row]:
-    """Take the part of a set that is for training, or the one that is held out for test.
+def images_without_alpha(samples: Iterable[Sample], root: Path) -> list[str]:
+    """List the images beside those of samples that belong to no sample, by path."""
+    used: dict[str, set[str]] = {}
+    for sample in samples:
+        used.setdefault(os.path.dirname(sample.image), set()).add(stem_key(sample.image))
+    return [
+        join(folder, name)
+        for folder, stems in sorted(used.items())
+        if os.path.isdir(root / folder)
+        for name in list_names(root / folder)
+        if stem_key(name) not in stems
+    ]
 
-    Where a pair belongs follows from the hash of its name, however it is spelled, so that
-    it is the same on every machine. Of a fraction, files that are added later leave the
-    others where they are. Of a number, an added file may take the place of another.
+
+def _divide(samples: list[Sample], entry: Entry, training: bool) -> list[Sample]:
+    """Take the training part of a set, or the part that is held out for test.
+
+    The hash of a pair's name, in any spelling, decides, so that the division is the same on every
+    machine. With a fraction, files that are added later do not move the others. With a number, an
+    added file may take the place of another.
 
     Raises:
-        DataError: One of the parts would be empty.
+        DataError: One of the parts is empty.
     """
 
-    def place(row: Row) -> float:  # in [0, 1)
-        digest = hashlib.sha256(stem_key(row.alpha).encode("utf-8", "surrogateescape")).digest()
-        return int.from_bytes(digest[:6], "big") / 2**48
+    def position(sample: Sample) -> float:  # in [0, 1)
+        name = stem_key(sample.alpha).encode("utf-8", "surrogateescape")
+        return int.from_bytes(hashlib.sha256(name).digest()[:6], "big") / 2**48
 
+    holdout, total = entry.holdout, len(samples)
     if isinstance(holdout, int):
-        held = set(sorted(rows, key=lambda row: (place(row), row.alpha))[:holdout])
+        held = set(sorted(samples, key=lambda s: (position(s), s.alpha))[:holdout])
     else:
-        held = {row for row in rows if place(row) < holdout}
-    if rows and not held:
-        raise DataError(
-            f"{name}: holdout: {holdout} of {len(rows)} images holds none out; take a larger "
-            f"fraction, or a number of images, such as holdout: {max(1, len(rows) // 10)}."
+        held = {sample for sample in samples if position(sample) < holdout}
+    if samples and len(held) in (0, total):
+        reason = (
+            f"holds out none; use a larger fraction, or a number such as {max(1, total // 10)}"
+            if not held
+            else "holds out all, which leaves none to train on"
         )
-    if rows and len(held) == len(rows):
-        raise DataError(
-            f"{name}: holdout: {holdout} of {len(rows)} images holds all out, so that none is "
-            f"left to train on."
-        )
-    return [row for row in rows if (row in held) != training]
+        raise DataError(f"{entry.name}: holdout: {holdout} of {total} images {reason}.")
+    return [sample for sample in samples if (sample in held) != training]
 
 
 def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
-    """Lists the alphas of a folder, drawn or read from a list file where the entry says so."""
+    """List the alphas of a folder: all, a fixed random draw, or those of a list file."""
     directory = join(folder, entry.alpha)
     if entry.list_file:
         path = Path(entry.list_file)
@@ -224,95 +257,101 @@ def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
 
 
 def list_backgrounds(root: Path, background: str) -> list[str]:
-    """List the images of a folder of backgrounds, in any sub-folders, sorted by their path."""
+    """List the images of a folder of backgrounds and its sub-folders, sorted by path."""
     top = root / background
     if not os.path.isdir(top):
         return []
     scan = scan_folder(top, recursive=True)
     scan.log_left_out()
-    found = [join(background, name) for name in scan.images]
-    return sorted(found)
+    return sorted(join(background, name) for name in scan.images)
 
 
-def _as_spelled(rows: Sequence[Row], root: Path) -> list[Row]:
-    """Name files as they are on disk, where a list or a label spells them otherwise."""
+def _locate(
+    samples: Sequence[Sample], name: str, root: Path, training: bool, check_files: bool
+) -> list[Sample]:
+    """Spell file names as on disk, where a list or label differs, and look for missing files."""
     lookup = NameLookup()
+    missing: list[str] = []
 
-    def spelled(path: str) -> str:
+    def locate(path: str) -> str:
         folder, _, name = path.rpartition("/")
         try:
-            names = lookup.spellings(root / folder).get(name_key(name), [name])
-        except ValueError:  # no folder, or no name at all: it counts as missing
-            return path
+            names = lookup.spellings(root / folder).get(name_key(name), [])
+        except ValueError:  # no such folder, or not a valid name
+            names = []
         if name in names or not path:
             return path
         if len(names) > 1:
             raise DataError(f"{root / path} is ambiguous: {' and '.join(map(ascii, names))} exist.")
-        return f"{folder}/{names[0]}" if folder else names[0]
+        if not names:
+            missing.append(path)
+            return path
+        return join(folder, names[0])
 
-    return [row._replace(**{k: spelled(getattr(row, k)) for k in Row._fields[:3]}) for row in rows]
-
-
-def _check_files(name: str, rows: Sequence[Row], root: Path, training: bool) -> None:
-    """Complains of pictures and trimaps that are not there: by an error, or in the log."""
-    there: dict[str, set[str]] = {}
-
-    def is_there(path: str) -> bool:
-        folder, _, file_name = path.rpartition("/")
-        if folder not in there:
-            # Not that this says a file can be read; that is found out when it is.
-            there[folder] = set(_names_in(root / folder))
-        return file_name in there[folder]
-
-    missing, broken = [], 0
-    for row in rows:
-        paths = [path for path in row[:3] if path and not is_there(path)]
-        missing += paths
-        broken += bool(paths)
-    if not missing:
-        return
-    text = (
-        f"{name}: {len(missing)} files are missing (looked for with any of the extensions "
-        f"{', '.join(IMAGE_EXTENSIONS)}): {', '.join(str(root / path) for path in missing[:5])}"
-        f"{' and so on' if len(missing) > 5 else ''}."
-    )
-    if not training or broken == len(rows):
-        raise MissingFileError(text)
-    logger.warning("%s Training leaves them out.", text)
-
-
-def _names_in(directory: Path) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
+    located, incomplete = [], 0
+    for sample in samples:
+        before = len(missing)
+        paths = {key: locate(getattr(sample, key)) for key in ("image", "alpha", "trimap")}
+        located.append(replace(sample, **paths))
+        incomplete += len(missing) > before
+    if missing and check_files:
+        number = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
+        text = (
+            f"{name}: {number} missing (with any of the extensions {', '.join(IMAGE_EXTENSIONS)}): "
+            f"{', '.join(str(root / path) for path in missing[:5])}"
+            f"{' and so on' if len(missing) > 5 else ''}."
+        )
+        if not training or incomplete == len(samples):
+            raise MissingFileError(text)
+        logger.warning("%s Training leaves them out.", text)
+    return located
 
 
 def files_of(samples: Iterable[Sample], root: Path) -> list[Path]:
-    """List the files that samples are made of, and the folders that these are in."""
-    roles = ("image", "alpha", "trimap", "background")
-    paths = {getattr(sample, role) for sample in samples for role in roles} - {""}
+    """List the files of samples, and the folders of these files."""
+    paths = {getattr(sample, key) for sample in samples for key in _FILES} - {""}
     return [root / path for path in sorted(paths | {path.rpartition("/")[0] for path in paths})]
 
 
 def join(folder: str, name: str) -> str:
-    """Joins two parts of a path; an absolute second one stands alone."""
+    """Join two parts of a path; an absolute second part replaces the first."""
     return os.path.normpath(os.path.join(folder, name)) if folder else name
+
+
+def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
+    """Read ``txt/<dataset>_transparent_samples.txt``: one file name of a sample per line.
+
+    Args:
+        dataset: Name of the data set.
+        root: The data root; ``data/txt`` of the repository is the second place.
+
+    Returns:
+        The stems of the transparent samples (`SDMatte.runtime.files.stem_key`); None: no list.
+
+    Raises:
+        DataError: The list cannot be read.
+    """
+    name = f"{dataset}_transparent_samples.txt"
+    for path in (root / "txt" / name, REPOSITORY_LISTS / name):
+        if os.path.isfile(path):
+            lines = map(str.strip, _read_text(path).splitlines())
+            return frozenset(stem_key(line) for line in lines if line)
+    return None
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except FileNotFoundError as error:
         raise MissingFileError(f"Cannot read {path}: {error.strerror}.") from error
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"Cannot read {path}: it is not a text file in UTF-8.") from error
+        raise DataError(f"Cannot read {path}: it must be a text file in UTF-8.") from error
 
 
 def read_json(path: Path) -> Any:
-    """Reads a label file.
+    """Read a label file.
 
     Raises:
         DataError: It cannot be read, or is not JSON.

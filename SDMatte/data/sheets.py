@@ -1,4 +1,4 @@
-"""Contact sheets of data: the files as they are, and samples as training sees them."""
+"""Contact sheets of data: the files of a set, and samples as training gets them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,24 +20,24 @@ _YELLOW = (255, 210, 0)
 def source_sheet(
     samples: Sequence[Sample], root: Path, count: int = 24, columns: int = 8, tile: int = 160
 ) -> np.ndarray:
-    """Shows pictures and alphas of a set side by side, as they lie on the disk.
+    """Show images and alphas of a set side by side.
 
     Args:
-        samples: Samples that can be read; of them, ``count`` at even distances are shown.
+        samples: Readable samples, of which ``count`` at even distances are shown.
         root: The data root.
-        count: How many.
-        columns: Cells in a row, two a sample.
+        count: Number of samples.
+        columns: Cells in a row, two per sample.
         tile: Side of a cell in pixels.
 
     Returns:
         uint8 ``[H, W, 3]``.
 
     Raises:
-        DataError: A picture cannot be read.
+        DataError: An image cannot be read.
     """
     distinct = list({sample.alpha: sample for sample in samples}.values())
-    places = np.linspace(0, len(distinct) - 1, min(count, len(distinct))).round().astype(int)
-    chosen = [distinct[place] for place in places]
+    indices = np.linspace(0, len(distinct) - 1, min(count, len(distinct))).round().astype(int)
+    chosen = [distinct[index] for index in indices]
 
     def tiles() -> Iterator[np.ndarray]:
         for sample in chosen:
@@ -51,22 +51,21 @@ def source_sheet(
 def sample_sheet(
     dataset: MattingDataset, keys: Iterable[int | tuple[int, int]], tile: int = 192
 ) -> np.ndarray:
-    """Shows samples as the model gets them, a row each.
+    """Show samples as the model gets them, one per row.
 
-    The columns are the picture, the box, the ten points, the mask, the trimap and the alpha.
-    Where a prompt's map is 0 the picture is dimmed; the coordinates are drawn in yellow. The
-    prompt that says nothing has nothing to show.
+    The columns are the image, the box, the ten points, the mask, the trimap and the alpha. The
+    image is dimmed where a prompt's map is 0; coordinates are drawn in yellow.
 
     Args:
         dataset: The samples.
-        keys: Which, as the data set takes them: an index, or (epoch, index).
+        keys: Keys of the dataset: an index, or (epoch, index).
         tile: Side of a cell in pixels.
 
     Returns:
         uint8 ``[H, W, 3]``.
 
     Raises:
-        DataError: There is no sample, or a file cannot be read.
+        DataError: There are no keys, or a file cannot be read.
     """
     tiles: list[np.ndarray] = []
     labels: list[str] = []
@@ -75,20 +74,20 @@ def sample_sheet(
         tiles += drawn.values()
         labels += drawn.keys()
     if not tiles:
-        raise DataError("There is no sample to show.")
+        raise DataError("No sample to show.")
     return contact_sheet(tiles, labels, columns=6, tile=tile)
 
 
 def _draw(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The cells of a sample by their labels, uint8 ``[H, W, 3]`` or float32 ``[H, W]``."""
+    """Return the cells of a sample by label, uint8 ``[H, W, 3]`` or float32 ``[H, W]``."""
     planes = {name: (sample[name].numpy() + 1) / 2 for name in ("image", "trimap", "alpha")}
     image = (planes["image"].transpose(1, 2, 0) * 255).round().astype(np.uint8, order="C")
     height, width = image.shape[:2]
     stroke = max(1, height // 128)
 
     def lit(name: str) -> np.ndarray:
-        share = (sample[name][0].numpy()[..., None] + 1) / 2  # [-1, 1] -> [0, 1]
-        return (image * (_DIM + (1 - _DIM) * share)).round().astype(np.uint8)
+        lit_by = (sample[name][0].numpy()[..., None] + 1) / 2  # [-1, 1] -> [0, 1]
+        return (image * (_DIM + (1 - _DIM) * lit_by)).round().astype(np.uint8)
 
     def corners(name: str) -> list[tuple[int, int]]:
         pixels = sample[name].numpy().reshape(-1, 2) * (width, height)
@@ -98,8 +97,8 @@ def _draw(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
     cv2.rectangle(box, *corners("bbox_coords"), _YELLOW, stroke)
     cv2.rectangle(mask, *corners("mask_coords"), _YELLOW, stroke)
     if (sample["point_mask"] > -1).any():
-        for place in corners("point_coords"):
-            cv2.circle(points, place, 2 * stroke, _YELLOW, -1)
+        for point in corners("point_coords"):
+            cv2.circle(points, point, 2 * stroke, _YELLOW, -1)
     kind = "transparent" if sample["is_trans"] else "opaque"
     return {
         f"{sample['image_name']} ({sample['dataset']})": image,

@@ -1,4 +1,4 @@
-"""Reading the pictures of samples: in full or reduced, from their files or from memory."""
+"""Reading the files of samples, at full or reduced size, with a cache."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -7,17 +7,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from SDMatte.images.decode import reduction
-from SDMatte.images.io import read_image, read_matte, read_reduced, read_trimap, reduce_matte
+from SDMatte.images.io import (
+    read_image,
+    read_matte,
+    read_reduced,
+    read_trimap,
+    reduce_matte,
+    reduction,
+)
 
 
 class Source(NamedTuple):
-    """A picture that was read.
+    """An image file that was read.
 
     Attributes:
-        pixels: uint8 ``[h, w, 3]`` of an image, ``[h, w]`` of a matte (or float32 in [0, 1]) or a
-            trimap. Not to be written to.
-        hw: Height and width of the whole picture, larger than ``[h, w]`` where it was reduced.
+        pixels: uint8 ``[h, w, 3]`` of an image; ``[h, w]`` of a trimap, or of a matte (uint8, or
+            float32 in [0, 1]). Read-only.
+        hw: Height and width of the file, larger than ``[h, w]`` if it was reduced.
     """
 
     pixels: np.ndarray
@@ -25,33 +31,32 @@ class Source(NamedTuple):
 
 
 class SourceReader:
-    """Reads images, mattes and trimaps, and keeps what it read last as long as there is room.
+    """Reads images, mattes and trimaps, and caches the most recently used.
 
-    A picture is reduced to no less than ``at_least`` rows and columns, or not at all, by the same
-    factor whether image or matte (`SDMatte.images.decode.reduction`). A file that changes while
-    its picture is kept goes unnoticed.
+    Images and mattes are reduced by the same factor (`SDMatte.images.io.reduction`), to no less
+    than ``at_least`` rows and columns. Changes of a cached file are not noticed.
     """
 
     def __init__(self, reduced: bool = False, cache_mb: float = 0) -> None:
-        """Starts empty.
+        """Initialize with an empty cache.
 
         Args:
             reduced: Whether to reduce at all.
-            cache_mb: Megabytes of pixels to keep, of each process that uses the reader.
+            cache_mb: Megabytes of pixels to cache in each process.
         """
         self._reduced = reduced
         self._limit = int(cache_mb * 1e6)
         self._size = 0
-        self._kept: OrderedDict[tuple, Source] = OrderedDict()
+        self._cache: OrderedDict[tuple, Source] = OrderedDict()
 
     def image(self, path: Path, at_least: tuple[int, int]) -> Source:
-        """Reads the colours of a picture."""
+        """Read the colors of an image."""
         if self._reduced:
-            return self._keep(("image", path, at_least), lambda: read_reduced(path, at_least))
-        return self._keep(("image", path), lambda: _whole(read_image(path)))
+            return self._read(("image", path, at_least), lambda: read_reduced(path, at_least))
+        return self._read(("image", path), lambda: _whole(read_image(path)))
 
     def matte(self, path: Path, at_least: tuple[int, int]) -> Source:
-        """Reads an alpha matte."""
+        """Read an alpha matte."""
 
         def read() -> Source:
             matte = read_matte(path)
@@ -59,24 +64,24 @@ class SourceReader:
             return Source(reduce_matte(matte, reduction(hw, at_least)), hw)
 
         if self._reduced:
-            return self._keep(("matte", path, at_least), read)
-        return self._keep(("matte", path), lambda: _whole(read_matte(path)))
+            return self._read(("matte", path, at_least), read)
+        return self._read(("matte", path), lambda: _whole(read_matte(path)))
 
     def trimap(self, path: Path) -> Source:
-        """Reads a trimap; never reduced, its three values do not mix."""
-        return self._keep(("trimap", path), lambda: _whole(read_trimap(path)))
+        """Read a trimap at full size: its three values must not be averaged."""
+        return self._read(("trimap", path), lambda: _whole(read_trimap(path)))
 
-    def _keep(self, key: tuple, read: Callable[[], tuple]) -> Source:
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+    def _read(self, key: tuple, read: Callable[[], tuple]) -> Source:
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
         source = Source(*read())
-        source.pixels.flags.writeable = False  # whoever comes next gets the same array
+        source.pixels.flags.writeable = False  # later calls get the same array
         if source.pixels.nbytes <= self._limit:
-            self._kept[key] = source
+            self._cache[key] = source
             self._size += source.pixels.nbytes
         while self._size > self._limit:
-            _, oldest = self._kept.popitem(last=False)
+            _, oldest = self._cache.popitem(last=False)
             self._size -= oldest.pixels.nbytes
         return source
 

@@ -143,6 +143,10 @@ class DatasetSettings(_CallSettings):
 
     size: AtLeastOne = Field(default=512, description="Side of the samples in pixels.")
     seed: Count = Field(default=0, description="Seed of everything that is drawn for a sample.")
+    limit: AtLeastOne | None = Field(default=None, description="Use only the first samples.")
+    max_bad_samples: Count = Field(
+        default=100, description="Different training samples that may be unreadable."
+    )
 
 
 class TestLoaderSettings(_CallSettings):
@@ -195,6 +199,8 @@ RENAMED = {"dataloader.test.dataset.worsen": "dataloader.test.dataset.perturb"}
 REMOVED = {
     "train.compile.backend": "inductor",
     "train.ddp.broadcast_buffers": False,
+    "dataloader.train.pin_memory": False,
+    "dataloader.test.pin_memory": False,
 }
 """Settings of earlier versions to the only value that is left."""
 

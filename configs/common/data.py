@@ -32,7 +32,7 @@ dataloader = dict(
             size=512,
             training=True,
             seed=0,
-            settings=asdict(DataSettings()),
+            settings=DataSettings().model_dump(),
             max_bad_samples=100,
         ),
         batch_size=1,
@@ -47,9 +47,9 @@ dataloader = dict(
             size=1024,
             training=False,
             seed=0,
-            settings=asdict(DataSettings()),
+            settings=DataSettings().model_dump(),
             prompts_from=None,  # a file of --save-prompts, in place of prompts drawn by the seed
-            perturb=asdict(PromptPerturbation()),  # how prompts are made worse: by nothing
+            perturb=PromptPerturbation().model_dump(),  # how prompts are made worse: by nothing
         ),
         batch_size=1,
         num_workers=4,

@@ -1,0 +1,189 @@
+"""The order of samples: deterministic, shared by any number of processes, resumable."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from SDMatte.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A weighted mix of training sets.
+
+    An epoch is as long as all sets together, so that the schedule does not depend on the weights;
+    a weight only decides what fraction of an epoch a set gets.
+
+    Attributes:
+        names: The sets, in the order of the config.
+        sizes: Number of samples of each.
+        weights: Positive numbers of any scale.
+
+    Raises:
+        ConfigError: A weight is so small that its set would get no sample.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:  # noqa: D105
+        for name, quota in zip(self.names, self.quotas(), strict=True):
+            if quota == 0:
+                raise ConfigError(
+                    f"The weight of {name} is too small: it would get none of the "
+                    f"{sum(self.sizes)} samples of an epoch."
+                )
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], sizes: Sequence[int], weights: Sequence[float | None]
+    ) -> "Mix | None":
+        """Return the mix of some sets, None if no set has a weight.
+
+        Raises:
+            ConfigError: Only some sets have a weight, or a weight is too small.
+        """
+        if all(weight is None for weight in weights):
+            return None
+        if None in weights:
+            lacking = names[weights.index(None)]
+            raise ConfigError(
+                f"Either all training sets have a weight or none; {lacking} has none."
+            )
+        return cls(tuple(names), tuple(sizes), tuple(weights))
+
+    def quotas(self) -> tuple[int, ...]:
+        """Return the samples of each set in an epoch, rounded by largest remainders."""
+        exact = np.array(self.weights, np.float64) / sum(self.weights) * sum(self.sizes)
+        quotas = np.floor(exact).astype(int)
+        missing = sum(self.sizes) - int(quotas.sum())
+        quotas[np.argsort(quotas - exact, kind="stable")[:missing]] += 1
+        return tuple(quotas.tolist())
+
+    def describe(self) -> str:
+        """Return a sentence with the length and the composition of an epoch."""
+        parts = (
+            f"{quota} of {name} (each sample {quota / size:.3g} times)"
+            for name, quota, size in zip(self.names, self.quotas(), self.sizes, strict=True)
+        )
+        return f"An epoch has {sum(self.sizes)} samples: {', '.join(parts)}."
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """An endless stream of (visit, index), the same for any number of processes.
+
+    Each epoch is a permutation that depends on seed and epoch only. Rank r takes the positions r,
+    r + world_size, ... of the concatenated epochs, so that every sample is drawn once per epoch
+    over all ranks without padding. After n samples, a rank continues where ``start=n`` begins. The
+    visit counts how often a sample was drawn before, which seeds its random choices; here it is
+    the epoch.
+    """
+
+    def __init__(
+        self, length: int, seed: int = 0, rank: int = 0, world_size: int = 1, start: int = 0
+    ) -> None:
+        """Initialize the stream.
+
+        Args:
+            length: Samples in an epoch.
+            seed: Seed of the order.
+            rank: Rank of this process.
+            world_size: Number of processes.
+            start: Number of samples that this rank has already taken.
+
+        Raises:
+            DataError: There are no samples.
+            ConfigError: The rank is out of range.
+        """
+        if length < 1:
+            raise DataError("There are no training samples.")
+        if not 0 <= rank < world_size:
+            raise ConfigError(
+                f"rank must be in [0, {world_size}), the number of processes; got {rank}."
+            )
+        self.length = length
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.start = start
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch: int ``[length, 2]``, rows of visit and index."""
+        indices = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return np.stack([np.full_like(indices, epoch), indices], axis=1)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (visit, index) endlessly."""
+        position = self.rank + self.start * self.world_size
+        while True:
+            epoch, offset = divmod(position, self.length)
+            for visit, index in self.order(epoch)[offset :: self.world_size].tolist():
+                yield visit, index
+                position += self.world_size
+
+
+class WeightedSampler(EpochSampler):
+    """The stream of a weighted mix: each set has its quota in every epoch.
+
+    Each set has its own stream of concatenated permutations, of which an epoch takes the next
+    ``quota``. The samples of a set are therefore used evenly: at any time their counts differ by
+    at most one. The order depends on seed and epoch only, as in `EpochSampler`.
+    """
+
+    def __init__(
+        self, mix: Mix, seed: int = 0, rank: int = 0, world_size: int = 1, start: int = 0
+    ) -> None:
+        """Initialize the stream; see `EpochSampler`."""
+        super().__init__(sum(mix.sizes), seed, rank, world_size, start)
+        self.mix = mix
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch: int ``[length, 2]``, rows of visit and index."""
+        rows, first = [], 0
+        for part, (size, quota) in enumerate(zip(self.mix.sizes, self.mix.quotas(), strict=True)):
+            positions = np.arange(epoch * quota, (epoch + 1) * quota)
+            visits, offsets = positions // size, positions % size
+            for visit in range(visits[0], visits[-1] + 1):
+                shuffled = np.random.default_rng((self.seed, 1 + part, visit)).permutation(size)
+                chosen = shuffled[offsets[visits == visit]]
+                rows.append(np.stack([np.full_like(chosen, visit), first + chosen], axis=1))
+            first += size
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(np.concatenate(rows))
+
+
+class ShardSampler(Sampler[list[int]]):
+    """One rank's contiguous part of a test set's batches.
+
+    A sample is always in the same batch, however many processes there are and whichever samples
+    remain: the last digits of a prediction depend on the rest of the batch.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        wanted: Collection[int] | None = None,
+    ) -> None:
+        """Select the batches of ``rank``: of those that hold a wanted sample, or of all."""
+        batches = [
+            list(range(first, min(first + batch_size, length)))
+            for first in range(0, length, batch_size)
+        ]
+        if wanted is not None:
+            chosen = set(wanted)
+            batches = [batch for batch in batches if not chosen.isdisjoint(batch)]
+        number = len(batches)
+        self._batches = batches[number * rank // world_size : number * (rank + 1) // world_size]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the indices of each batch in order."""
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._batches)
