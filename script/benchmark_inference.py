@@ -31,14 +31,14 @@ import numpy as np
 import torch
 from benchmark_common import PlainLite, PlainModel, build, case_parser, measure_apart, synchronize
 from PIL import Image
-from SDMatte.modeling.saving import WEIGHTS_FILE, read_model_card
 
 from SDMatte import MattePredictor
 from SDMatte.images.io import read_alpha
 from SDMatte.images.resize import to_tensor
 from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
-from SDMatte.modeling.weights import load_checkpoint
+from SDMatte.modeling.hub import WEIGHTS_FILE
+from SDMatte.modeling.weights import load_checkpoint, read_model_card
 from SDMatte.prompts.maps import extent
 from SDMatte.prompts.pixels import read_prompts
 from SDMatte.runtime.devices import choose_device, peak_memory

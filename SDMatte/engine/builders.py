@@ -1,4 +1,4 @@
-"""What a run is made of: model, losses, optimizer and trainer, built from a config."""
+"""Model, optimizer and trainer of a run, built from its config."""
 
 import copy
 
@@ -15,38 +15,36 @@ from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.errors import ConfigError
 from SDMatte.modeling import SDMatte, hub, weights
 from SDMatte.runtime.config import build
-from SDMatte.runtime.settings import number
 
 
 def build_trainer(
     config: DictConfig, loader: DataLoader, device: torch.device
 ) -> tuple[TrainingModel, MatteTrainer, Adapters | None]:
-    """Builds the model with its losses, the trainer that steps it, and LoRA's adapters.
-
-    Args:
-        config: The whole config.
-        loader: Endless training batches.
-        device: Where to train.
+    """Build the model with its losses, its trainer, and the LoRA adapters if enabled.
 
     Raises:
-        SDMatteError: A setting or the weights cannot be used.
+        SDMatteError: A setting is invalid, or the weights cannot be loaded.
     """
-    torch.set_float32_matmul_precision(config.train.float32_precision)
+    settings, ddp = config.train, config.train.ddp
+    torch.set_float32_matmul_precision(settings.float32_precision)
     task, adapters = build_training_model(config, device)
-    optimizer = build_optimizer(config, task)
-    prompts = [task.model.aux_input] if task.model.aux_input else task.model.aux_input_list
-    data = config.dataloader.train
+    model = create_ddp_model(
+        task,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # no buffer changes in training
+        find_unused_parameters=ddp.find_unused_parameters,
+        fp16_compression=ddp.fp16_compression,
+    )
     trainer = MatteTrainer(
-        parallelize(task, config, device),
+        model,
         loader,
-        optimizer,
-        prompts=prompts,
-        seed=config.train.seed,
-        accumulate=config.train.accumulate,
-        amp_dtype=config.train.amp.dtype if config.train.amp.enabled else None,
-        clip_grad_norm=config.train.clip_grad_norm,
-        non_finite=config.train.non_finite,
-        patience=0 if data.num_workers else data.get("timeout", 0),
+        build_optimizer(config, task),
+        prompts=task.model.settings.training_prompts,
+        seed=settings.seed,
+        accumulate=settings.accumulate,
+        amp_dtype=settings.amp.dtype if settings.amp.enabled else None,
+        clip_grad_norm=settings.clip_grad_norm,
+        non_finite=settings.non_finite,
     )
     return task, trainer, adapters
 
@@ -54,11 +52,11 @@ def build_trainer(
 def build_training_model(
     config: DictConfig, device: torch.device
 ) -> tuple[TrainingModel, Adapters | None]:
-    """Builds the model with its losses, its adapters and its teacher, where there are any."""
-    settings = config.train
+    """Build the model with its losses, and its adapters and teacher if the config has them."""
+    settings, distillation = config.train, config.get("distillation")
     teacher_file = None
-    if config.get("distillation") is not None:  # before anything that takes time
-        teacher_file = hub.resolve_checkpoint(config.distillation.teacher_checkpoint)
+    if distillation is not None:  # refused before the slow part
+        teacher_file = hub.resolve_checkpoint(distillation.teacher_checkpoint)
     model = build(config.model)
     check_sizes(config, model)
     if settings.gradient_checkpointing:
@@ -66,58 +64,53 @@ def build_training_model(
     adapters = None
     if settings.lora.enabled:
         adapters = Adapters(model, **{k: v for k, v in settings.lora.items() if k != "enabled"})
-    teacher = distillation = None
-    if teacher_file is not None:
-        teacher = build(config.distillation.teacher)
+    teacher = criterion = None
+    if distillation is not None:
+        teacher = build(distillation.teacher)
         weights.load_checkpoint(teacher, teacher_file)
-        distillation = build(config.distillation.criterion)
-    task = TrainingModel(model, build(config.criterion), teacher, distillation).to(device)
+        criterion = build(distillation.criterion)
+    task = TrainingModel(model, build(config.criterion), teacher, criterion).to(device)
     if settings.channels_last:
         task.to(memory_format=torch.channels_last)
     if settings.compile.enabled:
         for part in filter(None, (model, teacher)):
-            compile_model(part, settings.compile.backend, device)
+            compile_model(part, device)
     return task, adapters
 
 
 def check_sizes(config: DictConfig, model: SDMatte) -> None:
-    """Sees that a model takes pictures of the config's sizes.
+    """Ensure that the model takes images of the config's sizes.
 
     Raises:
-        ConfigError: One is no multiple of what it must be.
+        ConfigError: A size is not a multiple of the model's divisor.
     """
-    parts = ("train", "test") if config.train.evaluations else ("train",)
-    for part in parts:
+    for part in ("train", "test") if config.train.evaluations else ("train",):
         dataset = config.dataloader[part].dataset
-        squashed = part == "train" or not dataset.settings.get("keep_aspect")
-        if squashed and dataset.size % model.size_divisor:
+        squared = part == "train" or not dataset.settings.get("keep_aspect")
+        if squared and dataset.size % model.size_divisor:
             raise ConfigError(
-                f"dataloader.{part}.dataset.size is {dataset.size}; this model takes multiples of "
-                f"{model.size_divisor}."
+                f"dataloader.{part}.dataset.size must be a multiple of {model.size_divisor} for "
+                f"this model; got {dataset.size}."
             )
 
 
 def build_optimizer(config: DictConfig, task: TrainingModel) -> torch.optim.Optimizer:
-    """Builds the optimizer over the parameters that are trained.
+    """Build the optimizer of the trainable parameters.
 
     Raises:
-        ConfigError: A setting of it cannot be used.
+        ConfigError: A setting is invalid.
     """
     node = copy.deepcopy(config.optimizer)
     if not isinstance(node.get("params"), DictConfig):
-        raise ConfigError(f"optimizer.params is a part of the config; got {node.get('params')!r}.")
+        raise ConfigError(f"optimizer.params must be a mapping; got {node.get('params')!r}.")
     node.params.model = task.model
     optimizer = build(node)
-    decay = number(0, with_low=True)
     for group in optimizer.param_groups:
-        decay.check("The weight decay in optimizer.params", group["weight_decay"])
-        # Its state must hold no types of omegaconf.
+        decay = group["weight_decay"]
+        if not isinstance(decay, int | float) or not 0 <= decay < float("inf"):
+            raise ConfigError(
+                f"The weight decay in optimizer.params must be at least 0; got {decay!r}."
+            )
+        # Checkpoints must not contain types of omegaconf.
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
     return optimizer
-
-
-def parallelize(task: TrainingModel, config: DictConfig, device: torch.device) -> torch.nn.Module:
-    """Wraps the model for several processes, where there are several."""
-    settings = {name: value for name, value in config.train.ddp.items() if name != "timeout"}
-    settings["device_ids"] = [device.index] if device.type == "cuda" else None
-    return create_ddp_model(task, **settings)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, read without unpickling code."""
+"""Checkpoints of a run: written atomically, read without unpickling code."""
 
 import logging
 import os
@@ -18,30 +18,30 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from SDMatte.engine.output import LAST
 from SDMatte.errors import CheckpointError, OutputError
 from SDMatte.modeling import hub, weights
 from SDMatte.runtime.files import check_not_read, replace_file
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE = re.compile(r"model_\d{7,}\.pth")
+LAST = "last_checkpoint"  # fvcore's file that names the last checkpoint
+_RUN_FILE = re.compile(r"model_(\d{7,})\.pth")
 
 
 class MatteCheckpointer(Checkpointer):
-    """fvcore's checkpointer with whole files, strict loading, and an end to old checkpoints.
+    """fvcore's checkpointer with atomic files, strict loading and a limit on old checkpoints.
 
-    A run's checkpoint, ``model_0000999.pth`` after step 1000, holds ``model``, the state dict in
-    the published layout, and the states of the run. So it is also a file that
-    `SDMatte.modeling.weights.load_checkpoint` reads.
+    The checkpoint of a run, ``model_0000999.pth`` after step 1000, holds ``model``, the state dict
+    in the published layout, and the states of the run. It is also a valid checkpoint for
+    `SDMatte.modeling.weights.load_checkpoint`.
 
     Args:
         model: The model.
         save_dir: Folder of the checkpoints.
-        save_to_disk: False in all processes but the first.
-        weights_in_use: Gives the model, for as long as it is entered, the weights to test and to
-            publish: their moving average, where there is one.
-        **checkpointables: What else has a state, by name.
+        save_to_disk: False in all processes but the main one.
+        weights_in_use: Context that gives the model the weights to test and publish: their moving
+            average, if there is one.
+        **checkpointables: Other objects with a state, by name.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class MatteCheckpointer(Checkpointer):
         self._weights_in_use = weights_in_use
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``name.pth``; until it is complete the file before it stays the last one.
+        """Write ``name.pth`` and mark it as the last checkpoint once it is complete.
 
         Raises:
-            OutputError: It cannot be written; the message says why.
+            OutputError: It cannot be written.
         """
         if not self.save_to_disk:
             return
@@ -72,14 +72,11 @@ class MatteCheckpointer(Checkpointer):
         self.tag_last_checkpoint(path.name)
 
     def save_run(self, iteration: int, max_to_keep: int | None = None) -> None:
-        """Writes the checkpoint of a step, and removes the oldest ones.
+        """Write the checkpoint of a step, counted from 0, and delete the oldest ones.
 
         Args:
-            iteration: The step, from 0.
-            max_to_keep: How many to keep, whichever process of the run wrote them; None: all.
-
-        Raises:
-            OutputError: It cannot be written; the message says why.
+            iteration: The step.
+            max_to_keep: Checkpoints to keep, including those of earlier processes; None: all.
         """
         self.save(f"model_{iteration:07d}")
         if self.save_to_disk and max_to_keep is not None:
@@ -89,12 +86,9 @@ class MatteCheckpointer(Checkpointer):
                 os.remove(path)
 
     def save_weights(self, name: str) -> None:
-        """Writes the weights in use alone, as published checkpoints are: ``name.pth``.
+        """Write only the weights in use, as published checkpoints are, to ``name.pth``.
 
-        It does not become the last checkpoint, for no run can go on from it.
-
-        Raises:
-            OutputError: It cannot be written; the message says why.
+        It is not marked as the last checkpoint, because a run cannot resume from it.
         """
         if self.save_to_disk:
             write_weights(self._state_dict_in_use(), Path(self.save_dir) / f"{name}.pth")
@@ -104,26 +98,25 @@ class MatteCheckpointer(Checkpointer):
             return dict(self.model.state_dict())
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Notes which checkpoint is the last one."""
+        """Mark a file as the last checkpoint."""
         write_whole(
             Path(self.save_dir) / LAST,
             lambda partial: partial.write_text(last_filename_basename, encoding="utf-8"),
         )
 
     def get_all_checkpoint_files(self) -> list[str]:
-        """Lists the checkpoints of the run, by step; not the copies that people make of them."""
-        files = [p for p in Path(self.save_dir).glob("model_*.pth") if RUN_FILE.fullmatch(p.name)]
-        return sorted(map(str, files), key=_iteration)
+        """List the checkpoints of the run by step, without renamed copies."""
+        files = (str(path) for path in Path(self.save_dir).glob("model_*.pth"))
+        return sorted(filter(_is_run_file, files), key=_iteration)
 
     def resume(self) -> bool:
-        """Goes on from the last checkpoint that is whole; in all processes from the same one.
+        """Load the last undamaged checkpoint, the same one in all processes.
 
         Returns:
-            Whether there was one.
+            Whether there is one.
 
         Raises:
-            CheckpointError: There are checkpoints, but none that can be read; or it is one of
-                another kind of run.
+            CheckpointError: All checkpoints are damaged, or the last one does not fit this run.
         """
         path = comm.all_gather(self._find_last() if self.save_to_disk else None)[0]
         if path is None:
@@ -132,16 +125,16 @@ class MatteCheckpointer(Checkpointer):
         weights.load_strict(self.model, content["model"], str(path))
         for key, item in self.checkpointables.items():
             if key not in content:
-                raise CheckpointError(f"{path} holds no {key} state to go on from.")
+                raise CheckpointError(f"{path} has no {key} state: a run cannot resume from it.")
             try:
                 item.load_state_dict(content[key])
             except CheckpointError:
                 raise
             except (ValueError, KeyError) as error:
                 raise CheckpointError(
-                    f"{path} is of a run with other settings; its {key} state does not fit: {error}"
+                    f"The {key} state of {path} was saved with other settings: {error}."
                 ) from error
-        logger.info("Going on from %s", path)
+        logger.info("Resuming from %s", path)
         return True
 
     def _find_last(self) -> Path | None:
@@ -154,33 +147,33 @@ class MatteCheckpointer(Checkpointer):
                 check_whole(path)
                 return path
             except CheckpointError as error:
-                logger.warning("%s Trying the one before.", error)
+                logger.warning("%s Trying the previous one.", error)
         if candidates:
-            raise CheckpointError(f"No checkpoint in {self.save_dir} can be read.")
+            raise CheckpointError(f"All checkpoints in {self.save_dir} are damaged.")
         return None
 
 
-def _iteration(path: str | Path) -> int:
-    return int(re.sub(r"\D", "", Path(path).stem))
+def _is_run_file(path: str) -> bool:
+    return _RUN_FILE.fullmatch(os.path.basename(path)) is not None
+
+
+def _iteration(path: str) -> int:
+    return int(_RUN_FILE.fullmatch(os.path.basename(path))[1])
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name, and rename it once it is complete and on the disk.
-
-    Args:
-        path: The file.
-        write: Gets the other name.
+    """Let ``write`` write a temporary file, and rename it once it is complete and on the disk.
 
     Raises:
-        OutputError: It cannot be written; the message says why.
+        OutputError: It cannot be written.
     """
     try:
         with replace_file(path, durable=True) as partial:
-            partial.touch()  # says better why it is not possible than what writes it
+            partial.touch()  # fails with a clearer reason than torch and safetensors
             write(partial)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OutputError(
-            f"{path} cannot be written ({_reason(error)}); whatever was saved before it is kept."
+            f"Cannot write {path}: {_reason(error)}. Files saved before are kept."
         ) from error
 
 
@@ -190,7 +183,7 @@ def _save(content: Any, path: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words, which torch and safetensors wrap into their own."""
+    """Return the message of the operating system, which torch and safetensors wrap."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -200,10 +193,10 @@ def _reason(error: BaseException) -> str:
 
 
 def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Writes a state dict alone, as ``.safetensors`` or as the published ``.pth``.
+    """Write a state dict as ``.safetensors`` or ``.pth``.
 
     Raises:
-        CheckpointError: The name ends otherwise.
+        CheckpointError: The suffix is another one.
         OutputError: The file cannot be written.
     """
     path = Path(path)
@@ -213,51 +206,53 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None
     elif path.suffix == ".pth":
         write_whole(path, lambda partial: _save(dict(tensors), partial))
     else:
-        raise CheckpointError(f"Weights are written as .safetensors or .pth; {path} is neither.")
+        raise CheckpointError(f"Weights must be written as .safetensors or .pth; got {path}.")
 
 
 def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Tensor]:
-    """Writes the weights of a checkpoint, published or of a run, alone and in published layout.
+    """Write only the weights of a checkpoint, in the published layout.
 
     Args:
-        source: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
+        source: Anything `SDMatte.modeling.hub.resolve_checkpoint` takes.
         target: The new file, ``.safetensors`` or ``.pth``.
 
     Returns:
-        What was written, by name.
+        The tensors, by name.
 
     Raises:
-        CheckpointError: The source is no checkpoint of SDMatte or LiteSDMatte.
+        CheckpointError: The source is not a checkpoint of SDMatte or LiteSDMatte.
         OutputError: The target cannot be written, or is the source.
     """
     source = hub.resolve_checkpoint(source)
     check_not_read([target], [source])
     tensors = weights.read_tensors(source)
-    kind = weights.describe_model(tensors)
+    kind = weights.identify_model(tensors)
     if kind not in weights.OWN_KINDS:
-        raise CheckpointError(f"{source} is {kind}; only those of SDMatte and LiteSDMatte will do.")
-    weights.rename_text_encoder(tensors, "", with_level=True)
+        raise CheckpointError(
+            f"{source} is {kind}; it must be a checkpoint of SDMatte or LiteSDMatte."
+        )
+    weights.rename_text_encoder(tensors)
     write_weights(tensors, target)
     return tensors
 
 
 def check_whole(path: Path) -> None:
-    """Reads all of a checkpoint against the sums in it; torch looks at none of them.
+    """Verify the checksums of a checkpoint, which torch ignores.
 
     Raises:
-        CheckpointError: Something in it is not what was written.
+        CheckpointError: It is damaged.
     """
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
     except (OSError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}).") from error
+        raise CheckpointError(f"Cannot read {path}: {error}.") from error
     if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: {damaged} in it is not what was written.")
+        raise CheckpointError(f"{path} is damaged: wrong checksum of {damaged}.")
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Reads all of a run's checkpoint.
+    """Read the checkpoint of a run.
 
     Raises:
         CheckpointError: It is damaged, or not of a run.

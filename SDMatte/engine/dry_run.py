@@ -1,103 +1,90 @@
-"""What a training would do: model, data, lengths, and the time and memory of a step; no files."""
+"""``train --dry-run``: what a training would do, and what one step costs; writes no files."""
 
 import datetime
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import SDMatte.compat  # noqa: F401
 
 import torch
 from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
-from torch import nn
 
 from SDMatte.data import MattingDataset
 from SDMatte.engine.builders import build_trainer
 from SDMatte.engine.hooks import WeightAverage
 from SDMatte.engine.lora import Adapters
-from SDMatte.engine.plan import RunPlan, make_plan, prepare_evaluations
-from SDMatte.engine.progress import peak_memory
+from SDMatte.engine.schedule import RunPlan, make_plan, prepare_evaluations, warmup_steps
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
-from SDMatte.evaluation.run import test_loaders
+from SDMatte.evaluation.plan import build_test_loaders
 from SDMatte.modeling import hub, weights
 from SDMatte.runtime.config import build, load_config
-from SDMatte.runtime.devices import choose_device
+from SDMatte.runtime.devices import choose_device, peak_memory
 
 INDENT = 14
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """What a step took, after a first one that warmed up.
-
-    Attributes:
-        seconds: All of it.
-        data_seconds: Waiting for the batch, of that.
-        memory: Peak of this process, in GiB.
-    """
+class StepCost(NamedTuple):
+    """Cost of one step after a warm-up step."""
 
     seconds: float
-    data_seconds: float
-    memory: float
+    data_seconds: float  # part of it spent waiting for the batch
+    memory: float  # peak of this process, in GiB
 
 
 def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int = 1) -> str:
-    """Says what a training would do, and runs two of its steps to see what they cost.
+    """Describe a training and measure one of its steps.
 
-    All is built as for the training, in this process alone, and nothing is written.
+    Everything is built as for the training, in this process alone.
 
     Args:
         config_file: A LazyConfig file.
         overrides: ``key=value`` settings.
-        num_processes: Of the training, over all machines.
-
-    Returns:
-        Lines to print.
+        num_processes: Processes of the training on all machines.
 
     Raises:
-        SDMatteError: As the training would: a setting, the data or the weights cannot be used.
+        SDMatteError: As in the training: a setting, the data or the weights cannot be used.
     """
     config = load_config(config_file, overrides)
     prepare_evaluations(config)
-    start_from = config.train.init_checkpoint and hub.resolve_checkpoint(
-        config.train.init_checkpoint
-    )
-    device = choose_device(config.train.device, "train.device")
+    settings = config.train
+    init_checkpoint = settings.init_checkpoint and hub.resolve_checkpoint(settings.init_checkpoint)
+    device = choose_device(settings.device, "train.device")
     loader = build(config.dataloader.train)
     plan = make_plan(config, len(loader.dataset), num_processes)
+    build(config.lr_multiplier, max_iter=plan.max_iter)  # checks its settings
     task, trainer, adapters = build_trainer(config, loader, device)
-    if start_from:
-        weights.load_checkpoint(task.model, start_from)
-    ema = config.train.ema
-    average = WeightAverage(task.model, ema.decay) if ema.enabled else None
+    if init_checkpoint:
+        weights.load_checkpoint(task.model, init_checkpoint)
+    average = WeightAverage(task.model, settings.ema.decay) if settings.ema.enabled else None
     cost = time_step(trainer)
     size = checkpoint_size(task, trainer, average, adapters)
-    rows = [
-        ("config", config_file),
-        ("model", describe_model(task)),
-        ("starts from", describe_start(config)),
-        ("data", describe_data(loader.dataset)),
-        ("step", describe_step(config, plan)),
-        ("length", describe_length(config, plan)),
-        ("evaluations", describe_evaluations(config, plan)),
-        ("checkpoints", describe_checkpoints(config, plan, size)),
-        ("device", describe_device(device, num_processes)),
-        ("time", describe_time(plan, cost)),
-        ("memory", f"{cost.memory:.2f} GiB at most, of a process"),
-    ]
+    rows = {
+        "config": config_file,
+        "model": _model(task),
+        "starts from": _start(config),
+        "data": _data(loader.dataset),
+        "step": _step(config, plan),
+        "length": _length(config, plan),
+        "evaluations": _evaluations(config, plan),
+        "checkpoints": _checkpoints(config, plan, size),
+        "device": _device(device, num_processes),
+        "time": _time(plan, cost),
+        "memory": f"{cost.memory:.2f} GiB at peak per process",
+    }
     indent = "\n" + " " * INDENT
-    lines = [name.ljust(INDENT) + text.replace("\n", indent) for name, text in rows]
-    return "\n".join([*lines, "A dry run: nothing was written."])
+    lines = [name.ljust(INDENT) + text.replace("\n", indent) for name, text in rows.items()]
+    return "\n".join([*lines, "Dry run: nothing was written."])
 
 
 def time_step(trainer: MatteTrainer) -> StepCost:
-    """Runs two steps, of which the first warms up, with a learning rate of 0."""
+    """Run two steps with a learning rate of 0 and measure the second."""
     for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.0  # the schedule is not here; without it the weights might go astray
+        group["lr"] = 0.0  # without the warm-up of the schedule the weights could diverge
     seconds = 0.0
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(2):
@@ -116,7 +103,7 @@ def checkpoint_size(
     average: WeightAverage | None = None,
     adapters: Adapters | None = None,
 ) -> float:
-    """Counts what the tensors of a checkpoint to go on from take, in GiB; after a step."""
+    """Return the size of a checkpoint's tensors in GiB; at least one step must have run."""
     state = trainer.optimizer.state_dict()["state"].values()
     tensors = [v for entry in state for v in entry.values() if isinstance(v, torch.Tensor)]
     tensors += task.model.state_dict().values()
@@ -125,42 +112,36 @@ def checkpoint_size(
     return sum(tensor.nbytes for tensor in tensors) / 2**30
 
 
-def describe_model(task: TrainingModel) -> str:
-    """Counts the model's parameters, and those that are trained, part by part."""
-    model = task.model
-    lines = [f"{type(model).__name__}, {_count(model.parameters())}"]
-    lines += [f"{name}: {_count(part.parameters())}" for name, part in model.named_children()]
-    if task.teacher is not None:
-        teacher = task.teacher
-        lines.append(f"teacher {type(teacher).__name__}: {_count(teacher.parameters())}")
+def _model(task: TrainingModel) -> str:
+    model, teacher = task.model, task.teacher
+    modules = {type(model).__name__: model, **dict(model.named_children())}
+    if teacher is not None:
+        modules[f"teacher {type(teacher).__name__}"] = teacher
+    lines = []
+    for name, module in modules.items():
+        total = sum(p.numel() for p in module.parameters())
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        lines.append(f"{name}: {total:,} parameters, {trained:,} trainable")
     return "\n".join(lines)
 
 
-def _count(parameters: Iterable[nn.Parameter]) -> str:
-    parameters = list(parameters)
-    total = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return f"{total:,} parameters, {trained:,} of them trained"
-
-
-def describe_start(config: DictConfig) -> str:
-    """Says which weights the training begins with."""
+def _start(config: DictConfig) -> str:
     settings, loaded = config.train, config.model.get("load_weight", True)
     folder = config.model.pretrained_model_name_or_path
     if settings.init_checkpoint:
         start = settings.init_checkpoint
     elif loaded is True:
         start = folder
+    elif loaded:
+        start = f"{folder} ({', '.join(loaded)}), the rest random"
     else:
-        start = f"{folder} ({', '.join(loaded)})" if loaded else ""
-        start = f"{start}, the rest at random" if start else "random weights"
+        start = "random weights"
     if any(Path(settings.output_dir).glob("model_*.pth")):
-        start += f"\n{settings.output_dir} holds a run: --resume would go on with that"
+        start += f"\n{settings.output_dir} holds a run, which --resume would continue"
     return start
 
 
-def describe_data(dataset: MattingDataset) -> str:
-    """Counts the training samples, set by set."""
+def _data(dataset: MattingDataset) -> str:
     counts = Counter(sample.dataset for sample in dataset.samples)
     lines = [f"{name}: {number:,} samples" for name, number in counts.items()]
     if dataset.mix is not None:
@@ -168,67 +149,62 @@ def describe_data(dataset: MattingDataset) -> str:
     return "\n".join(lines)
 
 
-def describe_step(config: DictConfig, plan: RunPlan) -> str:
-    """Says what goes into a step, and how it is computed."""
+def _step(config: DictConfig, plan: RunPlan) -> str:
     settings, size = config.train, config.dataloader.train.dataset.size
     options = [f"in {settings.amp.dtype}"] if settings.amp.enabled else []
     switches = ("gradient_checkpointing", "channels_last")
     options += [name.replace("_", " ") for name in switches if settings[name]]
     options += [name for name in ("compile", "lora", "ema") if settings[name].enabled]
-    return (
+    images = (
         f"batch {plan.batch_size} x accumulate {plan.accumulate} x processes "
-        f"{plan.num_processes} = {plan.samples_per_step} pictures of {size} x {size}"
-        f"{', ' if options else ''}{', '.join(options)}"
+        f"{plan.num_processes} = {plan.samples_per_step} images of {size} x {size}"
     )
+    return ", ".join([images, *options])
 
 
-def describe_length(config: DictConfig, plan: RunPlan) -> str:
-    """Says how many steps there are, and how the learning rate goes."""
+def _length(config: DictConfig, plan: RunPlan) -> str:
+    warmup = warmup_steps(config.lr_multiplier.get("warmup_iter", 0), plan.max_iter)
     return (
         f"{plan.max_iter:,} steps: {plan.epochs:.2f} epochs of {plan.num_samples:,} samples\n"
-        f"learning rate {config.optimizer.lr:g}, reached after {plan.warmup_iter} steps\n"
-        f"a line of log every {config.train.log_period} steps"
+        f"learning rate {config.optimizer.lr:g} after {warmup} steps of warm-up\n"
+        f"a log line every {config.train.log_period} steps"
     )
 
 
-def describe_evaluations(config: DictConfig, plan: RunPlan) -> str:
-    """Says when the model is tested, and on what."""
+def _evaluations(config: DictConfig, plan: RunPlan) -> str:
     if not plan.evaluation_period:
         return "none"
     prompts = ", ".join(config.test.prompts)
-    lines = [f"every {plan.evaluation_period:,} steps and after the last, with {prompts}"]
+    lines = [f"every {plan.evaluation_period:,} steps and after the last; prompts: {prompts}"]
     size = config.dataloader.test.dataset.size
-    for name, loader in test_loaders(config):
-        lines.append(f"{name}: {len(loader.dataset):,} pictures of {size} x {size}")
+    for name, loader in build_test_loaders(config):
+        lines.append(f"{name}: {len(loader.dataset):,} images of {size} x {size}")
     return "\n".join(lines)
 
 
-def describe_checkpoints(config: DictConfig, plan: RunPlan, size: float) -> str:
-    """Says when checkpoints, of so many GiB each, are written, and whether there is room."""
+def _checkpoints(config: DictConfig, plan: RunPlan, size: float) -> str:
     kept = config.train.max_to_keep
     folder = Path(config.train.output_dir).absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    free = shutil.disk_usage(there).free / 2**30
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free / 2**30
     return (
         f"every {plan.checkpoint_period:,} steps and before evaluations, {size:.2f} GiB "
-        f"each, {f'the last {kept} are' if kept else 'all are'} kept\n"
-        f"in {config.train.output_dir}, where {free:.1f} GiB are free"
+        f"each; {f'the last {kept} are kept' if kept else 'all are kept'}\n"
+        f"in {config.train.output_dir} ({free:.1f} GiB free)"
     )
 
 
-def describe_device(device: torch.device, num_processes: int) -> str:
-    """Says what computes."""
+def _device(device: torch.device, num_processes: int) -> str:
     name = f"{torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    others = "" if num_processes == 1 else f"; measured in one process, of {num_processes}"
+    others = "" if num_processes == 1 else f"; measured in one process of {num_processes}"
     return f"{device}, {name}{others}"
 
 
-def describe_time(plan: RunPlan, cost: StepCost) -> str:
-    """Says what one step took, and what all would take."""
+def _time(plan: RunPlan, cost: StepCost) -> str:
     total = datetime.timedelta(seconds=round(cost.seconds * plan.max_iter))
     return (
-        f"{cost.seconds:.3f} s for one step, {cost.data_seconds:.3f} s of it waiting for data\n"
-        f"{total} for all steps (days, h:mm:ss); evaluations come on top"
+        f"{cost.seconds:.3f} s per step, of which {cost.data_seconds:.3f} s wait for data\n"
+        f"{total} for all steps (days, h:mm:ss), without evaluations"
     )

@@ -1,52 +1,62 @@
-"""Training options that change speed or memory and not what is learnt."""
+"""Optimizer and compiler: options that change speed or memory, not what is learned."""
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import SDMatte.compat  # noqa: F401
 
 import torch
+from pydantic import Field, NonNegativeFloat
 
 from SDMatte.errors import ConfigError, DependencyError
 from SDMatte.modeling.sdmatte import SDMatte
-from SDMatte.runtime.settings import DECAYS, SWITCH, number
+from SDMatte.runtime.schema import Settings
 
 logger = logging.getLogger(__name__)
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _AdamWSettings(Settings):
+    lr: NonNegativeFloat
+    betas: Annotated[tuple[_Decay, _Decay], Field(strict=False)]
+    eps: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+    fused: bool
+    eight_bit: bool
 
 
 def adamw(
     params: Iterable,
     lr: float,
-    betas: Sequence[float] = (0.9, 0.999),
+    betas: Sequence[float],
+    weight_decay: float,
+    fused: bool,
+    eight_bit: bool,
     eps: float = 1e-8,
-    weight_decay: float = 0.1,
-    fused: bool = True,
-    eight_bit: bool = False,
 ) -> torch.optim.Optimizer:
-    """Builds AdamW, torch's own or one that keeps its state in 8 bits.
+    """Build AdamW: torch's, or bitsandbytes' with an 8-bit state.
 
     Args:
-        params: Parameters or groups of them.
+        params: Parameters or parameter groups.
         lr: Learning rate.
-        betas: Decay of the two running means.
-        eps: Added to the denominator.
+        betas: Decay rates of the two moments.
         weight_decay: Decoupled weight decay.
-        fused: One kernel for all parameters, in place of torch's loops; the 8-bit one has its own.
-        eight_bit: The state of bitsandbytes' `AdamW8bit`: a quarter of the memory, and not quite
-            the same steps.
+        fused: Whether torch updates all parameters with one kernel; no effect on the 8-bit one.
+        eight_bit: Whether to use `AdamW8bit`: a quarter of the memory, slightly different steps.
+        eps: Added to the denominator.
 
     Raises:
-        ConfigError: A value cannot be.
+        ConfigError: A value is out of range.
         DependencyError: bitsandbytes is not installed.
     """
-    settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-    at_least_0 = number(0, with_low=True)
-    kinds = {"lr": at_least_0, "betas": DECAYS, "eps": at_least_0, "weight_decay": at_least_0}
-    for name, kind in kinds.items():
-        kind.check(f"optimizer.{name}", settings[name])
-    SWITCH.check("optimizer.fused", fused)
-    SWITCH.check("optimizer.eight_bit", eight_bit)
-    settings["betas"] = tuple(betas)
+    settings = _AdamWSettings.of(
+        dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused, eight_bit=eight_bit
+        ),
+        "optimizer",
+    ).model_dump(exclude={"fused", "eight_bit"})
     if not eight_bit:
         return torch.optim.AdamW(params, fused=fused, **settings)
     try:
@@ -60,50 +70,35 @@ def adamw(
 
 
 def match_layouts(optimizer: torch.optim.Optimizer) -> None:
-    """Lays out the state of an optimizer in memory as the parameters are.
+    """Give the optimizer's state the memory layout of its parameters.
 
-    One kernel for all parameters takes their memory and that of their state side by side, in
-    whatever order the numbers lie; and a state that was loaded lies as in the run that saved it.
+    Fused kernels pair parameters and state by memory position, and a loaded state has the layout
+    of the run that saved it.
 
     Raises:
-        ValueError: The state is of 8 bits, which mean something only in the order that they had.
+        ValueError: The state has 8 bits: its quantized blocks are tied to one layout.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             same_shape = isinstance(value, torch.Tensor) and value.shape == parameter.shape
             if same_shape and value.stride() != parameter.stride():
                 if value.dtype == torch.uint8:
-                    raise ValueError("it has optimizer.eight_bit and another train.channels_last")
+                    raise ValueError("optimizer.eight_bit with another train.channels_last")
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def compile_model(model: SDMatte, backend: str, device: torch.device) -> None:
-    """Compiles a model in place with `torch.compile`; the names of its weights stay.
-
-    Args:
-        model: The model.
-        backend: Of `torch.compile`; ``inductor`` is its own.
-        device: Where it is.
+def compile_model(model: SDMatte, device: torch.device) -> None:
+    """Compile a model in place with `torch.compile`; parameter names stay the same.
 
     Raises:
-        ConfigError: There is no such backend, or nothing that it could compile with.
+        ConfigError: torch has no working compiler here.
     """
-    check_compiler(backend, device)
-    model.compile(backend=backend)
-    logger.info("The first step with each kind of prompt takes longer: it compiles the model.")
-
-
-def check_compiler(backend: str, device: torch.device) -> None:
-    """Compiles something small, to tell now what would otherwise fail in the first step.
-
-    Raises:
-        ConfigError: It does not work; the message says why.
-    """
-    try:
-        torch.compile(torch.sin, backend=backend)(torch.ones(2, device=device))
-    except Exception as error:  # what dynamo, backends and compilers raise has no common base
+    try:  # now, rather than in the first step
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+    except Exception as error:  # dynamo, its backends and compilers share no base class
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"train.compile.backend={backend} cannot work here ({reason}); set "
-            f"train.compile.enabled=False."
+            f"train.compile.enabled=True does not work here ({reason}); set it to False."
         ) from error
+    model.compile()
+    logger.info("The first step with each prompt type is slower: it compiles the model.")

@@ -1,10 +1,14 @@
-"""The output folder of a run: who may write to it, and what is there from the first step on."""
+"""The output folder of a run: what it may overwrite, and the records of its start."""
 
 import contextlib
 import errno
+import json
 import logging
+import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,49 +22,49 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from SDMatte.engine.environment import write_environment
+from SDMatte.data import MattingDataset
+from SDMatte.engine.checkpoint import LAST
+from SDMatte.engine.records import RECORDS
 from SDMatte.errors import ConfigError, OutputError
-from SDMatte.runtime.files import check_not_read
+from SDMatte.runtime.files import check_not_read, write_text
+from SDMatte.scoring.results import versions
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
-LAST = "last_checkpoint"
-RECORDS = "metrics.json"
-_KEPT = re.compile(
+_PACKAGES = ("torchvision", "diffusers", "transformers", "accelerate", "detectron2", "peft")
+# Settings that have no effect on a resumed run: the checkpoint holds the optimizer's state (but
+# learning rate and weight decay follow the config) and the weights.
+_FROM_CHECKPOINT = re.compile(
     r"optimizer\.(?!lr$|weight_decay$|params\.)|train\.init_checkpoint$|model\.load_weight\b"
 )
-"""Settings for which a checkpoint's state stands: those of the optimizer, but for learning rate and
-weight decay, and where the first weights came from."""
-UNWRITABLE = (
+_UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 )
 
 
 def check_unused(folder: Path) -> None:
-    """Sees that no run has left checkpoints or records in a folder.
+    """Ensure that a folder holds no checkpoints or records of a run.
 
     Raises:
-        ConfigError: One has.
+        ConfigError: It does.
     """
     if any(folder.glob("model_*.pth")) or (folder / RECORDS).exists():
         raise ConfigError(
-            f"{folder} holds a run: go on with --resume, or name another train.output_dir."
+            f"{folder} already holds a run: add --resume, or choose another train.output_dir."
         )
 
 
-def check_outputs(config: DictConfig, data_folders: Iterable[Path]) -> None:
-    """Ensure that a run overwrites, and clears away, nothing that it starts from.
-
-    Args:
-        config: The whole config.
-        data_folders: Folders of the training data.
+def check_outputs(config: DictConfig, dataset: MattingDataset) -> None:
+    """Ensure that a run overwrites or deletes none of its inputs.
 
     Raises:
-        OutputError: The output folder holds data, or a checkpoint that is read would get lost.
+        OutputError: The output folder holds training data or a checkpoint that is read.
     """
     folder = Path(config.train.output_dir)
+    paths = {path for sample in dataset.samples for path in (sample.image, sample.alpha)}
+    data_folders = {dataset.root / path.rpartition("/")[0] for path in paths}
     distillation = config.get("distillation") or {}
     checkpoints = [config.train.init_checkpoint, distillation.get("teacher_checkpoint")]
     read = [*data_folders, *(path or None for path in checkpoints)]
@@ -68,65 +72,83 @@ def check_outputs(config: DictConfig, data_folders: Iterable[Path]) -> None:
 
 
 def open_output(config: DictConfig) -> None:
-    """Makes the output folder with the run's log.
+    """Create the output folder with the log of the run.
 
     Raises:
-        OutputError: The folder cannot be made.
+        OutputError: It cannot be created.
     """
     folder = Path(config.train.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be made ({error.strerror}).") from error
+        raise OutputError(f"Cannot create {folder}: {error.strerror}.") from error
     setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
 
 
 def record_start(
     config: DictConfig, config_file: str, device: torch.device, resumed: bool = False
 ) -> None:
-    """Write the config and the environment; log which settings were others before.
+    """Write the config and the environment, and log settings changed since the last start.
 
-    To be called once all is built and resumed: a start that is refused leaves those before it.
-
-    Args:
-        config: The whole config.
-        config_file: Where it came from.
-        device: What trains.
-        resumed: Whether the run's state is that of a checkpoint, so that some settings have no
-            effect any more.
+    Call it once everything is built and loaded, so that a refused start changes no file. After a
+    resume some settings have no effect, which is logged too.
     """
     folder = Path(config.train.output_dir)
     before = read_settings(folder / CONFIG) if comm.is_main_process() else {}
     # detectron2 logs the config file and packages, and writes config.yaml.
     default_setup(config, SimpleNamespace(config_file=config_file, eval_only=False))
-    if comm.is_main_process():
-        write_environment(folder / "environment.json", device, comm.get_world_size())
-        now = read_settings(folder / CONFIG)
-        changes = {
-            name: f"{name} was {before.get(name)}, is {now.get(name)}"
-            for name in sorted({*before, *now})
-            if before and before.get(name) != now.get(name)
-        }
-        kept = [name for name in changes if resumed and _KEPT.match(name)]
-        if changes:
-            logger.warning(
-                "Other settings than before: %s.%s",
-                "; ".join(changes.values()),
-                f" Without effect, for the checkpoint decides: {', '.join(kept)}." if kept else "",
-            )
+    if not comm.is_main_process():
+        return
+    write_environment(folder / "environment.json", device, comm.get_world_size())
+    now = read_settings(folder / CONFIG)
+    changes = {
+        name: f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before and before.get(name) != now.get(name)
+    }
+    if changes:
+        unused = [name for name in changes if resumed and _FROM_CHECKPOINT.match(name)]
+        logger.warning(
+            "Settings changed since the last start: %s.%s",
+            "; ".join(changes.values()),
+            f" No effect on a resumed run: {', '.join(unused)}." if unused else "",
+        )
+
+
+def write_environment(path: str | Path, device: torch.device, num_processes: int) -> None:
+    """Write versions, hardware and the command of a run as JSON.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    content = {
+        "command": sys.argv,
+        **versions(),
+        **{name: installed[name] for name in _PACKAGES if name in installed},
+        "cuda": torch.version.cuda,
+        "system": platform.platform(),
+        "machine": platform.node(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        "processes": num_processes,
+    }
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def describe_saved(folder: str | Path) -> str:
-    """Say which checkpoint a run that was stopped has left."""
+    """Describe the last checkpoint of a stopped run."""
     try:
         last = (Path(folder) / LAST).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        return f"no checkpoint is in {folder}"
-    return f"the last checkpoint is {Path(folder) / last}. The same command with --resume resumes"
+        return f"no checkpoint was saved in {folder}"
+    return (
+        f"the last checkpoint is {Path(folder) / last}. To resume, add --resume to the same command"
+    )
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Reads the values of a run's config.yaml by full name; none if it cannot be read."""
+    """Return the values in a run's config.yaml by full name; empty if it cannot be read."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -144,17 +166,19 @@ def _flatten(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def output_errors(folder: Path) -> Iterator[None]:
-    """Says in a sentence when the output folder cannot be written to.
+    """Convert system errors of an unwritable output folder.
 
     Raises:
-        OutputError: An error inside was of that kind.
+        OutputError: In place of such an error.
     """
     try:
         yield
+    except OutputError:
+        raise
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in _UNWRITABLE:
             raise
         raise OutputError(
-            f"{error.filename or folder} cannot be written ({error.strerror}); the checkpoints in "
+            f"Cannot write {error.filename or folder}: {error.strerror}. The checkpoints in "
             f"{folder} are kept."
         ) from error

@@ -1,46 +1,171 @@
-"""Learning-rate schedules, in the length that a run turns out to have."""
+"""Numbers that follow from the data and the config: length, periods, learning-rate schedule."""
+
+import math
+from dataclasses import dataclass
 
 import SDMatte.compat  # noqa: F401
 
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import ExponentialParamScheduler, ParamScheduler
+from omegaconf import DictConfig
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from SDMatte.runtime.settings import number, whole
+from SDMatte.errors import ConfigError
+from SDMatte.evaluation.plan import (
+    HOW_TO_NAME_A_SET,
+    choose_test_sets,
+    dataset_names,
+    plan_test,
+)
+from SDMatte.runtime.schema import Settings
+from SDMatte.scoring.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The derived numbers of a run.
+
+    Attributes:
+        num_samples: Samples in an epoch.
+        batch_size: Samples in a batch of one process.
+        accumulate: Batches in a step.
+        num_processes: Processes on all machines.
+        max_iter: Steps in the run.
+        checkpoint_period: Steps between checkpoints; the last step always has one.
+        evaluation_period: Steps between evaluations, including one after the last step; 0: none.
+    """
+
+    num_samples: int
+    batch_size: int
+    accumulate: int
+    num_processes: int
+    max_iter: int
+    checkpoint_period: int
+    evaluation_period: int
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples in a step of all processes."""
+        return self.batch_size * self.accumulate * self.num_processes
+
+    @property
+    def epochs(self) -> float:
+        """Length of the run in epochs."""
+        return self.max_iter * self.samples_per_step / self.num_samples
+
+
+def make_plan(config: DictConfig, num_samples: int, num_processes: int) -> RunPlan:
+    """Derive the numbers of a run.
+
+    The published schedule is 24,401 samples * 10 epochs / 8 processes = 30,501 steps.
+
+    Args:
+        config: The whole config; ``train.max_iter``, if set, overrides ``train.epochs``.
+        num_samples: Samples in an epoch.
+        num_processes: Processes on all machines.
+
+    Raises:
+        ConfigError: The run is shorter than one step.
+    """
+    train, batch_size = config.train, config.dataloader.train.batch_size
+    per_step = batch_size * num_processes * train.accumulate
+    max_iter = train.max_iter
+    if max_iter is None:
+        max_iter = round(train.epochs * num_samples) // per_step
+    if max_iter < 1:
+        raise ConfigError(
+            f"train.epochs={train.epochs} of {num_samples} samples are less than one step of "
+            f"{per_step} samples."
+        )
+
+    def period(times: int) -> int:  # so that the last event falls on the last step
+        return math.ceil(max_iter / times) if times else 0
+
+    return RunPlan(
+        num_samples=num_samples,
+        batch_size=batch_size,
+        accumulate=train.accumulate,
+        num_processes=num_processes,
+        max_iter=max_iter,
+        checkpoint_period=period(train.checkpoints) or max_iter,
+        evaluation_period=period(train.evaluations),
+    )
+
+
+class _ExponentialSettings(Settings):
+    decay: PositiveFloat
+    warmup_iter: NonNegativeInt
+    warmup_factor: NonNegativeFloat
 
 
 def exponential_schedule(
-    max_iter: int, decay: float = 5e-3, warmup_iter: int = 200, warmup_factor: float = 1e-3
+    max_iter: int, decay: float, warmup_iter: int, warmup_factor: float
 ) -> ParamScheduler:
-    """The published schedule: ``decay ** progress``, after a linear warm-up.
+    """Build the published schedule: ``decay ** progress`` after a linear warm-up.
 
     Args:
-        max_iter: Steps of the run.
-        decay: The factor at the end.
-        warmup_iter: Steps of the warm-up; at most half of the run.
-        warmup_factor: The factor at the start.
+        max_iter: Steps in the run.
+        decay: Factor of the learning rate at the end.
+        warmup_iter: Steps of warm-up, at most half of the run.
+        warmup_factor: Factor at the start of the warm-up.
 
     Raises:
-        ConfigError: A value cannot be.
+        ConfigError: A value is out of range.
     """
-    number(0).check("lr_multiplier.decay", decay)
-    number(0, with_low=True).check("lr_multiplier.warmup_factor", warmup_factor)
+    _ExponentialSettings.of(
+        dict(decay=decay, warmup_iter=warmup_iter, warmup_factor=warmup_factor), "lr_multiplier"
+    )
     schedule = ExponentialParamScheduler(1.0, decay)
-    warmup_iter = limit_warmup(warmup_iter, max_iter)
-    if not warmup_iter:
+    steps = warmup_steps(warmup_iter, max_iter)
+    if not steps:
         return schedule
     return WarmupParamScheduler(
         schedule,
         warmup_factor=warmup_factor,
-        warmup_length=warmup_iter / max_iter,
+        warmup_length=steps / max_iter,
         warmup_method="linear",
     )
 
 
-def limit_warmup(warmup_iter: int, max_iter: int) -> int:
-    """Says how many steps a warm-up has: at most half of the run.
+def warmup_steps(warmup_iter: int, max_iter: int) -> int:
+    """Return the steps of the warm-up: at most half of the run."""
+    return min(warmup_iter, max_iter // 2)
+
+
+def prepare_evaluations(config: DictConfig) -> None:
+    """Choose the test sets of a training's evaluations and validate their settings.
+
+    ``train.evaluations`` becomes 0 if only optional sets are named and none of them exists.
+
+    Args:
+        config: The whole config, changed in place; see `choose_test_sets`.
 
     Raises:
-        ConfigError: ``warmup_iter`` is no number of steps.
+        ConfigError: No test set is named, a prompt or protocol is unknown, or the evaluations do
+            not compute ``train.best_metric``.
+        DataError: A test set does not exist.
     """
-    whole(0).check("lr_multiplier.warmup_iter", warmup_iter)
-    return min(warmup_iter, max_iter // 2)
+    settings = config.train
+    if not settings.evaluations:
+        if settings.best_metric:
+            raise ConfigError("train.best_metric needs train.evaluations to be at least 1.")
+        return
+    left_out = choose_test_sets(config, training=True)
+    if not dataset_names(config):
+        if not left_out:
+            raise ConfigError(
+                "dataloader.test.dataset.names is empty. Name a test set, or train without "
+                "evaluations: train.evaluations=0."
+            )
+        if settings.best_metric:
+            raise ConfigError(
+                f"train.best_metric is {settings.best_metric!r}, but there is no test set. "
+                f"{HOW_TO_NAME_A_SET}"
+            )
+        settings.evaluations = 0
+        return
+    names = [f"{test.key}/{metric}" for test in plan_test(config) for metric in METRICS]
+    if settings.best_metric and settings.best_metric not in names:
+        raise ConfigError(
+            f"train.best_metric must be one of {', '.join(names)}; got {settings.best_metric!r}."
+        )

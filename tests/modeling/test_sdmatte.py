@@ -275,7 +275,7 @@ def test_converting_a_large_checkpoint_takes_the_memory_of_the_model(tmp_path):
     save_file(tensors, tmp_path / "large.safetensors")
     script = (
         "import sys, torch; from SDMatte.modeling import weights\n"
-        "from SDMatte.engine.progress import peak_memory\n"
+        "from SDMatte.runtime.devices import peak_memory\n"
         "model = torch.nn.Module()\n"
         "model.text_encoder = torch.nn.Module()\n"
         "model.text_encoder.text_model = torch.nn.Module()\n"
