@@ -25,15 +25,14 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from SDMatte.engine.train import train
-from SDMatte.evaluation.baselines import GuidedGrabCut, PromptAsAlpha
-from SDMatte.evaluation.run import load_trained, run_test
+from SDMatte.evaluation.baselines import GuidedGrabCut, PromptBaseline
+from SDMatte.evaluation.methods import load_trained
+from SDMatte.evaluation.run import run_test
 from SDMatte.modeling.surgery import COORDINATE_LAYERS, coordinate_weights
 from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.files import write_text
 from SDMatte.samples import make_sample_set
-from SDMatte.scoring.protocols import display_name, to_display
-from SDMatte.scoring.report import score_table
-from SDMatte.scoring.tables import Table
+from SDMatte.scoring.tables import Table, display_name, score_table, to_display
 
 logger = logging.getLogger("ablations")
 CONFIG = "configs/SDMatte_small.py"
@@ -120,7 +119,7 @@ def test_all(args: argparse.Namespace) -> None:
     config = load_config(CONFIG)
     config.dataloader.test.dataset.names = sets
     for title, baseline in {
-        "prompt as alpha": PromptAsAlpha,
+        "prompt as alpha": PromptBaseline,
         "GrabCut with guided filter": GuidedGrabCut,
     }.items():
         scores[title] = run_test(config, baseline, prompts=PROMPTS)
@@ -145,7 +144,7 @@ def report(scores: dict[str, Scores], protocol: str) -> Iterator[str]:
             [title, *(f"{to_display(scores[title][key])[metric]:.2f}" for key in keys)]
             for title in variants
         ]
-        yield Table(["", *keys], rows).markdown()
+        yield Table(["", *keys], rows).format() + "\n"
 
 
 def main() -> None:

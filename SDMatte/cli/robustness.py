@@ -48,15 +48,15 @@ def measure(args: argparse.Namespace) -> None:
     """Measures, draws and prints; called in every process."""
     from SDMatte.evaluation.robustness import measure_robustness, plan_robustness, write_robustness
 
-    tested_models, folders = find_tested(args, "robustness")
+    methods, folders = find_tested(args, "robustness")
     kinds = [kind for kind in args.kinds.split(",") if kind]
     steps = [
-        plan_robustness(tested_model, folder, kinds, args.restart)
-        for tested_model, folder in zip(tested_models, folders, strict=True)
+        plan_robustness(method, folder, kinds, args.restart)
+        for method, folder in zip(methods, folders, strict=True)
     ]
     measured = []
-    for tested_model, todo in zip(tested_models, steps, strict=True):
-        measured += measure_robustness(tested_model, todo)
+    for method, todo in zip(methods, steps, strict=True):
+        measured += measure_robustness(method, todo)
     if measured:
         top = folders[0] if len(folders) == 1 else folders[0].parent
         paths = write_robustness(measured, top, args.metric)

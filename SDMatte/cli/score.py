@@ -9,15 +9,10 @@ from SDMatte.errors import ConfigError
 from SDMatte.runtime.files import check_not_read, check_writable
 from SDMatte.scoring.folder import score_folder
 from SDMatte.scoring.protocols import PROTOCOLS, get_protocol
-from SDMatte.scoring.report import (
-    contact_sheet,
-    score_table,
-    write_error_maps,
-    write_report,
-)
-from SDMatte.scoring.results import ERRORS, SCORES, SUMMARY
-
-_SHEET = "worst_and_best.png"
+from SDMatte.scoring.report import write_report
+from SDMatte.scoring.results import ERRORS, SCORES, SHEET, SUMMARY, SUMMARY_PAGE
+from SDMatte.scoring.sheets import write_error_maps, write_worst_and_best
+from SDMatte.scoring.tables import score_table
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -64,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.output / SUMMARY)
         folders = [args.pred_dir, args.truth_dir, args.trimaps]
         check_not_read([args.output, args.output / ERRORS], folders)
-        files = [args.output / name for name in (SUMMARY, SCORES, "summary.md", _SHEET)]
+        files = [args.output / name for name in (SUMMARY, SCORES, SUMMARY_PAGE, SHEET)]
         check_not_read(files, [p for f in folders if f and f.is_dir() for p in f.iterdir()])
     result = score_folder(
         args.pred_dir,
@@ -79,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
     )
     protocol = get_protocol(result.protocol)
     pixels = "unknown pixels of the trimaps" if result.trimap_restricted else "all pixels"
-    print(f"{result.key}: {len(result.pictures)} pictures, {pixels}")
+    print(f"{result.key}: {len(result.images)} pictures, {pixels}")
     print(f"protocol {protocol.name}: {protocol.description}\n")
     print(score_table({result.model: result.scores}, display=True))
     if args.output is not None:
         write_report(result, args.output)
-        contact_sheet(result, args.output / _SHEET)
+        write_worst_and_best(result, args.output / SHEET)
         if args.error_maps:
-            write_error_maps(result.pictures, args.output, args.num_workers)
+            write_error_maps(result.images, args.output, args.num_workers)
         print(f"Reports are in {args.output}.")
     return 0

@@ -92,31 +92,29 @@ def run(args: argparse.Namespace) -> None:
 def test(args: argparse.Namespace) -> None:
     """Loads, tests and prints; called in every process."""
     from SDMatte.errors import ConfigError
-    from SDMatte.evaluation.run import plan_test, run_plan, save_prompts
+    from SDMatte.evaluation.plan import plan_test
+    from SDMatte.evaluation.run import run_plan
+    from SDMatte.evaluation.save_prompts import save_prompts
 
-    tested_models, folders = find_tested(args, "test")
-    for config in {
-        id(tested_model.config): tested_model.config for tested_model in tested_models
-    }.values():
+    methods, folders = find_tested(args, "test")
+    for config in {id(m.config): m.config for m in methods}.values():
         if args.prompts_from is not None:
             config.dataloader.test.dataset.prompts_from = str(args.prompts_from)
     plans = [
-        plan_test(s.config, folder, s.prompts, s.identity, args.restart)
-        for s, folder in zip(tested_models, folders, strict=True)
+        plan_test(m.config, folder, m.prompts, m.identity, args.restart)
+        for m, folder in zip(methods, folders, strict=True)
     ]
     if args.save_prompts is not None:
         if len({file for file, _ in split_runs(args.words)[0]}) > 1:
             raise ConfigError("--save-prompts takes the prompts of one config, not of several.")
-        save_prompts(tested_models[0].config, args.save_prompts)
+        save_prompts(methods[0].config, args.save_prompts)
     rows: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
-    for tested_model, plan in zip(tested_models, plans, strict=True):
+    for method, plan in zip(methods, plans, strict=True):
         missing = any(test.missing for test in plan)
-        model = tested_model.load() if missing and args.only != "score" else None
-        scores = run_plan(
-            tested_model.config, plan, model, tested_model.name, tested_model.info, args.only
-        )
+        model = method.load() if missing and args.only != "score" else None
+        scores = run_plan(plan, model, method.name, method.info, args.only)
         for key, values in scores.items():
-            rows[tested_model.config.test.protocol][f"{tested_model.name}, {key}"] = values
+            rows[method.config.test.protocol][f"{method.name}, {key}"] = values
     show(rows, folders, mattes_only=args.only == "predict")
 
 
@@ -128,26 +126,25 @@ def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
         name: Of the default folder.
 
     Returns:
-        Subjects and their folders.
+        The methods and their folders.
 
     Raises:
-        SDMatteError: See `SDMatte.evaluation.methods.find_tested_models`.
+        SDMatteError: See `SDMatte.evaluation.methods.find_methods`.
     """
-    from SDMatte.evaluation.methods import find_tested_models
+    from SDMatte.evaluation.methods import find_methods
     from SDMatte.runtime.files import check_not_read
 
     runs, overrides = split_runs(args.words)
     if args.num_workers is not None:
         overrides.append(f"test.num_workers={args.num_workers}")
-    tested_models = find_tested_models(runs, args.baseline, overrides)
+    methods = find_methods(runs, args.baseline, overrides)
     if getattr(args, "save_prompts", None) is not None:
-        read = [path for run in runs for path in run] + [s.checkpoint for s in tested_models]
+        read = [path for run in runs for path in run] + [method.checkpoint for method in methods]
         check_not_read([args.save_prompts], [args.prompts_from, *read])
-    if len(tested_models) > 1:
-        return tested_models, [
-            Path(args.output or f"output/{name}") / s.name for s in tested_models
-        ]
-    return tested_models, [Path(args.output or tested_models[0].home / name)]
+    if len(methods) > 1:
+        top = Path(args.output or f"output/{name}")
+        return methods, [top / method.name for method in methods]
+    return methods, [Path(args.output or methods[0].home / name)]
 
 
 def show(
@@ -159,7 +156,7 @@ def show(
     from detectron2.utils import comm
 
     from SDMatte.scoring.protocols import get_protocol
-    from SDMatte.scoring.report import score_table
+    from SDMatte.scoring.tables import score_table
 
     if not comm.is_main_process():
         return

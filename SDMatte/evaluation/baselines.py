@@ -1,7 +1,6 @@
-"""Methods that any table needs as a floor, callable on a batch like the models.
+"""Baselines without learning, callable on a batch like the models.
 
-Each takes the batch of the loader and gives alpha ``[B, 1, S, S]`` float32 in [0, 1]. None of
-them learns anything; GrabCut and the closed-form solver come from OpenCV and pymatting.
+GrabCut comes from OpenCV and the closed-form solver from pymatting.
 """
 
 from __future__ import annotations
@@ -14,172 +13,139 @@ import cv2
 import numpy as np
 import torch
 
-from SDMatte.errors import ConfigError, DependencyError, PromptError
+from SDMatte.errors import DependencyError, PromptError
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
 from SDMatte.runtime.numba_cache import load_compiled
 
 
-class PromptAsAlpha:
-    """The prompt's own map as alpha: what one has without any matting.
+class Baseline:
+    """A method that computes one alpha at a time, in numpy.
 
     Attributes:
-        prompts: Short names of the prompts that it can use.
-    """
-
-    prompts: tuple[str, ...] = tuple(prompt.alias for prompt in PROMPT_TYPES.values())
-
-    def __init__(self, prompt: str) -> None:
-        """Chooses the prompt.
-
-        Args:
-            prompt: Published or short name.
-
-        Raises:
-            PromptError: There is no such prompt.
-        """
-        self.prompt = get_prompt_type(prompt)
-
-    def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Gives alpha ``[B, 1, S, S]``."""
-        return ((batch[self.prompt.mask_key].float() + 1) / 2).clamp(0, 1)  # [-1, 1] -> [0, 1]
-
-
-class _OneByOne:
-    """A method that works on numpy pictures, one at a time.
-
-    Attributes:
-        prompts: Short names of the prompts that it can use.
+        title: Name in messages.
+        prompts: Short names of the supported prompts.
     """
 
     title = ""
     prompts: tuple[str, ...] = ()
 
     def __init__(self, prompt: str) -> None:
+        """Select the prompt.
+
+        Args:
+            prompt: Published or short name.
+
+        Raises:
+            PromptError: The prompt is unknown or not supported.
+        """
         self.prompt = get_prompt_type(prompt)
         if self.prompt.alias not in self.prompts:
             raise PromptError(
-                f"{self.title} cannot use the prompt {self.prompt.alias!r}, "
+                f"{self.title} does not support the prompt {self.prompt.alias!r}, "
                 f"only {', '.join(self.prompts)}."
             )
 
     def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Gives alpha ``[B, 1, S, S]``."""
+        """Compute alpha, float32 ``[B, 1, S, S]`` in [0, 1], for a batch of the loader."""
         images, prompts = batch["image"], batch[self.prompt.mask_key]
-        alphas = []
-        for image, prompt in zip(_to_unit(images), _to_unit(prompts), strict=True):
-            alphas.append(self.solve(image.transpose(1, 2, 0), prompt[0]))  # [3, S, S] -> [S, S, 3]
+        alphas = [
+            self.solve(image.transpose(1, 2, 0), prompt[0])  # [3, S, S] -> [S, S, 3]
+            for image, prompt in zip(_to_unit(images), _to_unit(prompts), strict=True)
+        ]
         return torch.from_numpy(np.stack(alphas)[:, None].astype(np.float32)).to(images.device)
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-        """Gives alpha ``[S, S]`` from ``[S, S, 3]`` and ``[S, S]``, all in [0, 1]."""
+        """Compute alpha ``[S, S]`` from image ``[S, S, 3]`` and prompt ``[S, S]`` in [0, 1]."""
         raise NotImplementedError
 
 
-class GrabCut(_OneByOne):
-    """OpenCV's GrabCut: binary segmentation with colour models, started from the prompt.
+class PromptBaseline(Baseline):
+    """The prompt map itself as alpha."""
 
-    Outside a box is background for good; of a mask only a band along its outline is open; the
-    middles of points are foreground for good and all else is open; of a trimap the known pixels
-    stay. Pictures are worked on at a smaller size, since time grows with the pixels.
+    title = "The prompt baseline"
+    prompts = tuple(prompt.alias for prompt in PROMPT_TYPES.values())
+
+    def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+        """Return the prompt."""
+        return prompt
+
+
+class GrabCut(Baseline):
+    """OpenCV's GrabCut: binary segmentation with color models, initialized from the prompt.
+
+    Fixed are the outside of a box, a mask except for a band along its outline, the centers of
+    points, and the known pixels of a trimap. Images are processed at a reduced size, since the time
+    grows with the number of pixels.
+
+    Attributes:
+        iterations: Rounds of color models and cuts.
+        max_side: Larger images are reduced to this side, in pixels.
+        band: Half width of the band along a mask's outline, as a fraction of the longer side.
     """
 
     title = "GrabCut"
     prompts = ("point", "box", "mask", "trimap")
-
-    def __init__(
-        self, prompt: str = "box", iterations: int = 5, max_side: int = 512, band: float = 0.03
-    ) -> None:
-        """Chooses the settings.
-
-        Args:
-            prompt: point, box, mask or trimap.
-            iterations: Rounds of colour models and cuts.
-            max_side: Pictures are shrunk to this, if larger.
-            band: How far a mask's outline may be wrong, as a share of the longer side.
-
-        Raises:
-            PromptError: GrabCut cannot use that prompt.
-            ConfigError: A number is too small.
-        """
-        super().__init__(prompt)
-        if iterations < 1 or max_side < 1 or band < 0:
-            raise ConfigError("GrabCut needs at least 1 iteration, 1 pixel and no band below 0.")
-        self.iterations = iterations
-        self.max_side = max_side
-        self.band = band
+    iterations = 5
+    max_side = 512
+    band = 0.03
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-        """See the base class; the colour models' random start is the same for every picture."""
+        """Segment the image; the random state of the color models is the same for every image."""
         height, width = prompt.shape
         scale = min(1.0, self.max_side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(np.rint(image * 255).astype(np.uint8), size, None, 0, 0, cv2.INTER_AREA)
-        small = cv2.resize(prompt, size, interpolation=cv2.INTER_NEAREST)
-        inside = small > 0.5
+        labels = self._label(cv2.resize(prompt, size, interpolation=cv2.INTER_NEAREST))
+        foreground = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
+        if foreground.all() or not foreground.any():
+            return prompt  # no pixels for the second color model
+        cv2.setRNGSeed(0)
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        image = np.ascontiguousarray(image[..., ::-1])  # RGB -> BGR
+        cv2.grabCut(image, labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
+        alpha = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
+        return cv2.resize(alpha, (width, height), interpolation=cv2.INTER_LINEAR)
+
+    def _label(self, prompt: np.ndarray) -> np.ndarray:
+        """Convert a prompt map to GrabCut's labels, uint8 ``[h, w]``."""
+        inside = prompt > 0.5
         if self.prompt.alias == "box":
             labels = np.where(inside, cv2.GC_PR_FGD, cv2.GC_BGD)
         elif self.prompt.alias == "mask":
-            reach = round(self.band * max(size))
-            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
+            radius = round(self.band * max(prompt.shape))
+            disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1,) * 2)
             core, halo = (f(inside.astype(np.uint8), disc) > 0 for f in (cv2.erode, cv2.dilate))
             labels = np.select(
                 [core, inside, halo], [cv2.GC_FGD, cv2.GC_PR_FGD, cv2.GC_PR_BGD], cv2.GC_BGD
             )
         elif self.prompt.alias == "point":
             labels = np.select(
-                [small > 0.9, inside], [cv2.GC_FGD, cv2.GC_PR_FGD], default=cv2.GC_PR_BGD
+                [prompt > 0.9, inside], [cv2.GC_FGD, cv2.GC_PR_FGD], default=cv2.GC_PR_BGD
             )
         else:
             labels = np.select(
-                [small < 0.25, small > 0.75], [cv2.GC_BGD, cv2.GC_FGD], default=cv2.GC_PR_FGD
+                [prompt < 0.25, prompt > 0.75], [cv2.GC_BGD, cv2.GC_FGD], default=cv2.GC_PR_FGD
             )
-        labels = labels.astype(np.uint8)
-        foreground = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
-        if foreground.all() or not foreground.any():
-            return prompt  # no second colour model to tell it from
-        cv2.setRNGSeed(0)
-        models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(
-            np.ascontiguousarray(image[..., ::-1]),  # RGB -> BGR
-            labels,
-            None,
-            *models,
-            self.iterations,
-            cv2.GC_INIT_WITH_MASK,
-        )
-        alpha = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
-        return cv2.resize(alpha, (width, height), interpolation=cv2.INTER_LINEAR)
+        return labels.astype(np.uint8)
 
 
 class GuidedGrabCut(GrabCut):
-    """GrabCut with guided filter: its segmentation feathered by the picture (He et al. 2010).
+    """GrabCut, refined by a guided filter with the image as guide (He et al. 2010).
 
-    What is known for good, outside a box and in a trimap, stays. The default settings were the best
-    or close to it, of some, on real pictures and on samples, with every prompt.
+    The outside of a box and the known pixels of a trimap are kept. The attributes were chosen on
+    photographs and on samples, with every prompt.
+
+    Attributes:
+        radius: Radius of the filter's windows, as a fraction of the longer side.
+        eps: Variance of colors in [0, 1] below which a window is smoothed.
     """
 
     title = "GrabCut with guided filter"
-
-    def __init__(self, prompt: str = "box", radius: float = 0.02, eps: float = 1e-4) -> None:
-        """Chooses the settings.
-
-        Args:
-            prompt: point, box, mask or trimap.
-            radius: Of the filter's windows, as a share of the picture's longer side.
-            eps: Variance of colours, of [0, 1], below which a window is smoothed.
-
-        Raises:
-            PromptError: GrabCut cannot use that prompt.
-            ConfigError: A number is not above 0.
-        """
-        super().__init__(prompt)
-        if not (radius > 0 and eps > 0):
-            raise ConfigError("The guided filter needs a radius and an eps above 0.")
-        self.radius = radius
-        self.eps = eps
+    radius = 0.02
+    eps = 1e-4
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """Segment the image and filter the result."""
         radius = max(1, round(self.radius * max(prompt.shape)))
         alpha = guided_filter(image, super().solve(image, prompt), radius, self.eps).clip(0, 1)
         if self.prompt.alias == "box":
@@ -190,20 +156,20 @@ class GuidedGrabCut(GrabCut):
 
 
 def guided_filter(guide: np.ndarray, source: np.ndarray, radius: int, eps: float) -> np.ndarray:
-    """Filters a map so that its edges follow those of a picture.
+    """Filter a map so that its edges follow those of an image.
 
-    In each window the map is taken for a linear function of the colours; a pixel gets the mean
-    over the windows that it is in. K. He, J. Sun, X. Tang, "Guided Image Filtering", ECCV 2010,
-    equations 11, 14 and 15 (OpenCV has it in its contributed modules only).
+    In each window the map is modeled as a linear function of the colors; a pixel gets the mean over
+    its windows. K. He, J. Sun, X. Tang, "Guided Image Filtering", ECCV 2010, equations 11, 14 and
+    15. OpenCV has this filter in its contributed modules only.
 
     Args:
-        guide: Picture ``[H, W, 3]``, floating in [0, 1].
-        source: Map ``[H, W]``, floating.
+        guide: Image ``[H, W, 3]``, floating point in [0, 1].
+        source: Map ``[H, W]``, floating point.
         radius: Windows are ``2 * radius + 1`` wide and high, mirrored at the border.
-        eps: Keeps the functions flat where colours vary by less than its root.
+        eps: Regularization: windows whose colors have a lower variance are smoothed.
 
     Returns:
-        float64 ``[H, W]``, which may reach a little beyond the range of ``source``.
+        float64 ``[H, W]``, which may slightly exceed the range of ``source``.
     """
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -223,20 +189,20 @@ def guided_filter(guide: np.ndarray, source: np.ndarray, radius: int, eps: float
     return np.sum(mean(slope) * guide, axis=2) + mean(offset)
 
 
-class ClosedForm(_OneByOne):
-    """pymatting's closed-form matting (Levin et al. 2008), which needs a trimap."""
+class ClosedForm(Baseline):
+    """Closed-form matting (Levin et al. 2008) from pymatting, which needs a trimap."""
 
     title = "closed-form"
     prompts = ("trimap",)
 
-    def __init__(self, prompt: str = "trimap") -> None:
-        """Finds the solver.
+    def __init__(self, prompt: str) -> None:
+        """Import the solver.
 
         Args:
-            prompt: trimap.
+            prompt: Published or short name.
 
         Raises:
-            PromptError: It is another prompt.
+            PromptError: The prompt is not a trimap.
             DependencyError: pymatting is not installed.
         """
         super().__init__(prompt)
@@ -249,33 +215,22 @@ class ClosedForm(_OneByOne):
         self._estimate = pymatting.estimate_alpha_cf
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-        """See the base class."""
+        """Solve for the unknown pixels of the trimap."""
         trimap = np.select([prompt < 0.25, prompt > 0.75], [0.0, 1.0], default=0.5)
         if not ((trimap == 0).any() and (trimap == 1).any() and (trimap == 0.5).any()):
-            return prompt  # nothing to solve, or nothing to start from
+            return prompt  # nothing to solve, or no constraints
         return np.clip(self._estimate(image.astype(np.float64), trimap), 0, 1)
 
 
-BASELINES: dict[str, type[PromptAsAlpha] | type[_OneByOne]] = {
-    "prompt": PromptAsAlpha,
+BASELINES: dict[str, type[Baseline]] = {
+    "prompt": PromptBaseline,
     "grabcut": GrabCut,
     "grabcut-guided": GuidedGrabCut,
     "closed-form": ClosedForm,
 }
-"""Name on the command line -> class, which is made of a prompt's short name."""
-
-
-def get_baseline(name: str) -> type[PromptAsAlpha] | type[_OneByOne]:
-    """Looks a baseline up by name.
-
-    Raises:
-        ConfigError: There is no such baseline.
-    """
-    if name not in BASELINES:
-        raise ConfigError(f"Unknown baseline {name!r}; known are {', '.join(BASELINES)}.")
-    return BASELINES[name]
+"""Name on the command line to class."""
 
 
 def _to_unit(batch: torch.Tensor) -> np.ndarray:
-    """``[B, C, S, S]`` in [-1, 1] to a float32 array in [0, 1]."""
+    """Convert ``[B, C, S, S]`` in [-1, 1] to a float32 array in [0, 1]."""
     return ((batch.detach().cpu().float() + 1) / 2).clamp(0, 1).numpy()

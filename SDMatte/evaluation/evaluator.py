@@ -1,10 +1,8 @@
-"""Scores a model's predictions picture by picture, in detectron2's evaluation loop."""
-
-from __future__ import annotations
+"""Scoring of a model's predictions in detectron2's evaluation loop."""
 
 import logging
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,215 +14,181 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from SDMatte.errors import DataError
-from SDMatte.evaluation.progress_log import ProgressLog
-from SDMatte.scoring.protocols import Protocol, get_protocol
-from SDMatte.scoring.report import contact_sheet, score_table, write_error_maps, write_report
-from SDMatte.scoring.results import EvaluationResult, ImageScore
-from SDMatte.scoring.workers import Scorer, Target, Workers
+from SDMatte.evaluation.identity import file_hash
+from SDMatte.evaluation.plan import SetTest
+from SDMatte.runtime.files import stem_key
+from SDMatte.scoring.protocols import get_protocol
+from SDMatte.scoring.report import write_report
+from SDMatte.scoring.results import SHEET, EvaluationResult, ImageScore
+from SDMatte.scoring.sheets import write_error_maps, write_worst_and_best
+from SDMatte.scoring.tables import score_table
+from SDMatte.scoring.workers import Scorer, Workers
 
 logger = logging.getLogger(__name__)
 
 
 class MatteEvaluator(DatasetEvaluator):
-    """Scores one set under one prompt; holds numbers, not pictures.
+    """Scores one data set under one prompt; keeps scores and paths, but no images.
 
-    Works in several processes: each scores its pictures, `evaluate` gathers. With an output
-    folder, ``mattes/`` there gets each matte as a PNG under the alpha's name, and the main process
-    writes ``scores.csv``, ``summary.json``, ``summary.md`` and ``worst_and_best.png``.
+    In a distributed run each process scores its images and `evaluate` gathers the scores. If the
+    test has a folder, its ``mattes/`` gets each matte as PNG, named like the alpha, and the main
+    process writes ``scores.csv``, ``summary.json``, ``summary.md`` and ``worst_and_best.png``.
+
+    Attributes:
+        result: The result, in the main process after `evaluate`.
     """
 
     def __init__(
         self,
-        dataset: str,
-        prompt: str,
-        *,
-        protocol: str | Protocol = "official",
-        output_dir: str | Path | None = None,
-        use_trimap: bool = False,
-        num_images: int | None = None,
-        num_workers: int = 1,
-        sheet_rows: int = 4,
-        save_mattes: bool = True,
-        error_maps: bool = False,
-        scoring: bool = True,
-        progress_log: ProgressLog | None = None,
-        done: Sequence[ImageScore] = (),
-        written: Sequence[tuple[Target, Path]] = (),
+        test: SetTest,
         model: str = "",
-        prompt_seed: int | None = None,
         info: Mapping[str, Any] | None = None,
+        with_metrics: bool = True,
     ) -> None:
-        """Prepares; nothing is read or written yet.
+        """Prepare; nothing is read or written yet.
 
         Args:
-            dataset: Name of the set, for the results.
-            prompt: Short name of the prompt, for the results.
-            protocol: Name or protocol.
-            output_dir: Where mattes and reports go, None for nowhere.
-            use_trimap: Whether only the unknown pixels of the set's trimaps count. The published
-                tables count all pixels.
-            num_images: How many pictures the set has; `evaluate` then refuses to average
-                over another number.
-            num_workers: Who computes the metrics beside the model, see
-                `SDMatte.scoring.workers.Workers`.
-            sheet_rows: How many worst, and how many best, the contact sheet shows; 0 for none.
-            save_mattes: Whether the mattes are written; without them there is no contact sheet.
-            error_maps: Whether ``errors/`` gets a map of the errors of each matte.
-            scoring: False: mattes are only written, to be scored by another evaluator.
-            progress_log: Gets each picture that is done, so that another evaluator can go on.
-            done: The pictures done before, the same in all processes.
-            written: Mattes written before, each with what it is to be scored against, the same in
-                all processes; `evaluate` shares them out.
+            test: What to score. Images that are done already are not scored again.
             model: Name of the model, for the report.
-            prompt_seed: Seed of the drawn prompts, for the report.
             info: More for the report, such as the checkpoint.
+            with_metrics: Whether to score; if not, mattes are only written.
 
         Raises:
-            ConfigError: There is no such protocol, or the number of workers is negative.
+            ConfigError: The protocol is unknown, or ``test.num_workers`` is negative.
         """
-        self.dataset = dataset
-        self.prompt = prompt
-        self.protocol = get_protocol(protocol)
-        self.output_dir = None if output_dir is None else Path(output_dir)
-        self.use_trimap = use_trimap
-        self.num_images = num_images
-        self.sheet_rows = sheet_rows if save_mattes else 0
-        self.error_maps = error_maps and save_mattes
-        self.scoring = scoring
-        self.progress_log = progress_log
-        self.done = list(done)
-        self.written = list(written)
+        self.test = test
         self.model = model
-        self.prompt_seed = prompt_seed
         self.info = dict(info or {})
+        self.with_metrics = with_metrics
         self.result: EvaluationResult | None = None
-        self._scorer = Scorer(self.protocol, self.output_dir if save_mattes else None, scoring)
-        self._workers = Workers(num_workers, self._note)
+        settings = test.config.test
+        self._ready, self._unscored = [], []
+        for name, image in test.done.items():
+            target = test.targets[name]
+            if image.scores or not with_metrics:
+                # The data may have been moved since.
+                moved = {"alpha_path": target.alpha_path, "image_path": target.image_path}
+                self._ready.append(replace(image, **moved))
+            else:
+                self._unscored.append((target, Path(image.pred_path)))
+        protocol = get_protocol(settings.protocol)
+        folder = test.folder if settings.save_mattes else None
+        self._scorer = Scorer(protocol, folder, with_metrics)
+        self._workers = Workers(settings.num_workers, self._collect)
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all pictures but those done before."""
+        """Forget all images but those done by earlier runs."""
         self._workers.close()
         self.result = None
-        self._ready = {p.name for p in self.done} | {target.name for target, _ in self.written}
-        self._names: set[str] = set()
-        self._finished = list(self.done) if comm.is_main_process() else []
+        self._finished = list(self._ready) if comm.is_main_process() else []
         self._problems: list[str] = []
 
     def process(self, inputs: Mapping[str, Any], outputs: torch.Tensor) -> None:
-        """Takes a batch.
+        """Submit a batch for scoring.
 
-        A picture whose prediction is not finite, whose truth cannot be read or whose name has been
-        seen is noted; `evaluate` then names them all.
+        Images whose prediction is not finite or whose truth is unreadable are reported by
+        `evaluate`.
 
         Args:
-            inputs: The batch: ``hw`` int64 ``[B, 2]``, lists ``alpha_path`` and, with
-                ``use_trimap``, ``trimap_path``; ``image_path`` if the contact sheet is to show
-                the pictures.
+            inputs: The batch; ``hw`` int64 ``[B, 2]`` and the list ``alpha_path`` are used.
             outputs: The model's alpha ``[B, 1, h, w]`` in [0, 1].
 
         Raises:
             ValueError: The outputs have another shape.
-            DataError: A worker process was ended from outside.
+            DataError: A worker process was killed.
         """
-        paths = list(inputs["alpha_path"])
-        if outputs.ndim != 4 or outputs.shape[:2] != (len(paths), 1):
+        names = [stem_key(path) for path in inputs["alpha_path"]]
+        if outputs.ndim != 4 or outputs.shape[:2] != (len(names), 1):
             raise ValueError(
-                f"Predictions of {len(paths)} pictures must be [{len(paths)}, 1, h, w], "
-                f"not {list(outputs.shape)}."
+                f"Predictions for {len(names)} images must be [{len(names)}, 1, h, w]; "
+                f"got {list(outputs.shape)}."
             )
         preds = outputs.detach()[:, 0].to("cpu", torch.float32).numpy()  # [B, h, w]
-        sizes = inputs["hw"].tolist()
-        trimaps = inputs["trimap_path"] if self.use_trimap else [None] * len(paths)
-        images = inputs.get("image_path", [""] * len(paths))
-        targets = map(Target, map(str, paths), trimaps, images)
-        for target, pred, hw in zip(targets, preds, sizes, strict=True):
-            if target.name in self._ready:
-                continue  # it came along in the batch of another one
-            if target.name in self._names:
-                self._problems.append(
-                    f"{target.alpha_path}: there was a picture of this name before."
-                )
-                continue
-            self._names.add(target.name)
-            self._workers.submit(self._scorer.prediction, target, pred, hw)
+        for name, pred, hw in zip(names, preds, inputs["hw"].tolist(), strict=True):
+            if name not in self.test.done:  # else it shares the batch of a missing image
+                target = self.test.targets[name]
+                self._workers.submit(self._scorer.score_prediction, target, pred, hw)
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """Averages over the pictures of all processes and writes the reports.
+        """Average over the images of all processes and write the reports.
 
         Returns:
-            ``{"AIM-500/box": {"MSE": …, "MAD": …, "SAD": …, "Grad": …, "Conn": …}}`` in raw
-            units, as detectron2's hooks and printers take it; empty in all processes but the
-            main one, and where nothing is scored. `result` holds the single pictures, too.
+            ``{"AIM-500/box": {"MSE": …, "MAD": …, "SAD": …, "Grad": …, "Conn": …}}`` in raw units,
+            as detectron2's hooks and printers expect; empty in all processes but the main one, and
+            without metrics.
 
         Raises:
-            DataError: In every process: files could not be read or fit, names occurred twice, or
-                the number of pictures is not the expected one; all are listed.
+            DataError: In every process: files are unreadable or do not match, names are repeated,
+                or images are missing; all are listed.
         """
-        for target, path in self.written[comm.get_rank() :: comm.get_world_size()]:
-            self._workers.submit(self._scorer.file, target, path)
+        for target, path in self._unscored[comm.get_rank() :: comm.get_world_size()]:
+            self._workers.submit(self._scorer.score_file, target, path)
         self._workers.finish()
-        if self.progress_log is not None:
-            self.progress_log.close()
+        test, dataset = self.test, self.test.loader.dataset
+        if test.progress_log is not None:
+            test.progress_log.close()
+        prompt_seed, info = dataset.seed, self.info
+        if dataset.frozen is not None and not test.prompt.fixed:
+            path = dataset.frozen.path
+            prompt_seed = None
+            info = {**info, "prompts from": path, "prompts sha256": file_hash(path)}
         result = EvaluationResult(
-            dataset=self.dataset,
-            protocol=self.protocol.name,
-            pictures=self._gather(),
-            prompt=self.prompt,
+            dataset=test.name,
+            protocol=test.config.test.protocol,
+            images=self._gather(),
+            prompt=test.label,
             model=self.model,
-            prompt_seed=self.prompt_seed,
-            trimap_restricted=self.use_trimap,
-            info=self.info,
+            prompt_seed=prompt_seed,
+            trimap_restricted=test.config.test.use_trimap,
+            info=info,
         )
         if not comm.is_main_process():
             return {}
-        if self.progress_log is not None:
-            self.progress_log.begin(result.pictures)  # one file again
-        if not self.scoring:
-            logger.info("%s: %d mattes are written.", result.key, len(result.pictures))
+        if test.progress_log is not None:
+            test.progress_log.begin(result.images)  # merges the files of all processes
+        if not self.with_metrics:
+            logger.info("%s: %d mattes written.", result.key, len(result.images))
             return {}
         self.result = result
         self._write(result)
-        return OrderedDict({result.key: result.scores})
+        return {result.key: result.scores}
 
-    def _gather(self) -> list[ImageScore]:
-        """Brings the pictures of all processes together, or the problems of all to all."""
-        gathered = comm.all_gather((self._finished, self._problems))
-        pictures = sorted(chain.from_iterable(g[0] for g in gathered), key=lambda p: p.name)
-        problems = list(chain.from_iterable(g[1] for g in gathered))
-        if self.num_images is not None and len(pictures) + len(problems) != self.num_images:
-            problems.append(
-                f"{len(pictures) + len(problems)} pictures were predicted, "
-                f"the set has {self.num_images}."
-            )
-        if problems:
-            raise DataError(
-                f"{self.dataset}/{self.prompt} cannot be scored, {len(problems)} problems:\n  "
-                + "\n  ".join(problems)
-            )
-        return pictures
-
-    def _write(self, result: EvaluationResult) -> None:
-        """Writes what the main process leaves, and logs the scores."""
-        if self.output_dir is not None:
-            write_report(result, self.output_dir)
-            if self.sheet_rows:
-                sheet = self.output_dir / "worst_and_best.png"
-                contact_sheet(result, sheet, num_each=self.sheet_rows)
-            if self.error_maps:
-                write_error_maps(result.pictures, self.output_dir, self._workers.num_workers)
-        logger.info(
-            "%s, %d pictures, protocol %s:\n%s",
-            result.key,
-            len(result.pictures),
-            result.protocol,
-            score_table({self.model or "prediction": result.scores}),
-        )
-
-    def _note(self, outcome: ImageScore | str) -> None:
+    def _collect(self, outcome: ImageScore | str) -> None:
         if isinstance(outcome, str):
             self._problems.append(outcome)
             return
         self._finished.append(outcome)
-        if self.progress_log is not None:
-            self.progress_log.add(outcome, comm.get_rank())
+        if self.test.progress_log is not None:
+            self.test.progress_log.add(outcome, comm.get_rank())
+
+    def _gather(self) -> list[ImageScore]:
+        """Return the images of all processes; raise the problems of all in each."""
+        gathered = comm.all_gather((self._finished, self._problems))
+        images = sorted(chain.from_iterable(g[0] for g in gathered), key=lambda i: i.name)
+        problems = list(chain.from_iterable(g[1] for g in gathered))
+        count, expected = len(images) + len(problems), len(self.test.targets)
+        if count != expected:
+            problems.append(f"{count} images were predicted, the data set has {expected}.")
+        if problems:
+            raise DataError(
+                f"Cannot score {self.test.key}, {len(problems)} problems:\n  "
+                + "\n  ".join(problems)
+            )
+        return images
+
+    def _write(self, result: EvaluationResult) -> None:
+        folder, settings = self.test.folder, self.test.config.test
+        if folder is not None:
+            write_report(result, folder)
+            if settings.save_mattes:
+                write_worst_and_best(result, folder / SHEET)
+                if settings.error_maps:
+                    write_error_maps(result.images, folder, settings.num_workers)
+        logger.info(
+            "%s, %d images, protocol %s:\n%s",
+            result.key,
+            len(result.images),
+            result.protocol,
+            score_table({self.model or "prediction": result.scores}),
+        )

@@ -1,4 +1,4 @@
-"""What can be tested: checkpoints and baselines, each with the config that says on what."""
+"""The methods under test: checkpoints and baselines, each with its config."""
 
 import hashlib
 import json
@@ -12,14 +12,16 @@ from typing import Any
 import SDMatte.compat  # noqa: F401
 
 import torch
+from accelerate import init_empty_weights
 from omegaconf import DictConfig, OmegaConf
 
 from SDMatte.errors import ConfigError
-from SDMatte.evaluation.baselines import get_baseline
-from SDMatte.evaluation.run import choose_test_sets, file_hash, load_trained
-from SDMatte.modeling import hub
+from SDMatte.evaluation.baselines import BASELINES
+from SDMatte.evaluation.identity import file_hash
+from SDMatte.evaluation.plan import choose_test_sets
+from SDMatte.modeling import SDMatte, hub, weights
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
-from SDMatte.runtime.config import load_config
+from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.devices import choose_device
 from SDMatte.runtime.launch import run_on_main
 
@@ -27,52 +29,52 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TestedModel:
-    """A model, or another method, under test.
+class Method:
+    """A method under test.
 
     Attributes:
-        name: Different from that of all others in the run.
+        name: Name, unique in the run.
         config: The whole config.
-        load: Gives what `SDMatte.evaluation.run.run_plan` takes as a model.
-        prompts: Short names of the prompts to test it with, of test.prompts.
-        usable: Short names of all prompts that it can use.
-        identity: What makes it what it is, for results to be gone on with.
-        info: What reports say of it.
-        checkpoint: Its file, None for a baseline.
-        home: Where the folders of its results go by default: beside a checkpoint, except beside
-            one in the hub's cache.
+        load: Returns what `SDMatte.evaluation.run.run_plan` takes as a model.
+        prompts: Short names of the prompts to test, a subset of ``test.prompts``.
+        supported_prompts: Short names of all prompts that the method supports.
+        identity: What its predictions depend on; results are resumed only if it matches.
+        info: More for the reports.
+        checkpoint: The checkpoint file; None for a baseline.
+        home: Default parent of the output folder: beside a local checkpoint, else below
+            ``output``.
     """
 
     name: str
     config: DictConfig
     load: Callable[[], Any]
     prompts: tuple[str, ...]
-    usable: tuple[str, ...]
+    supported_prompts: tuple[str, ...]
     identity: Mapping[str, Any]
     info: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     home: Path = Path("output")
 
 
-def find_tested_models(
+def find_methods(
     runs: Sequence[tuple[str, str | None]],
     baselines: Sequence[str] = (),
     overrides: Sequence[str] = (),
-) -> list[TestedModel]:
-    """Finds what is to be tested; whatever is missing is noticed before anything is loaded.
+) -> list[Method]:
+    """Find the methods to test; whatever is missing is reported before anything is loaded.
 
     Args:
         runs: Config files, each with a checkpoint (a file, a folder or a hub id) or None. None is
-            the last checkpoint of the config's output folder; if there are baselines, it is no
+            the final checkpoint of the config's output folder or, if there are baselines, no
             checkpoint at all.
-        baselines: Names of baselines, each tested on the sets of the first config.
+        baselines: Names of baselines, tested on the data sets of the first config.
         overrides: ``key=value`` settings for all configs.
 
     Raises:
-        ConfigError: A config or a baseline is not there, or a baseline has no use for any of the
-            prompts.
-        DependencyError: A baseline's package is not installed.
-        CheckpointError: A checkpoint is not there.
+        ConfigError: A config or a baseline does not exist, a baseline supports none of the prompts,
+            or a config and checkpoint are given twice.
+        DependencyError: A package of a baseline is not installed.
+        CheckpointError: A checkpoint does not exist.
     """
     configs = {file: load_config(file, overrides) for file, _ in runs}
     for config in configs.values():
@@ -84,16 +86,32 @@ def find_tested_models(
         if checkpoint is not None or not baselines
     ]
     paths = [hub.resolve_checkpoint(checkpoint) for _, checkpoint in tested]
-    names = _names(tested, baselines)
-    tested_models = [
-        _of_checkpoint(name, configs[file], file, path, is_local=Path(checkpoint).exists())
+    names = _choose_names(tested, baselines)
+    methods = [
+        _checkpoint_method(name, configs[file], file, path, is_local=Path(checkpoint).exists())
         for name, (file, checkpoint), path in zip(names, tested, paths, strict=True)
     ]
-    return tested_models + [_of_baseline(name, configs[runs[0][0]]) for name in baselines]
+    return methods + [_baseline_method(name, configs[runs[0][0]]) for name in baselines]
 
 
-def _names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) -> list[str]:
-    """Name configs with checkpoints: by as much of their paths as tells them apart."""
+def load_trained(config: DictConfig, checkpoint: str | Path) -> SDMatte:
+    """Build a config's model from a full checkpoint, in evaluation mode.
+
+    Args:
+        config: The whole config.
+        checkpoint: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged or of another model.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = build(config.model, load_weight=False)
+    weights.assign_checkpoint(model, hub.resolve_checkpoint(checkpoint))
+    return model.eval()
+
+
+def _choose_names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) -> list[str]:
+    """Name checkpoints by the shortest unique ends of their paths, with their config if needed."""
     paths = []
     for _, checkpoint in runs:
         path = Path(checkpoint)
@@ -109,49 +127,52 @@ def _names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) -> list
         for found in (names, with_configs):
             if max(Counter((*found, *taken)).values(), default=1) == 1:
                 return found
-    raise ConfigError("A config and a checkpoint are named twice.")
+    raise ConfigError("A config and checkpoint are given twice.")
 
 
-def _of_checkpoint(
+def _checkpoint_method(
     name: str, config: DictConfig, config_file: str, path: Path, is_local: bool
-) -> TestedModel:
+) -> Method:
     digest = run_on_main(lambda: file_hash(path))
     device = choose_device(config.train.device, "train.device")
-    return TestedModel(
+    device_name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return Method(
         name,
         config,
         load=lambda: load_trained(config, path).to(device),
         prompts=tuple(config.test.prompts),
-        usable=tuple(prompt.alias for prompt in PROMPT_TYPES.values()),
-        identity={"model sha256": digest, "model settings": _model_settings(config)},
+        supported_prompts=tuple(prompt.alias for prompt in PROMPT_TYPES.values()),
+        identity={"model sha256": digest, "model settings": _hash_model_settings(config)},
         info={
             "config": config_file,
             "checkpoint": str(path),
             "model sha256": digest,
-            "device": _device_name(device),
+            "device": f"{device.type}{device_name}",
         },
         checkpoint=path,
         home=path.parent if is_local else Path("output") / name,
     )
 
 
-def _of_baseline(name: str, config: DictConfig) -> TestedModel:
-    method = get_baseline(name)
+def _baseline_method(name: str, config: DictConfig) -> Method:
+    if name not in BASELINES:
+        raise ConfigError(f"Unknown baseline {name!r}; choose one of {', '.join(BASELINES)}.")
+    baseline = BASELINES[name]
     wanted = [get_prompt_type(prompt).alias for prompt in config.test.prompts]
-    prompts = tuple(prompt for prompt in wanted if prompt in method.prompts)
+    prompts = tuple(prompt for prompt in wanted if prompt in baseline.prompts)
     if not prompts:
         raise ConfigError(
-            f"The baseline {name} takes {', '.join(method.prompts)}, none of test.prompts "
+            f"The baseline {name} supports {', '.join(baseline.prompts)}, none of test.prompts "
             f"({', '.join(wanted)})."
         )
-    method(prompts[0])  # finds out what is not installed
+    baseline(prompts[0])  # raises if a package is not installed
     if len(prompts) < len(wanted):
-        logger.info("The baseline %s is tested with %s alone.", name, ", ".join(prompts))
-    return TestedModel(name, config, lambda: method, prompts, method.prompts, {"baseline": name})
+        logger.info("The baseline %s is tested with %s only.", name, ", ".join(prompts))
+    return Method(name, config, lambda: baseline, prompts, baseline.prompts, {"baseline": name})
 
 
-def _model_settings(config: DictConfig) -> str:
-    """A hash of what, beside the weights, a model's output follows from."""
+def _hash_model_settings(config: DictConfig) -> str:
+    """Hash the settings that affect a model's predictions, except for its weights."""
     settings = OmegaConf.to_container(config.model, resolve=True)
     folder = settings.pop("pretrained_model_name_or_path")
     settings.pop("load_weight", None)  # the checkpoint has all weights
@@ -162,9 +183,3 @@ def _model_settings(config: DictConfig) -> str:
     else:
         digest.update(str(folder).encode())
     return digest.hexdigest()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device.type} ({torch.cuda.get_device_name(device)})"
-    return device.type

@@ -1,4 +1,4 @@
-"""How a model's scores change when its prompts get worse: boxes, points, masks, opacity."""
+"""Robustness: how scores change when boxes, points, masks or the opacity flag are perturbed."""
 
 import copy
 import json
@@ -11,16 +11,16 @@ import SDMatte.compat  # noqa: F401
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
 
-from SDMatte.data.listing import files_of
 from SDMatte.errors import ConfigError
-from SDMatte.evaluation.methods import TestedModel
-from SDMatte.evaluation.run import SetTest, plan_test, run_plan
+from SDMatte.evaluation.methods import Method
+from SDMatte.evaluation.plan import SetTest, files_read, plan_test
+from SDMatte.evaluation.run import run_plan
 from SDMatte.runtime.files import check_not_read, replace_file, write_text
-from SDMatte.scoring.document import Heading, Paragraph, Picture, to_markdown
+from SDMatte.scoring.document import Section, render
 from SDMatte.scoring.protocols import get_protocol
-from SDMatte.scoring.report import metrics_table
+from SDMatte.scoring.report import UNITS
+from SDMatte.scoring.tables import metrics_table
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,13 @@ PLOT, TABLE, NUMBERS = "robustness.png", "robustness.md", "robustness.json"
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A way for prompts to be worse.
+class Sweep:
+    """One setting of `SDMatte.prompts.perturb.PromptPerturbation`, at several levels.
 
     Attributes:
-        prompt: Short name of the prompt that gets worse; "": any, the first of test.prompts.
-        levels: How much; values of the setting of `SDMatte.prompts.perturb.PromptPerturbation` that
-            has the kind's name.
-        meaning: What a level says.
+        prompt: Short name of the perturbed prompt; "": any, the first of ``test.prompts``.
+        levels: Values of the setting.
+        meaning: What a level means.
     """
 
     prompt: str
@@ -43,37 +42,38 @@ class Kind:
     meaning: str
 
 
-KINDS = {
-    "box": Kind(
+SWEEPS = {
+    "box": Sweep(
         "box",
         (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.4),
-        "sides moved outwards, share of width or height",
+        "sides moved outwards, fraction of width or height",
     ),
-    "points": Kind("point", (10, 7, 5, 3, 2, 1), "number of points"),
-    "mask": Kind(
+    "points": Sweep("point", (10, 7, 5, 3, 2, 1), "number of points"),
+    "mask": Sweep(
         "mask",
         (-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2),
-        "outline moved outwards, share of the root of its area",
+        "outline moved outwards, fraction of the square root of its area",
     ),
-    "opacity": Kind("", (False, True), "opacity flag"),
+    "opacity": Sweep("", (False, True), "opacity flag"),
 }
+"""Name of the setting to its sweep."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The scores of one set at one level.
+    """Scores of one method on one data set at one level.
 
     Attributes:
-        tested_model: Name of the model or method.
-        dataset: Name of the set.
-        kind: Of `KINDS`.
-        level: Of its levels.
+        method: Name of the method.
+        dataset: Name of the data set.
+        kind: Name of the sweep, of `SWEEPS`.
+        level: Level of the sweep.
         prompt: Short name of the prompt.
         protocol: Name of the protocol.
-        scores: Metric -> raw mean.
+        scores: Metric to raw mean.
     """
 
-    tested_model: str
+    method: str
     dataset: str
     kind: str
     level: float | int | bool
@@ -82,139 +82,125 @@ class Measurement:
     scores: dict[str, float]
 
     @property
-    def meaning(self) -> str:
-        """What a level says, and of which prompt."""
-        return f"{KINDS[self.kind].meaning} ({self.prompt} prompt)"
-
-    @property
-    def shown_level(self) -> str | float:
-        """The level for people."""
+    def level_name(self) -> str | float:
+        """The level in tables and plots."""
         if isinstance(self.level, bool):
             return "wrong" if self.level else "right"
         return self.level
 
 
 @dataclass(frozen=True)
-class _Step:
-    """One level of one kind, ready to be run."""
+class Step:
+    """One data set at one level of a sweep, planned."""
 
     kind: str
     level: float | int | bool
-    prompt: str
-    config: DictConfig
-    plan: list[SetTest]
+    test: SetTest
 
 
 def plan_robustness(
-    tested_model: TestedModel,
-    output_dir: str | Path,
-    kinds: Sequence[str] = (),
-    restart: bool = False,
-) -> list[_Step]:
-    """Lists what is to be measured; see `SDMatte.evaluation.run.plan_test`.
+    method: Method, output_dir: str | Path, kinds: Sequence[str] = (), restart: bool = False
+) -> list[Step]:
+    """Plan all levels of the sweeps; see `SDMatte.evaluation.plan.plan_test`.
 
     Args:
-        tested_model: What is tested.
-        output_dir: Gets the scores of each level, but no mattes.
-        kinds: Of `KINDS`; none: all that the tested_model has prompts for.
-        restart: Whether the results there, whatever made them, are deleted.
+        method: The method.
+        output_dir: Scores of each level are written to it, but no mattes.
+        kinds: Names of sweeps; empty: all whose prompts the method supports.
+        restart: Whether to delete existing results, whatever their identity.
 
     Raises:
-        ConfigError: A kind is unknown, or the tested_model cannot use its prompt.
-        DataError: A set cannot be used, or the folder holds other results.
-        OutputError: Files of a set are where the results are to go.
+        ConfigError: A sweep is unknown, or the method does not support its prompt.
+        DataError: A data set is unusable, or the folder holds results of another identity.
+        OutputError: The output would overwrite files of a data set.
     """
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    unknown = [kind for kind in kinds if kind not in SWEEPS]
     if unknown:
-        raise ConfigError(f"Unknown kinds {', '.join(unknown)}; known are {', '.join(KINDS)}.")
-    fit = [name for name, kind in KINDS.items() if kind.prompt in tested_model.usable]
-    if tested_model.checkpoint is not None:  # baselines know nothing of opacity
-        fit.append("opacity")
-    chosen = [kind for kind in fit if not kinds or kind in kinds]
+        raise ConfigError(f"Unknown kinds {', '.join(unknown)}; choose of {', '.join(SWEEPS)}.")
+    supported = [name for name, sweep in SWEEPS.items() if sweep.prompt in method.supported_prompts]
+    if method.checkpoint is not None:  # baselines ignore the opacity
+        supported.append("opacity")
+    chosen = [kind for kind in supported if not kinds or kind in kinds]
     if not chosen or set(kinds) - set(chosen):
         raise ConfigError(
-            f"{tested_model.name} can be measured with {', '.join(fit) or 'no kind of prompt'}, "
-            f"not with {', '.join(kinds or KINDS)}."
+            f"{method.name} supports the kinds {', '.join(supported) or '(none)'}, "
+            f"not {', '.join(kinds or SWEEPS)}."
         )
     steps = []
     for kind in chosen:
-        prompt = KINDS[kind].prompt or tested_model.prompts[0]
-        for level in KINDS[kind].levels:
-            config = copy.deepcopy(tested_model.config)
+        prompt = SWEEPS[kind].prompt or method.prompts[0]
+        for level in SWEEPS[kind].levels:
+            config = copy.deepcopy(method.config)
             config.dataloader.test.dataset.perturb = {kind: level}
             config.test.save_mattes = False
-            plan = plan_test(config, output_dir, [prompt], tested_model.identity, restart)
-            steps.append(_Step(kind, level, prompt, config, plan))
+            plan = plan_test(config, output_dir, [prompt], method.identity, restart)
+            steps += [Step(kind, level, test) for test in plan]
     outputs = [Path(output_dir), *(Path(output_dir) / name for name in (PLOT, TABLE, NUMBERS))]
-    for test in steps[0].plan:  # all are of the same sets
-        dataset = test.loader.dataset
-        check_not_read(outputs, files_of(dataset.samples, dataset.root))
+    for dataset in {step.test.name: step.test.loader.dataset for step in steps}.values():
+        check_not_read(outputs, files_read(dataset))
     return steps
 
 
-def measure_robustness(tested_model: TestedModel, steps: Sequence[_Step]) -> list[Measurement]:
-    """Does what `plan_robustness` has listed; what is the same in two kinds is done once.
+def measure_robustness(method: Method, steps: Sequence[Step]) -> list[Measurement]:
+    """Run the steps of `plan_robustness`; a test shared by several sweeps runs once.
 
     Returns:
-        The measurements; none in all processes but the main one.
+        The measurements; empty in all processes but the main one.
 
     Raises:
         SDMatteError: See `SDMatte.evaluation.run.run_plan`.
     """
-    model = tested_model.load()
-    seen: set[str] = set()
-    known: dict[str, dict[str, float]] = {}
-    found = []
+    tests: dict[str, SetTest] = {}
     for step in steps:
-        todo = [test for test in step.plan if test.key not in seen]
-        seen |= {test.key for test in todo}
-        known |= run_plan(step.config, todo, model, tested_model.name, tested_model.info)
-        about = {"kind": step.kind, "level": step.level, "prompt": step.prompt}
-        about |= {"tested_model": tested_model.name, "protocol": step.config.test.protocol}
-        found += [
-            Measurement(dataset=test.name, scores=known[test.key], **about)
-            for test in step.plan
-            if test.key in known  # in the main process alone
-        ]
-    return found
+        tests.setdefault(step.test.key, step.test)
+    scores = run_plan(list(tests.values()), method.load(), method.name, method.info)
+    return [
+        Measurement(
+            method.name,
+            step.test.name,
+            step.kind,
+            step.level,
+            step.test.prompt.alias,
+            step.test.config.test.protocol,
+            scores[step.test.key],
+        )
+        for step in steps
+        if step.test.key in scores  # only in the main process
+    ]
 
 
 def write_robustness(
     measurements: Sequence[Measurement], output_dir: str | Path, metric: str = "SAD"
 ) -> list[Path]:
-    """Writes ``robustness.json``, ``robustness.md`` and the plot ``robustness.png``.
+    """Write ``robustness.png`` (a plot), ``robustness.md`` and ``robustness.json``.
 
     Args:
-        measurements: Of one or more tested_models.
-        output_dir: Where to.
-        metric: What the plot shows.
+        measurements: Of one or more methods.
+        output_dir: Folder to write to.
+        metric: Metric in the plot.
 
     Raises:
-        OutputError: They cannot be written.
+        OutputError: The folder is not writable.
     """
-    output_dir = Path(output_dir)
+    paths = plot, table, numbers = [Path(output_dir) / name for name in (PLOT, TABLE, NUMBERS)]
     content = json.dumps([asdict(measurement) for measurement in measurements], indent=1)
-    write_text(output_dir / NUMBERS, f"{content}\n")
-    _draw(measurements, output_dir / PLOT, metric)
-    blocks = [
-        Heading("Robustness to the prompt", 1),
-        Paragraph("MSE and MAD plain; SAD, Grad and Conn / 1000; lower is better."),
-        Picture(output_dir / PLOT, f"{metric} at each level"),
-    ]
-    tables: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+    write_text(numbers, f"{content}\n")
+    _draw(measurements, plot, metric)
+    tables: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for m in measurements:
-        rows = tables.setdefault((m.dataset, m.meaning, m.protocol), {})
-        rows[f"{m.tested_model}, {m.shown_level}"] = m.scores
-    for (dataset, meaning, protocol), rows in tables.items():
-        blocks.append(Heading(f"{dataset}, {meaning}"))
-        blocks.append(Paragraph(f"Protocol {protocol} ({get_protocol(protocol).description})."))
-        blocks.append(metrics_table(rows))
-    write_text(output_dir / TABLE, to_markdown(blocks))
-    return [output_dir / name for name in (PLOT, TABLE, NUMBERS)]
+        title = f"{m.dataset}, {SWEEPS[m.kind].meaning} ({m.prompt} prompt)"
+        rows = tables.setdefault((title, m.protocol), {})
+        rows[f"{m.method}, {m.level_name}"] = m.scores
+    sections = [Section(text=UNITS, image=plot, caption=f"{metric} at each level")]
+    for (title, protocol), rows in tables.items():
+        text = f"Protocol {protocol} ({get_protocol(protocol).description})."
+        sections.append(Section(title, text, [metrics_table(rows)]))
+    write_text(table, render("report.md", "Robustness to the prompt", sections))
+    return paths
 
 
-def _draw(measurements: Sequence[Measurement], picture: Path, metric: str) -> None:
-    """Draws a panel for each set (down) and kind (across), with a line for each tested_model."""
+def _draw(measurements: Sequence[Measurement], path: Path, metric: str) -> None:
+    """Draw a panel for each data set (down) and sweep (across), with a line for each method."""
     rows = list(dict.fromkeys(m.dataset for m in measurements))
     columns = list(dict.fromkeys(m.kind for m in measurements))
     figure = Figure(figsize=(4.8 * len(columns), 3.8 * len(rows)), layout="constrained")
@@ -222,14 +208,14 @@ def _draw(measurements: Sequence[Measurement], picture: Path, metric: str) -> No
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     lines: dict[tuple[str, str, str], list[tuple]] = {}
     for m in measurements:
-        points = lines.setdefault((m.dataset, m.kind, f"{m.tested_model}, {m.protocol}"), [])
-        points.append((m.shown_level, m.scores[metric]))
+        points = lines.setdefault((m.dataset, m.kind, f"{m.method}, {m.protocol}"), [])
+        points.append((m.level_name, m.scores[metric]))
         axes = grid[rows.index(m.dataset)][columns.index(m.kind)]
-        axes.set(title=f"{m.dataset}, {m.prompt}", xlabel=KINDS[m.kind].meaning, ylabel=metric)
+        axes.set(title=f"{m.dataset}, {m.prompt}", xlabel=SWEEPS[m.kind].meaning, ylabel=metric)
     for (dataset, kind, label), points in lines.items():
         axes = grid[rows.index(dataset)][columns.index(kind)]
         axes.plot(*zip(*points, strict=True), marker=".", label=label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    with replace_file(picture) as temporary:
+    with replace_file(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")

@@ -1,8 +1,8 @@
-"""Scoring: metrics, protocols, comparison and reports; knows no torch, models or data sets."""
+"""Scoring: metrics, protocols, comparisons and reports; independent of torch, models and data."""
 
 from SDMatte.scoring.folder import score_folder
 from SDMatte.scoring.metrics import connectivity, gradient, mad, mse, sad
-from SDMatte.scoring.protocols import PROTOCOLS, Protocol, finish_alpha, score_pair
+from SDMatte.scoring.protocols import PROTOCOLS, Protocol, score_pair
 from SDMatte.scoring.report import write_report
 from SDMatte.scoring.results import EvaluationResult, ImageScore
 
@@ -12,7 +12,6 @@ __all__ = [
     "ImageScore",
     "Protocol",
     "connectivity",
-    "finish_alpha",
     "gradient",
     "mad",
     "mse",

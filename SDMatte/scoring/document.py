@@ -1,154 +1,94 @@
-"""A short document, written once, as Markdown, LaTeX or HTML; texts in it are escaped."""
+"""Reports as Markdown, LaTeX and HTML, rendered from the templates beside this file."""
 
 from __future__ import annotations
 
 import base64
-import html
 import mimetypes
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from tabulate import LATEX_ESCAPE_RULES
 
 from SDMatte.runtime.files import read_error
-from SDMatte.scoring.tables import Table, escape_latex, escape_markdown
+from SDMatte.scoring.tables import Table, escape_markdown
 
 
 @dataclass(frozen=True)
-class Heading:
-    """A heading of level 1, 2 or 3."""
+class Section:
+    """A section of a report; empty parts are left out.
 
-    text: str
-    level: int = 2
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """A paragraph."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Bullets:
-    """A list."""
-
-    items: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture file, which lies in the document's folder."""
-
-    path: Path
-    caption: str
-
-
-Block = Heading | Paragraph | Bullets | Picture | Table
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
-table { border-collapse: collapse; margin: 1em 0; }
-th, td { border-bottom: 1px solid #ccc; padding: .2em .8em; text-align: left; }
-img { max-width: 100%; }
-figcaption { color: #555; }
-"""
-
-
-def to_markdown(blocks: Iterable[Block]) -> str:
-    """Writes blocks as Markdown; pictures are linked."""
-
-    def write(block: Block) -> str:
-        match block:
-            case Heading():
-                return f"{'#' * block.level} {escape_markdown(block.text)}\n"
-            case Paragraph():
-                return f"{escape_markdown(block.text)}\n"
-            case Bullets():
-                return "".join(f"- {escape_markdown(item)}\n" for item in block.items)
-            case Picture():
-                return f"![{escape_markdown(block.caption)}]({quote(block.path.name)})\n"
-            case Table():
-                return block.markdown()
-
-    return "\n".join(map(write, blocks))
-
-
-def to_latex(blocks: Iterable[Block]) -> str:
-    """Writes blocks as a LaTeX document that compiles by itself, beside its pictures."""
-
-    def write(block: Block) -> str:
-        match block:
-            case Heading():
-                name = ("section*", "subsection*", "subsubsection*")[block.level - 1]
-                return f"\\{name}{{{escape_latex(block.text)}}}\n"
-            case Paragraph():
-                return f"{_breakable(block.text)}\n"
-            case Bullets():
-                items = "".join(f"  \\item {_breakable(item)}\n" for item in block.items)
-                return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n"
-            case Picture():
-                size = "width=\\linewidth,height=.9\\textheight,keepaspectratio"
-                return (
-                    f"\\noindent\\includegraphics[{size}]{{{block.path.name}}}\n\n"
-                    f"{_breakable(block.caption)}\n"
-                )
-            case Table():
-                return f"\\begin{{center}}\n\\small\n{block.latex()}\\end{{center}}\n"
-
-    body = "\n".join(map(write, blocks))
-    return (
-        "\\documentclass{article}\n"
-        "\\usepackage[T1]{fontenc}\n"
-        "\\usepackage[margin=2cm]{geometry}\n"
-        "\\usepackage{booktabs,graphicx}\n"
-        "\\sloppy\n"  # where a hash or a path breaks, it may leave a short line before it
-        f"\\begin{{document}}\n\n{body}\n\\end{{document}}\n"
-    )
-
-
-def _breakable(text: str) -> str:
-    """Escape a text for LaTeX, and let hashes, paths and other long words break anywhere."""
-    parts = re.split(r"(\S{32,})", text)  # every second one is a long word
-    for index in range(1, len(parts), 2):
-        word = parts[index]
-        chunks = (word[start : start + 8] for start in range(0, len(word), 8))
-        parts[index] = r"\allowbreak{}".join(map(escape_latex, chunks))
-    parts[::2] = map(escape_latex, parts[::2])
-    return "".join(parts)
-
-
-def to_html(blocks: Iterable[Block], title: str) -> str:
-    """Writes blocks as one HTML file that needs no other: pictures are inside.
-
-    Raises:
-        DataError: A picture cannot be read.
+    Attributes:
+        title: Heading.
+        text: Paragraph above the tables.
+        tables: Tables.
+        notes: Paragraphs below the tables.
+        items: A list.
+        image: Image file, in the folder of the report.
+        caption: Caption of the image.
     """
 
-    def write(block: Block) -> str:
-        match block:
-            case Heading():
-                return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>\n"
-            case Paragraph():
-                return f"<p>{html.escape(block.text)}</p>\n"
-            case Bullets():
-                items = "".join(f"<li>{html.escape(item)}</li>\n" for item in block.items)
-                return f"<ul>\n{items}</ul>\n"
-            case Picture():
-                caption = html.escape(block.caption)
-                return (
-                    f'<figure><img src="{_data_uri(block.path)}" alt="{caption}">'
-                    f"<figcaption>{caption}</figcaption></figure>\n"
-                )
-            case Table():
-                return block.html()
+    title: str = ""
+    text: str = ""
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+    items: Sequence[str] = ()
+    image: Path | None = None
+    caption: str = ""
 
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"{''.join(map(write, blocks))}</body>\n</html>\n"
+
+def render(name: str, title: str, sections: Iterable[Section]) -> str:
+    """Render a report. All texts are escaped.
+
+    Args:
+        name: ``"report.md"``, ``"report.tex"``, which both link their images, or
+            ``"report.html"``, which contains them.
+        title: Heading of the report.
+        sections: Its sections.
+
+    Raises:
+        DataError: An image is unreadable.
+    """
+    escape_text, table_format = _FORMATS[Path(name).suffix]
+
+    def finalize(value: Any) -> Markup:
+        return value if isinstance(value, Markup) else Markup(escape_text(str(value)))
+
+    environment = Environment(
+        loader=PackageLoader("SDMatte.scoring"),
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=finalize,
     )
+    environment.filters["table"] = lambda table: Markup(table.format(table_format))
+    environment.filters["data_uri"] = _data_uri
+    return str(environment.get_template(name).render(title=title, sections=list(sections)))
+
+
+def escape_latex(text: str) -> str:
+    """Escape a text for LaTeX; words of 32 or more characters may break after every eighth."""
+    parts = re.split(r"(\S{32,})", text)  # every second part is a long word
+    for index in range(1, len(parts), 2):
+        parts[index] = re.sub(r"(.{8})(?=.)", "\\1\0", parts[index])
+    rules = {**LATEX_ESCAPE_RULES, "\0": r"\allowbreak{}"}
+    return "".join(rules.get(c, c) for c in "".join(parts))
+
+
+_FORMATS = {
+    ".md": (escape_markdown, "pipe"),
+    ".tex": (escape_latex, "latex_booktabs"),
+    ".html": (escape, "html"),
+}
 
 
 def _data_uri(path: Path) -> str:

@@ -1,65 +1,109 @@
-"""Tables of text for Markdown, LaTeX and HTML; whatever stands in a cell is escaped."""
+"""Tables of scores."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-}
+from SDMatte.scoring.metrics import METRICS
+
+DISPLAY_SCALE = {"MSE": 1000.0, "MAD": 1000.0}
+"""Factors of the tables on the command line; all stored and returned values are raw."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows; all others are set to the right.
+    """A table whose first column names the rows and is left-aligned; the others are right-aligned.
 
     Attributes:
-        heads: The first line.
-        rows: The others, each as long as the first.
+        header: Cells of the first line.
+        rows: Cells of the other lines.
+        title: A line above the table in reports.
     """
 
-    heads: Sequence[str]
+    header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    title: str = ""
 
-    def markdown(self) -> str:
-        """The table for Markdown, also fit for a terminal."""
-        return self._format("pipe", lambda text: escape_markdown(text).replace("|", r"\|"))
+    def format(self, name: str = "pipe") -> str:
+        """Format the table, with its cells escaped.
 
-    def latex(self) -> str:
-        """A ``tabular`` that needs the package booktabs."""
-        table = self._format("latex_raw", escape_latex)  # its booktabs escape otherwise
-        for rule in ("toprule", "midrule", "bottomrule"):
-            table = table.replace(r"\hline", f"\\{rule}", 1)
-        return table
-
-    def html(self) -> str:
-        """A ``<table>``."""
-        return self._format("unsafehtml", html.escape)
-
-    def _format(self, name: str, escape: Callable[[str], str]) -> str:
-        lines = [[escape(" ".join(c.split())) for c in row] for row in (self.heads, *self.rows)]
-        alignment = ("left", *["right"] * (len(self.heads) - 1))
-        table = tabulate(
-            lines[1:], lines[0], tablefmt=name, disable_numparse=True, colalign=alignment
+        Args:
+            name: Format of `tabulate`: ``"pipe"`` (Markdown), ``"latex_booktabs"`` or ``"html"``.
+        """
+        header, *rows = (
+            [_escape_pipe(cell) if name == "pipe" else " ".join(cell.split()) for cell in row]
+            for row in (self.header, *self.rows)
         )
-        return f"{table}\n"
+        alignment = ["left", *["right"] * (len(header) - 1)]
+        return tabulate(rows, header, tablefmt=name, disable_numparse=True, colalign=alignment)
 
 
 def escape_markdown(text: str) -> str:
-    """Keeps a text from being HTML or a link; the rest stays as people read it in a terminal."""
+    """Escape what starts HTML or a link; the rest stays readable in a terminal."""
     return " ".join(text.split()).replace("<", r"\<").replace("[", r"\[")
 
 
-def escape_latex(text: str) -> str:
-    """Writes a text so that LaTeX prints it as it is."""
-    return "".join(_LATEX.get(c, c) for c in text)
+def _escape_pipe(text: str) -> str:
+    return escape_markdown(text).replace("|", r"\|")
+
+
+def display_name(metric: str) -> str:
+    """Return the heading of a metric in the units of `to_display`, such as ``"MSE x1000"``."""
+    return f"{metric} x{DISPLAY_SCALE[metric]:.0f}" if metric in DISPLAY_SCALE else metric
+
+
+def to_display(scores: Mapping[str, float]) -> dict[str, float]:
+    """Convert raw scores to the units of the tables on the command line."""
+    return {key: value * DISPLAY_SCALE.get(key, 1) for key, value in scores.items()}
+
+
+def metrics_table(
+    rows: Mapping[str, Mapping[str, float]], display: bool = False, title: str = ""
+) -> Table:
+    """Return a table of scores.
+
+    Args:
+        rows: Label to metric to raw value; the cell of a missing metric is empty.
+        display: Whether to multiply MSE and MAD by 1000.
+        title: Title of the table.
+    """
+    digits = {k: 2 if display or k not in DISPLAY_SCALE else 5 for k in METRICS}
+    lines = []
+    for label, scores in rows.items():
+        shown = to_display(scores) if display else scores
+        lines.append([label, *(f"{shown[k]:.{digits[k]}f}" if k in shown else "" for k in METRICS)])
+    return Table(["", *(display_name(k) if display else k for k in METRICS)], lines, title)
+
+
+def score_table(rows: Mapping[str, Mapping[str, float]], display: bool = False) -> str:
+    """Format the `metrics_table` as Markdown."""
+    return f"{metrics_table(rows, display).format()}\n"
+
+
+def difference_rows(
+    rows: Mapping[str, Mapping[str, float]], references: Mapping[str, Mapping[str, float]]
+) -> list[list[str]]:
+    """Compare scores with references; below zero is better, for all five metrics.
+
+    Args:
+        rows: Label to metric to raw value.
+        references: Likewise. A cell is empty if a metric is missing or its reference is 0.
+
+    Returns:
+        For each pair of different labels, ``"LABEL against REFERENCE"`` and relative differences.
+    """
+    return [
+        [f"{label} against {name}", *(_difference(scores.get(k), known.get(k)) for k in METRICS)]
+        for label, scores in rows.items()
+        for name, known in references.items()
+        if label != name
+    ]
+
+
+def _difference(value: float | None, reference: float | None) -> str:
+    if value is None or not reference:
+        return ""
+    return f"{100 * (value / reference - 1):+.1f} %"

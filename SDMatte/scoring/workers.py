@@ -1,6 +1,6 @@
-"""Finishing, writing and scoring single mattes, in this process or beside it.
+"""Post-processing, writing and scoring of single mattes, in this process or in parallel.
 
-Nothing here needs torch, so that a worker process starts in a moment.
+This module does not import torch, so worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -17,18 +17,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+from typing_extensions import Self
 
 from SDMatte.errors import ConfigError, DataError, OutputError
 from SDMatte.images.io import read_alpha, write_image
+from SDMatte.images.resize import resize_alpha
 from SDMatte.runtime.files import stem_key
-from SDMatte.runtime.processes import end_with_parent
-from SDMatte.scoring.protocols import (
-    Protocol,
-    as_scored,
-    finish_alpha,
-    read_partners,
-    score_pair,
-)
+from SDMatte.runtime.signals import end_with_parent
+from SDMatte.scoring.protocols import Protocol, read_truth, score_pair
 from SDMatte.scoring.results import MATTES, ImageScore
 
 
@@ -37,9 +33,10 @@ class Target:
     """What a matte is scored against.
 
     Attributes:
-        alpha_path: The truth; its stem is the picture's name.
-        trimap_path: The trimap whose unknown pixels count; "": it has none; None: all count.
-        image_path: The picture, for reports; "" if unknown.
+        alpha_path: The true alpha; its stem is the name of the image.
+        trimap_path: The trimap whose unknown pixels count; None: all pixels count; "": a trimap is
+            needed but missing.
+        image_path: The image, for reports; "" if unknown.
     """
 
     alpha_path: str
@@ -48,80 +45,75 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The picture's name."""
+        """Name of the image."""
         return stem_key(self.alpha_path)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """How the mattes of a test are finished, written and scored.
+    """Resizes, writes and scores mattes under one protocol.
 
     Attributes:
-        protocol: How.
-        folder: Its ``mattes/`` gets the mattes as PNG; None: they are not written.
-        with_scores: Whether to score now. If not, what ``corrected`` is to score later is
-            written with 16 bits, so that next to nothing is lost.
+        protocol: The protocol.
+        folder: Mattes are written to its ``mattes/`` as PNG; None: they are not written.
+        with_metrics: Whether to compute the metrics. If not, mattes that ``corrected`` scores
+            later are written with 16 bits.
     """
 
     protocol: Protocol
     folder: Path | None = None
-    with_scores: bool = True
+    with_metrics: bool = True
 
-    def prediction(self, target: Target, pred: np.ndarray, hw: tuple[int, int]) -> ImageScore | str:
-        """Finishes, writes and scores what a model gave.
+    def score_prediction(
+        self, target: Target, pred: np.ndarray, hw: tuple[int, int]
+    ) -> ImageScore | str:
+        """Resize, write and score a model's prediction.
 
         Args:
-            target: What it belongs to.
-            pred: The model's alpha ``[h, w]``, floating in [0, 1].
-            hw: Height and width of the picture.
+            target: What it is scored against.
+            pred: The model's alpha ``[h, w]``, floating point in [0, 1].
+            hw: Height and width of the image.
 
         Returns:
-            The score, or a sentence where that cannot be done.
+            The score, or a message if that failed.
         """
-        pred_path = ""
         try:
-            matte = finish_alpha(pred, hw, self.protocol)
+            matte, pred_path = resize_alpha(pred, hw, self.protocol.eight_bit), ""
             if self.folder is not None:
-                path = self.folder / MATTES / f"{target.name}.png"
-                pred_path = str(write_image(path, self._as_file(matte)))
-            scores = self._scores(matte, target) if self.with_scores else {}
+                stored = matte
+                if not (self.with_metrics or self.protocol.eight_bit):
+                    stored = np.rint(matte * np.float32(65535)).astype(np.uint16)
+                pred_path = str(write_image(self.folder / MATTES / f"{target.name}.png", stored))
+            scores = self._scores(target, matte) if self.with_metrics else {}
         except (ValueError, OutputError) as error:
             return f"{target.alpha_path}: {error}"
-        return _score(target, matte, scores, pred_path)
+        return _image_score(target, matte, scores, pred_path)
 
-    def file(
-        self, target: Target, matte_path: str | Path, with_metrics: bool = True
-    ) -> ImageScore | str:
-        """Scores a matte that is on disk.
+    def score_file(self, target: Target, matte_path: str | Path) -> ImageScore | str:
+        """Score a matte on disk; without metrics, only check that it can be scored.
 
         Args:
-            target: What it belongs to.
+            target: What it is scored against.
             matte_path: The matte.
-            with_metrics: False: only look whether it could be scored.
 
         Returns:
-            The score, or a sentence where that cannot be done.
+            The score, or a message if that failed.
         """
         try:
-            matte = as_scored(read_alpha(matte_path), self.protocol)
-            scores = self._scores(matte, target, with_metrics)
+            matte = self.protocol.as_scored(read_alpha(matte_path))
+            scores = self._scores(target, matte)
         except DataError as error:
             return f"{matte_path}: {error}"
-        return _score(target, matte, scores, str(matte_path))
+        return _image_score(target, matte, scores, str(matte_path))
 
-    def _scores(self, matte: np.ndarray, target: Target, with_metrics: bool = True) -> dict:
+    def _scores(self, target: Target, matte: np.ndarray) -> dict[str, float]:
         if target.trimap_path == "":
-            raise DataError("It has no trimap, but only the unknown pixels are to count.")
-        true, trimap = read_partners(matte, target.alpha_path, target.trimap_path, self.protocol)
-        return score_pair(matte, true, trimap, self.protocol) if with_metrics else {}
-
-    def _as_file(self, matte: np.ndarray) -> np.ndarray:
-        if self.with_scores or self.protocol.eight_bit:
-            return matte
-        return np.rint(matte * np.float32(65535)).astype(np.uint16)  # [0, 1] -> [0, 65535]
+            raise DataError("No trimap, but only its unknown pixels count.")
+        true, trimap = read_truth(matte, target.alpha_path, target.trimap_path, self.protocol)
+        return score_pair(matte, true, trimap, self.protocol.name) if self.with_metrics else {}
 
 
-def _score(
+def _image_score(
     target: Target, matte: np.ndarray, scores: dict[str, float], pred_path: str
 ) -> ImageScore:
     height, width = matte.shape
@@ -131,56 +123,68 @@ def _score(
 
 
 class Workers:
-    """Does jobs in turn, in a thread or in processes, and hands on what comes out, in order.
+    """Runs jobs in a thread or in processes and collects their results in order.
 
-    It never holds more than a few jobs, so that a set of any size needs the memory of a few
-    pictures.
+    At most two jobs per worker are pending, so memory does not grow with the data set.
+    As a context manager, it finishes all jobs on exit, or drops them after an error.
     """
 
     def __init__(self, num_workers: int, collect: Callable[[Any], None]) -> None:
-        """Prepares; nothing is started before the first job.
+        """Prepare; workers start with the first job.
 
         Args:
-            num_workers: 0: jobs are done at once, by the caller; 1: in a thread beside it; more:
-                in so many processes. Those import this package anew, without torch.
-            collect: Called with the result of each job, in the order of the jobs.
+            num_workers: 0: run jobs in the calling thread; 1: in a second thread; more: in that
+                many spawned processes, which import this package without torch.
+            collect: Called with the result of each job, in the order of submission.
 
         Raises:
             ConfigError: The number is negative.
         """
         if num_workers < 0:
-            raise ConfigError(f"There cannot be {num_workers} workers.")
+            raise ConfigError(f"num_workers must be at least 0; got {num_workers}.")
         self.num_workers = num_workers
         self._collect = collect
         self._pool: Executor | None = None
         self._pending: deque[Future] = deque()
 
+    def __enter__(self) -> Self:
+        """Return the workers."""
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        """Finish all jobs, or drop them after an error."""
+        try:
+            if error_type is None:
+                self.finish()
+        finally:
+            self.close()
+
     def submit(self, job: Callable[..., Any], *args: Any) -> None:
-        """Takes a job, after waiting for others if there are too many.
+        """Submit a job; wait if too many are pending.
 
         Raises:
-            DataError: A worker process was ended from outside.
+            DataError: A worker process was killed.
         """
         if self.num_workers == 0:
             self._collect(job(*args))
             return
         self._pool = self._pool or self._start()
-        self._pending.append(self._guarded(self._pool.submit, job, *args))
+        self._pending.append(_unless_killed(self._pool.submit, job, *args))
         while len(self._pending) > 2 * self.num_workers:
-            self._take()
+            self._collect_next()
 
     def finish(self) -> None:
-        """Waits for all jobs, and ends the workers.
+        """Wait for all jobs and stop the workers; later jobs start new ones.
 
         Raises:
-            DataError: A worker process was ended from outside.
+            DataError: A worker process was killed.
         """
         while self._pending:
-            self._take()
+            self._collect_next()
         self.close()
 
     def close(self) -> None:
-        """Ends the workers; jobs that have not begun are dropped."""
+        """Stop the workers and drop the jobs that have not started."""
         self._pending.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
@@ -189,25 +193,24 @@ class Workers:
     def _start(self) -> Executor:
         if self.num_workers == 1:
             return ThreadPoolExecutor(1)
-        # A fork would copy whatever threads and devices of torch are running here.
+        # A fork would copy torch's threads and devices.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.num_workers, context, initializer=_start_worker)
+        return ProcessPoolExecutor(self.num_workers, context, initializer=_init_worker)
 
-    def _take(self) -> None:
-        self._collect(self._guarded(self._pending.popleft().result))
-
-    @staticmethod
-    def _guarded(function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return function(*args)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "A scoring process was ended, maybe for lack of memory: ask for fewer workers."
-            ) from error
+    def _collect_next(self) -> None:
+        self._collect(_unless_killed(self._pending.popleft().result))
 
 
-def _start_worker() -> None:
-    """Keeps a worker to one core, and lets it end when the process that started it has ended."""
+def _unless_killed(function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "A scoring process was killed, possibly for lack of memory. Use fewer workers."
+        ) from error
+
+
+def _init_worker() -> None:
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process sees to that
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
     end_with_parent()

@@ -8,7 +8,7 @@ import torch
 from models import tiny_folder, tiny_model
 
 from SDMatte.cli.main import main
-from SDMatte.evaluation.robustness import KINDS
+from SDMatte.evaluation.robustness import SWEEPS
 from SDMatte.images.io import read_image
 from SDMatte.scoring.metrics import METRICS
 
@@ -41,17 +41,17 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
     run("robustness", "a.pth", "--baseline", "grabcut", "--output", "out", "-j", "0")
     found = json.loads(Path("out/robustness.json").read_text())
     levels = {
-        name: {kind: [m["level"] for m in found if (m["tested_model"], m["kind"]) == (name, kind)]
-               for kind in KINDS}
+        name: {kind: [m["level"] for m in found if (m["method"], m["kind"]) == (name, kind)]
+               for kind in SWEEPS}
         for name in ("a", "grabcut")
     }  # fmt: skip
-    assert levels["a"] == {kind: list(KINDS[kind].levels) for kind in KINDS}
+    assert levels["a"] == {kind: list(SWEEPS[kind].levels) for kind in SWEEPS}
     # GrabCut knows nothing of opacity.
     assert levels["grabcut"] == {**levels["a"], "opacity": []}
     assert all(list(m["scores"]) == list(METRICS) for m in found)
 
     # Where nothing is worse, it is the plain test; the levels are those of the data set.
-    scores = {(m["kind"], m["level"]): m["scores"] for m in found if m["tested_model"] == "a"}
+    scores = {(m["kind"], m["level"]): m["scores"] for m in found if m["method"] == "a"}
     run("test", "a.pth", "--output", "plain", "test.prompts=[box,point,mask]")
     for kind, prompt, level in (
         ("box", "box", 0.0),

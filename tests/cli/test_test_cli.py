@@ -149,8 +149,8 @@ def test_a_test_goes_on_where_it_was(caplog):
     times_other = other.stat().st_mtime_ns
     caplog.set_level("INFO")
     run("a.pth", "--output", "half", "test.prompts=[box,mask]")
-    assert "half/AIM-500/box: 1 of 4 pictures are done already" in caplog.text
-    assert "half/AIM-500/mask: 4 of 4 pictures are done already" in caplog.text
+    assert "half/AIM-500/box: 1 of 4 pictures are done" in caplog.text
+    assert "half/AIM-500/mask: 4 of 4 pictures are done" in caplog.text
     assert kept.stat().st_mtime_ns == times and other.stat().st_mtime_ns == times_other
     assert scores(half) == scores(whole) and mattes(half) == mattes(whole)
     assert {p.name for p in half.iterdir()} == {p.name for p in whole.iterdir()}
@@ -175,7 +175,7 @@ OTHERS = [
     (["a.pth", "test.protocol=corrected"], "protocol official (now corrected)"),
     (["a.pth", "dataloader.test.dataset.seed=1"], "prompt seed 0 (now 1)"),
     (["a.pth", "--prompts-from", "p.json"], "prompts sha256 null (now "),
-    (["a.pth", "dataloader.test.dataset.limit=2"], "pictures "),
+    (["a.pth", "dataloader.test.dataset.limit=2"], "samples "),
     (["a.pth", "dataloader.test.dataset.settings.point_radius=4"], "settings.point_radius 5.0"),
     (["a.pth", "model.use_attention_mask=False"], "model settings "),
     (["a.pth", "test.use_captions=False"], "use_captions true (now false)"),
@@ -220,7 +220,7 @@ def test_changed_files_and_other_code_are_noticed(tmp_path, sample_root, monkeyp
         assert_refused(f"{role} files ")
         path.write_bytes(content)
         run(*words)  # a copy, or the same once more, is the same
-    monkeypatch.setattr("SDMatte.evaluation.run.code_hash", lambda: "abc")
+    monkeypatch.setattr("SDMatte.evaluation.identity.code_hash", lambda: "abc")
     assert_refused("code ")
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from SDMatte.engine.progress import ProgressLine, peak_memory
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import CONFIG, tiny_settings
 
 from SDMatte.engine.output import open_output, record_start
-from SDMatte.engine.progress import ProgressLine, peak_memory
 from SDMatte.engine.train import train
-from SDMatte.evaluation.run import load_trained, run_test
+from SDMatte.evaluation.methods import load_trained
+from SDMatte.evaluation.run import run_test
 from SDMatte.images.io import read_alpha
 from SDMatte.runtime.config import load_config
 

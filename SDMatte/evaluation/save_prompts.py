@@ -1,0 +1,57 @@
+"""Saving of the drawn prompts of test sets, so that other runs can use the same ones."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import SDMatte.compat  # noqa: F401
+
+from detectron2.utils import comm
+from omegaconf import DictConfig
+
+from SDMatte.errors import DataError
+from SDMatte.evaluation.plan import build_test_loaders, files_read
+from SDMatte.prompts.frozen import PromptFile, freeze
+from SDMatte.runtime.files import check_not_read
+
+logger = logging.getLogger(__name__)
+
+
+def save_prompts(config: DictConfig, path: str | Path) -> None:
+    """Write the boxes, points and masks of a config's test sets to a file.
+
+    Other runs use it as ``dataloader.test.dataset.prompts_from``. All processes together read the
+    test sets for it.
+
+    Args:
+        config: The whole config.
+        path: File to write.
+
+    Raises:
+        DataError: Two data sets have one name, or an image is unreadable.
+        OutputError: The file is not writable, or is one of those that are read.
+    """
+    frozen: PromptFile | None = None
+    for _, loader in build_test_loaders(config):
+        dataset = loader.dataset  # all sets of a config share their settings
+        check_not_read([path], files_read(dataset))
+        if frozen is None:
+            frozen = PromptFile(dataset.size, dataset.settings.radius(False), dataset.settings.psm)
+        for (name, key), entry in _collect_prompts(loader).items():
+            if key in frozen.sets.setdefault(name, {}):
+                raise DataError(f"Cannot save prompts: two data sets {name} have the sample {key}.")
+            frozen.sets[name][key] = entry
+    if frozen is not None and comm.is_main_process():
+        frozen.write(path)
+        logger.info("Prompts saved to %s.", path)
+
+
+def _collect_prompts(loader: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the prompts of a data set by data set and key, gathered from all processes."""
+    dataset = loader.dataset
+    keys = {str(dataset.root / s.alpha): dataset.prompt_key(s) for s in dataset.samples}
+    entries = {}
+    for batch in loader:
+        for index, path in enumerate(batch["alpha_path"]):
+            entries[keys[path]] = freeze({name: values[index] for name, values in batch.items()})
+    return {key: entry for part in comm.all_gather(entries) for key, entry in part.items()}
