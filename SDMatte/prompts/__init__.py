@@ -1,1 +1,1 @@
-"""Visual prompts: their types, their maps and coordinates, and reading what users give."""
+"""Visual prompts: types, maps and coordinates, and reading them from users and files."""

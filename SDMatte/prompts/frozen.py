@@ -1,6 +1,6 @@
-"""Prompt files: the boxes, points and masks of test sets, frozen so that everybody sees the same.
+"""Prompt files: frozen boxes, points and masks of test sets, the same for everybody.
 
-A file is JSON, a line a sample::
+A file is JSON, with a line for each sample::
 
     {
      "format": "SDMatte prompts", "version": 1,
@@ -11,13 +11,14 @@ A file is JSON, a line a sample::
                                 "mask": {"size": [1024, 1024], "counts": [...]}},
        ...
 
-Everything is in pixels of the resized picture, whose height and width are the mask's ``size``; a
-box is null where the alpha is empty, and there are no points where it has too few solid pixels. A
-mask is written as COCO writes uncompressed run lengths: zeros and ones in turn, down the columns,
-zeros first. A sample is known by its set and its alpha's path below the data root; of a folder
-pair elsewhere, by the alpha's file name; how it is spelled does not matter
-(`SDMatte.runtime.files.name_key`).
-Trimaps are not in the file: those that a set does not give are drawn from the alpha, by the seed.
+All coordinates are pixels of the resized image, whose height and width are the mask's ``size``.
+The box is null if the alpha is empty, and there are no points if it has too few solid pixels.
+Masks are run lengths as COCO writes them uncompressed: zeros and ones in turn, down the columns,
+zeros first. (pycocotools reads them, but checks and writes compressed ones only.)
+
+A sample is named by its set and its alpha's path below the data root; in a folder pair elsewhere,
+by the alpha's file name; in any spelling (`SDMatte.runtime.files.name_key`). Trimaps are not in
+the file: they are given by the set, or drawn from the alpha by the seed.
 """
 
 import json
@@ -37,7 +38,7 @@ FORMAT = "SDMatte prompts"
 VERSION = 1
 
 _SETTINGS = {
-    "size": "pictures of {} pixels (dataloader.test.dataset.size)",
+    "size": "images of {} pixels (dataloader.test.dataset.size)",
     "point_radius": "points of radius {} (settings.point_radius)",
     "psm": "points drawn as {} (settings.psm)",
 }
@@ -48,7 +49,7 @@ class PromptFile:
     """The frozen prompts of one or more test sets.
 
     Attributes:
-        size: Side of the resized pictures, in pixels.
+        size: Side of the resized images, in pixels.
         point_radius: Radius of the points, in pixels.
         psm: Shape of the points, ``"gauss"`` or ``"circle"``.
         sets: Set -> key of a sample (`sample_key`) -> its ``box``, ``points`` and ``mask``.
@@ -63,10 +64,10 @@ class PromptFile:
 
     @classmethod
     def read(cls, path: str | Path) -> "PromptFile":
-        """Reads a file.
+        """Read a file.
 
         Raises:
-            DataError: It cannot be read, is no prompt file or of another version.
+            DataError: It cannot be read, is not a prompt file or has another version.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -75,7 +76,7 @@ class PromptFile:
         except ValueError as error:
             raise DataError(f"The prompt file {path} is not valid JSON ({error}).") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise DataError(f"{path} is no prompt file, as --save-prompts writes them.")
+            raise DataError(f"{path} is not a prompt file, as written by --save-prompts.")
         if content.get("version") != VERSION:
             raise DataError(
                 f"The prompt file {path} has version {content.get('version')!r}; this program "
@@ -86,12 +87,12 @@ class PromptFile:
             raise DataError(f"The prompt file {path} lacks {', '.join(missing)}.")
         sets = content["sets"]
         if not isinstance(sets, dict) or not all(isinstance(s, dict) for s in sets.values()):
-            raise DataError(f"The prompt file {path} is damaged: sets must hold samples by name.")
+            raise DataError(f"The prompt file {path} is damaged: sets must map names to samples.")
         sets = {name: {name_key(key): v for key, v in s.items()} for name, s in sets.items()}
         return cls(*(content[name] for name in _SETTINGS), sets=sets, path=str(path))
 
     def write(self, path: str | Path) -> None:
-        """Write the file in one piece.
+        """Write the file atomically.
 
         Raises:
             OutputError: It cannot be written.
@@ -111,10 +112,10 @@ class PromptFile:
     def check(
         self, size: int, point_radius: float, psm: str, samples: Sequence[tuple[str, str]]
     ) -> None:
-        """Sees whether the file has what a run needs.
+        """Ensure that the file fits a run.
 
         Args:
-            size: Side of the run's pictures.
+            size: Side of the run's images.
             point_radius: Radius of the run's points.
             psm: Shape of the run's points.
             samples: Set and key of each sample.
@@ -124,30 +125,35 @@ class PromptFile:
         """
         for name, value in (("size", size), ("point_radius", point_radius), ("psm", psm)):
             if getattr(self, name) != value:
-                of = _SETTINGS[name].format(getattr(self, name))
-                raise DataError(f"The prompt file {self.path} is for {of}; this run has {value}.")
+                made_for = _SETTINGS[name].format(getattr(self, name))
+                raise DataError(
+                    f"The prompt file {self.path} is for {made_for}; this run has {value}."
+                )
         missing = [s for s in samples if s[1] not in self.sets.get(s[0], {})]
         if not missing:
             return
         dataset, key = missing[0]
         if dataset not in self.sets:
-            known = ", ".join(self.sets) or "no set at all"
-            raise DataError(f"The prompt file {self.path} has no set {dataset}, but {known}.")
+            known = ", ".join(self.sets) or "no sets at all"
+            raise DataError(f"The prompt file {self.path} does not have {dataset}, but {known}.")
         raise DataError(
             f"The prompt file {self.path} lacks {len(missing)} of the {len(samples)} samples of "
-            f"{dataset}, the first of them {key}."
+            f"{dataset}, such as {key}."
         )
 
     def prompts(self, dataset: str, key: str, shape: tuple[int, int]) -> dict[str, Prompt]:
-        """Draws the frozen prompts of a sample, by the names of their maps.
+        """Draw the frozen prompts of a sample.
 
         Args:
             dataset: Its set.
             key: Its key.
-            shape: Height and width of its picture, after resizing.
+            shape: Height and width of its resized image.
+
+        Returns:
+            The prompts, by the names of their maps.
 
         Raises:
-            DataError: The entry is damaged, or for a picture of another shape.
+            DataError: The entry is damaged, or for an image of another shape.
         """
         try:
             entry = self.sets[dataset][key]
@@ -157,16 +163,17 @@ class PromptFile:
                     f"it is for {width}x{height} pixels, this run has {shape[1]}x{shape[0]}"
                 )
             if len(points) > NUM_POINTS:
-                raise ValueError(f"{len(points)} points, {NUM_POINTS} are allowed")
+                raise ValueError(f"it has {len(points)} points, more than {NUM_POINTS}")
             corners = [] if box is None else [box[:2], box[2:]]
             for x, y in [*corners, *points]:
-                if not (_is_pixel(x, width) and _is_pixel(y, height)):
+                # Not isinstance: True and False are integers, too.
+                if not (type(x) is type(y) is int and 0 <= x < width and 0 <= y < height):
                     raise ValueError(
                         f"({x}, {y}) is not a pixel of {width}x{height}; coordinates are integers, "
                         f"in pixels"
                     )
             if corners and not (box[0] <= box[2] and box[1] <= box[3]):
-                raise ValueError(f"the box {box} does not end where it begins, or after")
+                raise ValueError(f"the box {box} must have x0 <= x1 and y0 <= y1")
             return {
                 "bbox_mask": prompt_of_box(box, shape),
                 "point_mask": prompt_of_points(points, shape, self.point_radius, self.psm),
@@ -174,16 +181,15 @@ class PromptFile:
             }
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"The entry {dataset}, {key} of the prompt file {self.path} cannot be used: "
-                f"{error}."
+                f"The entry {dataset}, {key} of the prompt file {self.path} is not valid: {error}."
             ) from error
 
 
 def sample_key(alpha: str | Path, root: str | Path) -> str:
-    """Names a sample in a prompt file: its alpha's path below the data root, or its file name.
+    """Return the name of a sample in a prompt file.
 
     Args:
-        alpha: The path of the alpha, with the data root.
+        alpha: The path of its alpha.
         root: The data root.
     """
     path = Path(alpha)
@@ -191,10 +197,10 @@ def sample_key(alpha: str | Path, root: str | Path) -> str:
 
 
 def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the entry of a sample.
+    """Return the entry of a sample.
 
     Args:
-        sample: Of a data set in test: for box, point and mask, maps ``[1, H, W]`` in [-1, 1] and
+        sample: From a test set: for box, point and mask, maps ``[1, H, W]`` in [-1, 1] and
             coordinates.
     """
     mask = sample["mask"][0].numpy() > 0
@@ -204,7 +210,8 @@ def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:
         coords = sample[PROMPT_TYPES[name].coords_key].numpy().astype(np.float64)
         return np.rint(coords.reshape(-1, 2) * (width, height)).astype(int).tolist()
 
-    # No box has its last corner outside; one of a single row has an empty map, too.
+    # The coordinates 0, 0, 1, 1 mean no box: the last corner of a box is a pixel. (An empty map
+    # does not: a box of a single row has one, too.)
     first, last = pixels("bbox_mask")
     box = None if last == [width, height] else [*first, *last]
     points = pixels("point_mask") if (sample["point_mask"] > -1).any() else []
@@ -215,17 +222,8 @@ def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_pixel(place: Any, length: int) -> bool:
-    is_whole = isinstance(place, int) and not isinstance(place, bool)
-    return is_whole and 0 <= place < length
-
-
 def encode_mask(mask: np.ndarray) -> list[int]:
-    """Counts a mask's runs of zeros and ones in turn, down the columns, zeros first.
-
-    Args:
-        mask: bool ``[H, W]``.
-    """
+    """Return the run lengths of a mask, bool ``[H, W]``."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff([0, *edges, flat.size]).tolist()
@@ -233,14 +231,14 @@ def encode_mask(mask: np.ndarray) -> list[int]:
 
 
 def decode_mask(counts: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
-    """Draws the mask of `encode_mask`: bool ``[H, W]``.
+    """Return the mask of run lengths: bool ``[H, W]``.
 
     Raises:
-        ValueError: The runs do not fill the picture.
+        ValueError: The runs do not fill the mask.
     """
     runs = np.array(counts)
     if runs.dtype.kind != "i" or runs.ndim != 1 or runs.min(initial=0) < 0:
-        raise ValueError("the counts of a mask must be whole numbers")
+        raise ValueError("the counts of a mask must be integers of at least 0")
     if runs.sum() != shape[0] * shape[1]:
         raise ValueError(f"the mask has {runs.sum()} pixels, not {shape[0]} x {shape[1]}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(shape, order="F")

@@ -18,16 +18,8 @@ _SOLID = 0.8
 _DOMINANT = 10
 _TRUNCATE = 4.0
 
-
-@lru_cache(maxsize=64)
-def ellipse(size: int) -> np.ndarray:
-    """cv2's elliptic structuring element of a size, uint8 ``[size, size]``."""
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-
-
-def draw_size(rng: np.random.Generator, sizes: tuple[int, int]) -> int:
-    """Draws a kernel size, both ends included."""
-    return int(rng.integers(sizes[0], sizes[1] + 1))
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1: first and last column and row."""
 
 
 class Prompt(NamedTuple):
@@ -37,9 +29,14 @@ class Prompt(NamedTuple):
     coords: np.ndarray
 
 
-def whole_picture() -> np.ndarray:
-    """The coordinates 0, 0, 1, 1, also those of an empty box or mask."""
+def full_frame() -> np.ndarray:
+    """Return the coordinates 0, 0, 1, 1, also those of an empty box or mask."""
     return np.array([0, 0, 1, 1], np.float32)
+
+
+def auto_prompt(shape: tuple[int, int]) -> Prompt:
+    """Return the full-frame prompt: a map of ones and 0, 0, 1, 1."""
+    return Prompt(np.ones(shape, np.float32), full_frame())
 
 
 def _fractions(box: Sequence[float], shape: tuple[int, ...]) -> np.ndarray:
@@ -47,8 +44,22 @@ def _fractions(box: Sequence[float], shape: tuple[int, ...]) -> np.ndarray:
     return (np.asarray(box, np.float64) / (width, height, width, height)).astype(np.float32)
 
 
-def extent(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Finds x0, y0, x1, y1, the first and last column and row where a mask is not 0."""
+# ------------------------------------------------------------------------ mask
+
+
+@lru_cache(maxsize=64)
+def ellipse(size: int) -> np.ndarray:
+    """Return cv2's elliptic structuring element, uint8 ``[size, size]``."""
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
+
+
+def draw_size(rng: np.random.Generator, sizes: tuple[int, int]) -> int:
+    """Draw a kernel size from a range, both ends included."""
+    return int(rng.integers(sizes[0], sizes[1] + 1))
+
+
+def extent(mask: np.ndarray) -> Box | None:
+    """Return the box of the nonzero pixels of a mask; None if it is empty."""
     cols, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(cols):
         return None
@@ -61,16 +72,16 @@ def mask_prompt(
     sizes: tuple[int, int] = (15, 29),
     threshold: tuple[float, float] = (0.01, 1.0),
 ) -> Prompt:
-    """Makes a coarse mask of an alpha (data/README.md, step 5).
+    """Draw a coarse mask of an alpha (data/README.md, step 5).
 
-    Draws the threshold, then one of erode, dilate, open, close, then the size of each erosion
-    and dilation in the order in which they are done.
+    Draws the threshold, then one of erode, dilate, open, close, then the kernel size of each
+    erosion and dilation in order.
 
     Args:
         alpha: float32 ``[H, W]`` in [0, 1].
-        rng: Source of the choices.
-        sizes: Smallest and largest kernel size.
-        threshold: Smallest and largest threshold.
+        rng: Random generator.
+        sizes: Range of the kernel sizes.
+        threshold: Range of the threshold.
     """
     mask = (alpha >= rng.uniform(*threshold)).astype(np.uint8)
     for name in _OPERATIONS[rng.integers(len(_OPERATIONS))]:
@@ -80,20 +91,20 @@ def mask_prompt(
 
 
 def prompt_of_mask(mask: np.ndarray) -> Prompt:
-    """Makes the prompt of a mask, ``[H, W]`` of 0 and 1 or bool: its coordinates are its extent."""
+    """Make the prompt of a mask, ``[H, W]`` of 0 and 1 or bool; its coordinates are its extent."""
     box = extent(mask)
-    coords = whole_picture() if box is None else _fractions(box, mask.shape)
+    coords = full_frame() if box is None else _fractions(box, mask.shape)
     return Prompt(mask.astype(np.float32), coords)
 
 
-def object_box(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Finds the box of an alpha's object (data/README.md, step 6).
+# ------------------------------------------------------------------------- box
 
-    It holds all of alpha > 0, or only the largest 4-connected component where that has at least
-    ten times the area of the second.
 
-    Returns:
-        x0, y0, x1, y1, first and last column and row; None for an empty alpha.
+def object_box(alpha: np.ndarray) -> Box | None:
+    """Return the box of an alpha's object (data/README.md, step 6); None if it is empty.
+
+    It is the box of all alpha > 0, or only of the largest 4-connected component if that has at
+    least ten times the area of the second.
     """
     _, _, stats, _ = cv2.connectedComponentsWithStats(
         (alpha > 0).astype(np.uint8), connectivity=4, ltype=cv2.CV_32S
@@ -112,57 +123,48 @@ def object_box(alpha: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(x0.min()), int(y0.min()), int(x1.max()), int(y1.max())
 
 
-def jitter_box(
-    box: tuple[int, int, int, int],
-    shape: tuple[int, ...],
-    rng: np.random.Generator,
-    jitter: float,
-) -> tuple[int, int, int, int]:
-    """Moves each side of a box outwards or inwards (data/README.md, step 6).
+def jitter_box(box: Box, shape: tuple[int, ...], rng: np.random.Generator, jitter: float) -> Box:
+    """Move each side of a box outwards or inwards (data/README.md, step 6).
 
-    Draws one c from [0, jitter], then the directions of x0, y0, x1, y1; a side moves by
-    int(c · extent of the box along its axis) and stays in the picture.
+    Draws one c from [0, jitter], then the directions of x0, y0, x1, y1. A side moves by
+    int(c · extent of the box along its axis) and stays in the image.
     """
-    height, width = shape[:2]
-    share = rng.uniform(0, jitter)
+    c = rng.uniform(0, jitter)
     directions = rng.integers(0, 2, size=4) * 2 - 1  # {0, 1} -> {-1, 1}
     x0, y0, x1, y1 = box
-    step_x, step_y = int(share * (x1 - x0)), int(share * (y1 - y0))
-    moved = np.array(box) + directions * (step_x, step_y, step_x, step_y)
-    x0, y0, x1, y1 = np.clip(moved, 0, (width - 1, height - 1, width - 1, height - 1)).tolist()
-    return x0, y0, x1, y1
+    step_x, step_y = int(c * (x1 - x0)), int(c * (y1 - y0))
+    return clip_box(np.array(box) + directions * (step_x, step_y, step_x, step_y), shape)
 
 
-def loosen_box(
-    box: tuple[int, int, int, int],
-    shape: tuple[int, ...],
-    rng: np.random.Generator,
-    loosen: float,
-) -> tuple[int, int, int, int]:
-    """Moves each side of a box outwards by its own share of the box's extent.
+def loosen_box(box: Box, shape: tuple[int, ...], rng: np.random.Generator, loosen: float) -> Box:
+    """Move each side of a box outwards by a fraction of the box's extent.
 
-    Draws the shares of x0, y0, x1, y1 from [0, loosen]; a side moves by a whole number of pixels,
-    rounded, and stays in the picture.
+    Draws the fractions of x0, y0, x1, y1 from [0, loosen]. A side moves by a number of pixels
+    rounded to an integer and stays in the image.
     """
-    height, width = shape[:2]
     x0, y0, x1, y1 = box
     across, down = x1 - x0, y1 - y0
     steps = np.rint(rng.uniform(0, loosen, 4) * (across, down, across, down)).astype(int)
-    moved = np.array(box) + steps * (-1, -1, 1, 1)
-    x0, y0, x1, y1 = np.clip(moved, 0, (width - 1, height - 1, width - 1, height - 1)).tolist()
+    return clip_box(np.array(box) + steps * (-1, -1, 1, 1), shape)
+
+
+def clip_box(box: np.ndarray, shape: tuple[int, ...]) -> Box:
+    """Clip the corners of a box to the pixels of an image of shape ``[H, W, ...]``."""
+    height, width = shape[:2]
+    x0, y0, x1, y1 = np.clip(box, 0, (width - 1, height - 1, width - 1, height - 1)).tolist()
     return x0, y0, x1, y1
 
 
 def box_prompt(
     alpha: np.ndarray, rng: np.random.Generator, jitter: float = 0.0, loosen: float = 0.0
 ) -> Prompt:
-    """Makes the box prompt of an alpha (data/README.md, step 6).
+    """Draw the box prompt of an alpha (data/README.md, step 6).
 
     Args:
         alpha: float32 ``[H, W]`` in [0, 1].
-        rng: Source of the jitter, then of the loosening.
-        jitter: Largest shift of a side as a share of the box's extent.
-        loosen: Largest shift outwards, likewise, on top.
+        rng: Random generator, for the jitter first.
+        jitter: Largest shift of a side, as a fraction of the box's extent.
+        loosen: Largest additional shift outwards, likewise.
     """
     box = object_box(alpha)
     if box is not None:
@@ -172,28 +174,31 @@ def box_prompt(
     return prompt_of_box(box, alpha.shape)
 
 
-def prompt_of_box(box: tuple[int, int, int, int] | None, shape: tuple[int, int]) -> Prompt:
-    """Makes the prompt of a box.
+def prompt_of_box(box: Box | None, shape: tuple[int, int]) -> Prompt:
+    """Make the prompt of a box.
 
     Args:
-        box: x0, y0, x1, y1 in pixels; the map is 1 from the first row and column up to, but
-            without, the last ones. None: an empty map, and the coordinates 0, 0, 1, 1.
-        shape: Height and width of the picture.
+        box: The map is 1 from the first row and column up to, but excluding, the last. None: an
+            empty map and the coordinates 0, 0, 1, 1.
+        shape: Height and width of the image.
     """
     mask = np.zeros(shape, np.float32)
     if box is None:
-        return Prompt(mask, whole_picture())
+        return Prompt(mask, full_frame())
     x0, y0, x1, y1 = box
     mask[y0:y1, x0:x1] = 1
     return Prompt(mask, _fractions(box, shape))
 
 
+# ---------------------------------------------------------------------- points
+
+
 @lru_cache(maxsize=8)
 def _responses(length: int, sigma: float) -> tuple[np.ndarray, int]:
-    """Gaussian responses to a single 1 at each place of an axis, each with maximum 1.
+    """Return Gaussian responses to a single 1 at each position of an axis, with maximum 1.
 
     Returns:
-        float32 ``[length, length]``, row i for a 1 at i, and the reach of the filter.
+        float32 ``[length, length]``, row i for a 1 at i; and the radius of the filter.
     """
     responses = gaussian_filter1d(np.eye(length), sigma, axis=1, mode="reflect", truncate=_TRUNCATE)
     responses /= responses.max(axis=1, keepdims=True)
@@ -201,12 +206,12 @@ def _responses(length: int, sigma: float) -> tuple[np.ndarray, int]:
 
 
 def heat_map(points: Sequence[tuple[int, int]], shape: tuple[int, int], sigma: float) -> np.ndarray:
-    """Draws points as Gaussians (data/README.md, step 7).
+    """Draw points as Gaussians (data/README.md, step 7).
 
     Args:
-        points: (x, y) in pixels, inside the picture.
+        points: (x, y) in pixels, inside the image.
         shape: Height and width.
-        sigma: Standard deviation; the filter is cut at 4 sigma, its border reflects.
+        sigma: Standard deviation; the filter is cut at 4 sigma and reflects at the border.
 
     Returns:
         float32 ``[H, W]`` in [0, 1], the maximum over the points, each with its peak at 1.
@@ -226,7 +231,7 @@ def heat_map(points: Sequence[tuple[int, int]], shape: tuple[int, int], sigma: f
 def disc_map(
     points: Sequence[tuple[int, int]], shape: tuple[int, int], radius: float
 ) -> np.ndarray:
-    """Draws points as discs, 1 up to and with the radius, 0 elsewhere: float32 ``[H, W]``."""
+    """Draw points as discs, 1 up to and including the radius, else 0: float32 ``[H, W]``."""
     ys, xs = np.ogrid[: shape[0], : shape[1]]
     result = np.zeros(shape, bool)
     for x, y in points:
@@ -237,17 +242,17 @@ def disc_map(
 def point_prompt(
     alpha: np.ndarray, rng: np.random.Generator, radius: float = 25, psm: str = "gauss"
 ) -> Prompt:
-    """Draws ten points of an alpha's solid part (data/README.md, step 7).
+    """Draw ten points in the solid part of an alpha (data/README.md, step 7).
 
     Args:
-        alpha: float32 ``[H, W]`` in [0, 1]; points lie where it is above .8.
-        rng: Source of the points.
+        alpha: float32 ``[H, W]`` in [0, 1]; it is solid above 0.8.
+        rng: Random generator.
         radius: Sigma of the Gaussians or radius of the discs.
         psm: ``"gauss"`` or ``"circle"``.
 
     Returns:
-        Coordinates x, y of each point in the order drawn; with fewer than ten solid pixels an
-        empty map and zeros.
+        The prompt, points in the order drawn; with fewer than ten solid pixels, an empty map and
+        zeros.
     """
     points = []
     solid = np.flatnonzero(alpha > _SOLID)
@@ -263,11 +268,11 @@ def prompt_of_points(
     radius: float = 25,
     psm: str = "gauss",
 ) -> Prompt:
-    """Makes the prompt of up to ten points.
+    """Make the prompt of up to ten points.
 
     Args:
-        points: (x, y) in pixels, inside the picture; the coordinates of missing ones are 0.
-        shape: Height and width of the picture.
+        points: (x, y) in pixels, inside the image; coordinates of missing points are 0.
+        shape: Height and width of the image.
         radius: Sigma of the Gaussians or radius of the discs.
         psm: ``"gauss"`` or ``"circle"``.
     """
@@ -278,8 +283,3 @@ def prompt_of_points(
         coords[: fractions.size] = fractions.ravel()
     draw = heat_map if psm == "gauss" else disc_map
     return Prompt(draw(points, shape, radius), coords)
-
-
-def auto_prompt(shape: tuple[int, int]) -> Prompt:
-    """The prompt that says nothing: a map of ones and 0, 0, 1, 1."""
-    return Prompt(np.ones(shape, np.float32), whole_picture())

@@ -1,4 +1,4 @@
-"""Prompts as users give them, in pixels of their picture: checked, then drawn as in training."""
+"""Prompts of users, in pixels of their image: checked, then drawn as in training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,29 +7,31 @@ from typing import Any
 import cv2
 import numpy as np
 
+from SDMatte.errors import DataError, PromptError
+from SDMatte.images.arrays import is_tensor
+from SDMatte.images.io import list_ids, trimap_levels
 from SDMatte.images.resize import resize_trimap
 from SDMatte.prompts.maps import (
     Prompt,
     auto_prompt,
+    full_frame,
     prompt_of_box,
     prompt_of_mask,
     prompt_of_points,
-    whole_picture,
 )
-from SDMatte.prompts.types import PromptType, get_prompt_type
-from SDMatte.prompts.values import read_values
+from SDMatte.prompts.types import NUM_POINTS, PromptType, get_prompt_type
 
 
 @dataclass(frozen=True)
 class PixelPrompt:
-    """A prompt that fits its picture.
+    """A valid prompt of an image.
 
     Attributes:
-        kind: Which prompt it is.
-        hw: Height and width of the picture.
-        value: Of a box, float64 ``[4]``: x0, y0, x1, y1, edges of the box; of points, float64
-            ``[K, 2]``: x, y; of a mask, float32 ``[H, W]`` in [0, 1], the object from .5 on; of a
-            trimap, uint8 ``[H, W]`` of 0, 128, 255; None of ``auto``.
+        kind: Its type.
+        hw: Height and width of the image.
+        value: Of a box, float64 ``[4]``: x0, y0, x1, y1, its edges; of points, float64
+            ``[K, 2]``: x, y; of a mask, float32 ``[H, W]`` in [0, 1], the object from 0.5 on; of
+            a trimap, uint8 ``[H, W]`` of 0, 128, 255; None for ``auto``.
     """
 
     kind: PromptType
@@ -37,63 +39,39 @@ class PixelPrompt:
     value: np.ndarray | None
 
     def draw(self, size: tuple[int, int], radius: float) -> Prompt:
-        """Makes what the model takes: the same functions draw it as draw the training's.
+        """Draw the prompt for the model, by the same functions as in training.
 
         Args:
-            size: Height and width at which the model sees the picture.
+            size: Height and width of the image that the model sees.
             radius: Sigma of a point, in pixels of that size.
         """
-        return _DRAWERS[self.kind.alias](self.value, self.hw, size, radius)
+        height, width = size
+        scale = np.array([width / self.hw[1], height / self.hw[0]])
+        match self.kind.alias:
+            case "box":
+                x0, y0, x1, y1 = np.rint(self.value * np.tile(scale, 2)).astype(int).tolist()
+                # However thin, a box keeps a row and a column.
+                x0, y0 = min(x0, width - 1), min(y0, height - 1)
+                return prompt_of_box((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)), size)
+            case "point":
+                pixels = np.minimum((self.value * scale).astype(int), (width - 1, height - 1))
+                return prompt_of_points([tuple(p) for p in pixels.tolist()], size, radius)
+            case "mask":
+                return prompt_of_mask(_resize_mask(self.value, size))
+            case "trimap":
+                trimap = resize_trimap(self.value, size)
+                if not trimap.any():  # too little foreground for nearest neighbor
+                    trimap[_resize_mask((self.value > 0).astype(np.float32), size)] = 0.5
+                return Prompt(trimap, full_frame())
+        return auto_prompt(size)
 
 
-def _draw_box(value, hw, size, radius) -> Prompt:
-    (height, width), scale = size, _scale(hw, size)
-    x0, y0, x1, y1 = np.rint(value * np.tile(scale, 2)).astype(int).tolist()
-    # However thin, a box keeps a row and a column.
-    x0, y0 = min(x0, width - 1), min(y0, height - 1)
-    return prompt_of_box((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)), size)
-
-
-def _draw_points(value, hw, size, radius) -> Prompt:
-    last = (size[1] - 1, size[0] - 1)
-    pixels = np.minimum((value * _scale(hw, size)).astype(int), last)
-    return prompt_of_points([tuple(point) for point in pixels.tolist()], size, radius)
-
-
-def _draw_mask(value, hw, size, radius) -> Prompt:
-    return prompt_of_mask(_cells(value, size))
-
-
-def _cells(value: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Finds the pixels of another size that are mask by half, or by the most there is."""
-    shrinks = size[0] < value.shape[0] or size[1] < value.shape[1]
+def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the pixels of which the mask covers half, or the most it covers of any: bool."""
+    shrinks = size[0] < mask.shape[0] or size[1] < mask.shape[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    share = cv2.resize(value, size[::-1], interpolation=interpolation)
-    return share >= min(0.5, float(share.max()))
-
-
-def _draw_trimap(value, hw, size, radius) -> Prompt:
-    drawn = resize_trimap(value, size)
-    if not drawn.any():  # so little that no pixel met it
-        drawn[_cells((value > 0).astype(np.float32), size)] = 0.5
-    return Prompt(drawn, whole_picture())
-
-
-def _draw_auto(value, hw, size, radius) -> Prompt:
-    return auto_prompt(size)
-
-
-_DRAWERS: dict[str, Callable[..., Prompt]] = {
-    "box": _draw_box,
-    "point": _draw_points,
-    "mask": _draw_mask,
-    "trimap": _draw_trimap,
-    "auto": _draw_auto,
-}
-
-
-def _scale(hw: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    return np.array([size[1] / hw[1], size[0] / hw[0]])
+    covered = cv2.resize(mask, size[::-1], interpolation=interpolation)
+    return covered >= min(0.5, float(covered.max()))
 
 
 def read_prompts(
@@ -104,26 +82,183 @@ def read_prompts(
     mask: Any = None,
     trimap: Any = None,
 ) -> tuple[list[PixelPrompt], bool]:
-    """Check what a user gave; nothing is clipped or repaired.
+    """Check the prompt of a user; nothing is clipped or repaired.
 
     Args:
         hw: Height and width of the image.
-        box: x0, y0, x1, y1, edges in pixels, 0 to width and 0 to height; or a list of boxes. One
-            whose coordinates all lie in [0, 1] is refused, as fractions of the size.
-        points: One to ten (x, y) in pixels, from 0 up to, but without, width and height. If all
-            coordinates lie in [0, 1], they must be integers: pixels of the upper left corner.
+        box: x0, y0, x1, y1, edges in pixels, 0 to width and 0 to height; or a list of boxes.
+            Coordinates that all lie in [0, 1] are refused as fractions.
+        points: One to ten (x, y) in pixels, from 0 to width and height, excluded. Coordinates that
+            all lie in [0, 1] must be integers: pixels of the upper left corner.
         mask: ``[H, W]``, or a list of them: bool; integers, 0 and 1, 0 to 255, or 0 to 65535; or
-            floating point in [0, 1]. From half of the range on a pixel is the object; of integers
-            with one value but 0, whatever it is, all that have it.
+            floating point in [0, 1]. The object is what reaches half of the range; in an integer
+            mask with a single nonzero value, what has that value.
         trimap: ``[H, W]``, or a list of them: 0 background, 127 or 128 unknown, 255 foreground; or
-            0, 1, 2; or floating point, 0, .5, 1.
+            0, 1, 2; or floating point, 0, 0.5, 1.
 
     Returns:
-        The prompts, one a matte, and whether a list was given. Without any, the ``auto`` prompt.
+        The prompts, one per matte, and whether a list was given. Without any, the ``auto`` prompt.
 
     Raises:
-        PromptError: The prompt does not fit the picture, or there is more than one kind.
+        PromptError: The prompt does not fit the image, or there are several types.
     """
-    name, values, many = read_values(hw, box=box, points=points, mask=mask, trimap=trimap)
-    kind = get_prompt_type(name)
-    return [PixelPrompt(kind, hw, one) for one in values], many
+    given = {"box": box, "points": points, "mask": mask, "trimap": trimap}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise PromptError(
+            f"Give one type of prompt: box, points, mask, trimap, or none; got {', '.join(given)}."
+        )
+    if not given:
+        return [PixelPrompt(get_prompt_type("auto"), hw, None)], False
+    name, value = given.popitem()
+    match name:
+        case "box":
+            values, is_list = _read_boxes(value, hw)
+        case "points":
+            values, is_list = [_read_points(value, hw)], False
+        case "mask":
+            values, is_list = _read_maps(value, hw, name, _read_mask)
+        case "trimap":
+            values, is_list = _read_maps(value, hw, name, _read_trimap)
+    kind = get_prompt_type("point" if name == "points" else name)
+    return [PixelPrompt(kind, hw, one) for one in values], is_list
+
+
+def _array(value: Any) -> np.ndarray:
+    """Convert an array, a list, or a tensor on any device."""
+    return np.asarray(value.detach().cpu() if is_tensor(value) else value)
+
+
+def _numbers(value: Any, expected: str) -> np.ndarray:
+    try:
+        array = _array(value)
+        if array.dtype.kind not in "buifO":  # text and complex numbers would be converted, too
+            raise TypeError(array.dtype)
+        return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PromptError(f"{expected}; got {_short(value)}.") from error
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _read_boxes(value: Any, hw: tuple[int, int]) -> tuple[list[np.ndarray], bool]:
+    expected = "A box is four numbers, x0, y0, x1, y1"
+    array = _numbers(value, expected)
+    if array.ndim not in (1, 2) or array.shape[-1] != 4 or array.size == 0:
+        raise PromptError(f"{expected}; got {_short(value)}.")
+    height, width = hw
+    boxes = list(np.atleast_2d(array))
+    for box in boxes:
+        x0, y0, x1, y1 = box
+        shown = f"({', '.join(f'{n:g}' for n in box)})"
+        if _are_fractions(box) and max(hw) > 1:
+            pixels = np.rint(box * (width, height, width, height))
+            raise PromptError(
+                f"The box {shown} has all its coordinates in [0, 1], but must be in pixels of the "
+                f"image, which is {width} wide and {height} high. Did you mean {_joined(pixels)}?"
+            )
+        if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):  # also if one is NaN
+            raise PromptError(
+                f"The box {shown} does not fit the image, which is {width} wide and {height} "
+                f"high: it must have 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}."
+            )
+    return boxes, array.ndim == 2
+
+
+def _read_points(value: Any, hw: tuple[int, int]) -> np.ndarray:
+    expected = f"Points are 1 to {NUM_POINTS} pairs of numbers, (x, y)"
+    array = _numbers(value, expected)
+    if array.ndim != 2 or array.shape[1] != 2 or not 1 <= len(array) <= NUM_POINTS:
+        raise PromptError(f"{expected}; got {_short(value)}.")
+    height, width = hw
+    # (0, 0) and (1, 1) are pixels in a corner; no pixel is at (0.5, 0.5).
+    if _are_fractions(array) and (array % 1).any() and max(hw) > 1:
+        pixels = np.minimum(np.rint(array * (width, height)), (width - 1, height - 1))
+        points = "point has" if len(array) == 1 else "points have"
+        raise PromptError(
+            f"The {points} all coordinates in [0, 1], but must be in pixels of the image, which is "
+            f"{width} wide and {height} high: got {_joined(array)}. "
+            f"Did you mean {_joined(pixels)}?"
+        )
+    for x, y in array:
+        if not (0 <= x < width and 0 <= y < height):
+            raise PromptError(
+                f"The point ({x:g}, {y:g}) is not in the image, which is {width} wide and "
+                f"{height} high: it must have 0 <= x < {width} and 0 <= y < {height}."
+            )
+    return array
+
+
+def _are_fractions(coords: np.ndarray) -> bool:
+    return bool(((coords >= 0) & (coords <= 1)).all())
+
+
+def _joined(numbers: np.ndarray) -> str:
+    return " ".join(f"{n:g}" for n in numbers.ravel())
+
+
+def _read_maps(
+    value: Any, hw: tuple[int, int], name: str, read: Callable[[np.ndarray], np.ndarray]
+) -> tuple[list[np.ndarray], bool]:
+    """Read one map or several; a list may be one map, or contain maps."""
+    expected = (
+        f"A {name} is an array of numbers [H, W], here {list(hw)}; several are [N, H, W] or a list"
+    )
+    try:
+        maps = [_array(one) for one in value] if isinstance(value, list | tuple) else []
+        is_list = bool(maps) and all(array.ndim == 2 for array in maps)
+        if not is_list:
+            array = _array(value)
+            is_list = array.ndim == 3 and len(array) > 0 and array.shape[1:] == hw
+            maps = list(array) if is_list else [array]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PromptError(f"{expected}; got {_short(value)}.") from error
+    for array in maps:
+        if array.ndim != 2 or array.dtype.kind not in "buif":
+            raise PromptError(f"{expected}; got {array.dtype} {list(array.shape)}.")
+        if array.shape != hw:
+            raise PromptError(
+                f"The {name} is {array.shape[1]} wide and {array.shape[0]} high, the image "
+                f"{hw[1]} and {hw[0]}: they must have the same size."
+            )
+    return [read(array) for array in maps], is_list
+
+
+def _read_mask(array: np.ndarray) -> np.ndarray:
+    """Recognize the range of a mask's values: float32 of 0 and 1."""
+    low, high = array.min(), array.max()
+    has_integers = array.dtype.kind != "f" or (high > 1 and (array == np.rint(array)).all())
+    if not (low >= 0 and high <= (65535 if has_integers else 1)):
+        raise PromptError(
+            f"The mask's values range from {low:g} to {high:g}; allowed are bool, integers from 0 "
+            f"to 255 or 65535, and floating point from 0 to 1."
+        )
+    if high > 0 and has_integers and array.min(where=array > 0, initial=high) == high:
+        return (array > 0).astype(np.float32)  # one object, whatever its id
+    full = 1 if high <= 1 else 255 if high <= 255 else 65535
+    mask = (array >= 0.5 * full).astype(np.float32)
+    if mask.any():
+        return mask
+    if has_integers and high > 0:
+        raise PromptError(
+            f"The mask has no value of at least half of {full}, so it seems to have the ids of "
+            f"several objects ({list_ids(array)}): give the mask of one, such as "
+            f"`mask == {high:g}`, written as 0 and 255."
+        )
+    raise PromptError(
+        "The mask is empty: at least one pixel must belong to the object (at least half of the "
+        "largest value)."
+    )
+
+
+def _read_trimap(array: np.ndarray) -> np.ndarray:
+    try:
+        levels = trimap_levels(array)
+    except DataError as error:
+        raise PromptError(str(error)) from error
+    if not levels.any():
+        raise PromptError("The trimap has only background; it must have foreground or unknown.")
+    return levels

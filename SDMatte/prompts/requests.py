@@ -1,19 +1,19 @@
-"""Prompts of many pictures: from the command line, from a JSON or CSV file, or as folders of maps.
+"""Prompts of many images: from the command line, from a JSON or CSV file, or as folders of maps.
 
-A JSON file gives each picture a prompt, or a list of prompts for several mattes::
+A JSON file has a prompt for each image, or a list of prompts for several mattes::
 
     {"a.jpg": {"box": [10, 20, 300, 400]},
      "b.jpg": [{"points": [[50, 60], [70, 80]]}, {"mask": "masks/b.png", "transparent": true}],
      "c.jpg": {"auto": true}}
 
-A CSV file has a column ``image`` and any of the others, a line a matte::
+A CSV file has a column ``image`` and any of the others, and a line for each matte::
 
     image,box,points,mask,trimap,auto,transparent
     a.jpg,10 20 300 400,,,,,
     b.jpg,,50 60 70 80,,,,1
 
-Images are named relative to their folder, mask and trimap files relative to the prompt file; how
-a name is spelled does not matter (`SDMatte.runtime.files.name_key`).
+Images are named relative to their folder, mask and trimap files relative to the prompt file, in
+any spelling (`SDMatte.runtime.files.name_key`).
 """
 
 import csv
@@ -28,23 +28,23 @@ from SDMatte.errors import DataError, PromptError
 from SDMatte.images.decode import read_hw
 from SDMatte.images.io import read_mask, read_trimap
 from SDMatte.images.listing import find_partner
-from SDMatte.prompts.values import read_values
+from SDMatte.prompts.pixels import read_prompts
 from SDMatte.runtime.files import NameLookup, read_error
 
-KINDS = ("box", "points", "mask", "trimap", "auto")
 MAPS = ("mask", "trimap")
-_COLUMNS = ("image", *KINDS, "transparent")
+_TYPES = ("box", "points", *MAPS, "auto")
+_COLUMNS = ("image", *_TYPES, "transparent")
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
 
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """One prompt, whose maps are still files.
+    """A prompt as a user writes it, whose maps are not read yet.
 
     Attributes:
-        kind: One of `KINDS`.
-        value: Of a box or of points, numbers as `MattePredictor.predict` takes them; of a mask or
-            a trimap, a file, or a folder in which the picture has a partner; None of ``auto``.
+        kind: ``"box"``, ``"points"``, ``"mask"``, ``"trimap"`` or ``"auto"``.
+        value: Of a box or points, numbers as for `MattePredictor.predict`; of a mask or a trimap,
+            a file, or a folder that has a partner of the image; None for ``auto``.
         transparent: Whether the object is transparent.
     """
 
@@ -55,16 +55,15 @@ class PromptRequest:
     def located(
         self, image: Path, place: str = "", lookup: NameLookup | None = None
     ) -> "PromptRequest":
-        """Return the request for one image: with the map's own file, not a folder of maps.
+        """Return the request for one image: with a file as its map, not a folder.
 
         Args:
             image: The image.
-            place: Sub-folder that the image is in; its map is in the folder's sub-folder of
-                that name.
-            lookup: Remembers what is in the folders, for many calls.
+            place: The image's sub-folder; its map is in the same sub-folder of the folder of maps.
+            lookup: Caches the contents of folders over many calls.
 
         Raises:
-            DataError: The folder holds no map of the image, or several.
+            DataError: The folder has no map for the image, or several.
         """
         if self.kind not in MAPS:
             return self
@@ -81,42 +80,41 @@ class PromptRequest:
             DataError: The map is missing or is not an image.
         """
         arguments: dict[str, Any] = {"transparent": self.transparent}
-        if self.kind == "auto":
-            return arguments
-        value = self.value
         if self.kind in MAPS:
-            path = self.located(image).value
-            value = read_mask(path) if self.kind == "mask" else read_trimap(path)
-        return {**arguments, self.kind: value}
+            read = read_mask if self.kind == "mask" else read_trimap
+            arguments[self.kind] = read(self.located(image).value)
+        elif self.kind != "auto":
+            arguments[self.kind] = self.value
+        return arguments
 
     def check(self, image: Path) -> None:
-        """Check the prompt against an image, of which only the header is read.
+        """Check the prompt against an image, of which usually only the header is read.
 
         Raises:
-            DataError: The image or the map is missing, or not an image.
-            PromptError: The prompt does not fit.
+            DataError: The image or the map is missing or is not an image.
+            PromptError: The prompt does not fit the image.
         """
         arguments = self.load(image)
         del arguments["transparent"]
         try:
-            read_values(read_hw(image), **arguments)
+            read_prompts(read_hw(image), **arguments)
         except PromptError:
-            read_values(read_hw(image, exact=True), **arguments)
+            read_prompts(read_hw(image, exact=True), **arguments)
 
 
 def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
-    """Reads a JSON or CSV file of prompts, as the module's text describes them.
+    """Read a JSON or CSV file of prompts, see the module's docstring.
 
     Returns:
-        The prompts of each picture, by its name in the file.
+        The prompts of each image, by its name in the file.
 
     Raises:
-        DataError: The file is missing, damaged, or an entry is not understood.
+        DataError: The file is missing or damaged, or an entry is not valid.
     """
     path = Path(path)
     readers = {".json": _read_json, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
-        raise DataError(f"The prompts in {path} are to be a .json or a .csv file.")
+        raise DataError(f"The prompts in {path} must be a .json or a .csv file.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -125,23 +123,22 @@ def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
         raise DataError(f"Cannot read {path}: {error}.") from error
     found: dict[str, list[PromptRequest]] = {}
     for name, entry in readers[path.suffix.lower()](path, text):
-        place = PurePosixPath(name)
-        if not place.name or place.is_absolute() or ".." in place.parts:
-            raise DataError(f"{path}, {name}: pictures are named relative to their folder.")
-        request = _read_entry(entry, path.parent, f"{path}, {name}")
-        found.setdefault(name, []).append(request)
+        image = PurePosixPath(name)
+        if not image.name or image.is_absolute() or ".." in image.parts:
+            raise DataError(f"{path}, {name}: images must be named relative to their folder.")
+        found.setdefault(name, []).append(_read_entry(entry, path.parent, f"{path}, {name}"))
     if not found:
-        raise DataError(f"{path} holds no prompt.")
+        raise DataError(f"{path} has no prompts.")
     return found
 
 
 def _read_json(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
     try:
-        content = json.loads(text, object_pairs_hook=_without_repeats)
+        content = json.loads(text, object_pairs_hook=_refuse_repeats)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} must map the names of pictures to prompts.")
+        raise DataError(f"{path} must map the names of images to prompts.")
     entries = []
     for name, value in content.items():
         for entry in value if isinstance(value, list) else [value]:
@@ -151,86 +148,80 @@ def _read_json(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
     return entries
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice; several prompts are a list")
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"{name!r} occurs twice; write several prompts as a list")
+        content[name] = value
     return content
 
 
 def _read_csv(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
+    rows = csv.DictReader(text.splitlines())
+    entries = []
     try:
-        return _read_rows(path, csv.DictReader(text.splitlines()))
+        columns = rows.fieldnames or []
+        if "image" not in columns or not set(columns) <= set(_COLUMNS):
+            raise DataError(
+                f"{path} must have a header with the column image and any of "
+                f"{', '.join(_COLUMNS[1:])}; got {', '.join(columns) or 'none'}."
+            )
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            if not row["image"] or None in row:
+                raise DataError(f"{where}: an image, and no more values than columns, is required.")
+            entry = {key: value.strip() for key, value in row.items() if value and value.strip()}
+            name = entry.pop("image")
+            entries.append((name, {key: _parse(key, text, where) for key, text in entry.items()}))
     except csv.Error as error:
         raise DataError(f"{path} is not valid CSV: {error}.") from error
-
-
-def _read_rows(path: Path, rows: csv.DictReader) -> list[tuple[str, Mapping[str, Any]]]:
-    columns = rows.fieldnames or []
-    unknown = [name for name in columns if name not in _COLUMNS]
-    if "image" not in columns or unknown:
-        raise DataError(
-            f"{path} must have a first line with the column image and any of "
-            f"{', '.join(_COLUMNS[1:])}; it has {', '.join(columns) or 'none'}."
-        )
-    entries = []
-    for row in rows:
-        where = f"{path}, line {rows.line_num}"
-        if not row["image"] or None in row:
-            raise DataError(f"{where}: there must be a picture and no more values than columns.")
-        entry = {key: value.strip() for key, value in row.items() if value and value.strip()}
-        entries.append((entry.pop("image"), {k: _parse(k, v, where) for k, v in entry.items()}))
     return entries
 
 
 def _parse(column: str, text: str, where: str) -> Any:
-    """Reads a cell: numbers are parted by spaces, commas or semicolons."""
+    """Parse a cell; numbers are separated by spaces, commas or semicolons."""
     if column in ("auto", "transparent"):
         if text.lower() not in (*_TRUE, *_FALSE):
-            raise DataError(f"{where}: {column} is 1 or 0, not {text!r}.")
+            raise DataError(f"{where}: {column} must be 1 or 0; got {text!r}.")
         return text.lower() in _TRUE
     if column in MAPS:
         return text
     try:
         numbers = [float(number) for number in re.split(r"[\s,;]+", text)]
     except ValueError as error:
-        raise DataError(f"{where}: {column} is a list of numbers, not {text!r}.") from error
+        raise DataError(f"{where}: {column} must be a list of numbers; got {text!r}.") from error
     return as_pairs(numbers, where) if column == "points" else numbers
 
 
 def as_pairs(numbers: list[float], where: str) -> list[list[float]]:
-    """Pairs up x y x y ...
+    """Group x y x y ... into pairs.
 
     Raises:
-        DataError: One is left over; ``where`` begins the message.
+        DataError: The number is odd; ``where`` begins the message.
     """
     if len(numbers) % 2:
-        raise DataError(f"{where}: points are pairs x y; got {len(numbers)} numbers.")
+        raise DataError(f"{where}: points must be pairs x y; got {len(numbers)} numbers.")
     return [numbers[i : i + 2] for i in range(0, len(numbers), 2)]
 
 
 def _read_entry(entry: Mapping[str, Any], folder: Path, where: str) -> PromptRequest:
-    unknown = sorted(entry.keys() - {*KINDS, "transparent"})
-    kinds = [kind for kind in KINDS if entry.get(kind) not in (None, False)]
+    unknown = entry.keys() - {*_TYPES, "transparent"}
+    kinds = [kind for kind in _TYPES if entry.get(kind) not in (None, False)]
     transparent = entry.get("transparent", False)
     if unknown or len(kinds) != 1 or not isinstance(transparent, bool):
         raise DataError(
-            f"{where}: a prompt has one of {', '.join(KINDS)}, and transparent, true or false; "
-            f"got {', '.join(f'{k}={v!r}' for k, v in entry.items()) or 'none'}."
+            f"{where}: a prompt must have one of {', '.join(_TYPES)}, and may have transparent, "
+            f"true or false; got {', '.join(f'{k}={v!r}' for k, v in entry.items()) or 'nothing'}."
         )
     kind, value = kinds[0], entry[kinds[0]]
     if kind == "auto":
         return PromptRequest(kind, None, transparent)
     if kind in MAPS:
         if not isinstance(value, str):
-            raise DataError(f"{where}: {kind} is a file, not {value!r}.")
+            raise DataError(f"{where}: {kind} must be a file; got {value!r}.")
         value = folder / value
-    if kind == "box" and not _is_flat(value):
-        raise DataError(f"{where}: box is a list of four numbers, not {value!r:.80}.")
+    is_flat = isinstance(value, list) and not any(isinstance(one, list) for one in value)
+    if kind == "box" and not is_flat:
+        raise DataError(f"{where}: box must be a list of four numbers; got {value!r:.80}.")
     return PromptRequest(kind, value, transparent)
-
-
-def _is_flat(value: Any) -> bool:
-    return isinstance(value, list) and not any(isinstance(one, list) for one in value)

@@ -1,7 +1,7 @@
 """The visual prompts of SDMatte: one table, shared by data, modeling and inference.
 
-A prompt is a picture-sized map plus a few coordinates (paper section 3.2). The names of the maps
-are the batch keys and also the values of ``aux_input`` in the published configs.
+A prompt is a map of the size of the image and a few coordinates (paper, Sec. 3.2). The names of
+the maps are the batch keys and the values of ``aux_input`` in the published configs.
 """
 
 from dataclasses import dataclass
@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from SDMatte.errors import PromptError
 
 NUM_POINTS = 10
-"""Points of a point prompt; fewer are padded with zeros, so that the embedding keeps the layout
-that it was trained with."""
+"""Points of a point prompt; missing ones are padded with zeros, as the embedding was trained."""
 
 
 @dataclass(frozen=True)
 class PromptType:
-    """What the model and the loader need to know of one kind of prompt.
+    """What the model and the loader need to know about a type of prompt.
 
     Attributes:
         mask_key: Batch key of the map, ``[B, 1, H, W]`` in [-1, 1]; also its published name.
-        coords_key: Batch key of the coordinates, ``[B, 20]`` of points, else ``[B, 4]``: fractions
-            of width (x) and height (y) in [0, 1].
-        alias: The short name used on the command line and in reports.
-        fixed: True where the coordinates are 0, 0, 1, 1 whatever the picture, and where the
-            self-attention is never masked.
+        coords_key: Batch key of the coordinates, ``[B, 20]`` for points, else ``[B, 4]``:
+            fractions of width (x) and height (y) in [0, 1].
+        alias: The short name on the command line and in reports.
+        fixed: Whether the coordinates are 0, 0, 1, 1 for every image; self-attention is then
+            never masked.
     """
 
     mask_key: str
@@ -33,7 +32,7 @@ class PromptType:
 
     @property
     def is_point(self) -> bool:
-        """Whether the coordinates are points (their own embedding) and not a box."""
+        """Whether the coordinates are points, which have their own embedding, and not a box."""
         return self.mask_key == "point_mask"
 
 
@@ -52,16 +51,13 @@ _BY_ALIAS = {p.alias: p for p in PROMPT_TYPES.values()}
 
 
 def get_prompt_type(name: str) -> PromptType:
-    """Looks a prompt type up by its published name or by its short name.
-
-    Args:
-        name: ``"bbox_mask"`` or ``"box"``, and so on.
+    """Return a prompt type by its published or its short name, ``"bbox_mask"`` or ``"box"``.
 
     Raises:
-        PromptError: There is no such prompt; the message lists the names there are.
+        PromptError: The name is unknown; the message lists the known ones.
     """
     found = PROMPT_TYPES.get(name) or _BY_ALIAS.get(name)
     if found is None:
         known = ", ".join(f"{p.alias} ({p.mask_key})" for p in PROMPT_TYPES.values())
-        raise PromptError(f"Unknown prompt type {name!r}; known are {known}.")
+        raise PromptError(f"Unknown prompt type {name!r}; known types are {known}.")
     return found

@@ -319,7 +319,7 @@ def test_error_maps(sample_root):
             ],
             "test.use_trimap=True needs trimaps, and pair has none.",
         ),
-        (["a.pth", "dataloader.test.dataset.perturb={box: -1}"], "perturb.box cannot be -1"),
+        (["a.pth", "dataloader.test.dataset.perturb={box: -1}"], "perturb.box must be greater than -0.5; got -1"),
         (
             ["configs/SDMatte.py", "a.pth", "configs/SDMatte_small.py", "--save-prompts", "p"],
             "--save-prompts takes the prompts of one config",

@@ -1,4 +1,4 @@
-"""Prompt files: what is frozen comes back, and what does not fit is named."""
+"""Prompt files: frozen prompts are restored, and errors name their cause."""
 
 import json
 
@@ -19,12 +19,12 @@ from SDMatte.prompts.frozen import (
     sample_key,
 )
 
-KNOBS = {"kernel_sizes": [3, 5], "point_radius": 3}
+SETTINGS = {"kernel_sizes": [3, 5], "point_radius": 3}
 DRAWN = ("bbox_mask", "bbox_coords", "point_mask", "point_coords", "mask", "mask_coords")
 
 
 def aim(root, **options):
-    options = {"size": 48, "settings": KNOBS, "seed": 0, **options}
+    options = {"size": 48, "settings": SETTINGS, "seed": 0, **options}
     return MattingDataset("AIM-500", root=root, training=False, **options)
 
 
@@ -33,21 +33,21 @@ def save(dataset, path):
     for index, sample in enumerate(dataset.samples):
         name, key = dataset.prompt_key(sample)
         sets.setdefault(name, {})[key] = freeze(dataset[index])
-    settings = dataset.settings
-    PromptFile(dataset.size, settings.radius(False), settings.psm, sets).write(path)
+    radius, psm = dataset.settings.radius(False), dataset.settings.psm
+    PromptFile(dataset.size, radius, psm, sets).write(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = write_aim(tmp_path_factory.mktemp("data"), ["o_1", "o_2", "o_3", "o_4"])
-    # No object at all; and one of a single row, whose box is an empty map.
+    # No object; and one of a single row, whose box is an empty map.
     write_image(folder / "AIM-500/mask/o_3.png", np.zeros((40, 60)))
     line = np.zeros((48, 48))
     line[20, 5:40] = 1
-    for name, picture in (("mask", line), ("trimap", line), ("original", np.zeros((48, 48, 3)))):
+    for name, array in (("mask", line), ("trimap", line), ("original", np.zeros((48, 48, 3)))):
         suffix = ".jpg" if name == "original" else ".png"
-        write_image(folder / f"AIM-500/{name}/o_4{suffix}", picture)
+        write_image(folder / f"AIM-500/{name}/o_4{suffix}", array)
     return folder
 
 
@@ -61,7 +61,7 @@ def saved(root, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools
 @pytest.mark.parametrize("fill", [0, 1, None])
-def test_masks_come_back_and_are_coco_run_lengths(fill):
+def test_masks_are_coco_run_lengths(fill):
     mask = np.full((9, 7), fill) if fill is not None else disc(9, 7, 3.3, 0, 1) > 0.5
     mask = mask.astype(bool)
     counts = encode_mask(mask)
@@ -82,12 +82,12 @@ def test_damaged_masks_are_refused(counts):
 
 
 @pytest.mark.parametrize("psm", ["gauss", "circle"])
-def test_another_seed_with_the_file_sees_the_same_prompts(root, tmp_path, psm):
-    knobs = {**KNOBS, "psm": psm}
-    first = aim(root, settings=knobs)
+def test_frozen_prompts_do_not_depend_on_the_seed(root, tmp_path, psm):
+    settings = {**SETTINGS, "psm": psm}
+    first = aim(root, settings=settings)
     path = save(first, tmp_path / "prompts.json")
-    drawn = aim(root, settings=knobs, seed=9)
-    frozen = aim(root, settings=knobs, seed=9, prompts_from=path)
+    drawn = aim(root, settings=settings, seed=9)
+    frozen = aim(root, settings=settings, seed=9, prompts_from=path)
     differences = 0
     for index in range(4):
         one, other, own = first[index], frozen[index], drawn[index]
@@ -95,24 +95,24 @@ def test_another_seed_with_the_file_sees_the_same_prompts(root, tmp_path, psm):
         for key in DRAWN:
             assert torch.equal(one[key], other[key]), key
         differences += any(not torch.equal(own[key], one[key]) for key in DRAWN)
-    assert differences >= 2  # the seed alone gives others
+    assert differences >= 2  # the seed changes the drawn ones
     assert save(frozen, tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
-def test_pictures_that_keep_their_aspect(root, saved, tmp_path):
-    knobs = {**KNOBS, "keep_aspect": True, "size_multiple": 8}
-    first = aim(root, settings=knobs)
+def test_images_that_keep_their_aspect(root, saved, tmp_path):
+    settings = {**SETTINGS, "keep_aspect": True, "size_multiple": 8}
+    first = aim(root, settings=settings)
     path = save(first, tmp_path / "prompts.json")
-    frozen = aim(root, settings=knobs, seed=9, prompts_from=path)
+    frozen = aim(root, settings=settings, seed=9, prompts_from=path)
     assert first[0]["alpha"].shape[1] < first[0]["alpha"].shape[2]
     for index in range(4):
         one, other = first[index], frozen[index]
         assert all(torch.equal(one[key], other[key]) for key in DRAWN)
     with pytest.raises(DataError, match="it is for 48x48 pixels, this run has"):
-        aim(root, settings=knobs, prompts_from=saved)[0]
+        aim(root, settings=settings, prompts_from=saved)[0]
 
 
-def test_prompts_stay_when_the_alphas_change(root, saved, tmp_path):
+def test_frozen_prompts_do_not_depend_on_the_alphas(root, saved, tmp_path):
     copy = write_aim(tmp_path, ["o_1", "o_2", "o_3", "o_4"])
     write_image(copy / "AIM-500/mask/o_1.png", disc(radius=5))
     other = aim(copy, prompts_from=saved)[0]
@@ -121,7 +121,7 @@ def test_prompts_stay_when_the_alphas_change(root, saved, tmp_path):
     assert all(torch.equal(other[key], one[key]) for key in DRAWN)
 
 
-def test_the_file_is_for_people_too(saved):
+def test_the_file_is_readable(saved):
     content = json.loads(saved.read_text())
     assert content["version"] == 1 and content["size"] == 48 and content["point_radius"] == 3
     samples = content["sets"]["AIM-500"]
@@ -131,12 +131,12 @@ def test_the_file_is_for_people_too(saved):
     assert samples["AIM-500/mask/o_3.png"]["box"] is None
     assert samples["AIM-500/mask/o_3.png"]["points"] == []
     assert samples["AIM-500/mask/o_4.png"]["box"] == [5, 20, 39, 20]
-    assert len(saved.read_text().splitlines()) == 4 + 11  # a line a sample
+    assert len(saved.read_text().splitlines()) == 4 + 11  # one line per sample
     assert not list(saved.parent.glob(".*"))
 
 
-def test_a_pair_outside_the_root_is_known_by_its_file_names(tmp_path):
-    pair = write_pairs(tmp_path / "there", ["a", "b"])
+def test_keys_of_a_pair_outside_the_root_are_file_names(tmp_path):
+    pair = write_pairs(tmp_path / "pair", ["a", "b"])
     item = {"image": str(pair / "image"), "alpha": str(pair / "alpha"), "name": "mine"}
     dataset = MattingDataset(item, root=tmp_path / "data", training=False, size=32)
     assert [dataset.prompt_key(s) for s in dataset.samples] == [
@@ -144,11 +144,11 @@ def test_a_pair_outside_the_root_is_known_by_its_file_names(tmp_path):
         ("mine", "b.png"),
     ]
     inside = MattingDataset(item, root=tmp_path, training=False, size=32)
-    assert inside.prompt_key(inside.samples[0]) == ("mine", "there/alpha/a.png")
+    assert inside.prompt_key(inside.samples[0]) == ("mine", "pair/alpha/a.png")
     assert sample_key("data/x/a.png", "data") == "x/a.png"
 
 
-# ---------------------------------------------------------------------- mistakes
+# ------------------------------------------------------------------------ errors
 
 
 def changed(saved, tmp_path, change):
@@ -159,23 +159,23 @@ def changed(saved, tmp_path, change):
     return path
 
 
-def test_a_file_that_does_not_fit_is_refused(root, saved):
-    with pytest.raises(DataError, match=r"is for pictures of 48 pixels .* this run has 32"):
+def test_files_of_other_settings_are_refused(root, saved):
+    with pytest.raises(DataError, match=r"is for images of 48 pixels .* this run has 32"):
         aim(root, prompts_from=saved, size=32)
     with pytest.raises(DataError, match=r"is for points of radius 3 .* this run has 4"):
-        aim(root, prompts_from=saved, settings={**KNOBS, "point_radius": 4})
+        aim(root, prompts_from=saved, settings={**SETTINGS, "point_radius": 4})
     with pytest.raises(DataError, match=r"is for points drawn as gauss .* this run has circle"):
-        aim(root, prompts_from=saved, settings={**KNOBS, "psm": "circle"})
+        aim(root, prompts_from=saved, settings={**SETTINGS, "psm": "circle"})
 
 
-def test_training_takes_no_prompt_file(tmp_path, saved):
+def test_prompt_files_are_not_for_training(tmp_path, saved):
     write_pairs(tmp_path, ["a"])
     pair = {"image": "image", "alpha": "alpha"}
     with pytest.raises(ConfigError, match="in test only"):
         MattingDataset(pair, root=tmp_path, prompts_from=saved)
 
 
-def test_what_is_missing_is_named(root, saved, tmp_path):
+def test_missing_sets_and_samples_are_named(root, saved, tmp_path):
     def drop(content):
         del content["sets"]["AIM-500"]["AIM-500/mask/o_2.png"]
 
@@ -185,27 +185,27 @@ def test_what_is_missing_is_named(root, saved, tmp_path):
     def rename(content):
         content["sets"]["AM-2K"] = content["sets"].pop("AIM-500")
 
-    with pytest.raises(DataError, match="has no set AIM-500, but AM-2K"):
+    with pytest.raises(DataError, match="does not have AIM-500, but AM-2K"):
         aim(root, prompts_from=changed(saved, tmp_path, rename))
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({"version": 2}, "has version 2; this program reads version 1"),
-        ({"format": "other"}, "is no prompt file"),
+        ({"format": "other"}, "is not a prompt file"),
         ({"sets": []}, "is damaged"),
-        ({"size": "48"}, "is for pictures of 48 pixels"),
+        ({"size": "48"}, "is for images of 48 pixels"),
     ],
 )
-def test_damaged_headers(root, saved, tmp_path, change, sentence):
+def test_damaged_headers(root, saved, tmp_path, change, message):
     path = changed(saved, tmp_path, lambda content: content.update(change))
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=message):
         aim(root, prompts_from=path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\x80PNG"])
-def test_other_files(root, tmp_path, text):
+def test_files_that_are_not_prompt_files(root, tmp_path, text):
     path = tmp_path / "x.json"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match="x.json"):
@@ -239,5 +239,5 @@ def test_damaged_entries(root, saved, tmp_path, damage):
         content["sets"]["AIM-500"]["AIM-500/mask/o_1.png"].update(damage)
 
     dataset = aim(root, prompts_from=changed(saved, tmp_path, change))
-    with pytest.raises(DataError, match="entry AIM-500, AIM-500/mask/o_1.png of .* cannot be used"):
+    with pytest.raises(DataError, match="entry AIM-500, AIM-500/mask/o_1.png of .* is not valid"):
         dataset[0]

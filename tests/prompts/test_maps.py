@@ -1,10 +1,9 @@
-"""Mask, box and point prompts by hand: data/README.md, steps 5, 6, 7."""
+"""Mask, box and point prompts against results by hand: data/README.md, steps 5, 6, 7."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from SDMatte.prompts import maps as prompts
 from SDMatte.prompts.maps import (
     auto_prompt,
     box_prompt,
@@ -43,10 +42,10 @@ def test_box_of_one_component():
     assert prompt.mask.dtype == prompt.coords.dtype == np.float32
 
 
-def test_box_counts_the_faintest_alpha():
+def test_box_includes_the_faintest_alpha():
     alpha = canvas((20, 10, 59, 49))
     alpha[80, 150] = 1e-4
-    assert object_box(alpha) == (20, 10, 59, 49)  # 1600 to 1 pixels: the large one alone
+    assert object_box(alpha) == (20, 10, 59, 49)  # 1600 to 1 pixels: only the large one
     alpha[60:81, 150] = 1e-4
     alpha[60, 60:150] = 1e-4
     alpha[49:60, 59] = 1e-4
@@ -66,13 +65,13 @@ def test_box_ten_times_rule(second, expected):
     assert object_box(canvas((10, 10, 109, 19), second)) == expected
 
 
-def test_box_ten_times_rule_looks_at_the_second_largest_only():
+def test_box_ten_times_rule_compares_the_two_largest():
     small = [(x, 60, x + 8, 68) for x in range(0, 180, 12)]  # 15 of 81 pixels
     assert object_box(canvas((10, 10, 109, 19), *small)) == (10, 10, 109, 19)
 
 
-def test_box_components_do_not_touch_at_corners():
-    # 30 x 30 and 3 x 3 pixels that meet in a corner: two components under 4-connectivity.
+def test_box_components_are_4_connected():
+    # 30 x 30 and 3 x 3 pixels that share a corner are two components.
     assert object_box(canvas((10, 10, 39, 39), (40, 40, 42, 42))) == (10, 10, 39, 39)
     assert object_box(canvas((10, 10, 39, 39), (39, 40, 42, 42))) == (10, 10, 42, 42)
 
@@ -84,13 +83,13 @@ def test_box_of_an_empty_alpha():
         np.testing.assert_array_equal(prompt.coords, [0, 0, 1, 1])
 
 
-def test_box_of_the_whole_picture_and_of_one_pixel():
+def test_box_of_the_full_image_and_of_one_pixel():
     prompt = box_prompt(np.ones((10, 20), np.float32), rng())
     np.testing.assert_allclose(prompt.coords, [0, 0, 19 / 20, 9 / 10], rtol=1e-6)
     assert prompt.mask.sum() == 19 * 9
     prompt = box_prompt(canvas((5, 7, 5, 7)), rng())
     np.testing.assert_allclose(prompt.coords, [5 / 200, 7 / 100] * 2, rtol=1e-6)
-    assert not prompt.mask.any()  # an exclusive end leaves nothing of one pixel
+    assert not prompt.mask.any()  # the end is exclusive
 
 
 def test_jitter_limits_and_distribution():
@@ -101,15 +100,15 @@ def test_jitter_limits_and_distribution():
     assert (np.abs(moved[:, 0]) == np.abs(moved[:, 2])).all()  # one c for all sides
     x_steps, y_steps = np.abs(moved[:, 0]), np.abs(moved[:, 1])
     assert not y_steps[x_steps == 0].any() and (y_steps[x_steps >= 2] >= 1).all()
-    for side in range(4):  # every side by itself, in or out
+    for side in range(4):  # each side independently, in or out
         steps = moved[:, side][moved[:, side] != 0]
         assert abs((steps > 0).mean() - 0.5) < 0.05
     assert abs(np.corrcoef(np.sign(moved[:, 0]), np.sign(moved[:, 2]))[0, 1]) < 0.07
-    sizes = np.bincount(np.abs(moved[:, 0]))  # uniform c: 0 to 6 alike
+    sizes = np.bincount(np.abs(moved[:, 0]))  # c is uniform
     np.testing.assert_allclose(sizes, 3000 / 7, atol=80)
 
 
-def test_jitter_stays_in_the_picture_and_is_off_at_0():
+def test_jitter_stays_in_the_image_and_is_off_at_0():
     shape = (300, 400)
     moved = np.array([jitter_box((0, 0, 399, 299), shape, rng(i), 0.01) for i in range(300)])
     assert moved.min() == 0 and moved[:, 2].max() == 399 and moved[:, 3].max() == 299
@@ -138,8 +137,8 @@ def test_mask_operations_by_hand():
     seen = {tuple(p.coords): p for p in masks_of(square)}
     w, h = 200, 120
     expected = {
-        "erode": (67, 47, 92, 72),  # 7 off each side; the small one vanishes
-        "dilate": (53, 33, 165, 86),  # 7 onto each side; 65 down from the large one
+        "erode": (67, 47, 92, 72),  # each side moves in by 7; the small one vanishes
+        "dilate": (53, 33, 165, 86),  # each side moves out by 7; the small one starts at row 50
         "open": (60, 40, 99, 79),  # the small square is gone
         "close": (60, 40, 158, 79),  # the small square is still there
     }
@@ -154,17 +153,17 @@ def test_mask_operations_by_hand():
         assert set(np.unique(prompt.mask)) == {0, 1} and prompt.mask.dtype == np.float32
 
 
-def test_mask_operations_are_drawn_alike():
+def test_mask_operations_are_uniform():
     alpha = canvas((60, 40, 99, 79), (150, 50, 158, 58), shape=(120, 200))
     coords = [tuple(p.coords) for p in masks_of(alpha, 800)]
     np.testing.assert_allclose([coords.count(c) for c in set(coords)], 200, atol=50)
 
 
-def test_mask_sizes_are_drawn_anew_for_each_operation():
-    # Opening with a smaller erosion than dilation grows the square: the sizes are not tied.
+def test_mask_sizes_are_independent():
+    # Opening with a smaller erosion than dilation grows the square.
     coords = {tuple(p.coords) for p in masks_of(canvas((80, 30, 119, 69)), 400, (15, 29))}
     widths = {round((c[2] - c[0]) * 200) + 1 for c in coords}
-    # Eroding takes k // 2 off one side and (k - 1) // 2 off the other, k - 1 in all.
+    # Erosion moves one side by k // 2 and the other by (k - 1) // 2, k - 1 in total.
     assert min(widths) == 40 - 28 and max(widths) == 40 + 28
     assert {40 - 14, 40 - 1, 40, 40 + 1, 40 + 14} <= widths
 
@@ -179,7 +178,7 @@ def test_mask_threshold_is_uniform():
     np.testing.assert_allclose(quantiles, [0.01, 0.2575, 0.505, 0.7525, 1], atol=0.035)
 
 
-def test_the_threshold_itself_is_in_the_mask():
+def test_mask_includes_the_threshold():
     alpha = np.full((4, 5), 0.5, np.float32)
     assert mask_prompt(alpha, rng(), (1, 1), (0.5, 0.5)).mask.all()
     assert not mask_prompt(np.nextafter(alpha, 0), rng(), (1, 1), (0.5, 0.5)).mask.any()
@@ -207,7 +206,7 @@ def scipy_heat_map(points, shape, sigma):
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("sigma", [1, 3.5, 25])
-def test_heat_map_is_scipys(sigma):
+def test_heat_map_equals_scipy(sigma):
     shape = (90, 140)
     points = [(0, 0), (139, 89), (3, 50), (70, 1), (70, 45), (71, 45)]
     np.testing.assert_allclose(
@@ -215,7 +214,7 @@ def test_heat_map_is_scipys(sigma):
     )
 
 
-def test_heat_map_is_cut_at_4_sigma_and_is_a_gaussian():
+def test_heat_map_is_a_gaussian_cut_at_4_sigma():
     result = heat_map([(100, 100)], (201, 201), 10)
     assert result[100, 100] == 1 and result.dtype == np.float32
     np.testing.assert_allclose(result[100, 110], np.exp(-0.5), rtol=1e-5)
@@ -223,8 +222,8 @@ def test_heat_map_is_cut_at_4_sigma_and_is_a_gaussian():
     assert result[100, 140] > 0 and result[100, 141] == 0 and result[59, 100] == 0
 
 
-def test_heat_map_near_a_border_peaks_where_the_reflection_does():
-    # Reflection doubles what lies at the border: the peak may leave the point itself.
+def test_heat_map_near_a_border_peaks_at_the_border():
+    # Reflection doubles the values at the border, so the peak may not be at the point.
     result = heat_map([(2, 50)], (101, 101), 10)
     assert result.max() == 1 and result[50, 0] == 1 and result[50, 2] < 1
 
@@ -251,9 +250,9 @@ def test_point_prompt(psm):
     assert prompt.coords.dtype == prompt.mask.dtype == np.float32
 
 
-def test_points_are_drawn_evenly_from_the_solid_part():
+def test_points_are_uniform_in_the_solid_part():
     alpha = np.zeros((10, 10), np.float32)
-    alpha[:4, :5] = 1  # 20 pixels, 10 of them each time
+    alpha[:4, :5] = 1  # 20 pixels, of which 10 are drawn
     counts = np.zeros((10, 10))
     for i in range(1000):
         x, y = np.round(point_prompt(alpha, rng(i), 1).coords.reshape(10, 2).T * 10).astype(int)
@@ -271,7 +270,7 @@ def test_fewer_than_ten_points():
     assert point_prompt(alpha, rng()).mask.any()
 
 
-def test_points_lie_above_the_threshold():
+def test_points_are_above_the_threshold():
     alpha = np.full((4, 5), 0.8, np.float32)
     assert not point_prompt(alpha, rng()).mask.any()
     assert point_prompt(np.nextafter(alpha, 1), rng()).mask.any()
@@ -283,9 +282,9 @@ def test_auto():
     np.testing.assert_array_equal(prompt.coords, [0, 0, 1, 1])
 
 
-def test_prompts_never_change_the_alpha():
+def test_prompts_do_not_change_the_alpha():
     alpha = canvas((40, 20, 79, 59))
     copy = alpha.copy()
-    for function in (prompts.mask_prompt, prompts.box_prompt, prompts.point_prompt):
+    for function in (mask_prompt, box_prompt, point_prompt):
         function(alpha, rng())
     np.testing.assert_array_equal(alpha, copy)

@@ -43,7 +43,7 @@ def test_prompt_files(tmp_path):
     assert read_prompt_file(tmp_path / "p.csv") == expected
 
 
-def test_prompts_are_loaded_for_their_picture(tmp_path):
+def test_maps_are_loaded_for_their_image(tmp_path):
     mask = np.zeros((4, 6), np.uint8)
     mask[1] = 255
     write_image(tmp_path / "masks" / "a.png", mask)
@@ -58,36 +58,40 @@ def test_prompts_are_loaded_for_their_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "sentence"),
+    ("name", "text", "message"),
     [
-        ("p.txt", "", "to be a .json or a .csv file"),
+        ("p.txt", "", "must be a .json or a .csv file"),
         ("p.json", "{", "not valid JSON"),
         ("p.json", "[]", "must map the names"),
-        ("p.json", "{}", "holds no prompt"),
+        ("p.json", "{}", "has no prompts"),
         ("p.json", '{"a.png": 3}', "a.png: a prompt is written"),
-        ("p.json", '{"a.png": {}}', "got none"),
-        ("p.json", '{"a.png": {"box": [1], "auto": true}}', "has one of box, points"),
+        ("p.json", '{"a.png": {}}', "got nothing"),
+        ("p.json", '{"a.png": {"box": [1], "auto": true}}', "must have one of box, points"),
         ("p.json", '{"a.png": {"bbox": [1, 2, 3, 4]}}', "got bbox"),
         ("p.json", '{"a.png": {"auto": true, "transparent": "no"}}', "transparent='no'"),
-        ("p.json", '{"a.png": {"mask": [1]}}', "mask is a file"),
+        ("p.json", '{"a.png": {"mask": [1]}}', "mask must be a file"),
         ("p.json", '{"../a.png": {"auto": true}}', "named relative to their folder"),
         ("p.json", "[" * 200_000, "not valid JSON"),
-        ("p.json", '{"a": {"auto": true}, "a": {"auto": true}}', "'a' is there twice"),
+        ("p.json", '{"a": {"auto": true}, "a": {"auto": true}}', "'a' occurs twice"),
         ("p.json", '{"": {"auto": true}}', "named relative to their folder"),
         ("p.json", '{".": {"auto": true}}', "named relative to their folder"),
-        ("p.json", '{"a.png": {"box": [[1, 2, 3, 4], [5, 6, 7, 8]]}}', "box is a list of four"),
+        (
+            "p.json",
+            '{"a.png": {"box": [[1, 2, 3, 4], [5, 6, 7, 8]]}}',
+            "box must be a list of four",
+        ),
         ("p.csv", f"image,box\n{'a' * 200_000},1 2 3 4\n", "not valid CSV"),
         ("p.csv", "picture,box\n", "the column image"),
-        ("p.csv", "image,box\na.png,1 two 3 4\n", "line 2: box is a list of numbers"),
-        ("p.csv", "image,points\na.png,1 2 3\n", "points are pairs x y; got 3 numbers"),
-        ("p.csv", "image,auto\na.png,maybe\n", "auto is 1 or 0"),
+        ("p.csv", "image,box\na.png,1 two 3 4\n", "line 2: box must be a list of numbers"),
+        ("p.csv", "image,points\na.png,1 2 3\n", "points must be pairs x y; got 3 numbers"),
+        ("p.csv", "image,auto\na.png,maybe\n", "auto must be 1 or 0"),
         ("p.csv", "image,auto\na.png,1,2\n", "no more values than columns"),
-        ("p.csv", "image,box\na.png,\n", "has one of box"),
+        ("p.csv", "image,box\na.png,\n", "must have one of box"),
     ],
 )
-def test_prompt_files_that_are_not_understood(tmp_path, name, text, sentence):
+def test_invalid_prompt_files(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises(DataError, match=message):
         read_prompt_file(tmp_path / name)
     with pytest.raises(DataError, match="Cannot read"):
         read_prompt_file(tmp_path / "none.csv")
@@ -106,7 +110,7 @@ text = st.one_of(
 
 @settings(max_examples=150)
 @given(suffix=st.sampled_from([".json", ".csv"]), content=text)
-def test_prompt_files_are_understood_or_refused(tmp_path_factory, suffix, content):
+def test_any_prompt_file_is_valid_or_refused(tmp_path_factory, suffix, content):
     path = tmp_path_factory.getbasetemp() / f"fuzzed{suffix}"
     path.write_bytes(content.encode("utf-8", "replace"))
     try:
