@@ -1,4 +1,4 @@
-"""``robustness``: each level is a test of its own, and one plot shows them all."""
+"""The robustness command: each level is a separate test, one plot shows all."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from SDMatte.scoring.metrics import METRICS
 
 
 @pytest.fixture(autouse=True)
-def _place(monkeypatch, tmp_path, sample_root):
+def _workspace(monkeypatch, tmp_path, sample_root):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
     threads = torch.get_num_threads()
@@ -36,7 +36,7 @@ def run(command, *words, status=0):
     assert main([command, *words, *settings]) == status
 
 
-def test_all_kinds_are_measured_and_drawn(capsys, caplog):
+def test_measures_and_draws_all_kinds(capsys, caplog):
     caplog.set_level("INFO")
     run("robustness", "a.pth", "--baseline", "grabcut", "--output", "out", "-j", "0")
     found = json.loads(Path("out/robustness.json").read_text())
@@ -46,11 +46,11 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
         for name in ("a", "grabcut")
     }  # fmt: skip
     assert levels["a"] == {kind: list(SWEEPS[kind].levels) for kind in SWEEPS}
-    # GrabCut knows nothing of opacity.
+    # GrabCut ignores the opacity.
     assert levels["grabcut"] == {**levels["a"], "opacity": []}
     assert all(list(m["scores"]) == list(METRICS) for m in found)
 
-    # Where nothing is worse, it is the plain test; the levels are those of the data set.
+    # Unperturbed levels equal the plain test, perturbed ones the data set's `perturb`.
     scores = {(m["kind"], m["level"]): m["scores"] for m in found if m["method"] == "a"}
     run("test", "a.pth", "--output", "plain", "test.prompts=[box,point,mask]")
     for kind, prompt, level in (
@@ -77,20 +77,23 @@ def test_all_kinds_are_measured_and_drawn(capsys, caplog):
 
     caplog.clear()
     run("robustness", "a.pth", "--baseline", "grabcut", "--output", "out")
-    assert "out/a/AIM-500/box_sides-0.2: 1 of 1 pictures are done already" in caplog.text
+    assert "out/a/AIM-500/box_sides-0.2: resuming, 1 of 1 images are done already" in caplog.text
     assert json.loads(Path("out/robustness.json").read_text()) == found
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["a.pth", "--kinds", "boxes"], "Unknown kinds boxes; known are box, points, mask, opac"),
-        (["--baseline", "grabcut", "--kinds", "opacity"], "can be measured with box, points, mask"),
-        (["--baseline", "closed-form", "test.prompts=[trimap]"], "no kind of prompt"),
+        (["a.pth", "--kinds", "boxes"], "Unknown kinds boxes; choose from box, points, mask, opac"),
+        (
+            ["--baseline", "grabcut", "--kinds", "opacity"],
+            "supports the kinds box, points, mask, not opacity",
+        ),
+        (["--baseline", "closed-form", "test.prompts=[trimap]"], "supports the kinds (none)"),
         (["nowhere.pth"], "Checkpoint file nowhere.pth not found."),
     ],
 )
-def test_mistakes_are_one_sentence(capsys, words, sentence):
+def test_error_messages(capsys, words, sentence):
     run("robustness", *words, status=2)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and sentence in error

@@ -149,8 +149,8 @@ def test_a_test_goes_on_where_it_was(caplog):
     times_other = other.stat().st_mtime_ns
     caplog.set_level("INFO")
     run("a.pth", "--output", "half", "test.prompts=[box,mask]")
-    assert "half/AIM-500/box: 1 of 4 pictures are done" in caplog.text
-    assert "half/AIM-500/mask: 4 of 4 pictures are done" in caplog.text
+    assert "half/AIM-500/box: resuming, 1 of 4 images are done" in caplog.text
+    assert "half/AIM-500/mask: resuming, 4 of 4 images are done" in caplog.text
     assert kept.stat().st_mtime_ns == times and other.stat().st_mtime_ns == times_other
     assert scores(half) == scores(whole) and mattes(half) == mattes(whole)
     assert {p.name for p in half.iterdir()} == {p.name for p in whole.iterdir()}
@@ -268,12 +268,12 @@ def test_nothing_that_is_read_is_overwritten(tmp_path, sample_root, capsys):
 def test_there_must_be_mattes_to_score(capsys):
     run("a.pth", "--output", "out", "--only", "score", status=2)
     error = capsys.readouterr().err
-    assert "There are no mattes to score:\n  out/AIM-500/box: 4 of them, such as 0000_" in error
+    assert "Mattes to score are missing:\n  out/AIM-500/box: 4 of 4, such as 0000_" in error
     assert not Path("out").exists()
     run("a.pth", "--output", "out", "--only", "predict")
     next(Path("out/AIM-500/box/mattes").iterdir()).unlink()
     run("a.pth", "--output", "out", "--only", "score", status=2)
-    assert "1 of them" in capsys.readouterr().err
+    assert "1 of 4" in capsys.readouterr().err
     run("a.pth", "--output", "out")  # predicts what is missing, scores all
     assert len(scores("out/AIM-500/box")) == 4
 
@@ -301,15 +301,18 @@ def test_error_maps(sample_root):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--baseline", "magic"], "Unknown baseline 'magic'; known are prompt, grabcut, grabcut-"),
-        (["--baseline", "grabcut", "test.prompts=[auto]"], "The baseline grabcut takes point, box"),
+        (["--baseline", "magic"], "Unknown baseline 'magic'; choose from prompt, grabcut, grabcu"),
+        (["--baseline", "grabcut", "test.prompts=[auto]"], "The baseline grabcut supports point,"),
         (["a.pth", "c.pth"], "Checkpoint file c.pth not found."),
-        (["a.pth", "a.pth"], "A config and a checkpoint are named twice."),
+        (["a.pth", "a.pth"], "A config and checkpoint are given twice."),
         (["a.pth", "-j", "-2"], "test.num_workers is a whole number of at least 0; got -2."),
         (["a.pth", "test.protocol=x"], "Unknown protocol 'x'"),
-        (["a.pth", "test.prompts=[]"], "test.prompts names no prompt."),
+        (["a.pth", "test.prompts=[]"], "test.prompts is empty."),
         (["a.pth", "--only", "predict", "test.save_mattes=False"], "needs test.save_mattes=True"),
-        (["a.pth", "dataloader.test.dataset.names=[AIM-500,AIM-500]"], "two test sets AIM-500"),
+        (
+            ["a.pth", "dataloader.test.dataset.names=[AIM-500,AIM-500]"],
+            "Two test sets are named AIM-500",
+        ),
         (["a.pth", "dataloader.test.dataset.names=[]"], "dataset.names names no set."),
         (
             [
@@ -319,7 +322,10 @@ def test_error_maps(sample_root):
             ],
             "test.use_trimap=True needs trimaps, and pair has none.",
         ),
-        (["a.pth", "dataloader.test.dataset.perturb={box: -1}"], "perturb.box must be greater than -0.5; got -1"),
+        (
+            ["a.pth", "dataloader.test.dataset.perturb={box: -1}"],
+            "perturb.box must be greater than -0.5; got -1",
+        ),
         (
             ["configs/SDMatte.py", "a.pth", "configs/SDMatte_small.py", "--save-prompts", "p"],
             "--save-prompts takes the prompts of one config",
