@@ -1,4 +1,4 @@
-"""The models, their losses, and what turns pretrained weights into theirs."""
+"""The models, their losses, and the conversion of pretrained weights."""
 
 from SDMatte.modeling.lite import LiteSDMatte
 from SDMatte.modeling.sdmatte import SDMatte

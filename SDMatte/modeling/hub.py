@@ -1,18 +1,18 @@
-"""Models by path or by hub id: what a name stands for, and fetching no more than is needed of it.
+"""Models by local path or by hub id, fetching only the files that are needed.
 
-A name is a local path, or ``OWNER/NAME`` on the Hugging Face hub, with a revision as
-``OWNER/NAME@REVISION`` and one of its files as ``OWNER/NAME/FILE``. What exists locally wins; a
-`pathlib.Path` is always local.
+A name is a local path, or `OWNER/NAME` on the Hugging Face hub, optionally with a revision
+(`OWNER/NAME@REVISION`) or one of its files (`OWNER/NAME/FILE`). Existing local paths take
+precedence; a `pathlib.Path` is always local.
 """
 
 import errno
 import glob
 import logging
 import os
-import queue
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,19 +36,23 @@ from SDMatte.errors import CheckpointError, MissingCheckpointError, OutputError
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 COMPONENTS = ("unet", "vae", "text_encoder")
 MODEL_CARD = "sdmatte.json"
+WEIGHTS_FILE = "model.safetensors"
+"""Weights in a folder written by `SDMatte.save_pretrained`."""
+
 FINAL_CHECKPOINT = "model_final.pth"
-"""The weights alone that a training run leaves in its output folder."""
+"""Weights that a training run leaves in its output folder."""
 
-CHECKPOINTS = ("model.safetensors", "SDMatte.pth", "LiteSDMatte.pth", FINAL_CHECKPOINT)
-"""Names of a model's checkpoint, preferred in this order where there are several files."""
+CHECKPOINTS = (WEIGHTS_FILE, "SDMatte.pth", "LiteSDMatte.pth", FINAL_CHECKPOINT)
+"""Usual names of a model's checkpoint, in order of precedence."""
 
-SECONDS = 4.0
-"""How long the hub may take to answer, unless HF_HUB_ETAG_TIMEOUT says otherwise."""
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
-# The second is the base of all errors of the HTTP client, which is not the same in all releases.
+HUB_TIMEOUT = 4.0
+"""Seconds that the hub may take to answer, unless HF_HUB_ETAG_TIMEOUT is set."""
+
+# The second is the base of all errors of the HTTP client, which differs between releases.
 _NETWORK_ERRORS = (OSError, HfHubHTTPError.__bases__[0])
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(.+))?")
@@ -56,17 +60,17 @@ _STEMS = {"text_encoder": {".safetensors": "model", ".bin": "pytorch_model"}}
 _STEM = "diffusion_pytorch_model"
 
 Chooser = Callable[[Sequence[str], str], Iterable[str]]
-"""Takes the names of all files and what to call their place; returns the names of those needed."""
+"""Returns the needed files, given the names of all files of a folder and what to call it."""
 
 
 @dataclass(frozen=True)
 class HubName:
-    """What a name means on the hub.
+    """A name on the hub.
 
     Attributes:
-        repo: ``OWNER/NAME``.
+        repo: `OWNER/NAME`.
         revision: A branch, tag or commit; None for the main branch.
-        file: One of its files, None for the whole.
+        file: A file of the repository; None for the whole repository.
     """
 
     repo: str
@@ -80,7 +84,7 @@ class HubName:
 
     @classmethod
     def parse(cls, name: str | Path) -> "HubName | None":
-        """Return what a name means on the hub, or None where it can only be a local path."""
+        """Parse a name; return None if it can only be a local path."""
         match = None if isinstance(name, Path) else _ID.fullmatch(name.rstrip("/"))
         if match is None or any(mark in match[1] for mark in ("--", "..")):
             return None
@@ -89,36 +93,39 @@ class HubName:
         if is_checkpoint != (file is not None):
             return None  # FOLDER/model.pth, FOLDER/FOLDER/FOLDER
         if file is not None and revision is None and Path(repo).parent.is_dir():
-            return None  # output/run/model.pth with a folder output: nobody is asked for that
+            return None  # output/run/model.pth where a folder output exists
         return cls(repo, revision, file)
 
 
+# ------------------------------------------------------------------- from name to path
+
+
 def resolve_folder(name: str | Path, load: bool | Collection[str] = False) -> Path:
-    """Find a model folder, fetching its configs and tokenizer from the hub if it is there.
+    """Return the path of a model folder, after fetching its configs and tokenizer if needed.
 
     Args:
         name: A folder or a hub id.
-        load: The components whose weights are wanted as well; True for all.
+        load: Components whose weights are needed as well; True for all.
 
     Raises:
         MissingCheckpointError: The folder does not exist, or the hub cannot provide it.
-        CheckpointError: It lacks weights that are wanted, or access to it is restricted.
+        CheckpointError: It lacks weights that are needed, or access to it is restricted.
     """
-    wanted = [part for part in COMPONENTS if load is True or part in (load or ())]
-    return _resolve(name, lambda names, where: choose_model_files(names, where, wanted))
+    needed = [part for part in COMPONENTS if load is True or part in (load or ())]
+    return _resolve(name, lambda names, where: choose_model_files(names, where, needed))
 
 
 def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path:
-    """Find a checkpoint, fetching it from the hub if it is there.
+    """Return the path of a checkpoint, after fetching it if needed.
 
     Args:
         name: A checkpoint file, a folder that holds one, or a hub id.
-        file: Which of the folder's files, or the path of another; None for the folder's usual or
-            only one.
+        file: A file of the folder, or the path of another one; None for the folder's usual or only
+            checkpoint.
 
     Raises:
         MissingCheckpointError: The file does not exist, or the hub cannot provide it.
-        CheckpointError: Access to it is restricted, or it is ambiguous.
+        CheckpointError: It is ambiguous, or access to it is restricted.
     """
     path, hub_name = Path(name), HubName.parse(name)
     if path.is_file():
@@ -139,6 +146,43 @@ def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path
     return _resolve(name, choose) / chosen[0]
 
 
+def resolve_pretrained(name: str | Path, replaced: Collection[str] = ()) -> Path:
+    """Return the path of Stable Diffusion's weights: a diffusers folder or the original file.
+
+    Args:
+        name: A folder, a file, a hub id or one of its files.
+        replaced: Components whose weights are not needed.
+
+    Raises:
+        MissingCheckpointError: It does not exist, or the hub cannot provide it.
+        CheckpointError: A component has no weights, or access to it is restricted.
+    """
+    hub_name = HubName.parse(name)
+    if Path(name).is_file() or (hub_name is not None and hub_name.file is not None):
+        return resolve_checkpoint(name)
+    return resolve_folder(name, [part for part in COMPONENTS if part not in replaced])
+
+
+def resolve_component(name: str | Path) -> Path:
+    """Return the folder of a single component with its weights, such as TAESD.
+
+    Raises:
+        MissingCheckpointError: It does not exist, or the hub cannot provide it.
+        CheckpointError: It is not a component, or access to it is restricted.
+    """
+
+    def choose(names: Sequence[str], where: str) -> list[str]:
+        files = choose_weights(names, "")
+        if not files or "config.json" not in names:
+            raise CheckpointError(
+                f"{where} is not a component in diffusers layout: it has no "
+                f"{'weights' if 'config.json' in names else 'config.json'}."
+            )
+        return ["config.json", *files]
+
+    return _resolve(name, choose)
+
+
 def _resolve(name: str | Path, choose: Chooser) -> Path:
     """Return the local folder that holds the chosen files of a folder or a hub repository."""
     path = Path(name)
@@ -156,46 +200,12 @@ def _resolve(name: str | Path, choose: Chooser) -> Path:
 
 
 def _list_files(folder: Path) -> list[str]:
-    """List a model folder's files and those of its sub-folders, not any deeper."""
+    """List the files of a model folder and of its sub-folders, no deeper."""
     paths = [*folder.iterdir(), *folder.glob("*/*")]
     return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
 
 
-def resolve_pretrained(name: str | Path, replaced: Collection[str] = ()) -> Path:
-    """Find Stable Diffusion's weights: a folder in diffusers layout, or the original single file.
-
-    Args:
-        name: A folder, a file, a hub id or one of its files.
-        replaced: Components whose weights are not needed.
-
-    Raises:
-        MissingCheckpointError: It does not exist, or the hub cannot provide it.
-        CheckpointError: A component has no weights, or access to it is restricted.
-    """
-    hub_name = HubName.parse(name)
-    if Path(name).is_file() or (hub_name is not None and hub_name.file is not None):
-        return resolve_checkpoint(name)
-    return resolve_folder(name, [part for part in COMPONENTS if part not in replaced])
-
-
-def resolve_component(name: str | Path) -> Path:
-    """Find the folder of a single component, such as TAESD.
-
-    Raises:
-        MissingCheckpointError: It does not exist, or the hub cannot provide it.
-        CheckpointError: It is none, or access to it is restricted.
-    """
-
-    def choose(names: Sequence[str], where: str) -> list[str]:
-        files = choose_weights(names, "")
-        if not files or "config.json" not in names:
-            raise CheckpointError(
-                f"{where} is not a component in diffusers layout: it has no "
-                f"{'weights' if 'config.json' in names else 'config.json'}."
-            )
-        return ["config.json", *files]
-
-    return _resolve(name, choose)
+# ------------------------------------------------------------------- which files
 
 
 def choose_model_files(names: Sequence[str], where: str, load: Collection[str]) -> list[str]:
@@ -203,19 +213,19 @@ def choose_model_files(names: Sequence[str], where: str, load: Collection[str]) 
 
     Args:
         names: The folder's files.
-        where: What messages call the folder.
-        load: The components whose weights are wanted.
+        where: Name of the folder in messages.
+        load: Components whose weights are needed.
 
     Raises:
-        CheckpointError: A component lacks its config, or the weights that are wanted.
+        CheckpointError: A component lacks its config, or weights that are needed.
     """
-    configs = {f"{name}/config.json" for name in COMPONENTS}
-    configs |= {"scheduler/scheduler_config.json", "model_index.json", MODEL_CARD}
-    lacking = [f"{name}/config.json" for name in COMPONENTS if f"{name}/config.json" not in names]
-    if lacking:
-        raise MissingCheckpointError(
-            f"{where} is not a Stable Diffusion folder in diffusers layout: it has no {lacking[0]}."
-        )
+    configs = [f"{component}/config.json" for component in COMPONENTS]
+    for config in configs:
+        if config not in names:
+            raise MissingCheckpointError(
+                f"{where} is not a Stable Diffusion folder in diffusers layout: it has no {config}."
+            )
+    configs += ["scheduler/scheduler_config.json", "model_index.json", MODEL_CARD]
     chosen = [name for name in names if name in configs or re.fullmatch(r"tokenizer/[^/]+", name)]
     for component in load:
         files = choose_weights(names, component)
@@ -237,7 +247,7 @@ def choose_weights(names: Collection[str], component: str) -> list[str]:
         component: Its sub-folder; empty for the folder itself.
 
     Returns:
-        One file, or the index and the shards; empty if there are none.
+        One file, or an index and its shards; empty if there are none.
     """
     prefix = f"{component}/" if component else ""
     for variant in ("", ".fp16"):
@@ -256,21 +266,21 @@ def choose_weights(names: Collection[str], component: str) -> list[str]:
 
 
 def choose_checkpoint(names: Sequence[str], where: str, file: str | None = None) -> str:
-    """Choose a model folder's checkpoint.
+    """Choose the checkpoint of a model folder.
 
     Args:
         names: The folder's files.
-        where: What messages call the folder.
-        file: Which one; None for the usual or the only one.
+        where: Name of the folder in messages.
+        file: The file to use; None for the usual or the only checkpoint.
 
     Raises:
-        MissingCheckpointError: There is none.
-        CheckpointError: There are several, of unusual names.
+        MissingCheckpointError: The file, or any checkpoint, is missing.
+        CheckpointError: There are several checkpoints, none with a usual name.
     """
     found = [n for n in names if "/" not in n and n.endswith(CHECKPOINT_SUFFIXES)]
-    listed = f"; it has {', '.join(found)}" if found else ""
     if file is not None:
         if file not in names:
+            listed = f"; it has {', '.join(found)}" if found else ""
             raise MissingCheckpointError(f"{where} has no checkpoint named {file}{listed}.")
         return file
     usual = [name for name in CHECKPOINTS if name in found]
@@ -279,60 +289,63 @@ def choose_checkpoint(names: Sequence[str], where: str, file: str | None = None)
     if found:
         raise CheckpointError(f"{where} has several checkpoints ({', '.join(found)}): name one.")
     raise MissingCheckpointError(
-        f"{where} has no checkpoint: expected are {', '.join(CHECKPOINTS[:3])} or one file of "
+        f"{where} has no checkpoint: expected {', '.join(CHECKPOINTS[:3])}, or a single file of "
         f"another name."
     )
 
 
+# ------------------------------------------------------------------- fetching
+
+
 def _fetch(hub_name: HubName, name: str, choose: Chooser) -> Path:
-    """Fetch the chosen files of a repository into the hub's cache, unless they are there."""
+    """Fetch the chosen files of a repository into the hub's cache, unless they are cached."""
     repo, revision = hub_name.repo, hub_name.revision
     try:
-        info = _ask_hub(hub_name)
+        info = _request_info(hub_name)
     except CheckpointError as error:
         return _find_cached(hub_name, name, choose, error)
     names = [file.rfilename for file in info.siblings or ()]
-    wanted = list(choose(names, f"{repo} on the Hugging Face hub"))
-    cached = [try_to_load_from_cache(repo, file, revision=revision) for file in wanted]
+    needed = list(choose(names, f"{repo} on the Hugging Face hub"))
+    cached = [try_to_load_from_cache(repo, file, revision=revision) for file in needed]
     if all(isinstance(path, str) and info.sha in Path(path).parts for path in cached):
-        return Path(cached[0]).parents[wanted[0].count("/")]
-    logger.info("Fetching %d files of %s from %s ...", len(wanted), repo, constants.ENDPOINT)
-    patterns = [glob.escape(file) for file in wanted]
+        return Path(cached[0]).parents[needed[0].count("/")]
+    logger.info("Fetching %d files of %s from %s ...", len(needed), repo, constants.ENDPOINT)
+    patterns = [glob.escape(file) for file in needed]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
-        raise _refusal(hub_name, error) from error
+        raise _access_error(hub_name, error) from error
     except _NETWORK_ERRORS as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise OutputError(
-                f"{name} cannot be saved in the hub's cache {constants.HF_HUB_CACHE} "
-                f"({error.strerror}); HF_HOME names another folder for it."
+                f"Cannot save {name} in the hub's cache {constants.HF_HUB_CACHE} "
+                f"({error.strerror}). Set HF_HOME to another folder."
             ) from error
         raise CheckpointError(
-            f"Fetching {name} from the Hugging Face hub failed ({_first_line(error)}). The same "
-            f"command resumes it."
+            f"Fetching {name} from the Hugging Face hub failed ({_first_line(error)}). Run the "
+            f"command again to resume."
         ) from error
 
 
-def _ask_hub(hub_name: HubName) -> ModelInfo:
-    """Ask the hub for the commit of a repository's revision and its files."""
-    where = f"The Hugging Face hub ({constants.ENDPOINT})"
+def _request_info(hub_name: HubName) -> ModelInfo:
+    """Request commit and file names of a repository's revision."""
     if constants.HF_HUB_OFFLINE:
         raise MissingCheckpointError(
             "HF_HUB_OFFLINE is set: nothing is fetched from the Hugging Face hub."
         )
-    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or SECONDS)
-    api, repo, revision = HfApi(), hub_name.repo, hub_name.revision
+    where = f"The Hugging Face hub ({constants.ENDPOINT})"
+    timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_TIMEOUT)
+    repo, revision = hub_name.repo, hub_name.revision
     try:
-        return _call_within(
-            seconds, lambda: api.model_info(repo, revision=revision, timeout=seconds)
+        return _call_with_timeout(
+            timeout, lambda: HfApi().model_info(repo, revision=revision, timeout=timeout)
         )
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403, 404):
-            raise _refusal(hub_name, error) from error
+            raise _access_error(hub_name, error) from error
         raise MissingCheckpointError(
-            f"{where} answers with status {status}: try again later."
+            f"{where} responded with status {status}: try again later."
         ) from error
     except _NETWORK_ERRORS as error:
         raise MissingCheckpointError(
@@ -341,31 +354,27 @@ def _ask_hub(hub_name: HubName) -> ModelInfo:
         ) from error
 
 
-def _call_within(seconds: float, function: Callable[[], Any]) -> Any:
-    """Call a function that may hang: the look-up of a host's name has no time limit of its own."""
-    outcome: queue.SimpleQueue = queue.SimpleQueue()
+def _call_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
+    """Call a function that may hang: the look-up of a host name has no timeout of its own."""
+    future: futures.Future = futures.Future()
 
     def call() -> None:
         try:
-            outcome.put((function(), None))
+            future.set_result(function())
         except Exception as error:
-            outcome.put((None, error))
+            future.set_exception(error)
 
-    threading.Thread(target=call, daemon=True).start()
-    try:
-        value, error = outcome.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
-    if error is not None:
-        raise error
-    return value
+    threading.Thread(target=call, daemon=True).start()  # an executor would wait for it at exit
+    if not futures.wait([future], timeout=seconds).done:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    return future.result()
 
 
 def _find_cached(hub_name: HubName, name: str, choose: Chooser, problem: CheckpointError) -> Path:
-    """Find the chosen files in the hub's cache when the hub does not provide them.
+    """Find the chosen files in the hub's cache if the hub cannot provide them.
 
     Raises:
-        CheckpointError: They are not all there; of the problem's type, and with its message.
+        CheckpointError: Files are missing; with the type and the message of the problem.
     """
     try:
         folder = Path(
@@ -373,25 +382,24 @@ def _find_cached(hub_name: HubName, name: str, choose: Chooser, problem: Checkpo
                 hub_name.repo,
                 revision=hub_name.revision,
                 local_files_only=True,
-                allow_patterns=[],  # otherwise it insists on all files of the repository
+                allow_patterns=[],  # otherwise all files of the repository must be cached
             )
         )
     except LocalEntryNotFoundError:
         raise type(problem)(
-            f"{name} was not found locally or in the hub's cache {constants.HF_HUB_CACHE}. "
-            f"{problem}"
+            f"{name} not found locally or in the hub's cache {constants.HF_HUB_CACHE}. {problem}"
         ) from problem
     try:
         choose(_list_files(folder), f"The cached copy of {hub_name.repo}")
     except CheckpointError as error:
         raise type(error)(f"{error} {problem}") from problem
     if not constants.HF_HUB_OFFLINE:
-        logger.warning("%s The cached copy of %s is used.", problem, hub_name.repo)
+        logger.warning("%s Using the cached copy of %s.", problem, hub_name.repo)
     return folder
 
 
-def _refusal(hub_name: HubName, error: HfHubHTTPError) -> CheckpointError:
-    """Put the hub's refusal into words."""
+def _access_error(hub_name: HubName, error: HfHubHTTPError) -> CheckpointError:
+    """Return the error for a repository that the hub does not provide."""
     repo = hub_name.repo
     if isinstance(error, GatedRepoError):
         return CheckpointError(
@@ -415,7 +423,7 @@ def _refusal(hub_name: HubName, error: HfHubHTTPError) -> CheckpointError:
     else:
         hint = (
             "Check the spelling; a private repository needs `hf auth login` or HF_TOKEN. "
-            'README.md, "Pretrained model", says where weights come from.'
+            'README.md, "Pretrained model", lists sources of weights.'
         )
     return MissingCheckpointError(f"The Hugging Face hub has no repository {repo}. {hint}")
 

@@ -1,12 +1,11 @@
-"""The losses of training and distillation.
+"""Losses of training and distillation.
 
-Each matting loss is taken over a region of the trimap: *unknown*, *known* or the whole picture.
-Losses of a region are scaled by the share of pixels that it is, so that they do not depend on its
-size (paper section 3.5).
+Each matting loss covers a region of the trimap: *unknown*, *known* or the whole image. Losses of a
+region are divided by its fraction of the pixels, so that they do not depend on its size (paper,
+Sec. 3.5).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,38 +14,39 @@ from SDMatte.errors import ConfigError
 
 LAPLACIAN_LEVELS = 5
 LAPLACIAN_MIN_SIZE = 4 * 2 ** (LAPLACIAN_LEVELS - 1)
-"""The last level's filter reflects two pixels at the border of an even size, so it needs four."""
+"""The filter reflects two pixels at the border of an even size, so the last level needs four."""
 DICE_SMOOTHING = 1e-3
 DISTILLATION_WEIGHT = 0.01
 
 
-def _check_names(setting: str, names: Sequence[str], known: Mapping[str, Any]) -> None:
-    """Sees that some losses are named, and all of them known."""
+def _check_names(setting: str, names: Sequence[str], known: Collection[str]) -> None:
     if names is None or isinstance(names, str) or not names or set(names) - set(known):
-        raise ConfigError(f"{setting} is a list of some of {', '.join(known)}; got {names}.")
+        raise ConfigError(
+            f"{setting} must be a non-empty list of {', '.join(known)}; got {names!r}."
+        )
 
 
 class MattingCriterion:
-    """Computes the named losses between predicted and true alpha.
+    """Matting losses between predicted and true alpha.
 
     Args:
-        losses: Names, of `MATTING_LOSSES`.
-        size: Height and width of the pictures; the scale of a region's loss is
-            ``B * size**2 / pixels of the region``.
+        losses: Names from `MATTING_LOSSES`.
+        size: Height and width of the images. The scale of a region's loss is
+            `B * size**2 / pixels of the region`.
 
     Raises:
-        ConfigError: A name is unknown, or the size is no number of pixels.
+        ConfigError: A name is unknown, or the size is invalid or too small for a loss.
     """
 
     def __init__(self, losses: Sequence[str], size: int = 512):
         _check_names("criterion.losses", losses, MATTING_LOSSES)
         if not isinstance(size, int) or size < 1:
-            raise ConfigError(f"criterion.size is a number of pixels; got {size!r}.")
+            raise ConfigError(f"criterion.size must be a positive number of pixels; got {size!r}.")
         pyramids = [name for name in losses if MATTING_LOSSES[name][1] is laplacian_loss]
         if pyramids and size < LAPLACIAN_MIN_SIZE:
             raise ConfigError(
-                f"{pyramids[0]} needs pictures of at least {LAPLACIAN_MIN_SIZE} pixels; criterion."
-                f"size (dataloader.train.dataset.size) is {size}."
+                f"{pyramids[0]} needs images of at least {LAPLACIAN_MIN_SIZE} pixels; "
+                f"criterion.size (dataloader.train.dataset.size) is {size}."
             )
         self.losses = tuple(losses)
         self.size = size
@@ -54,18 +54,17 @@ class MattingCriterion:
     def __call__(
         self, pred: torch.Tensor, label: torch.Tensor, trimap: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Computes the losses, in float32 whatever the mixed precision outside.
+        """Compute the losses, always in float32.
 
         Args:
-            pred: Predicted alpha, ``[B, 1, H, W]`` in [0, 1].
-            label: True alpha, likewise.
-            trimap: ``[B, 1, H, W]`` as the loader gives it: -1 background, 0 unknown,
-                1 foreground.
+            pred: Predicted alpha, `[B, 1, H, W]` in [0, 1].
+            label: True alpha, `[B, 1, H, W]` in [0, 1].
+            trimap: `[B, 1, H, W]`: -1 background, 0 unknown, 1 foreground.
 
         Returns:
-            A scalar for each name.
+            A scalar per name.
         """
-        # Pyramids and counts of pixels would lose digits that the losses consist of.
+        # In half precision, pyramids and pixel counts would lose most of a loss's digits.
         with torch.autocast(pred.device.type, enabled=False):
             return self._losses(pred.float(), label.float(), trimap)
 
@@ -91,33 +90,18 @@ class MattingCriterion:
         return result
 
 
-def l1_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference."""
-    return F.l1_loss(pred, label)
-
-
-def mse_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference."""
-    return F.mse_loss(pred, label)
-
-
-def bce_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of probabilities."""
-    return F.binary_cross_entropy(pred, label)
-
-
 def dice_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """One minus the Dice coefficient of the batch, against the label cut at 0.5."""
+    """Compute one minus the Dice coefficient of the batch, with the label thresholded at 0.5."""
     label = (label > 0.5).to(pred)
     overlap = (pred * label).sum()
     return 1 - (2 * overlap + DICE_SMOOTHING) / (pred.sum() + label.sum() + DICE_SMOOTHING)
 
 
 def gradient_penalty(pred: torch.Tensor, label: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """L1 of the differences of Sobel gradients, plus 0.01 of the prediction's own gradients.
+    """Compute the L1 of Sobel gradient differences, plus 0.01 of the prediction's own gradients.
 
-    The gradients are those of the whole picture, of which the region is kept: cutting the region
-    out first would add its outline.
+    Gradients are computed on the whole image and then restricted to the region. Restricting the
+    image first would add the outline of the region.
     """
     sobel = pred.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = torch.stack([sobel, sobel.T]).unsqueeze(1)  # [2, 1, 3, 3]: x, y
@@ -128,7 +112,7 @@ def gradient_penalty(pred: torch.Tensor, label: torch.Tensor, region: torch.Tens
 
 
 def laplacian_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Weighted L1 between the Laplacian pyramids of two pictures ``[B, 1, H, W]``."""
+    """Compute the weighted L1 between the Laplacian pyramids of two images `[B, 1, H, W]`."""
     row = pred.new_tensor([1, 4, 6, 4, 1])
     kernel = (row[:, None] * row[None, :] / 256)[None, None]  # [1, 1, 5, 5]
     pairs = zip(_laplacian_pyramid(pred, kernel), _laplacian_pyramid(label, kernel), strict=True)
@@ -153,25 +137,32 @@ def _blur(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 
 MATTING_LOSSES: dict[str, tuple[str, Callable]] = {
-    "unknown_l1_loss": ("unknown", l1_loss),
-    "known_l1_loss": ("known", l1_loss),
+    "unknown_l1_loss": ("unknown", F.l1_loss),
+    "known_l1_loss": ("known", F.l1_loss),
     "unknown_lap_loss": ("unknown", laplacian_loss),
     "known_lap_loss": ("known", laplacian_loss),
     "loss_gradient_penalty": ("unknown", gradient_penalty),
-    "l1_loss": ("all", l1_loss),
-    "mse_loss": ("all", mse_loss),
+    "l1_loss": ("all", F.l1_loss),
+    "mse_loss": ("all", F.mse_loss),
     "lap_loss": ("all", laplacian_loss),
     "dice_loss": ("all", dice_loss),
-    "bce_loss": ("all", bce_loss),
+    "bce_loss": ("all", F.binary_cross_entropy),
 }
-"""The region and the function of each loss, by its published name."""
+"""Region and function of each loss, by published name."""
+
+DISTILLATION_LOSSES: dict[str, Callable] = {
+    "mse": F.mse_loss,
+    "mse_loss": F.mse_loss,
+    "l1": F.l1_loss,
+    "l1_loss": F.l1_loss,
+}
 
 
 class DistillationCriterion:
-    """Compares the student's features with the teacher's (paper section 4.4).
+    """Loss between the features of student and teacher (paper, Sec. 4.4).
 
     Args:
-        losses: ``"mse"``, ``"l1"`` or both; they are added.
+        losses: `"mse"`, `"l1"` or both, which are added.
 
     Raises:
         ConfigError: A name is unknown.
@@ -184,21 +175,24 @@ class DistillationCriterion:
     def __call__(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Computes the loss, in float32 whatever the mixed precision outside.
+        """Compute the loss, always in float32.
 
         Args:
-            student: Features as `SDMatte.modeling.SDMatte` returns them.
-            teacher: The teacher's, of the same shapes; they get no gradient.
+            student: Features as returned by `SDMatte.modeling.SDMatte`.
+            teacher: Features of the teacher, of the same shapes; they get no gradient.
 
         Returns:
-            A scalar: 0.01 times the sum over the features of the losses' means.
+            A scalar: 0.01 times the sum of the losses over the features.
 
         Raises:
-            ConfigError: The features do not fit: student and teacher are of other widths.
+            ConfigError: The shapes differ: student and teacher have different widths.
         """
         shapes = [[tuple(f.shape) for f in features] for features in (student, teacher)]
         if shapes[0] != shapes[1]:
-            raise ConfigError(f"Student and teacher features differ: {shapes[0]} and {shapes[1]}.")
+            raise ConfigError(
+                f"Student and teacher must have features of the same shapes; got {shapes[0]} and "
+                f"{shapes[1]}."
+            )
         with torch.autocast(student[0].device.type, enabled=False):
             total = sum(
                 DISTILLATION_LOSSES[name](s.float(), t.detach().float())
@@ -206,11 +200,3 @@ class DistillationCriterion:
                 for name in self.losses
             )
             return DISTILLATION_WEIGHT * total
-
-
-DISTILLATION_LOSSES: dict[str, Callable] = {
-    "mse": mse_loss,
-    "mse_loss": mse_loss,
-    "l1": l1_loss,
-    "l1_loss": l1_loss,
-}

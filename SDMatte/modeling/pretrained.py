@@ -1,19 +1,20 @@
-"""Prepares Stable Diffusion's weights for SDMatte: the files' side of `process_weight.py`."""
+"""Preparing Stable Diffusion's weights for SDMatte, the work of `process_weight.py`."""
 
-import json
 import logging
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from SDMatte.errors import CheckpointError, ConfigError, OutputError
-from SDMatte.modeling import hub, single_file, weights
-from SDMatte.modeling.surgery import COORDINATE_LAYERS, coordinate_weights
+from SDMatte.modeling import hub, weights
+from SDMatte.modeling.single_file import check_cross_attention, find_config, read_single_file
+from SDMatte.modeling.surgery import COORDINATE_LAYERS, CoordinateInit, coordinate_weights
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
 from SDMatte.runtime.files import check_not_read
 
@@ -21,119 +22,231 @@ logger = logging.getLogger(__name__)
 
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
 REQUIRED = ("unet", "vae", "text_encoder", "tokenizer")
-UNET_FILE = "diffusion_pytorch_model.safetensors"
-SD2_CROSS_ATTENTION_DIM = 1024
+FILES = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+"""Files of the components' weights."""
 
-CopyOthers = Callable[[Path, Collection[str]], None]
-"""Writes all but the U-Net into a folder, without the components that are named."""
+
+@dataclass
+class Pretrained:
+    """Stable Diffusion's weights.
+
+    Attributes:
+        unet_source: Name of the U-Net's weights in messages.
+        unet_config: Config of the U-Net.
+        unet: Weights of the U-Net.
+        other_size: Bytes of the other components.
+        write_others: Writes the other components into a folder, except for those named.
+    """
+
+    unet_source: str
+    unet_config: dict[str, Any]
+    unet: dict[str, torch.Tensor]
+    other_size: int
+    write_others: Callable[[Path, Collection[str]], None]
 
 
 def process_pretrained(
     source: str | Path,
     output: str | Path | None = None,
     vae: str | Path | None = None,
-    init: str = "default",
+    init: CoordinateInit = "default",
     config: str | Path | None = None,
 ) -> Path:
-    """Add what SDMatte's U-Net needs to Stable Diffusion v2.
+    """Add what the U-Net of SDMatte needs to Stable Diffusion v2.
 
-    The three coordinate settings go into ``unet/config.json``, the eight tensors of the
-    coordinate embeddings into the U-Net's weights, in the weights' own type; the sizes come from
-    the folder's config. A folder that has all of it is kept as it is.
+    The three coordinate settings are added to `unet/config.json` and the eight tensors of the
+    coordinate embeddings to the U-Net's weights, in their type; sizes follow from the config. A
+    folder that already has them is kept as it is.
 
     Args:
         source: Stable Diffusion v2 or BK-SDM v2 base, as a folder in diffusers layout or its hub
-            id; or Stable Diffusion v2 as the original single file, local or in a hub repository.
-        output: Where to write the new folder; None: change ``source`` itself.
-        vae: A TAESD folder or hub id that takes the place of the autoencoder, for LiteSDMatte.
-        init: How the new tensors start; see `SDMatte.modeling.surgery.coordinate_weights`.
+            id; or Stable Diffusion v2 as the original single file, local or on the hub.
+        output: The folder to write; None: change `source` in place.
+        vae: A TAESD folder or hub id that replaces the autoencoder, for LiteSDMatte.
+        init: Initialization of the new tensors; see `SDMatte.modeling.surgery.coordinate_weights`.
         config: For a single file, the folder or hub id with the component configs and the
-            tokenizer; None: the file's own folder if it has them, or else those of
-            `SDMatte.modeling.single_file.DEFAULT_CONFIG`.
+            tokenizer; see `SDMatte.modeling.single_file.find_config`.
 
     Returns:
-        The folder that is ready.
+        The processed folder.
 
     Raises:
         MissingCheckpointError: The source does not exist, or the hub cannot provide it.
-        CheckpointError: The folder or its weights are not what they should be, the output is
-            something else, or there is too little disk; nothing was written.
+        CheckpointError: The folder or its weights are invalid, the output exists and is something
+            else, or there is too little disk space; nothing was written.
         OutputError: The output is in a folder that is read.
     """
-    if init not in ("default", "zeros"):
-        raise ConfigError(f"init is 'default' or 'zeros'; got {init!r}.")
-    is_folder = Path(source).is_dir()
-    if is_folder:
-        _recover(Path(source))
-    if output is None and not is_folder:
-        raise CheckpointError(f"{source} is not a local folder: it needs an output folder.")
-    target = Path(source) if output is None else Path(output)
-    if output is not None and is_folder and target.resolve() == Path(source).resolve():
-        raise CheckpointError(f"{source} is input and output; say --in-place if that is meant.")
-    local = [Path(p) for p in (source if output is not None else None, vae) if p is not None]
-    for read in filter(Path.exists, local):
-        if target.resolve().is_relative_to(read.resolve()):
-            raise OutputError(f"{target} is in {read}, which is read: choose another output.")
-    check_not_read([target, *(target / name for name in ("unet", "vae"))], [vae])
+    if init not in get_args(CoordinateInit):
+        raise ConfigError(f"init must be 'default' or 'zeros'; got {init!r}.")
+    in_place = output is None
+    target = Path(source if in_place else output)
+    _check_paths(source, target, in_place, vae)
     if _is_processed(target, with_tiny_vae=vae is not None, init=init):
         logger.info("%s is processed already; nothing to do.", target)
         return target
-    if output is not None and target.exists() and any(target.iterdir()):
+    if not in_place and target.exists() and any(target.iterdir()):
         raise CheckpointError(
             f"{target} exists and is not what this command would make of {source} with "
             f"--init {init}: choose another output folder, or remove it."
         )
-    path = hub.resolve_pretrained(source, replaced=("vae",) if vae is not None else ())
-    vae = _check_vae(hub.resolve_component(vae)) if vae is not None else None
+    replaced = () if vae is None else ("vae",)
+    path = hub.resolve_pretrained(source, replaced)
+    vae_folder = None if vae is None else _find_tiny_vae(vae)
     if path.is_file():
-        parts = single_file.read(path, single_file.find_config(source, config))
-        unet, tensors = parts.configs["unet"], parts.weights.pop("unet")
-        copy_others, size = parts.write, parts.size
-        where = str(path)
+        pretrained = _read_file(path, find_config(source, config))
+    elif config is None:
+        pretrained = _read_folder(path)
     else:
-        if config is not None:
-            raise ConfigError("A folder has configs of its own: --config is for a single file.")
-        unet, tensors = _check_unet_config(path), read_unet_weights(path / "unet")
-        others = [name for name in FOLDERS if name != "unet"]
-        size = sum(f.stat().st_size for n in others for f in (path / n).rglob("*") if f.is_file())
-        where = str(path / "unet")
+        raise ConfigError("--config is for a single file; a folder has its own configs.")
+    new = _make_coordinate_weights(pretrained, init)
+    unet_config = {**COORDINATE_SETTINGS, **pretrained.unet_config}
+    tensors = {**pretrained.unet, **new}
+    _check_disk(target, pretrained.unet, 0 if in_place else pretrained.other_size)
 
-        def copy_others(folder: Path, replaced: Collection[str]) -> None:
-            _copy_folders(path, folder, replaced)
+    def write_unet(folder: Path) -> None:
+        _write_component(folder, "unet", unet_config, tensors, sdmatte_init=init)
 
-    new = _new_tensors(where, unet, tensors, init)
-    unet = {**COORDINATE_SETTINGS, **unet}
-    _check_disk(target, tensors, size if output is not None else 0)
+    def write_vae(folder: Path) -> None:
+        for file in (vae_folder / "config.json", *_weight_files(vae_folder)):
+            shutil.copy2(file, folder / file.name)
 
-    if output is None:
-        _swap_into_place(target, unet, {**tensors, **new}, vae, init)
+    def write_all(folder: Path) -> None:
+        pretrained.write_others(folder, replaced)
+        for name, write in changed.items():
+            (folder / name).mkdir()
+            write(folder / name)
+
+    changed = {"unet": write_unet} if vae is None else {"unet": write_unet, "vae": write_vae}
+    if in_place:
+        for name, write in changed.items():
+            _replace_folder(target / name, write)
     else:
-        _write_new(target, copy_others, unet, {**tensors, **new}, vae, init)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace_folder(target, write_all)
     logger.info("Added %d settings to unet/config.json.", len(COORDINATE_SETTINGS))
     for name, value in new.items():
         state = "zero" if not value.any() else "random"
         logger.info("Added %-34s %-14s %s", name, list(value.shape), state)
-    logger.info("%s is ready: use it as the model's pretrained folder.", target)
+    logger.info("%s is ready to be the model's pretrained folder.", target)
     return target
 
 
-def _recover(source: Path) -> None:
-    """Put back what an in-place run that was killed has moved away, and check the folder."""
+# ------------------------------------------------------------------- checks
+
+
+def _check_paths(source: str | Path, target: Path, in_place: bool, vae: str | Path | None) -> None:
+    is_folder = Path(source).is_dir()
+    if is_folder:
+        _check_components(Path(source))
+    elif in_place:
+        raise CheckpointError(f"{source} is not a local folder: it needs an output folder.")
+    if not in_place and is_folder and target.resolve() == Path(source).resolve():
+        raise CheckpointError(f"{source} is input and output; use --in-place if that is intended.")
+    for read in (vae,) if in_place else (source, vae):
+        if read is not None and Path(read).exists():
+            if target.resolve().is_relative_to(Path(read).resolve()):
+                raise OutputError(f"{target} is in {read}, which is read: choose another output.")
+    check_not_read([target, target / "unet", target / "vae"], [vae])
+
+
+def _check_components(folder: Path) -> None:
+    """Ensure that a folder is complete, after undoing what an interrupted in-place run moved."""
     for name in REQUIRED:
-        old = _put_aside(source / name)
-        if old.is_dir() and not (source / name).exists():
-            old.rename(source / name)
-        if not (source / name).is_dir():
+        old = _backup_path(folder / name)
+        if old.is_dir() and not (folder / name).exists():
+            old.rename(folder / name)
+        if not (folder / name).is_dir():
             raise CheckpointError(
-                f"{source} is not a Stable Diffusion folder in diffusers layout: it has no {name}/."
+                f"{folder} is not a Stable Diffusion folder in diffusers layout: it has no {name}/."
             )
 
 
+def _find_tiny_vae(name: str | Path) -> Path:
+    folder = hub.resolve_component(name)
+    if not _is_tiny_vae(folder):
+        raise CheckpointError(
+            f"{folder} is not a TAESD folder: the class in its config is not AutoencoderTiny."
+        )
+    return folder
+
+
+def _is_tiny_vae(folder: Path) -> bool:
+    config = weights.component_config(folder.parent, folder.name)
+    return config.get("_class_name") == "AutoencoderTiny"
+
+
+def _is_processed(folder: Path, with_tiny_vae: bool, init: str) -> bool:
+    file = folder / "unet" / FILES["unet"]
+    if not file.is_file() or not (folder / "unet" / "config.json").is_file():
+        return False
+    config = weights.component_config(folder, "unet")
+    if any(name not in config for name in COORDINATE_SETTINGS):
+        return False
+    if with_tiny_vae and not _is_tiny_vae(folder / "vae"):
+        return False
+    with safe_open(file, framework="pt") as content:
+        names = set(content.keys())
+        made_with = (content.metadata() or {}).get("sdmatte_init", init)
+    layers = [f"{layer}.linear_{i}.weight" for layer in COORDINATE_LAYERS for i in (1, 2)]
+    return made_with == init and names.issuperset(layers)
+
+
+def _check_disk(target: Path, tensors: Mapping[str, torch.Tensor], others: int) -> None:
+    needed = sum(value.nbytes for value in tensors.values()) + others
+    existing = next(p for p in (target, *target.resolve().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CheckpointError(
+            f"{target} needs {needed / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free."
+        )
+
+
+# ------------------------------------------------------------------- reading
+
+
+def _read_file(path: Path, config_folder: Path) -> Pretrained:
+    configs, tensors = read_single_file(path, config_folder)
+    unet = tensors.pop("unet")
+
+    def write_others(folder: Path, replaced: Collection[str]) -> None:
+        for name in sorted(tensors.keys() - set(replaced)):
+            (folder / name).mkdir()
+            _write_component(folder / name, name, configs[name], tensors[name])
+        for name in ("tokenizer", "scheduler"):
+            if (config_folder / name).is_dir():
+                shutil.copytree(config_folder / name, folder / name)
+
+    size = sum(v.nbytes for component in tensors.values() for v in component.values())
+    return Pretrained(str(path), configs["unet"], unet, size, write_others)
+
+
+def _read_folder(path: Path) -> Pretrained:
+    config = weights.component_config(path, "unet")
+    check_cross_attention(str(path / "unet"), config.get("cross_attention_dim"))
+    others = [name for name in FOLDERS if name != "unet" and (path / name).is_dir()]
+
+    def write_others(folder: Path, replaced: Collection[str]) -> None:
+        for name in others:
+            if name not in replaced:
+                logger.info("Copying %s/ ...", name)
+                shutil.copytree(path / name, folder / name)
+        if (path / "model_index.json").is_file():
+            shutil.copy2(path / "model_index.json", folder / "model_index.json")
+
+    size = sum(f.stat().st_size for n in others for f in (path / n).rglob("*") if f.is_file())
+    unet = read_unet_weights(path / "unet")
+    return Pretrained(str(path / "unet"), config, unet, size, write_others)
+
+
 def read_unet_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Reads U-Net weights: ``.safetensors`` or ``.bin``, one file or sharded, fp32 or fp16.
+    """Read U-Net weights: `.safetensors` or `.bin`, one file or sharded, fp32 or fp16.
 
     Raises:
-        CheckpointError: There are none, or they are damaged.
+        CheckpointError: The weights are missing or damaged.
     """
     tensors: dict[str, torch.Tensor] = {}
     for path in _weight_files(folder):
@@ -152,143 +265,58 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _check_unet_config(source: Path) -> dict:
-    config = weights.component_config(source, "unet")
-    dim = config.get("cross_attention_dim")
-    if dim != SD2_CROSS_ATTENTION_DIM:
-        kind = "a Stable Diffusion 1.x" if dim == 768 else "another"
-        raise CheckpointError(
-            f"{source / 'unet'} is {kind} U-Net (cross_attention_dim {dim}); SDMatte needs "
-            f"Stable Diffusion v2 or BK-SDM v2 ({SD2_CROSS_ATTENTION_DIM})."
-        )
-    return config
-
-
-def _check_vae(vae: Path) -> Path:
-    config = weights.component_config(vae.parent, vae.name)
-    if config.get("_class_name") != "AutoencoderTiny":
-        raise CheckpointError(f"{vae} is not a TAESD folder: its config names no AutoencoderTiny.")
-    return vae
-
-
-def _new_tensors(where: str, config: dict, tensors: dict, init: str) -> dict[str, torch.Tensor]:
-    """Makes the tensors that are lacking, once the others are known to fit the config."""
+def _make_coordinate_weights(
+    pretrained: Pretrained, init: CoordinateInit
+) -> dict[str, torch.Tensor]:
+    """Create the missing coordinate embeddings, after checking the other weights."""
     with init_empty_weights():
-        unet = SDMatteUNet.from_config(config)
-    shapes = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
-    ours = {n: shape for n, shape in shapes.items() if n.split(".")[0] in COORDINATE_LAYERS}
-    missing = shapes.keys() - ours.keys() - tensors.keys()
-    unexpected = tensors.keys() - shapes.keys()
-    reshaped = [n for n in shapes.keys() & tensors.keys() if tuple(tensors[n].shape) != shapes[n]]
-    for names, word in ((missing, "lack"), (unexpected, "should not have")):
-        if names:
-            raise CheckpointError(
-                f"The weights in {where} do not fit its config.json: they {word} "
-                f"{weights.shorten(names)}."
-            )
-    if reshaped:
+        unet = SDMatteUNet.from_config(pretrained.unet_config)
+    expected, tensors = unet.state_dict(), pretrained.unet
+    ours = {n: v.shape for n, v in expected.items() if n.split(".")[0] in COORDINATE_LAYERS}
+    missing = ours.keys() - tensors.keys()
+    problems = weights.find_mismatches(
+        {name: value for name, value in expected.items() if name not in missing}, tensors
+    )
+    if problems:
         raise CheckpointError(
-            f"The weights in {where} do not fit its config.json: other shapes have "
-            f"{weights.shorten(reshaped)}."
+            f"The weights in {pretrained.unet_source} do not fit its config.json: {problems}."
         )
-    dtype = tensors["conv_in.weight"].dtype
-    new = coordinate_weights(ours, init, dtype)
-    return {name: value for name, value in new.items() if name not in tensors}
+    new = coordinate_weights(ours, init, tensors["conv_in.weight"].dtype)
+    return {name: new[name] for name in new if name in missing}
 
 
-def _is_processed(folder: Path, with_tiny_vae: bool, init: str) -> bool:
-    file = folder / "unet" / UNET_FILE
-    if not file.is_file() or not (folder / "unet" / "config.json").is_file():
-        return False
-    config = weights.component_config(folder, "unet")
-    if any(name not in config for name in COORDINATE_SETTINGS):
-        return False
-    if with_tiny_vae:
-        if weights.component_config(folder, "vae").get("_class_name") != "AutoencoderTiny":
-            return False
-    with safe_open(file, framework="pt") as content:
-        names = set(content.keys())
-        made_with = (content.metadata() or {}).get("sdmatte_init", init)
-    layers = [f"{layer}.linear_{i}.weight" for layer in COORDINATE_LAYERS for i in (1, 2)]
-    return made_with == init and names.issuperset(layers)
+# ------------------------------------------------------------------- writing
 
 
-def _check_disk(target: Path, tensors: dict, others: int) -> None:
-    needed = sum(value.nbytes for value in tensors.values()) + others
-    existing = next(p for p in (target, *target.resolve().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise CheckpointError(
-            f"{target} needs {needed / 2**30:.1f} GiB of disk, and {free / 2**30:.1f} GiB are free."
-        )
+def _write_component(
+    folder: Path,
+    name: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    **metadata: str,
+) -> None:
+    logger.info("Writing %s/ ...", name)
+    weights.write_tensors(tensors, folder / FILES[name], **metadata)
+    weights.write_json(folder / "config.json", config)
 
 
-def _write_unet(folder: Path, config: dict, tensors: dict, init: str) -> None:
-    logger.info("Writing the U-Net's weights ...")
-    metadata = {"format": "pt", "sdmatte_init": init}
-    contiguous = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(contiguous, folder / UNET_FILE, metadata=metadata)
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
-
-
-def _write_vae(vae: Path, folder: Path) -> None:
-    for path in [vae / "config.json", *_weight_files(vae)]:
-        shutil.copy2(path, folder / path.name)
-
-
-def _copy_folders(source: Path, folder: Path, replaced: Collection[str]) -> None:
-    for name in FOLDERS:
-        if name not in ("unet", *replaced) and (source / name).is_dir():
-            logger.info("Copying %s/ ...", name)
-            shutil.copytree(source / name, folder / name)
-    if (source / "model_index.json").is_file():
-        shutil.copy2(source / "model_index.json", folder / "model_index.json")
-
-
-def _write_new(target, copy_others: CopyOthers, config, tensors, vae, init) -> None:
-    """Writes the whole folder beside its place and moves it there when it is complete."""
-
-    def write(folder: Path) -> None:
-        copy_others(folder, () if vae is None else ("vae",))
-        (folder / "unet").mkdir()
-        _write_unet(folder / "unet", config, tensors, init)
-        if vae is not None:
-            (folder / "vae").mkdir()
-            _write_vae(vae, folder / "vae")
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = _build_beside(target, write)
-    if target.exists():
-        target.rmdir()  # an empty folder; others were refused
-    partial.rename(target)
-
-
-def _swap_into_place(target, config, tensors, vae, init) -> None:
-    """Replaces the sub-folders that change; each is complete before it takes its place."""
-    made = [(target / "unet", lambda folder: _write_unet(folder, config, tensors, init))]
-    if vae is not None:
-        made.append((target / "vae", lambda folder: _write_vae(vae, folder)))
-    for place, write in made:
-        partial = _build_beside(place, write)
-        old = _put_aside(place)
-        shutil.rmtree(old, ignore_errors=True)
-        place.rename(old)
-        partial.rename(place)
-        shutil.rmtree(old)
-
-
-def _put_aside(place: Path) -> Path:
-    return place.with_name(f".{place.name}.old")
-
-
-def _build_beside(place: Path, write: Callable[[Path], None]) -> Path:
-    partial = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside its target, and move it there once it is complete."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
     partial.mkdir()
     try:
         write(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return partial
+    old = _backup_path(target)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _backup_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")

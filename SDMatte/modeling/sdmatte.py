@@ -1,127 +1,70 @@
-"""SDMatte: a Stable Diffusion that gives an alpha matte in one step (paper section 3)."""
+"""SDMatte: Stable Diffusion turned into a one-step matting network (paper, Sec. 3)."""
 
 import contextlib
-import inspect
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
-from SDMatte.modeling import hub, saving, surgery, weights
+from SDMatte.modeling import hub, surgery, weights
 from SDMatte.modeling.attention import AttentionContext, build_key_selections
-from SDMatte.modeling.cpu import autoencoder, bands
+from SDMatte.modeling.cpu import encode_bands, optimize_for_cpu
 from SDMatte.modeling.hub import COMPONENTS
-from SDMatte.modeling.settings import IDLE_SETTINGS, check_settings
+from SDMatte.modeling.settings import IGNORED_SETTINGS, ModelSettings
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
 from SDMatte.prompts.types import PROMPT_TYPES, PromptType
 
-logger = logging.getLogger(__name__)
+MIN_WIDTH_FOR_LOW_PRECISION = 128
+"""Narrower autoencoders stay in float32. In bfloat16 they are slower on CPUs, and too coarse for
+the small model's whitened latents."""
 
 
 class SDMatte(nn.Module):
-    """Predicts the alpha matte of the object that a visual prompt points at.
+    """Predict the alpha matte of the object that a visual prompt points at.
 
     Args:
         pretrained_model_name_or_path: A Stable Diffusion v2 folder prepared by
-            ``process_weight.py``, or a hub id; see `SDMatte.modeling.hub`.
-        conv_scale: 3, for image, prompt and an unused noise channel; ``conv_in`` is widened by
-            ``conv_scale - 1``.
-        aux_input: The prompt in use, a name of `SDMatte.prompts.types.PROMPT_TYPES`. None: one of
-            ``aux_input_list`` drawn per training step; points in evaluation.
-        use_aux_input: Must be True; the network has no meaning without a prompt.
-        use_coor_input: False: boxes are embedded as 0, 0, 1, 1 and points as zeros.
-        use_attention_mask: False: self-attention is never masked.
-        attn_mask_aux_input: Prompts that mask self-attention.
-        aux_input_list: What to draw from; a list with repeats is a weighting.
-        use_encoder_hidden_states: False: cross-attention reads the text everywhere.
-        residual_connection: Give the self-attentions of the first level a residual of their own.
-        use_attention_mask_list: Masked self-attention in the down, mid and up section.
-        use_encoder_hidden_states_list: Visual instead of text tokens in each section.
-        load_weight: True: load the folder's weights; False: build from its config files alone, for
-            a full checkpoint to be loaded after; or the names of the components to load (the
-            others are drawn at random, to be trained from scratch).
-        use_opacity_input: False: every object is embedded as opaque.
-        attention_mask_mode: How the map masks; see `SDMatte.modeling.attention.score_bias`.
+            `process_weight.py`, or a hub id; see `SDMatte.modeling.hub`.
+        load_weight: True: load the folder's weights. False: build from its config files alone,
+            before a full checkpoint is loaded. Names of components: load these; the others are
+            initialized at random, to be trained from scratch.
         dtype: Type of the weights, as a `torch.dtype` or its name.
-        **idle: Settings that do nothing in the reference (``add_noise=True``,
-            ``num_inference_steps``, ``use_dis_loss``, ``use_encoder_attention_mask``); accepted
-            and warned about.
+        **settings: See `SDMatte.modeling.settings.ModelSettings`.
 
     Raises:
-        ConfigError: Settings that are unknown or cannot work together.
+        ConfigError: A setting is unknown or not allowed.
         CheckpointError: The folder or its weights do not fit.
     """
 
     vae_class: type[nn.Module] = AutoencoderKL
-    default_aux_input_list: tuple[str, ...] = ("point_mask", "bbox_mask", "mask")
+    settings_class: type[ModelSettings] = ModelSettings
 
     def __init__(
         self,
         pretrained_model_name_or_path: str | Path,
-        conv_scale: int = 3,
-        aux_input: str | None = "bbox_mask",
-        use_aux_input: bool = True,
-        use_coor_input: bool = True,
-        use_attention_mask: bool = True,
-        attn_mask_aux_input: Sequence[str] = ("point_mask", "bbox_mask", "mask"),
-        aux_input_list: Sequence[str] | None = None,
-        use_encoder_hidden_states: bool = True,
-        residual_connection: bool = False,
-        use_attention_mask_list: Sequence[bool] = (True, True, True),
-        use_encoder_hidden_states_list: Sequence[bool] = (False, True, False),
         load_weight: bool | Sequence[str] = True,
-        use_opacity_input: bool = True,
-        attention_mask_mode: str = "bias",
         dtype: torch.dtype | str = torch.float32,
-        **idle: Any,
+        **settings: Any,
     ):
         super().__init__()
-        if aux_input_list is None:
-            aux_input_list = self.default_aux_input_list
-        settings = {
-            "conv_scale": conv_scale,
-            "aux_input": aux_input,
-            "use_coor_input": use_coor_input,
-            "use_opacity_input": use_opacity_input,
-            "use_attention_mask": use_attention_mask,
-            "attn_mask_aux_input": attn_mask_aux_input,
-            "aux_input_list": aux_input_list,
-            "use_encoder_hidden_states": use_encoder_hidden_states,
-            "residual_connection": residual_connection,
-            "use_attention_mask_list": use_attention_mask_list,
-            "use_encoder_hidden_states_list": use_encoder_hidden_states_list,
-            "attention_mask_mode": attention_mask_mode,
-        }
-        check_settings({**settings, "use_aux_input": use_aux_input}, idle)
-        self._arguments = {
-            name: value if isinstance(value, bool | int | str | None) else list(value)
-            for name, value in settings.items()
-        }
-        self.aux_input = aux_input
-        self.aux_input_list = tuple(aux_input_list)
-        self.attn_mask_aux_input = tuple(attn_mask_aux_input)
-        self.use_coor_input = use_coor_input
-        self.use_opacity_input = use_opacity_input
-        self.use_attention_mask = use_attention_mask
-        self.attention_mask_mode = attention_mask_mode
-
+        self.settings = self.settings_class.of(settings)
         folder = hub.resolve_folder(pretrained_model_name_or_path, load_weight)
         self._build_components(folder, load_weight, as_dtype(dtype))
-        surgery.add_visual_prompt_input(self.unet, conv_scale - 1)
-        surgery.set_attention_residual(self.unet, residual_connection)
+        surgery.add_visual_prompt_input(self.unet, self.settings.conv_scale - 1)
+        surgery.set_attention_residual(self.unet, self.settings.residual_connection)
+        visual = self.settings.use_encoder_hidden_states_list
         self.unet.set_matting_processors(
-            use_attention_mask_list,
-            use_encoder_hidden_states_list if use_encoder_hidden_states else (False,) * 3,
+            self.settings.use_attention_mask_list,
+            visual if self.settings.use_encoder_hidden_states else (False,) * 3,
         )
-        if isinstance(self.vae, AutoencoderKL):
-            autoencoder.optimize_for_cpu(self.vae)
+        optimize_for_cpu(self.vae)
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
         self._empty_caption: tuple[Any, torch.Tensor] | None = None
@@ -131,14 +74,17 @@ class SDMatte(nn.Module):
         self.register_load_state_dict_pre_hook(_accept_names)
         self.train()
 
-    def _build_components(self, folder: Path, load_weight, dtype: torch.dtype) -> None:
-        """Builds U-Net, autoencoder, text encoder and tokenizer from a pretrained folder."""
+    def _build_components(
+        self, folder: Path, load_weight: bool | Sequence[str], dtype: torch.dtype
+    ) -> None:
+        """Build U-Net, autoencoder, text encoder and tokenizer from a pretrained folder."""
         if isinstance(load_weight, bool):
             load_weight = COMPONENTS if load_weight else ()
         unknown = sorted(set(load_weight) - set(COMPONENTS))
         if unknown:
             raise ConfigError(
-                f"load_weight is True, False or some of {', '.join(COMPONENTS)}; got {unknown}."
+                f"load_weight must be True, False or a list of {', '.join(COMPONENTS)}; got "
+                f"{unknown}."
             )
         configs = {name: weights.component_config(folder, name) for name in COMPONENTS}
         lacking = [name for name in COORDINATE_SETTINGS if name not in configs["unet"]]
@@ -154,21 +100,17 @@ class SDMatte(nn.Module):
                 f"{folder / 'vae'} holds an {actual}, but {type(self).__name__} needs an "
                 f"{expected}."
             )
-        builders = {
-            "unet": (SDMatteUNet, lambda: SDMatteUNet.from_config(configs["unet"])),
-            "vae": (self.vae_class, lambda: self.vae_class.from_config(configs["vae"])),
-            "text_encoder": (
-                CLIPTextModel,
-                lambda: CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])),
-            ),
-        }
-        for name, (cls, build) in builders.items():
+        classes = {"unet": SDMatteUNet, "vae": self.vae_class, "text_encoder": CLIPTextModel}
+        for name, cls in classes.items():
             if name in load_weight:
-                component = weights.load_component(cls, folder, name, dtype)
+                self.add_module(name, weights.load_component(cls, folder, name, dtype))
+                continue
+            if name == "text_encoder":
+                component = CLIPTextModel(CLIPTextConfig.from_dict(configs[name]))
             else:
-                # Not component.to(dtype): diffusers' own warns of modules to keep in float32.
-                component = nn.Module.to(build(), dtype)
-            self.add_module(name, component)
+                component = cls.from_config(configs[name])
+            # Not component.to(dtype): diffusers' version warns of modules to keep in float32.
+            self.add_module(name, nn.Module.to(component, dtype))
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         except (OSError, ValueError) as error:
@@ -176,37 +118,37 @@ class SDMatte(nn.Module):
 
     @classmethod
     def setting_names(cls) -> list[str]:
-        """List the settings that the constructor takes."""
-        names = inspect.signature(cls.__init__).parameters
-        return [*(n for n in names if n not in ("self", "idle")), *IDLE_SETTINGS]
+        """List the arguments of the constructor."""
+        own = ("pretrained_model_name_or_path", "load_weight", "dtype")
+        return [*own, *cls.settings_class.model_fields, *IGNORED_SETTINGS]
 
     @property
     def size_divisor(self) -> int:
-        """What picture heights and widths must be multiples of (64 in the published models)."""
+        """Divisor of image heights and widths (64 in the published models)."""
         return self.latent_stride * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @property
     def latent_stride(self) -> int:
-        """How many pixels one latent covers in each direction (8 in the published models)."""
+        """Pixels per latent in each direction (8 in the published models)."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def train(self, mode: bool = True) -> "SDMatte":
-        """Sets the training mode of the U-Net; the frozen parts stay in evaluation mode."""
+        """Set the training mode of the U-Net; the frozen parts stay in evaluation mode."""
         super().train(mode)
         self.vae.eval()
         self.text_encoder.eval()
         return self
 
     def enable_gradient_checkpointing(self) -> None:
-        """Trades time for memory in training: U-Net and decoder are recomputed backwards."""
+        """Recompute U-Net and decoder in the backward pass, trading time for memory."""
         self.unet.enable_gradient_checkpointing()
         self.vae.enable_gradient_checkpointing()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles U-Net and autoencoder in place; arguments are those of `torch.compile`.
+        """Compile U-Net and autoencoder in place; the arguments are those of `torch.compile`.
 
-        What is between them depends on strings and caches and stays Python. Masked keys are no
-        longer left out of the self-attention, for their number differs from picture to picture.
+        The code between them depends on strings and caches and stays in Python. From then on,
+        self-attention keeps masked keys, because their number varies from image to image.
         """
         for part in (self.unet, self.vae.encoder, self.vae.decoder):
             part.compile(*args, **kwargs)
@@ -219,20 +161,20 @@ class SDMatte(nn.Module):
         return_features: bool = False,
         generator: np.random.Generator | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Predicts alpha in a single pass.
+        """Predict alpha in a single pass.
 
         Args:
-            batch: ``image`` [B, 3, H, W] and the prompt's map [B, 1, H, W], both in [-1, 1], the
-                prompt's coordinates, and optionally ``is_trans`` [B] (1: transparent; default
-                opaque) and ``caption`` (B strings; default empty). H and W are multiples of
-                `size_divisor`. Tensors on another device are moved.
-            aux_input: The prompt to use; default: the constructor's.
-            return_features: Also give the hidden states that the distillation compares.
-            generator: Draws the prompt in training when neither names one.
+            batch: `image` `[B, 3, H, W]` and the prompt's map `[B, 1, H, W]`, both in [-1, 1], the
+                prompt's coordinates, and optionally `is_trans` `[B]` (1: transparent; default:
+                opaque) and `caption` (B strings; default: empty). H and W are multiples of
+                `size_divisor`. Tensors on other devices are moved.
+            aux_input: The prompt to use; None: see `choose_prompt`.
+            return_features: Whether to return the hidden states that distillation compares.
+            generator: See `choose_prompt`.
 
         Returns:
-            Alpha [B, 1, H, W] in [0, 1]; with ``return_features`` also three hidden states: after
-            the last down block, the mid block, and the last up block.
+            Alpha `[B, 1, H, W]` in [0, 1]. With `return_features`, also three hidden states: after
+            the last down block, the mid block and the last up block.
 
         Raises:
             PromptError: The prompt is unknown or not in the batch.
@@ -256,24 +198,30 @@ class SDMatte(nn.Module):
     def choose_prompt(
         self, aux_input: str | None = None, generator: np.random.Generator | None = None
     ) -> PromptType:
-        """Says which prompt a forward pass reads; see `forward`.
+        """Return the prompt that a forward pass reads.
+
+        Args:
+            aux_input: Name of the prompt; None: the setting `aux_input`. If that is None, too, the
+                prompt is drawn from `aux_input_list` in training, and points in evaluation.
+            generator: Draws the prompt.
 
         Raises:
             PromptError: The name is unknown.
         """
-        name = aux_input or self.aux_input
-        if name is None:
-            if self.training:
-                generator = generator or np.random.default_rng()
-                name = self.aux_input_list[generator.integers(len(self.aux_input_list))]
-            else:
-                name = "point_mask"
+        name = aux_input or self.settings.aux_input
+        if name is None and self.training:
+            generator = generator or np.random.default_rng()
+            mix = self.settings.aux_input_list
+            name = mix[generator.integers(len(mix))]
+        name = name or "point_mask"
         if name not in PROMPT_TYPES:
             raise PromptError(f"Unknown prompt {name!r}; known are {', '.join(PROMPT_TYPES)}.")
         return PROMPT_TYPES[name]
 
-    def _read_batch(self, batch, prompt_type: PromptType):
-        """Takes image, prompt and coordinates out of a batch, checked and on our device."""
+    def _read_batch(
+        self, batch: Mapping[str, Any], prompt_type: PromptType
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return image, prompt and coordinates of a batch, checked and on our device."""
         needed = ("image", prompt_type.mask_key, prompt_type.coords_key)
         missing = [key for key in needed if key not in batch]
         if missing:
@@ -298,25 +246,22 @@ class SDMatte(nn.Module):
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Encodes pictures [B, 3, H, W] in [-1, 1] to scaled latents [B, C, h, w], no sampling."""
+        """Encode images `[B, 3, H, W]` in [-1, 1] to scaled latents `[B, C, h, w]`, unsampled."""
         image = image.to(self.vae.dtype, memory_format=torch.channels_last)
         posterior = self.vae.encode(image).latent_dist
         return posterior.mean * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Encodes prompts' maps [B, 1, H, W] in [-1, 1] as `encode` does, boxes in less time."""
-        pictures = prompt.expand(-1, 3, -1, -1)
-        offloaded = getattr(self.vae, "_hf_hook", None) is not None  # moved by its own calls alone
-        if self.training or offloaded:
-            return self.encode(pictures)
-        means = [bands.encode_bands(self.vae, picture[None]) for picture in pictures]
-        if any(mean is None for mean in means):
-            return self.encode(pictures)
-        return torch.cat(means) * self.vae.config.scaling_factor
+        """Encode the maps of prompts `[B, 1, H, W]` in [-1, 1] as `encode` does, boxes faster."""
+        image = prompt.expand(-1, 3, -1, -1)
+        # An offloaded autoencoder is moved to its device only by calls of its own methods.
+        offloaded = getattr(self.vae, "_hf_hook", None) is not None
+        mean = None if self.training or offloaded else encode_bands(self.vae, image)
+        return self.encode(image) if mean is None else mean * self.vae.config.scaling_factor
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Decodes latents [B, C, h, w] to alpha [B, 1, H, W] in [0, 1]."""
+        """Decode latents `[B, C, h, w]` to alpha `[B, 1, H, W]` in [0, 1]."""
         latent = latent / self.vae.config.scaling_factor
         latent = latent.to(self.vae.dtype, memory_format=torch.channels_last)
         decoded = self.vae.decode(latent).sample
@@ -333,33 +278,33 @@ class SDMatte(nn.Module):
         caption: Sequence[str] | None = None,
         return_features: bool = False,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Runs the U-Net on an encoded image and a prompt.
+        """Run the U-Net on an encoded image and a prompt.
 
         Args:
-            image_latent: ``[B, C, h, w]``, from `encode`; it can be used again for other prompts.
-            prompt: The prompt's map, ``[B, 1, H, W]`` in [-1, 1].
-            coords: Its coordinates, ``[B, 4]`` or ``[B, 20]``, fractions.
-            prompt_type: Which prompt that is.
-            is_trans: ``[B]``, 1 where the object is transparent; None: opaque.
+            image_latent: `[B, C, h, w]`, from `encode`; it can be reused for other prompts.
+            prompt: Map of the prompt, `[B, 1, H, W]` in [-1, 1].
+            coords: Coordinates of the prompt, `[B, 4]` or `[B, 20]`, fractions.
+            prompt_type: Type of the prompt.
+            is_trans: `[B]`, 1 for transparent objects; None: opaque.
             caption: B strings; None: empty.
             return_features: See `forward`.
 
         Returns:
-            The latent of alpha ``[B, C, h, w]``, and the features (empty if not asked for).
+            The latent of alpha, `[B, C, h, w]`, and the features (empty without `return_features`).
         """
-        size, device = len(image_latent), image_latent.device
+        size, device, settings = len(image_latent), image_latent.device, self.settings
         image_latent = image_latent.to(self.unet.dtype)  # the autoencoder may have another type
         prompt_latent = self.encode_prompt(prompt).to(self.unet.dtype)
-        grid = prompt_latent.shape[-2:]
         visual = self.unet.aux_conv_in(prompt_latent).flatten(2).transpose(1, 2)  # [B, h*w, C]
         keys = {}
-        if self.use_attention_mask and prompt_type.mask_key in self.attn_mask_aux_input:
-            if not prompt_type.fixed:
-                levels = len(self.unet.config.block_out_channels)
-                keys = build_key_selections(
-                    prompt, grid, levels, self.attention_mask_mode, all_keys=self._all_keys
-                )
-        if is_trans is None or not self.use_opacity_input:
+        is_masked = settings.use_attention_mask and not prompt_type.fixed
+        if is_masked and prompt_type.mask_key in settings.attn_mask_aux_input:
+            grid = prompt_latent.shape[-2:]
+            levels = len(self.unet.config.block_out_channels)
+            keys = build_key_selections(
+                prompt, grid, levels, settings.attention_mask_mode, all_keys=self._all_keys
+            )
+        if is_trans is None or not settings.use_opacity_input:
             is_trans = torch.zeros(size, dtype=torch.long)
         collected: list[torch.Tensor] = []
         with self._collect_features(collected if return_features else None):
@@ -372,25 +317,31 @@ class SDMatte(nn.Module):
             ).sample
         return latent, collected
 
-    def _coordinates(self, coords: torch.Tensor, prompt_type: PromptType) -> dict:
+    def _coordinates(
+        self, coords: torch.Tensor, prompt_type: PromptType
+    ) -> dict[str, torch.Tensor]:
+        used = self.settings.use_coor_input
         if prompt_type.is_point:
-            return {"point_coords": coords if self.use_coor_input else torch.zeros_like(coords)}
-        if prompt_type.fixed or not self.use_coor_input:
+            return {"point_coords": coords if used else torch.zeros_like(coords)}
+        if prompt_type.fixed or not used:
             coords = coords.new_tensor([0, 0, 1, 1]).expand(len(coords), 4)
         return {"bbox_coords": coords}
 
     def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:
-        """Encodes captions with CLIP; the empty caption's embedding is computed only once.
+        """Encode captions with CLIP; the embedding of the empty caption is cached.
 
         Args:
-            caption: ``size`` strings, or None for empty ones.
-            size: Number of pictures.
+            caption: `size` strings; None: empty ones.
+            size: Number of images.
 
         Returns:
-            ``[size, 77, C]``, the text encoder's last hidden state.
+            `[size, 77, C]`, the last hidden state of the text encoder.
+
+        Raises:
+            DataError: The number of captions is wrong.
         """
         if caption is not None and len(caption) != size:
-            raise DataError(f"There are {len(caption)} captions for {size} pictures.")
+            raise DataError(f"There are {len(caption)} captions for {size} images.")
         if caption is not None and any(caption):
             return self._run_text_encoder(list(caption))
         key = self._text_encoder_state()
@@ -399,16 +350,16 @@ class SDMatte(nn.Module):
         return self._empty_caption[1].expand(size, -1, -1)
 
     def _text_encoder_state(self) -> tuple:
-        """Tells weights that were loaded, moved or cast from those before."""
+        """Return a key that changes when the weights are loaded, moved or cast."""
         parameters = list(self.text_encoder.parameters())
-        places = tuple((p.data_ptr(), p._version) for p in parameters)
-        return (parameters[0].device, parameters[0].dtype, places)
+        versions = tuple((p.data_ptr(), p._version) for p in parameters)
+        return (parameters[0].device, parameters[0].dtype, versions)
 
     def release_text_encoder(self) -> None:
-        """Keeps the empty caption's embedding and gives the text encoder's memory back.
+        """Keep the embedding of the empty caption and free the memory of the text encoder.
 
-        A quarter of a full-size model is needed only for captions. Afterwards there are none, and
-        the model can be neither saved nor moved.
+        The text encoder, a quarter of a full-size model, is only needed for captions. Afterwards
+        the model takes no captions and can be neither saved nor moved.
         """
         embedding = self._run_text_encoder([""])
         self.text_encoder.to("meta")
@@ -428,25 +379,21 @@ class SDMatte(nn.Module):
             raise ConfigError(
                 "This model was loaded without its text encoder: it takes no captions."
             )
-        # Never in mixed precision, or what is kept would depend on who asked for it first.
+        # Never in mixed precision, or the cached embedding would depend on the first caller.
         with torch.autocast(device.type, enabled=False):
             return self.text_encoder(tokens.input_ids.to(device)).last_hidden_state
 
     @contextlib.contextmanager
     def _collect_features(self, into: list[torch.Tensor] | None) -> Iterator[None]:
-        """Records the distillation features of the U-Net calls inside, without keeping them."""
-        if into is None:
-            yield
-            return
+        """Append the distillation features of U-Net calls inside to a list, unless it is None."""
+        unet, blocks = self.unet, []
+        if into is not None:
+            blocks = [unet.down_blocks[-1], unet.mid_block, unet.up_blocks[-1]]
 
         def record(module, args, output):
             into.append(output[0] if isinstance(output, tuple) else output)
 
-        unet = self.unet
-        handles = [
-            block.register_forward_hook(record)
-            for block in (unet.down_blocks[-1], unet.mid_block, unet.up_blocks[-1])
-        ]
+        handles = [block.register_forward_hook(record) for block in blocks]
         try:
             yield
         finally:
@@ -456,14 +403,37 @@ class SDMatte(nn.Module):
     def save_pretrained(
         self, folder: str | Path, inference: Mapping[str, Any] | None = None
     ) -> None:
-        """Writes a folder that `from_pretrained` reads: weights, arguments, component configs.
+        """Write a folder that `from_pretrained` reads: weights, settings, component configs.
 
         Args:
-            folder: Where to.
-            inference: How the model wants its pictures, for instance ``{"resolution": 512}``; see
+            folder: The folder.
+            inference: Defaults for prediction, such as `{"resolution": 512}`; see
                 `SDMatte.inference.loading.InferenceDefaults`.
+
+        Raises:
+            ConfigError: The text encoder was released.
+            OutputError: The folder cannot be written.
         """
-        saving.save_model(self, Path(folder), self._arguments, inference)
+        folder = Path(folder)
+        if self.text_encoder.device.type == "meta":
+            raise ConfigError("This model was loaded without its text encoder: it cannot be saved.")
+        weights.write_tensors(self.state_dict(), folder / hub.WEIGHTS_FILE)
+        configs = {
+            # That of the pretrained U-Net, whose input is widened when the model is built.
+            "unet": {**self.unet.config, "in_channels": self.unet.aux_conv_in.in_channels},
+            "vae": self.vae.config,
+            "text_encoder": self.text_encoder.config.to_dict(),
+        }
+        for name, config in configs.items():
+            config = {key: value for key, value in config.items() if not key.startswith("_")}
+            class_name = type(self.get_submodule(name)).__name__
+            weights.write_json(folder / name / "config.json", {**config, "_class_name": class_name})
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        arguments = self.settings.model_dump(mode="json")
+        card = {"model": type(self).__name__, "arguments": arguments}
+        if inference:
+            card["inference"] = dict(inference)
+        weights.write_json(folder / hub.MODEL_CARD, card)
 
     @classmethod
     def from_pretrained(
@@ -471,44 +441,54 @@ class SDMatte(nn.Module):
         path_or_hub_id: str | Path,
         checkpoint: str | Path | None = None,
         dtype: torch.dtype | str = torch.float32,
-        **arguments: Any,
+        **settings: Any,
     ) -> "SDMatte":
-        """Loads a trained model, ours or published, without first drawing random weights.
+        """Load a trained model, ours or published, without initializing random weights.
 
         Args:
-            path_or_hub_id: A folder of `save_pretrained`, or a folder or hub id with component
-                configs and a checkpoint beside them, as the authors published theirs.
-            checkpoint: Which checkpoint: a file, or a file name in that folder. Default: the
-                folder's own.
-            dtype: Type of the weights; a narrow autoencoder stays in float32, see
-                `SDMatte.modeling.saving.WIDE`.
-            **arguments: Override the constructor arguments saved with the model.
+            path_or_hub_id: A folder written by `save_pretrained`, or a folder or hub id that holds
+                component configs and a checkpoint, as published by the authors.
+            checkpoint: A checkpoint file, or the name of one in the folder; None: the folder's own.
+            dtype: Type of the weights, except for autoencoders narrower than
+                `MIN_WIDTH_FOR_LOW_PRECISION`.
+            **settings: Replace settings saved with the model.
 
         Returns:
             The model in evaluation mode, on the CPU.
 
         Raises:
-            CheckpointError: The folder, the model or the checkpoint are not there or do not fit.
+            CheckpointError: The folder or the checkpoint is missing or does not fit.
         """
-        return saving.load_model(cls, path_or_hub_id, checkpoint, as_dtype(dtype), arguments)
+        folder = hub.resolve_folder(path_or_hub_id)
+        card = weights.read_model_card(folder)
+        if card.get("model", cls.__name__) != cls.__name__:
+            raise CheckpointError(f"{folder} holds a {card['model']}, not a {cls.__name__}.")
+        path = hub.resolve_checkpoint(path_or_hub_id, checkpoint)
+        settings = {**card.get("arguments", {}), **settings, "load_weight": False}
+        with init_empty_weights(include_buffers=False):
+            model = cls(folder, **settings, dtype=dtype)
+        if max(model.vae.config.block_out_channels) < MIN_WIDTH_FOR_LOW_PRECISION:
+            nn.Module.to(model.vae, torch.float32)
+        weights.assign_checkpoint(model, path)
+        return model.eval()
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Reads a floating-point type given as such or by name.
+    """Return a floating-point type given as such or by name.
 
     Raises:
-        ConfigError: It is not one.
+        ConfigError: It is not a floating-point type.
     """
     value = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(value, torch.dtype) or not value.is_floating_point:
-        raise ConfigError(f"dtype is float32, bfloat16 or float16; got {dtype!r}.")
+        raise ConfigError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}.")
     return value
 
 
 def _publish_names(module: SDMatte, state_dict: dict, prefix: str, local_metadata) -> None:
-    weights.rename_text_encoder(state_dict, prefix, with_level=True)
+    weights.rename_text_encoder(state_dict, prefix)
 
 
 def _accept_names(module: SDMatte, state_dict: dict, prefix: str, *args) -> None:
     with_level = hasattr(module.text_encoder, "text_model")
-    weights.rename_text_encoder(state_dict, prefix, with_level=with_level)
+    weights.rename_text_encoder(state_dict, prefix, with_level)

@@ -1,10 +1,6 @@
-"""Stable Diffusion v2 as its authors published it: all parts in one file, under other names."""
+"""Stable Diffusion v2 as first published: all parts in one file, under other names."""
 
-import json
 import logging
-import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -26,51 +21,10 @@ from SDMatte.modeling import hub, weights
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "LongfeiHuang/SDMatte"
-"""Where the configs and the tokenizer come from, which a single file does not have."""
+"""Provides the configs and the tokenizer, which a single file lacks."""
 
-_FILES = {"vae": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
-_CONTEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-_CONTEXT_WIDTH = 1024
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A single file in diffusers' names.
-
-    Attributes:
-        config_folder: The folder with component configs and tokenizer.
-        configs: By component.
-        weights: Tensors by name, by component.
-    """
-
-    config_folder: Path
-    configs: Mapping[str, dict[str, Any]]
-    weights: dict[str, dict[str, torch.Tensor]]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the tensors."""
-        return sum(v.nbytes for tensors in self.weights.values() for v in tensors.values())
-
-    def write(self, folder: Path, replaced: Collection[str] = ()) -> None:
-        """Write all but the U-Net in diffusers layout.
-
-        Args:
-            folder: Where to.
-            replaced: Components to leave out.
-        """
-        for name, file in _FILES.items():
-            if name in replaced:
-                continue
-            logger.info("Writing %s/ ...", name)
-            (folder / name).mkdir()
-            tensors = {key: value.contiguous() for key, value in self.weights[name].items()}
-            save_file(tensors, folder / name / file, metadata={"format": "pt"})
-            text = json.dumps(self.configs[name], indent=2, sort_keys=True) + "\n"
-            (folder / name / "config.json").write_text(text, encoding="utf-8")
-        for name in ("tokenizer", "scheduler"):
-            if (self.config_folder / name).is_dir():
-                shutil.copytree(self.config_folder / name, folder / name)
+SD2_CROSS_ATTENTION_DIM = 1024
+_CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
 
 def find_config(source: str | Path, config: str | Path | None = None) -> Path:
@@ -78,8 +32,8 @@ def find_config(source: str | Path, config: str | Path | None = None) -> Path:
 
     Args:
         source: The file, or its name on the hub.
-        config: A folder or hub id; None: the file's own folder or repository if it has them, or
-            else `DEFAULT_CONFIG`.
+        config: A folder or hub id; None: the file's own folder or repository if it has them, else
+            `DEFAULT_CONFIG`.
 
     Raises:
         MissingCheckpointError: It does not exist, or the hub cannot provide it.
@@ -92,7 +46,7 @@ def find_config(source: str | Path, config: str | Path | None = None) -> Path:
         try:
             folder = hub.resolve_folder(own)
         except CheckpointError:
-            logger.info("Configs and tokenizer are taken from %s.", DEFAULT_CONFIG)
+            logger.info("Using the configs and the tokenizer of %s.", DEFAULT_CONFIG)
     try:
         folder = folder or hub.resolve_folder(config or DEFAULT_CONFIG)
     except MissingCheckpointError as error:
@@ -105,62 +59,74 @@ def find_config(source: str | Path, config: str | Path | None = None) -> Path:
     return folder
 
 
-def read(path: Path, config_folder: Path) -> Parts:
-    """Read a single file and give its tensors the names of diffusers and transformers.
+def read_single_file(
+    path: Path, config_folder: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, torch.Tensor]]]:
+    """Read a single file and rename its tensors as in diffusers and transformers.
 
     Args:
-        path: A ``.ckpt`` or ``.safetensors`` file; nothing but tensors is unpickled.
+        path: A `.ckpt` or `.safetensors` file; only tensors are unpickled.
         config_folder: See `find_config`.
+
+    Returns:
+        Configs and tensors by component.
 
     Raises:
         CheckpointError: The file is damaged, is not Stable Diffusion v2 in this format, or does
             not fit the configs.
     """
     logger.info("Reading %s ...", path)
-    tensors = weights.read_tensors(path)
-    if _CONTEXT not in tensors:
+    original = weights.read_tensors(path)
+    if _CROSS_ATTENTION not in original:
         raise CheckpointError(
-            f"{path} is {weights.describe_model(tensors)}; needed is Stable Diffusion v2 in its "
+            f"{path} is {weights.identify_model(original)}; it must be Stable Diffusion v2 in its "
             f"original one-file format, with U-Net, autoencoder and text encoder."
         )
-    width = tensors[_CONTEXT].shape[-1]
-    if width != _CONTEXT_WIDTH:
-        kind = "Stable Diffusion 1.x" if width == 768 else "another model"
-        raise CheckpointError(
-            f"{path} is {kind} (cross_attention_dim {width}); SDMatte needs Stable Diffusion v2 "
-            f"({_CONTEXT_WIDTH})."
-        )
+    check_cross_attention(str(path), original[_CROSS_ATTENTION].shape[-1])
     configs = {name: weights.component_config(config_folder, name) for name in hub.COMPONENTS}
     with init_empty_weights():
         vae = AutoencoderKL.from_config(configs["vae"])
         text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
     try:
-        parts = {
-            "unet": convert_ldm_unet_checkpoint(tensors, configs["unet"]),
-            "vae": convert_ldm_vae_checkpoint(tensors, configs["vae"]),
-            "text_encoder": convert_open_clip_checkpoint(text_encoder, tensors),
+        tensors = {
+            "unet": convert_ldm_unet_checkpoint(original, configs["unet"]),
+            "vae": convert_ldm_vae_checkpoint(original, configs["vae"]),
+            "text_encoder": convert_open_clip_checkpoint(text_encoder, original),
         }
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"{path} does not fit the configs in {config_folder} ({error!r})."
         ) from error
-    parts["text_encoder"].pop("text_projection.weight", None)  # CLIPTextModel has none
+    tensors["text_encoder"].pop("text_projection.weight", None)  # not in CLIPTextModel
     for name, model in (("vae", vae), ("text_encoder", text_encoder)):
-        _check_fit(model, parts[name], f"{name} in {path}", config_folder / name)
-    return Parts(config_folder, configs, parts)
+        _check_fit(model, tensors[name], f"{name} in {path}", config_folder / name)
+    return configs, tensors
 
 
-def _check_fit(model: nn.Module, tensors: dict, what: str, config: Path) -> None:
-    """Compare names and shapes; transformers 5 dropped one level of the text encoder's names."""
-    level = weights.TEXT_LEVEL
-    wanted = {n.removeprefix(level): tuple(v.shape) for n, v in model.state_dict().items()}
-    wanted.pop("embeddings.position_ids", None)  # a constant that old transformers versions saved
-    given = {n.removeprefix(level): tuple(v.shape) for n, v in tensors.items() if v is not None}
-    differing = [
-        name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)
-    ]
-    if differing:
+def check_cross_attention(source: str, dim: int | None) -> None:
+    """Ensure that a U-Net has the `cross_attention_dim` of Stable Diffusion v2.
+
+    Raises:
+        CheckpointError: It has another one.
+    """
+    if dim != SD2_CROSS_ATTENTION_DIM:
+        kind = "Stable Diffusion 1.x" if dim == 768 else "of another model"
         raise CheckpointError(
-            f"The {what} does not fit {config / 'config.json'}: missing, unexpected or of another "
-            f"shape are {weights.shorten(differing)}."
+            f"{source} is {kind} (cross_attention_dim {dim}); SDMatte needs Stable Diffusion v2 or "
+            f"BK-SDM v2 ({SD2_CROSS_ATTENTION_DIM})."
         )
+
+
+def _check_fit(
+    model: nn.Module, tensors: dict[str, torch.Tensor], source: str, config: Path
+) -> None:
+    """Compare names, with or without the level that transformers 5 dropped, and shapes."""
+    expected, given = (
+        {name.removeprefix(weights.TEXT_LEVEL): value for name, value in state_dict.items()}
+        for state_dict in (model.state_dict(), tensors)
+    )
+    for state_dict in (expected, given):  # a constant that old transformers versions saved
+        state_dict.pop("embeddings.position_ids", None)
+    problems = weights.find_mismatches(expected, given)
+    if problems:
+        raise CheckpointError(f"The {source} does not fit {config / 'config.json'}: {problems}.")

@@ -16,21 +16,21 @@ COORDINATE_SETTINGS = {
     "point_embeddings_input_dim": 1680,
     "bbox_embeddings_input_dim": 1280,
 }
-"""What `process_weight.py` adds to ``unet/config.json``, with the published values."""
+"""Settings that `process_weight.py` adds to `unet/config.json`, with their published values."""
 
 
 class SDMatteUNet(UNet2DConditionModel):
     """A `UNet2DConditionModel` that also embeds the prompt's coordinates.
 
-    The opacity takes the place of the timestep; the coordinates are added to its embedding
-    (paper section 3.3) through diffusers' hook for additional embeddings. A pretrained U-Net is
-    then given its second input by `SDMatte.modeling.surgery.add_visual_prompt_input`.
+    The opacity replaces the timestep. The coordinates are added to its embedding (paper, Sec. 3.3)
+    through diffusers' hook for additional embeddings. The second input of a pretrained U-Net is
+    added later, by `SDMatte.modeling.surgery.add_visual_prompt_input`.
 
     Args:
         bbox_time_embed_dim: Channels of the sinusoidal embedding of one box coordinate.
         point_embeddings_input_dim: Width of the sinusoidal embedding of all points.
         bbox_embeddings_input_dim: Width of the sinusoidal embedding of a box.
-        **kwargs: Of `UNet2DConditionModel`.
+        **kwargs: Passed to `UNet2DConditionModel`.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class SDMatteUNet(UNet2DConditionModel):
 
     @staticmethod
     def _get_init_keys(input_class):
-        # diffusers keeps only the config keys that it finds in the constructor's signature. Ours
-        # ends in **kwargs, so without this every other key would fall back to its default.
+        # diffusers keeps only the config keys in the constructor's signature. Ours ends in
+        # **kwargs, so without this every other key would fall back to its default.
         keys = UNet2DConditionModel._get_init_keys(input_class)
         if issubclass(input_class, SDMatteUNet):
             keys |= UNet2DConditionModel._get_init_keys(UNet2DConditionModel)
@@ -62,7 +62,7 @@ class SDMatteUNet(UNet2DConditionModel):
     def set_matting_processors(
         self, masked_sections: Sequence[bool], visual_sections: Sequence[bool]
     ) -> None:
-        """Says which sections (down, mid, up) mask self-attention and read the visual prompt."""
+        """Choose the sections (down, mid, up) that mask self-attention or read visual tokens."""
         masked = dict(zip(SECTIONS, masked_sections, strict=True))
         visual = dict(zip(SECTIONS, visual_sections, strict=True))
         self.set_attn_processor(
@@ -81,7 +81,7 @@ class SDMatteUNet(UNet2DConditionModel):
         encoder_hidden_states: torch.Tensor,
         added_cond_kwargs: dict[str, torch.Tensor] | None,
     ) -> torch.Tensor | None:
-        """Embeds ``bbox_coords`` [B, 4] or ``point_coords`` [B, N] of ``added_cond_kwargs``."""
+        """Embed `bbox_coords` `[B, 4]` or `point_coords` `[B, N]` of `added_cond_kwargs`."""
         coords = added_cond_kwargs or {}
         if "bbox_coords" in coords:
             sinusoid = embed_box_coords(

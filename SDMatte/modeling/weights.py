@@ -1,4 +1,4 @@
-"""Reading weights: pretrained folders, published checkpoints, our own; strictly and safely."""
+"""Reading weights: pretrained folders, published checkpoints and our own, strictly and safely."""
 
 import json
 import pickle
@@ -9,30 +9,29 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.errors import CheckpointError, MissingCheckpointError
 from SDMatte.modeling import hub
+from SDMatte.runtime.files import replace_file, write_text
 
 TEXT_PREFIX = "text_encoder."
 TEXT_LEVEL = "text_model."
-NAMES_SHOWN = 8
+MAX_NAMES = 8
 OWN_KINDS = ("an SDMatte checkpoint", "a LiteSDMatte checkpoint")
-CONVERTED_AT_ONCE = 2**28
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.")
+PART_SIZE = 2**28
+"""Bytes of a checkpoint that `assign_checkpoint` converts at a time."""
 
 
-def shorten(names: Iterable[str]) -> str:
-    """Writes a list of names on one line, the first few of them and how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+# ------------------------------------------------------------------- files
 
 
-class _StandIn:
-    """Takes the place of a training framework's object in a file, whatever its arguments."""
+class _Placeholder:
+    """Replaces an object of a training framework in a file, whatever its arguments."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_StandIn":
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Placeholder":
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -42,33 +41,36 @@ class _StandIn:
         pass
 
 
-def _stand_ins(path: Path) -> list[tuple[type, str]]:
-    """List what `read_tensors` puts in place of objects beside the tensors.
+def _list_placeholders(path: Path) -> list[tuple[type, str]]:
+    """List the placeholders for objects beside the tensors, whose code is never imported.
 
-    Stable Diffusion's own files hold Lightning's callbacks, say. The objects' code is never
-    imported or run.
+    Stable Diffusion's own files hold callbacks of Lightning, for example.
     """
     list_globals = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
     if list_globals is None or not zipfile.is_zipfile(path):
         return []
-    return [(_StandIn, name) for name in list_globals(path) if name.startswith(FRAMEWORKS)]
+    return [(_Placeholder, name) for name in list_globals(path) if name.startswith(FRAMEWORKS)]
+
+
+def _is_mapped(path: Path) -> bool:
+    """Return whether `read_tensors` memory-maps a file: safetensors, or torch >= 1.6's zip."""
+    return path.suffix == ".safetensors" or zipfile.is_zipfile(path)
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """Reads a file of tensors, memory-mapped where the format allows it.
+    """Read a file of tensors, memory-mapped if the format allows it.
 
     Args:
-        path: A ``.safetensors`` file, or a ``torch.save`` file. The latter may hold the state
-            dict itself or one level down under ``model`` or ``state_dict``, as detectron2's and
-            Lightning's checkpointers write it. Nothing but tensors and plain containers is
-            unpickled.
+        path: A `.safetensors` or a `torch.save` file. The latter may hold the state dict itself,
+            or nested under `model` or `state_dict`, as the checkpointers of detectron2 and
+            Lightning write it. Only tensors and plain containers are unpickled.
 
     Returns:
         Tensors by name, on the CPU, without the prefix that DDP adds.
 
     Raises:
         MissingCheckpointError: The file does not exist.
-        CheckpointError: It is no checkpoint, or cut short.
+        CheckpointError: It is not a checkpoint, or is truncated.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,18 +80,18 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt", device="cpu") as file:
                 content = {name: file.get_tensor(name) for name in file.keys()}
         else:
-            with torch.serialization.safe_globals(_stand_ins(path)):
+            with torch.serialization.safe_globals(_list_placeholders(path)):
                 content = torch.load(
-                    path, map_location="cpu", weights_only=True, mmap=is_mapped(path)
+                    path, map_location="cpu", weights_only=True, mmap=_is_mapped(path)
                 )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint of tensors alone, so it is not opened: a PyTorch or "
-            f"safetensors file with a state dict is needed."
+            f"{path} contains more than tensors, so it is not opened. It must be a PyTorch or "
+            f"safetensors file with a state dict."
         ) from error
-    except Exception as error:  # on a file of any kind torch's reader can fail in any way
+    except Exception as error:  # on arbitrary files, torch's reader raises arbitrary errors
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint; it is damaged, cut short or of another kind."
+            f"{path} cannot be read as a checkpoint: it is damaged, truncated or of another format."
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -97,14 +99,88 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path} holds no state dict.")
     tensors = {name.removeprefix("module."): value for name, value in content.items()}
-    strange = [n for n, value in tensors.items() if not isinstance(value, torch.Tensor)]
-    if strange:
-        raise CheckpointError(f"{path} holds no state dict: {shorten(strange)} are not tensors.")
+    others = [n for n, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise CheckpointError(f"{path} holds no state dict: {shorten(others)} are not tensors.")
     return tensors
 
 
-def describe_model(names: Iterable[str]) -> str:
-    """Says in words which model a state dict belongs to, from its names."""
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: str) -> None:
+    """Write a `.safetensors` file in one piece.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    with replace_file(path) as temporary:
+        save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file is not valid.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object in one piece."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def component_config(folder: Path, component: str) -> dict[str, Any]:
+    """Read `config.json` of a component of a pretrained folder.
+
+    Raises:
+        MissingCheckpointError: The folder lacks it.
+        CheckpointError: It is not valid.
+    """
+    path = folder / component / "config.json"
+    if not path.is_file():
+        raise MissingCheckpointError(
+            f"{folder} is not a Stable Diffusion folder in diffusers layout: "
+            f"it has no {component}/config.json."
+        )
+    return read_json(path)
+
+
+def read_model_card(folder: Path) -> dict[str, Any]:
+    """Read the description that `SDMatte.save_pretrained` writes; empty if there is none.
+
+    Returns:
+        `model`, the class; `arguments`, its settings; `inference`, settings of
+        `SDMatte.inference.loading.InferenceDefaults`. Each may be missing.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = folder / hub.MODEL_CARD
+    content = read_json(path) if path.is_file() else {}
+    if not all(isinstance(content.get(part, {}), dict) for part in ("arguments", "inference")):
+        raise CheckpointError(f"{path} is not the description of a model.")
+    return content
+
+
+# ------------------------------------------------------------------- names and shapes
+
+
+def shorten(names: Iterable[str]) -> str:
+    """Join the first few names and say how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
+
+
+def identify_model(names: Iterable[str]) -> str:
+    """Return, in words, the model that a state dict of these names belongs to."""
     names = list(names)
     if any(n.startswith("vae.encoder.layers.") for n in names):
         return OWN_KINDS[1]
@@ -117,64 +193,69 @@ def describe_model(names: Iterable[str]) -> str:
     return "not an SDMatte checkpoint"
 
 
-def rename_text_encoder(state_dict: dict[str, torch.Tensor], prefix: str, with_level: bool) -> None:
-    """Writes the text encoder's names with or without their ``text_model.`` level, in place.
+def rename_text_encoder(
+    state_dict: dict[str, torch.Tensor], prefix: str = "", with_level: bool = True
+) -> None:
+    """Add or remove the `text_model.` level of the text encoder's names, in place.
 
-    transformers 5 dropped that level from `CLIPTextModel`; the published checkpoints have it.
+    The published checkpoints have it; transformers 5 dropped it from `CLIPTextModel`.
 
     Args:
         state_dict: Tensors by name.
-        prefix: What stands before ``text_encoder.`` in the names.
-        with_level: The spelling that is wanted.
+        prefix: Prefix of the model's names.
+        with_level: Whether to add the level rather than to remove it.
     """
     head = prefix + TEXT_PREFIX
     for name in [n for n in state_dict if n.startswith(head)]:
         tail = name[len(head) :].removeprefix(TEXT_LEVEL)
-        if tail == "embeddings.position_ids":  # a constant that old transformers versions saved
-            del state_dict[name]
-            continue
         value = state_dict.pop(name)
-        state_dict[head + (TEXT_LEVEL if with_level else "") + tail] = value
+        if tail != "embeddings.position_ids":  # a constant that old transformers versions saved
+            state_dict[head + (TEXT_LEVEL if with_level else "") + tail] = value
+
+
+def find_mismatches(
+    expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> str:
+    """Describe the differences in names and shapes between two state dicts; empty if none."""
+    reshaped = [
+        f"{name} is {list(tensors[name].shape)}, not {list(value.shape)}"
+        for name, value in expected.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    problems = {
+        "missing": expected.keys() - tensors.keys(),
+        "unexpected": tensors.keys() - expected.keys(),
+        "of another shape": reshaped,
+    }
+    return "; ".join(f"{len(n)} {word} ({shorten(n)})" for word, n in problems.items() if n)
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Names whatever of a full state dict does not fit a model.
+    """Ensure that a full state dict fits a model.
 
     Args:
         model: An `SDMatte` or `LiteSDMatte`.
         tensors: Tensors by published name.
-        source: What the message calls them, usually the file.
+        source: Name of the state dict in messages, usually the file.
 
     Raises:
         CheckpointError: Names are missing or unexpected, or shapes differ.
     """
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    missing = expected.keys() - tensors.keys()
-    unexpected = tensors.keys() - expected.keys()
-    reshaped = [
-        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    problems = []
-    if missing:
-        problems.append(f"{len(missing)} missing ({shorten(missing)})")
-    if unexpected:
-        problems.append(f"{len(unexpected)} unexpected ({shorten(unexpected)})")
-    if reshaped:
-        problems.append(f"{len(reshaped)} of another shape ({shorten(reshaped)})")
+    problems = find_mismatches(model.state_dict(), tensors)
     if problems:
-        kind = describe_model(tensors)
         raise CheckpointError(
-            f"{source} is {kind} and does not fit this {type(model).__name__}: "
-            f"{'; '.join(problems)}."
+            f"{source} is {identify_model(tensors)} and does not fit this {type(model).__name__}: "
+            f"{problems}."
         )
 
 
+# ------------------------------------------------------------------- loading
+
+
 def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Copies a full state dict into a model, or raises as `check_fit` does and loads nothing."""
+    """Copy a full state dict into a model; load nothing if it does not fit (see `check_fit`)."""
     tensors = dict(tensors)
-    rename_text_encoder(tensors, "", with_level=True)
+    rename_text_encoder(tensors)
     check_fit(model, tensors, source)
     model.load_state_dict(tensors)
 
@@ -193,42 +274,42 @@ def load_checkpoint(model: nn.Module, name: str | Path) -> None:
     load_strict(model, read_tensors(path), str(path))
 
 
-def assign_checkpoint(
-    model: nn.Module, path: str | Path, part_size: int = CONVERTED_AT_ONCE
-) -> None:
-    """Puts a checkpoint file's tensors in place in a model that was built without memory.
+def assign_checkpoint(model: nn.Module, path: str | Path, part_size: int = PART_SIZE) -> None:
+    """Assign the tensors of a checkpoint file to a model on the meta device.
 
-    They take the model's own types. What has these types stays mapped from the file. The rest is
-    converted part by part, and between the parts the file is let go of, so that its pages do not
-    add up: loading takes the memory of the model and a part, whatever the file's size. The text
-    encoder, which may be released by itself, gets a block of its own.
+    They take the types of the model. Tensors that have these types already stay mapped from the
+    file. The others are converted in parts, and the file is mapped anew after each part, which
+    drops its pages from memory: loading takes the memory of the model plus a part, whatever the
+    size of the file. The text encoder, which may be released separately, gets one block of memory.
 
     Args:
         model: An `SDMatte` or `LiteSDMatte`, on the meta device.
         path: The file.
-        part_size: Bytes of the file in a part.
+        part_size: Bytes of the file to convert at a time.
 
     Raises:
         CheckpointError: The file cannot be read or does not fit; see `read_tensors`, `check_fit`.
     """
+    path = Path(path)
 
     def read() -> dict[str, torch.Tensor]:
         tensors = read_tensors(path)
-        rename_text_encoder(tensors, "", with_level=True)
+        rename_text_encoder(tensors)
         return tensors
 
-    def let_go(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if not is_mapped(path):
+    def drop_pages(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not _is_mapped(path):
             return tensors
-        tensors.clear()  # before it is mapped anew: that is what lets go of the pages
+        tensors.clear()  # pages are only dropped once nothing refers to the old mapping
         return read()
 
     types = {name: value.dtype for name, value in model.state_dict().items()}
     tensors = read()
     check_fit(model, tensors, str(path))
-    text = [name for name in tensors if name.startswith(TEXT_PREFIX)]
-    converted = _copy_as_block({name: tensors[name] for name in text}, types)
-    tensors = let_go(tensors)
+    text = {name: value for name, value in tensors.items() if name.startswith(TEXT_PREFIX)}
+    converted = _copy_as_block(text, types)
+    del text
+    tensors = drop_pages(tensors)
     others = [n for n, v in tensors.items() if v.dtype != types[n] and n not in converted]
     parts: list[list[str]] = []
     room = 0
@@ -240,16 +321,16 @@ def assign_checkpoint(
         room -= tensors[name].nbytes
     for part in parts:
         converted |= {name: tensors.pop(name).to(types[name]) for name in part}
-        tensors = let_go(tensors)
+        tensors = drop_pages(tensors)
     model.load_state_dict({**tensors, **converted}, assign=True)
 
 
 def _copy_as_block(
     tensors: Mapping[str, torch.Tensor], types: Mapping[str, torch.dtype]
 ) -> dict[str, torch.Tensor]:
-    """Copies tensors into one storage a type: as a whole it goes back to the system when freed.
+    """Copy tensors into one storage per type, which returns to the system as a whole when freed.
 
-    The pieces of a heap would not, and the memory of an encoder that is no longer there would stay.
+    Separate small tensors would leave their memory to the heap.
     """
     copies: dict[str, torch.Tensor] = {}
     for dtype in {types[name] for name in tensors}:
@@ -261,72 +342,46 @@ def _copy_as_block(
     return copies
 
 
-def is_mapped(path: str | Path) -> bool:
-    """Whether `read_tensors` maps a file: the zip format of torch >= 1.6, and safetensors."""
-    return Path(path).suffix == ".safetensors" or zipfile.is_zipfile(path)
-
-
-def component_config(folder: Path, component: str) -> dict:
-    """Reads ``config.json`` of a component of a pretrained folder.
-
-    Raises:
-        CheckpointError: The folder lacks it, or it is not JSON.
-    """
-    path = folder / component / "config.json"
-    if not path.is_file():
-        raise MissingCheckpointError(
-            f"{folder} is not a Stable Diffusion folder in diffusers layout: "
-            f"it has no {component}/config.json."
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-
-
-def load_component(cls, folder: Path, component: str, dtype: torch.dtype) -> nn.Module:
-    """Loads one pretrained component with all its weights, or says which do not fit.
+def load_component(
+    cls: type[nn.Module], folder: Path, component: str, dtype: torch.dtype
+) -> nn.Module:
+    """Load a pretrained component with all its weights.
 
     Args:
         cls: The diffusers or transformers class.
         folder: The pretrained folder.
-        component: Its sub-folder: ``unet``, ``vae`` or ``text_encoder``.
-        dtype: Wanted type of the weights, whatever the file's.
+        component: Its sub-folder: `unet`, `vae` or `text_encoder`.
+        dtype: Type of the weights, whatever the type in the file.
 
     Raises:
         CheckpointError: The weights are missing, damaged or do not fit the config.
     """
     component_config(folder, component)
-    plain = any((folder / component).glob("*model.safetensors*")) or any(
-        (folder / component).glob("*model.bin*")
-    )
-    sharded = any((folder / component).glob("*model-*-of-*"))
-    half = any((folder / component).glob("*.fp16*"))
+    path = folder / component
+    names = [f"{component}/{file.name}" for file in path.iterdir()]
+    is_half = any(".fp16" in name for name in hub.choose_weights(names, component))
     dtype_argument = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
     try:
         model, info = cls.from_pretrained(
-            folder / component,
-            variant="fp16" if half and not (plain or sharded) else None,
+            path,
+            variant="fp16" if is_half else None,
             output_loading_info=True,
             **{dtype_argument: dtype},
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"The weights in {folder / component} cannot be loaded: {reason}"
-        ) from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"Cannot load the weights in {path}: {reason}") from error
     problems = [
         f"{word} {shorten(str(n[0]) if isinstance(n, tuple) else n for n in info[key])}"
         for key, word in (
-            ("missing_keys", "missing are"),
-            ("unexpected_keys", "unexpected are"),
-            ("mismatched_keys", "of another shape are"),
+            ("missing_keys", "missing"),
+            ("unexpected_keys", "unexpected"),
+            ("mismatched_keys", "of another shape"),
         )
         if info.get(key)
     ]
     if problems:
         raise CheckpointError(
-            f"The weights in {folder / component} do not fit its config.json: "
-            f"{'; '.join(problems)}."
+            f"The weights in {path} do not fit its config.json: {'; '.join(problems)}."
         )
     return model

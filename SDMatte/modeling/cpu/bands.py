@@ -1,11 +1,11 @@
-"""Encodes pictures that are constant in bands, such as the map of a box, with a part of the work.
+"""Encode images that are constant in bands, such as the map of a box, with a part of the work.
 
-The autoencoder's encoder is convolutions, group norms and one attention. Rows that are equal stay
-equal as long as they are further from any other rows, and from the picture's border, than the
-convolutions have reached; likewise columns. So of each band of equal rows or columns only those
-near its ends and one more are computed, at each of the encoder's resolutions; norms and attention
-count that one as often as it stands for a row of the picture. The result is that of the whole
-picture, up to rounding. Of a box at 1024 x 1024 a tenth of the work is left.
+The autoencoder's encoder consists of convolutions, group norms and one attention. Equal rows stay
+equal as long as they are farther from any other row, and from the border, than the convolutions
+have reached; likewise columns. So only the rows and columns near the ends of each band of equal
+ones are computed, plus one to represent the rest, at each of the encoder's resolutions. Norms and
+attention weight the representative by the number of rows it stands for. The result equals that of
+the whole image up to rounding. For a box at 1024 x 1024, a tenth of the work remains.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,17 @@ from torch.overrides import TorchFunctionMode
 from SDMatte.modeling.cpu.autoencoder import group_moments, scale_and_shift
 
 MAX_EDGES = 16
-WORTHWHILE = 0.9
-
-Interval = tuple[int, int]
+MAX_FRACTION = 0.9
+"""Fraction of the work up to which encoding by bands is worthwhile."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The rows, or columns, of one resolution that are computed.
+    """The rows, or columns, that are computed at one resolution.
 
     Attributes:
-        length: How many there are.
-        kept: ``[K]``, those that are computed, sorted; each stands for all up to the next.
+        length: Number of rows of the whole map.
+        kept: `[K]`, sorted; each row represents all rows up to the next one.
     """
 
     length: int
@@ -38,26 +37,43 @@ class Axis:
 
     @property
     def counts(self) -> torch.Tensor:
-        """``[K]``, for how many each one stands."""
+        """`[K]`, number of rows that each kept one represents."""
         return torch.diff(self.kept, append=self.kept.new_tensor([self.length]))
 
-    def places(self, positions: torch.Tensor) -> torch.Tensor:
-        """Where in ``kept`` that is what stands for each position."""
+    def indices(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the indices into `kept` of the rows that represent the given ones."""
         return torch.searchsorted(self.kept, positions, right=True) - 1
 
+    def halved(self) -> "Axis":
+        """Return the axis after a convolution of stride 2."""
+        return Axis(self.length // 2, self.kept[::2] // 2)
 
-def encode_bands(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor | None:
-    """Encodes a picture of constant bands.
+
+Level = tuple[Axis, Axis]
+"""Rows and columns of one resolution."""
+
+
+def encode_bands(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor | None:
+    """Encode images of constant bands.
 
     Args:
-        vae: In evaluation mode.
-        image: ``[1, 3, H, W]``.
+        vae: The autoencoder, in evaluation mode.
+        images: `[B, 3, H, W]`.
 
     Returns:
-        The mean of the posterior, ``[1, C, h, w]``, as ``vae.encode`` gives it; None where the
-        picture has too few equal rows and columns for this to be of use.
+        Means of the posterior, `[B, C, h, w]`, equal to those of `vae.encode`. None if an image has
+        too few equal rows and columns, or the autoencoder was not prepared by `optimize_for_cpu`.
     """
-    encoder = vae.encoder
+    if not getattr(vae, "optimized_for_cpu", False):
+        return None
+    plans = [_plan_levels(vae.encoder, image[None]) for image in images]
+    if any(plan is None for plan in plans):
+        return None
+    pairs = zip(images, plans, strict=True)
+    return torch.cat([_encode(vae, image[None], plan) for image, plan in pairs])
+
+
+def _plan_levels(encoder: torch.nn.Module, image: torch.Tensor) -> list[Level] | None:
     depths = [2 * len(block.resnets) for block in encoder.down_blocks]
     depths[0] += 1  # conv_in
     depths[-1] += 2 * len(encoder.mid_block.resnets) + 1  # conv_out
@@ -68,15 +84,18 @@ def encode_bands(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor | None
             return None
         axes.append(plan_axis(image.shape[dim], edges, depths))
     levels = list(zip(*axes, strict=True))
-    shares = [len(r.kept) * len(c.kept) / (r.length * c.length) for r, c in levels]
-    if sum(shares) > WORTHWHILE * len(shares):
+    fractions = [len(r.kept) * len(c.kept) / (r.length * c.length) for r, c in levels]
+    if sum(fractions) > MAX_FRACTION * len(fractions):
         return None
+    return [tuple(Axis(a.length, a.kept.to(image.device)) for a in level) for level in levels]
 
-    levels = [tuple(Axis(a.length, a.kept.to(image.device)) for a in level) for level in levels]
+
+def _encode(vae: AutoencoderKL, image: torch.Tensor, levels: Sequence[Level]) -> torch.Tensor:
+    encoder = vae.encoder
     hidden = image.to(vae.dtype)
-    before: tuple[Axis, Axis] | None = None
+    before: Level | None = None
     for block, level in zip(encoder.down_blocks, levels, strict=True):
-        hidden = _take(hidden, before, [axis.kept for axis in level])
+        hidden = _select(hidden, before, [axis.kept for axis in level])
         with CountedRows(*level):
             if before is None:
                 hidden = encoder.conv_in(hidden)
@@ -84,7 +103,7 @@ def encode_bands(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor | None
                 hidden = resnet(hidden, None)
         for downsampler in block.downsamplers or ():
             hidden = downsampler(hidden)
-            level = tuple(Axis(axis.length // 2, axis.kept[::2] // 2) for axis in level)
+            level = tuple(axis.halved() for axis in level)
         before = level
     with CountedRows(*before):
         hidden = encoder.mid_block(hidden)
@@ -92,11 +111,11 @@ def encode_bands(vae: AutoencoderKL, image: torch.Tensor) -> torch.Tensor | None
     if vae.quant_conv is not None:
         hidden = vae.quant_conv(hidden)
     everywhere = [torch.arange(axis.length, device=hidden.device) for axis in before]
-    return _take(hidden, before, everywhere).chunk(2, dim=1)[0]
+    return _select(hidden, before, everywhere).chunk(2, dim=1)[0]
 
 
 def find_edges(image: torch.Tensor, dim: int) -> list[int]:
-    """Lists where a row (``dim`` 2) or column (3) differs from the one before; and both borders."""
+    """List rows (`dim` 2) or columns (3) that differ from the previous one, and both borders."""
     length = image.shape[dim]
     differs = image.narrow(dim, 1, length - 1) != image.narrow(dim, 0, length - 1)
     others = [d for d in range(image.ndim) if d != dim]
@@ -104,17 +123,17 @@ def find_edges(image: torch.Tensor, dim: int) -> list[int]:
 
 
 def plan_axis(length: int, edges: Sequence[int], depths: Sequence[int]) -> list[Axis]:
-    """Plans which rows, or columns, are computed at each resolution.
+    """Choose the rows, or columns, to compute at each resolution.
 
     Args:
-        length: Of the picture.
+        length: Number of rows of the image.
         edges: See `find_edges`.
-        depths: How many 3 x 3 convolutions follow each other at each resolution. Between two, one
-            of stride 2 halves it, which reads rows 2 i to 2 i + 2.
+        depths: Number of successive 3 x 3 convolutions at each resolution. Between resolutions, a
+            convolution of stride 2 reads rows 2 i to 2 i + 2.
     """
     axes = []
-    # What is not constant around an edge: nothing yet.
-    spans: list[Interval] = [(edge, edge - 1) for edge in edges]
+    # First and last row of the region around each edge that is not constant: empty at first.
+    spans = [(edge, edge - 1) for edge in edges]
     for level, depth in enumerate(depths):
         spans = [(low - depth, high + depth) for low, high in spans]
         last = level == len(depths) - 1
@@ -132,20 +151,22 @@ def plan_axis(length: int, edges: Sequence[int], depths: Sequence[int]) -> list[
     return axes
 
 
-def _take(hidden: torch.Tensor, axes: tuple[Axis, Axis] | None, positions) -> torch.Tensor:
-    """Picks rows and columns; of a whole picture where there are no axes yet."""
+def _select(
+    hidden: torch.Tensor, level: Level | None, positions: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Select rows and columns, by position in the whole map; `level` None: of a whole map."""
     for dim, wanted in zip((2, 3), positions, strict=True):
-        places = wanted if axes is None else axes[dim - 2].places(wanted)
-        hidden = hidden.index_select(dim, places)
+        indices = wanted if level is None else level[dim - 2].indices(wanted)
+        hidden = hidden.index_select(dim, indices)
     return hidden
 
 
 class CountedRows(TorchFunctionMode):
-    """Group norms and attentions inside count each row and column as often as it stands for one.
+    """Inside, group norms and attentions weight rows and columns by how many they represent.
 
     Args:
-        rows: Those that are there.
-        columns: Likewise.
+        rows: Rows of the maps.
+        columns: Columns of the maps.
     """
 
     def __init__(self, rows: Axis, columns: Axis):
@@ -153,32 +174,30 @@ class CountedRows(TorchFunctionMode):
         self.counts = torch.outer(rows.counts, columns.counts)  # [h, w]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Replaces the three functions."""
-        kwargs = kwargs or {}
-        if func is group_moments:
-            return self._moments(*args, **kwargs)
-        if func is F.group_norm:
-            return self._group_norm(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return self._attention(*args, **kwargs)
-        return func(*args, **kwargs)
+        """Replace three functions."""
+        replaced = {
+            group_moments: self._moments,
+            F.group_norm: self._group_norm,
+            F.scaled_dot_product_attention: self._attention,
+        }
+        return replaced.get(func, func)(*args, **(kwargs or {}))
 
     def _moments(self, input, num_groups) -> tuple[torch.Tensor, torch.Tensor]:
-        values = input.flatten(2).double()  # [B, C, h*w]
-        share = self.counts.flatten().double() / self.counts.sum()
+        values = input.flatten(2).double()  # [B, C, h * w]
+        weights = self.counts.flatten().double() / self.counts.sum()
         per_group = (len(input), num_groups, -1)
-        mean = (values @ share).view(per_group).mean(2, keepdim=True)
-        squares = (values.square() @ share).view(per_group).mean(2, keepdim=True)
+        mean = (values @ weights).view(per_group).mean(2, keepdim=True)
+        squares = (values.square() @ weights).view(per_group).mean(2, keepdim=True)
         return mean, squares - mean.square()
 
     def _group_norm(self, input, num_groups, weight=None, bias=None, eps=1e-5) -> torch.Tensor:
         moments = self._moments(input, num_groups)
         scale, shift = scale_and_shift(moments, weight, bias, eps, input.dtype)
-        normed = torch.addcmul(shift, input.flatten(2).to(shift.dtype), scale)  # [B, C, h*w]
+        normed = torch.addcmul(shift, input.flatten(2).to(shift.dtype), scale)  # [B, C, h * w]
         return normed.to(input.dtype).reshape(input.shape)
 
     def _attention(self, query, key, value, attn_mask=None, **kwargs) -> torch.Tensor:
-        # A key that stands for n weighs n times: log(n) more.
+        # A key that represents n keys has n times the weight: log(n) more score.
         exact = torch.promote_types(query.dtype, torch.float32)
         bias = self.counts.flatten().to(exact).log().expand(query.shape[-2], -1)
         heads = (part.to(exact) for part in (query, key, value))
