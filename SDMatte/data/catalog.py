@@ -297,8 +297,7 @@ def is_there(item: str | Mapping[str, Any], root: str | Path | None = None) -> b
         ConfigError, DataError: See `resolve_set`.
     """
     base = data_root(root)
-    entry = resolve_set(item, base, training=False)
-    return any(os.path.isdir(base / folder) for folder in entry.folders)
+    return resolve_set(item, base, training=False).exists(base)
 
 
 def _known(training: bool) -> str:

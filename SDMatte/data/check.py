@@ -1,8 +1,7 @@
 """Checks of data sets before a training: what was found, and what of it cannot be used."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,9 +51,16 @@ _READERS = {
 }
 
 
+class Finding(NamedTuple):
+    """A problem with a file: its kind (of `KINDS`), and a line of text."""
+
+    kind: str
+    text: str
+
+
 @dataclass(frozen=True)
-class ListedSet:
-    """The samples of a set, by file name only.
+class SetReport:
+    """What was found of a set: its file names (`list_set`), and problems in them (`check_set`).
 
     Attributes:
         entry: The set.
@@ -62,6 +68,8 @@ class ListedSet:
         root: The data root.
         samples: The samples found.
         problem: Why training or test with it cannot start, or "".
+        findings: Problems of single files, sorted by kind.
+        usable: The samples that can be used, once all files have been read.
     """
 
     entry: Entry
@@ -69,6 +77,8 @@ class ListedSet:
     root: Path
     samples: tuple[Sample, ...]
     problem: str = ""
+    findings: tuple[Finding, ...] = ()
+    usable: tuple[Sample, ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,7 +97,7 @@ class ListedSet:
 
     @property
     def kind(self) -> str:
-        """``"natural"``, ``"composite"`` or both."""
+        """``"natural"``, ``"composite"`` or ``"natural + composite"``."""
         kinds = {"natural": self.entry.is_natural, "composite": self.entry.is_composite}
         return " + ".join(kind for kind, used in kinds.items() if used)
 
@@ -105,41 +115,17 @@ class ListedSet:
         """``"yes"``, ``"incomplete"``, or ``"no"`` if no folder of the set exists."""
         if not self.problem:
             return "yes"
-        found = any(os.path.isdir(self.root / folder) for folder in self.entry.folders)
-        return "incomplete" if found else "no"
-
-
-class Finding(NamedTuple):
-    """A problem with a file: its kind (of `KINDS`), and a line of text."""
-
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True)
-class SetReport:
-    """The result of reading all files of a set.
-
-    Attributes:
-        listed: The set.
-        findings: All problems, one per file, sorted by kind.
-        usable: The samples that can be used.
-    """
-
-    listed: ListedSet
-    findings: tuple[Finding, ...]
-    usable: tuple[Sample, ...]
+        return "incomplete" if self.entry.exists(self.root) else "no"
 
     @property
     def num_bad(self) -> int:
         """Number of samples that cannot be used."""
-        return len(self.listed.samples) - len(self.usable)
+        return len(self.samples) - len(self.usable)
 
     def lines(self) -> Iterator[str]:
         """Yield a line for the set, and one for each finding."""
-        expected = self.listed.expected
-        text = f"{self.listed.label}: {len(self.listed.samples)} samples"
-        yield text if expected is None else f"{text}, {expected} expected"
+        text = f"{self.label}: {len(self.samples)} samples"
+        yield text if self.expected is None else f"{text}, {self.expected} expected"
         for finding in self.findings:
             yield f"  {KINDS[finding.kind]}: {finding.text}"
 
@@ -158,9 +144,9 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
     """
     is_pair = isinstance(item, Mapping) and not {"image", "alpha"}.isdisjoint(item)
     both = not is_pair or item.get("holdout") is not None
-    wanted = [only] if only else ["train", "test"] if both else ["train"]
+    parts = [only] if only else ["train", "test"] if both else ["train"]
     found, errors = [], []
-    for part in wanted:
+    for part in parts:
         try:
             resolve_set(item, data_root(), part == "train")
             found.append(part)
@@ -168,8 +154,8 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
             errors.append(error)
     if found:
         return found
-    name = item["name"] if isinstance(item, Mapping) and "name" in item else item
-    if len(wanted) == 2 and not is_known(name):
+    name = item.get("name", "") if isinstance(item, Mapping) else item
+    if len(parts) == 2 and not is_pair and not is_known(name):
         raise DataError(
             f"Unknown set {name!r}; known are {', '.join({**TRAIN_SETS, **TEST_SETS})}, and any "
             f"folder pair as {{image: DIR, alpha: DIR}}."
@@ -179,7 +165,7 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
 
 def list_set(
     item: str | Mapping[str, Any], root: str | Path | None = None, training: bool = True
-) -> ListedSet:
+) -> SetReport:
     """List a set without stopping at missing files.
 
     Args:
@@ -202,15 +188,14 @@ def list_set(
             break
         except DataError as error:
             problem = problem or str(error)
-    return ListedSet(entry, training, base, samples, problem)
+    return SetReport(entry, training, base, samples, problem)
 
 
-def list_table(listed: Iterable[ListedSet]) -> str:
+def list_table(listed: Sequence[SetReport]) -> str:
     """Return a table of sets and of the backgrounds that they need, one per line.
 
     Below it stand the problems of incomplete sets.
     """
-    listed = list(listed)
     rows = [
         (s.name, s.part, s.state, len(s.samples), s.expected, s.kind, ", ".join(s.entry.folders))
         for s in listed
@@ -236,7 +221,7 @@ class _Look(NamedTuple):
 
 
 def check_set(
-    listed: ListedSet, num_workers: int | None = None, progress: bool = False
+    listed: SetReport, num_workers: int | None = None, progress: bool = False
 ) -> SetReport:
     """Read every file of a set once.
 
@@ -260,7 +245,7 @@ def check_set(
         findings.update(Finding("spare", str(listed.root / path)) for path in spare)
     order = list(KINDS)
     ordered = sorted(findings, key=lambda f: (order.index(f.kind), f.text))
-    return SetReport(listed, tuple(ordered), tuple(usable))
+    return replace(listed, findings=tuple(ordered), usable=tuple(usable))
 
 
 def _files(sample: Sample) -> Iterator[tuple[str, str]]:
@@ -314,45 +299,39 @@ def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
         reports: Of the training sets, and of the sets that the training is evaluated on.
         max_bad_samples: Total number of training samples that may be unreadable.
     """
-    found = [f"{r.listed.label}: {r.listed.problem}" for r in reports if r.listed.problem]
-    training = [r for r in reports if r.listed.training]
-    bad, total = sum(r.num_bad for r in training), sum(len(r.listed.samples) for r in training)
+    found = [f"{report.label}: {report.problem}" for report in reports if report.problem]
+    training = [report for report in reports if report.training]
+    bad = sum(report.num_bad for report in training)
+    total = sum(len(report.samples) for report in training)
     if bad and (bad > max_bad_samples or bad == total):
         found.append(
             f"{bad} of {total} training samples cannot be used; at most {max_bad_samples} may be "
             f"left out (max_bad_samples)."
         )
     found += [
-        f"{r.listed.label}: {r.num_bad} of {len(r.listed.samples)} samples cannot be used; a "
-        f"test stops at the first."
-        for r in reports
-        if r.num_bad and not r.listed.training and not r.listed.problem
+        f"{report.label}: {report.num_bad} of {len(report.samples)} samples cannot be used; a test "
+        f"stops at the first."
+        for report in reports
+        if report.num_bad and not report.training and not report.problem
     ]
     return found
 
 
-def training_mix(listed: Iterable[ListedSet]) -> Mix | None:
+def training_mix(listed: Iterable[SetReport]) -> Mix | None:
     """Return the weighted mix of the training sets, None if no set has a weight.
 
     Raises:
         ConfigError: Only some sets have a weight, or a weight is too small.
     """
-    sets = [s for s in listed if s.training]
-    return Mix.of(
-        [s.name for s in sets], [len(s.samples) for s in sets], [s.entry.weight for s in sets]
-    )
+    return Mix.of([(s.entry, len(s.samples)) for s in listed if s.training])
 
 
 def summary_table(reports: Iterable[SetReport]) -> str:
     """Return a table of the number of findings, one set per line."""
     rows = []
-    for report in reports:
-        kinds = [finding.kind for finding in report.findings]
-        listed = report.listed
+    for r in reports:
+        kinds = [finding.kind for finding in r.findings]
         counts = [kinds.count(kind) or "" for kind in KINDS]
-        rows.append(
-            [listed.name, listed.part, len(listed.samples), listed.expected, *counts]
-            + [report.num_bad or ""]
-        )
+        rows.append([r.name, r.part, len(r.samples), r.expected, *counts, r.num_bad or ""])
     heads = ["set", "part", "samples", "expected", *KINDS.values(), "bad samples"]
     return tabulate(rows, heads)

@@ -126,10 +126,8 @@ class MattingDataset(Dataset):
         if samples is None:
             sets = list_sets(names, root, training)
             samples = [sample for _, listed in sets for sample in listed]
-            entries = [entry for entry, _ in sets]
-            weights = [entry.weight for entry in entries]
-            lengths = [len(listed) for _, listed in sets]
-            self.mix = Mix.of([entry.name for entry in entries], lengths, weights)
+            if training:
+                self.mix = Mix.of([(entry, len(listed)) for entry, listed in sets])
         if limit is not None and self.mix is not None:
             raise ConfigError("A dataset takes either weights or a limit.")
         self.samples = list(samples[:limit])

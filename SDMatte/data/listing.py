@@ -106,6 +106,10 @@ class Entry:
         """The folders of the set; of a folder pair, both of them."""
         return self.roots if any(self.roots) else (self.image or self.fg, self.alpha)
 
+    def exists(self, root: Path) -> bool:
+        """Return whether a folder of the set exists under a data root, complete or not."""
+        return any(os.path.isdir(root / folder) for folder in self.folders)
+
     @property
     def is_natural(self) -> bool:
         """Whether images are used as they are."""

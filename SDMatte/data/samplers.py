@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
+from SDMatte.data.listing import Entry
 from SDMatte.errors import ConfigError, DataError
 
 
@@ -38,22 +39,21 @@ class Mix:
                 )
 
     @classmethod
-    def of(
-        cls, names: Sequence[str], sizes: Sequence[int], weights: Sequence[float | None]
-    ) -> "Mix | None":
-        """Return the mix of some sets, None if no set has a weight.
+    def of(cls, sets: Sequence[tuple[Entry, int]]) -> "Mix | None":
+        """Return the mix of sets with their sizes, None if no set has a weight.
 
         Raises:
             ConfigError: Only some sets have a weight, or a weight is too small.
         """
-        if all(weight is None for weight in weights):
+        lacking = [entry.name for entry, _ in sets if entry.weight is None]
+        if len(lacking) == len(sets):
             return None
-        if None in weights:
-            lacking = names[weights.index(None)]
+        if lacking:
             raise ConfigError(
-                f"Either all training sets have a weight or none; {lacking} has none."
+                f"Either all training sets have a weight or none; {lacking[0]} has none."
             )
-        return cls(tuple(names), tuple(sizes), tuple(weights))
+        names, weights = zip(*((entry.name, entry.weight) for entry, _ in sets), strict=True)
+        return cls(names, tuple(size for _, size in sets), weights)
 
     def quotas(self) -> tuple[int, ...]:
         """Return the samples of each set in an epoch, rounded by largest remainders."""
