@@ -1,8 +1,7 @@
-"""Mattes of objects in pictures: encode a picture once, then ask with any number of prompts."""
+"""Interactive matting: encode an image once, then predict mattes for any number of prompts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,22 +21,20 @@ from SDMatte.prompts.pixels import PixelPrompt, read_prompts
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
 from SDMatte.runtime.devices import choose_device, release_memory
 
-_LONGEST = 16
-# From so many pixels of a batch on, freed memory is given back before the decoder needs its own;
-# below, it is little, and to get it anew takes longer than it is worth.
-_LARGE = 2**20
+_MAX_ASPECT = 16
+_LARGE = 2**20  # pixels of a batch; for less, allocating memory again costs more than it saves
 _PREDICT_KEYS = ("box", "points", "mask", "trimap", "transparent")
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image and what the autoencoder made of it, to be used with any number of prompts.
+    """An image and its latent, for any number of prompts.
 
     Attributes:
-        image: uint8 ``[H, W, 3]``, RGB; gray where the image is transparent all through.
+        image: uint8 ``[H, W, 3]``, RGB; mid-gray where the image is fully transparent.
         latent: ``[1, C, h, w]``, on the predictor's device.
-        size: Height and width at which the model saw it.
-        opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None where it is opaque.
+        size: Height and width of the image that the model saw.
+        opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None if it is opaque.
     """
 
     image: np.ndarray
@@ -47,7 +44,7 @@ class EncodedImage:
 
 
 class _Task(NamedTuple):
-    """One matte that is to be made."""
+    """One matte to predict."""
 
     encoded: EncodedImage
     prompt: PixelPrompt
@@ -55,7 +52,7 @@ class _Task(NamedTuple):
 
 
 class MattePredictor:
-    """Predicts mattes interactively.
+    """Predict mattes interactively.
 
     Example::
 
@@ -65,22 +62,22 @@ class MattePredictor:
         result.alpha  # float32 [H, W] in [0, 1]
 
     Args:
-        model: An `SDMatte`, used on the device that it is on; it is set to evaluation mode.
-        resolution: Side of the square that the model sees a picture as, a multiple of the model's
-            ``size_divisor``. None: what the model wants, see ``defaults``.
-        keep_aspect: Show pictures to the model in their own proportions, with about as many pixels
-            as the square has (longer ones than 16 to 1 are squashed to that). The published
-            models were trained and tested on squares. None: what the model wants.
-        prompts: Short names of the prompts that the model may be asked with. None: those that it
-            was trained with (its ``aux_input_list``), also ``auto`` if boxes are among them (it
-            is a box around everything), and ``trimap`` if masks are.
-        batch_size: How many mattes are computed at a time.
-        defaults: How the model wants its pictures.
-        device: Where to compute, if that is not where the model is: of one that is offloaded.
-        progress: Count the tiles of ``refine="tiles"`` on standard error.
+        model: The model, on its device; it is set to evaluation mode.
+        resolution: Side of the square that images are resized to, a multiple of the model's
+            ``size_divisor``. None: that of ``defaults``.
+        keep_aspect: Keep the aspect ratio of images, up to 16 : 1, at about as many pixels as the
+            square has. The published models were trained and tested on squares. None: as in
+            ``defaults``.
+        prompts: Short names of the prompts that are allowed. None: those that the model was trained
+            with (its ``aux_input_list``), ``auto`` if they include boxes, and ``trimap`` if they
+            include masks.
+        batch_size: Number of mattes that are predicted together.
+        defaults: How the model processes images.
+        device: Where to compute. None: where the model is; an offloaded model needs it.
+        progress: Show the number of tiles of ``refine="tiles"`` on standard error.
 
     Raises:
-        ConfigError: A setting cannot be.
+        ConfigError: A setting is invalid.
     """
 
     def __init__(
@@ -102,13 +99,13 @@ class MattePredictor:
         self.keep_aspect = defaults.keep_aspect if keep_aspect is None else keep_aspect
         self.batch_size = batch_size
         self.progress = progress
-        steps = {"resolution": model.size_divisor, "batch_size": 1}
-        for name, step in steps.items():
+        for name, step in (("resolution", model.size_divisor), ("batch_size", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value % step:
-                raise ConfigError(f"{name} must be a multiple of {step} above 0; got {value!r}.")
-        self.point_radius = defaults.point_radius * self.resolution / defaults.resolution
-        self.prompts = _known_prompts(model) if prompts is None else _named_prompts(prompts)
+            if type(value) is not int or value < 1 or value % step:
+                kind = "integer" if step == 1 else f"multiple of {step}"
+                raise ConfigError(f"{name} must be a positive {kind}; got {value!r}.")
+        self.point_radius = defaults.radius_at(self.resolution)
+        self.prompts = _allowed_prompts(model, prompts)
         self._current: EncodedImage | None = None
 
     @classmethod
@@ -127,28 +124,30 @@ class MattePredictor:
         progress: bool = False,
         **arguments: Any,
     ) -> "MattePredictor":
-        """Loads a model, published or trained here.
+        """Load a published model or one trained with this project.
 
         Args:
             path_or_hub_id: A folder or hub id with component configs and a checkpoint beside them
-                (``LongfeiHuang/SDMatte``, ``LongfeiHuang/LiteSDMatte``, or what
-                ``save_pretrained`` writes), the folder of a training run, or the checkpoint file
-                in one of these.
-            checkpoint: Which of the folder's checkpoints, ``SDMatte_plus.pth`` for SDMatte*.
-            device: ``"auto"``, or a device's name; see `SDMatte.runtime.devices.choose_device`.
-            dtype: ``"auto"``, or a type; see `SDMatte.runtime.devices.choose_dtype`.
+                (``LongfeiHuang/SDMatte``, ``LongfeiHuang/LiteSDMatte``, or a folder written by
+                ``save_pretrained``), the output folder of a training run, or a checkpoint in one of
+                these.
+            checkpoint: Name of the checkpoint in the folder, such as ``SDMatte_plus.pth`` for
+                SDMatte*. None: the usual one.
+            device: ``"auto"`` (CUDA, else MPS, else the CPU) or the name of a device.
+            dtype: ``"auto"`` (bfloat16 for full-size models where it is fast, else float32) or a
+                floating-point type; see `SDMatte.runtime.devices.choose_dtype`.
             resolution: See `MattePredictor`.
             keep_aspect: See `MattePredictor`.
             prompts: See `MattePredictor`.
             batch_size: See `MattePredictor`.
-            offload: For GPUs too small for the whole model: only the part that computes is
-                there.
+            offload: Keep the model on the CPU, and only the part that computes on the device, for
+                GPUs with little memory.
             progress: See `MattePredictor`.
-            **arguments: Of the model's constructor, in place of those saved with it.
+            **arguments: Arguments of the model's constructor that replace those saved with it.
 
         Raises:
-            CheckpointError: The model is not there, or does not fit.
-            ConfigError: A setting cannot be.
+            CheckpointError: The model was not found, or its weights do not fit.
+            ConfigError: A setting is invalid.
         """
         device = choose_device(device)
         source = find_model(path_or_hub_id, checkpoint)
@@ -157,7 +156,7 @@ class MattePredictor:
             offload_model(model, device)
         else:
             model.to(device)
-        model.release_text_encoder()  # there are no captions here
+        model.release_text_encoder()  # only the empty caption is used
         return cls(
             model,
             resolution=resolution,
@@ -170,31 +169,32 @@ class MattePredictor:
         )
 
     def set_image(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
-        """Encode an image, which the next calls of `predict` are about.
+        """Encode the image that the next calls of `predict` refer to.
 
-        What is transparent in it stays so: the model sees the image on mid-gray, mattes never
-        exceed the image's own alpha, and colors under alpha 0 show nowhere.
+        The model sees a transparent image on mid-gray. Mattes never exceed the image's own alpha,
+        and colors under alpha 0 are never used.
 
         Args:
-            image: A path, a Pillow image, an array or a tensor; see
+            image: A path, a Pillow image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]``, RGB,
+                uint8 or floating point in [0, 1]; gray and alpha channels are supported. See
                 `SDMatte.images.arrays.read_pixels`.
-            ignore_alpha: Take the colors as they are stored, and the image as opaque.
+            ignore_alpha: Take the image as opaque, with the colors that are stored in it.
 
         Returns:
-            The encoded image: for ``predict(..., image=...)``, if several are in use.
+            The encoded image, for ``predict(..., image=...)`` if several are in use.
 
         Raises:
-            DataError: It is not an image.
+            DataError: ``image`` is not an image or cannot be read; no image is set then.
         """
-        self._current = None  # an image that cannot be read leaves none behind
+        self._current = None
         self._current = self.encode(image, ignore_alpha=ignore_alpha)
         return self._current
 
     def encode(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
-        """Encode an image as `set_image` does, and leave the one that is set alone."""
+        """Encode an image like `set_image`, but keep the image that is set."""
         colors, opacity = read_pixels(image, ignore_alpha)
-        encoded = self._encode(flatten(colors, opacity), self._model_size(colors.shape))
-        return replace(encoded, image=colors, opacity=opacity)
+        size = self._model_size(*colors.shape[:2])
+        return EncodedImage(colors, self._encode(flatten(colors, opacity), size), size, opacity)
 
     def predict(
         self,
@@ -207,41 +207,42 @@ class MattePredictor:
         refine: str | None = None,
         image: EncodedImage | None = None,
     ) -> MatteResult | list[MatteResult]:
-        """Predicts the matte of what a prompt points at; without a prompt, of what stands out.
+        """Predict the matte of the object that a prompt indicates.
 
-        All coordinates are in pixels of the image. What does not fit is refused, not clipped.
+        Give at most one prompt; without one, the matte is of the salient object. Coordinates are in
+        pixels of the image. Prompts that do not fit the image are refused, never clipped.
 
         Args:
-            box: x0, y0, x1, y1, the edges of a box, from 0 to width and height; or a list of
-                boxes. Fractions of the size are refused.
+            box: x0, y0, x1, y1: the edges of the box, from 0 to the width and the height; or a list
+                of boxes. Fractions of the size are refused.
             points: One to ten (x, y) on the object.
-            mask: ``[H, W]``, roughly the object: bool, 0 and 1, 0 to 255, or floating point in
-                [0, 1]; or a list of masks. See `SDMatte.prompts.pixels.read_prompts`.
+            mask: ``[H, W]``, a rough mask of the object: bool, 0 and 1, 0 to 255, or floating point
+                in [0, 1]; or a list of masks. See `SDMatte.prompts.pixels.read_prompts`.
             trimap: ``[H, W]``: 0 background, 128 unknown, 255 foreground, or 0, 1, 2; or a list of
                 trimaps.
-            transparent: Whether the object is transparent (glass, smoke); None: it is not.
-            refine: ``"tiles"``: a second pass over the edges at full resolution; see
+            transparent: Whether the object is transparent, such as glass or smoke. None: opaque.
+            refine: ``"tiles"`` for a second pass over the edges at full resolution; see
                 `SDMatte.inference.tiles`.
-            image: An earlier picture; None: the last that was set.
+            image: An image from `encode` or `set_image`. None: the one that is set.
 
         Returns:
-            The result; of a list, a list of results.
+            The result, or a list of results for a list of prompts.
 
         Raises:
-            PromptError: The prompt does not fit the picture or the model, or there is no picture.
-            DataError: ``image`` is something else.
-            ConfigError: ``refine`` is unknown, or ``dtype`` is too coarse for the model.
+            PromptError: The prompt does not fit the image or the model, or no image is set.
+            DataError: ``image`` is not an `EncodedImage`.
+            ConfigError: ``refine`` is unknown, or values overflow in the model's ``dtype``.
         """
         encoded = self._current if image is None else image
         if encoded is None:
-            raise PromptError("There is no picture to predict on: call set_image first.")
+            raise PromptError("No image is set: call set_image first.")
         if not isinstance(encoded, EncodedImage):
-            raise DataError("image is what encode or set_image gave; other pictures go there.")
+            raise DataError("image must come from encode or set_image; pass other images there.")
         prompts, many = self._read_prompts(
             encoded, box=box, points=points, mask=mask, trimap=trimap
         )
-        tasks = [_Task(encoded, prompt, _opacity(transparent)) for prompt in prompts]
-        results = self._run(tasks, refine)
+        opacity = _check_transparent(transparent)
+        results = self._run([_Task(encoded, prompt, opacity) for prompt in prompts], refine)
         return results if many else results[0]
 
     def predict_batch(
@@ -252,89 +253,81 @@ class MattePredictor:
         *,
         ignore_alpha: bool = False,
     ) -> list[MatteResult]:
-        """Predict one matte of each of several images, in batches.
+        """Predict one matte for each of several images, in batches.
 
         Args:
-            images: As `set_image` takes them; the image set there is left alone.
-            prompts: For each picture the arguments of `predict`, such as
-                ``{"box": (10, 20, 300, 400)}``; one box, mask or trimap each.
+            images: See `set_image`; the image that is set is kept.
+            prompts: For each image, the arguments of `predict`, such as
+                ``{"box": (10, 20, 300, 400)}``, with a single box, mask or trimap.
             refine: See `predict`.
             ignore_alpha: See `set_image`.
 
         Returns:
-            The results, in order.
+            The results, in the order of the images.
 
         Raises:
-            DataError: Something is no picture.
-            PromptError: A prompt does not fit its picture, or their numbers differ.
+            DataError: One of ``images`` is not an image or cannot be read.
+            PromptError: A prompt does not fit its image, or the numbers of images and prompts
+                differ.
             ConfigError: See `predict`.
         """
         if len(images) != len(prompts):
-            raise PromptError(f"There are {len(images)} pictures and {len(prompts)} prompts.")
+            raise PromptError(f"Each image needs one prompt: {len(images)} and {len(prompts)}.")
         tasks = []
         for image, given in zip(images, prompts, strict=True):
             if not isinstance(given, Mapping) or not set(given) <= set(_PREDICT_KEYS):
                 raise PromptError(
-                    f"A prompt of a batch is a mapping with {', '.join(_PREDICT_KEYS)}; got "
+                    f"Each prompt must be a mapping with {', '.join(_PREDICT_KEYS)}; got "
                     f"{given!r:.80}."
                 )
-            given, encoded = dict(given), self.encode(image, ignore_alpha=ignore_alpha)
-            transparent = _opacity(given.pop("transparent", None))
-            read, many = self._read_prompts(encoded, **given)
+            given = dict(given)
+            transparent = _check_transparent(given.pop("transparent", None))
+            encoded = self.encode(image, ignore_alpha=ignore_alpha)
+            (prompt, *_), many = self._read_prompts(encoded, **given)
             if many:
-                raise PromptError("A prompt of a batch is one box, mask or trimap, not a list.")
-            tasks.append(_Task(encoded, read[0], transparent))
+                raise PromptError("Each image takes one box, mask or trimap, not a list.")
+            tasks.append(_Task(encoded, prompt, transparent))
         return self._run(tasks, refine)
 
     def _read_prompts(self, encoded: EncodedImage, **given) -> tuple[list[PixelPrompt], bool]:
+        """Read prompts, and whether they were given as a list."""
         prompts, many = read_prompts(encoded.image.shape[:2], **given)
         alias = prompts[0].kind.alias
         if alias not in self.prompts:
             raise PromptError(
-                f"This model was not trained with the {alias} prompt, so it cannot be asked with "
-                f"it; it takes {', '.join(self.prompts)}."
+                f"This model was not trained with {alias} prompts; it takes "
+                f"{', '.join(self.prompts)}."
             )
         return prompts, many
 
-    def _encode(self, image: np.ndarray, size: tuple[int, int]) -> EncodedImage:
-        small = resize_bilinear(image, size) / np.float32(255)  # [0, 255] -> [0, 1]
-        latent = self.model.encode(to_tensor(small)[None].to(self.device))  # [1, C, h, w]
-        return EncodedImage(image, latent, size)
-
-    def _model_size(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Height and width at which the model sees a picture of a shape."""
+    def _model_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width that an image is resized to for the model."""
         if not self.keep_aspect:
             return self.resolution, self.resolution
-        height, width = shape[:2]
-        proportions = (min(height, _LONGEST * width), min(width, _LONGEST * height))
-        return aspect_shape(proportions, self.resolution, self.model.size_divisor)
+        limited = min(height, _MAX_ASPECT * width), min(width, _MAX_ASPECT * height)
+        return aspect_shape(limited, self.resolution, self.model.size_divisor)
+
+    def _encode(self, image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+        small = resize_bilinear(image, size) / np.float32(255)  # [0, 255] -> [0, 1]
+        return self.model.encode(to_tensor(small)[None].to(self.device))  # [1, C, h, w]
 
     def _run(self, tasks: Sequence[_Task], refine: str | None) -> list[MatteResult]:
-        if refine is not None and refine != "tiles":
-            raise ConfigError(f"refine is None or 'tiles'; got {refine!r}.")
+        if refine not in (None, "tiles"):
+            raise ConfigError(f"refine must be None or 'tiles'; got {refine!r}.")
         results = []
-        for task, small in zip(tasks, self._infer(tasks), strict=True):
+        for task, coarse in zip(tasks, self._infer(tasks), strict=True):
             image, opacity = task.encoded.image, task.encoded.opacity
-            if refine is not None:
-                # How many there are shows only on the way.
-                with tqdm(unit="tile", leave=False, disable=not self.progress) as bar:
-                    predict = partial(self._predict_crops, transparent=task.transparent, bar=bar)
-                    alpha = refine_with_tiles(
-                        flatten(image, opacity),
-                        small,
-                        predict,
-                        self.resolution,
-                        self.batch_size,
-                    )
+            if refine is None:
+                alpha = resize_alpha(coarse, image.shape[:2])
             else:
-                alpha = resize_alpha(small, image.shape[:2])
+                alpha = self._refine(flatten(image, opacity), coarse, task.transparent)
             if opacity is not None:
                 alpha = np.minimum(alpha, opacity)
             results.append(MatteResult(image, alpha, task.prompt.kind.alias, opacity))
         return results
 
     def _infer(self, tasks: Sequence[_Task]) -> list[np.ndarray]:
-        """Runs the model: float32 ``[h, w]`` in [0, 1] for each task, at the model's size."""
+        """Predict all tasks: float32 ``[h, w]`` in [0, 1] each, at the model's size."""
         groups: dict[tuple, list[int]] = {}
         for index, task in enumerate(tasks):
             groups.setdefault((task.prompt.kind.alias, task.encoded.size), []).append(index)
@@ -347,7 +340,7 @@ class MattePredictor:
 
     @torch.no_grad()
     def _infer_batch(self, tasks: Sequence[_Task]) -> np.ndarray:
-        """Runs the model on tasks of one kind and size: float32 ``[B, h, w]`` in [0, 1]."""
+        """Predict tasks with the same kind of prompt and size: float32 ``[B, h, w]`` in [0, 1]."""
         size, kind = tasks[0].encoded.size, tasks[0].prompt.kind
         drawn = [task.prompt.draw(size, self.point_radius) for task in tasks]
         latent, _ = self.model.predict_latent(
@@ -358,35 +351,41 @@ class MattePredictor:
             is_trans=torch.tensor([int(task.transparent) for task in tasks]),
         )
         if len(tasks) * size[0] * size[1] >= _LARGE:
-            release_memory()
+            release_memory()  # before the decoder reaches the peak
         alpha = self.model.decode(latent)[:, 0].cpu().numpy()  # [B, h, w]
         if not np.isfinite(alpha).all():
             raise ConfigError(
-                f"The model's values overflow in {self.model.unet.dtype}: use dtype=float32, or "
-                f"bfloat16 where the device has it."
+                f"Values overflow in {self.model.unet.dtype}: use dtype=float32, or bfloat16 if "
+                f"the device supports it."
             )
         return alpha
 
+    def _refine(self, image: np.ndarray, coarse: np.ndarray, transparent: bool) -> np.ndarray:
+        """Refine a matte with a second pass over tiles: float32 ``[H, W]`` in [0, 1]."""
+        with tqdm(unit="tile", leave=False, disable=not self.progress) as bar:
+
+            def predict(crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray]):
+                refined = self._predict_crops(crops, mattes, transparent)
+                bar.update(len(crops))
+                return refined
+
+            return refine_with_tiles(image, coarse, predict, self.resolution, self.batch_size)
+
     def _predict_crops(
-        self,
-        crops: Sequence[np.ndarray],
-        mattes: Sequence[np.ndarray],
-        transparent: bool,
-        bar: tqdm,
+        self, crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray], transparent: bool
     ) -> list[np.ndarray]:
-        """Predicts parts of a picture, prompted with what is known of their mattes."""
+        """Predict crops of an image, prompted with their mattes so far."""
         divisor = self.model.size_divisor
         tasks = []
         for crop, matte in zip(crops, mattes, strict=True):
             height, width = (-(-n // divisor) * divisor for n in crop.shape[:2])
-            encoded = self._encode(crop, (height, width))
-            tasks.append(_Task(encoded, self._prompt_of_matte(matte), transparent))
+            encoded = EncodedImage(crop, self._encode(crop, (height, width)), (height, width))
+            tasks.append(_Task(encoded, self._prompt_from_matte(matte), transparent))
         pairs = zip(self._infer(tasks), crops, strict=True)
-        bar.update(len(crops))
         return [resize_alpha(small, crop.shape[:2]) for small, crop in pairs]
 
-    def _prompt_of_matte(self, matte: np.ndarray) -> PixelPrompt:
-        """Asks for what a matte shows: with a mask, or a box if the model knows no masks."""
+    def _prompt_from_matte(self, matte: np.ndarray) -> PixelPrompt:
+        """Return the matte as a mask prompt, or as a box if the model takes no masks."""
         if "mask" in self.prompts:
             return PixelPrompt(get_prompt_type("mask"), matte.shape, matte)
         x0, y0, x1, y1 = extent(matte >= min(0.5, float(matte.max())))
@@ -394,21 +393,20 @@ class MattePredictor:
         return PixelPrompt(get_prompt_type("box"), matte.shape, box)
 
 
-def _opacity(transparent: Any) -> bool:
+def _check_transparent(transparent: Any) -> bool:
     if transparent is not None and not isinstance(transparent, bool | np.bool_):
-        raise PromptError(f"transparent is True, False or None; got {transparent!r}.")
+        raise PromptError(f"transparent must be True, False or None; got {transparent!r}.")
     return bool(transparent)
 
 
-def _known_prompts(model: SDMatte) -> tuple[str, ...]:
-    trained = {PROMPT_TYPES[name].alias for name in model.aux_input_list}
-    more = {"auto"} if "box" in trained else set()
-    more |= {"trimap"} if "mask" in trained else set()
-    return tuple(kind.alias for kind in PROMPT_TYPES.values() if kind.alias in trained | more)
-
-
-def _named_prompts(names: Iterable[str]) -> tuple[str, ...]:
-    known = tuple(dict.fromkeys(get_prompt_type(name).alias for name in names))
-    if not known:
-        raise ConfigError("prompts names none: the model could not be asked.")
-    return known
+def _allowed_prompts(model: SDMatte, names: Iterable[str] | None) -> tuple[str, ...]:
+    """Return short names of prompts: those given, or those that the model can take."""
+    if names is not None:
+        allowed = tuple(dict.fromkeys(get_prompt_type(name).alias for name in names))
+        if not allowed:
+            raise ConfigError("prompts must name at least one prompt.")
+        return allowed
+    trained = {get_prompt_type(name).alias for name in model.settings.aux_input_list}
+    known = trained | ({"auto"} if "box" in trained else set())
+    known |= {"trimap"} if "mask" in trained else set()
+    return tuple(kind.alias for kind in PROMPT_TYPES.values() if kind.alias in known)

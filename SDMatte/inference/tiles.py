@@ -1,9 +1,9 @@
-"""A second pass over tiles, for mattes finer than what the model sees of a large picture.
+"""A second pass over tiles, for mattes of large images that are finer than the model's resolution.
 
-The first pass sees the whole picture, but small, and knows what the object is; the tiles see its
-edges at full resolution, but not the whole. So only what is finer than the first pass can show is
-taken from the tiles, only around uncertain edges, and only where a tile agrees with the first pass
-about what lies on which side.
+The first pass sees the whole image at low resolution and knows what the object is. Tiles see its
+edges at full resolution, but without the context. So only details that the first pass cannot
+resolve are taken from tiles, only around uncertain edges, and only where a tile agrees with the
+first pass about what is object and what is background.
 """
 
 import math
@@ -14,53 +14,53 @@ import cv2
 import numpy as np
 
 PredictTiles = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], Sequence[np.ndarray]]
-"""Takes crops of the picture, uint8 ``[h, w, 3]``, and of the matte so far, float32 ``[h, w]``;
-gives the mattes of the crops, likewise."""
+"""Takes crops of the image, uint8 ``[h, w, 3]``, and of the matte so far, float32 ``[h, w]``;
+returns the mattes of the crops, float32 ``[h, w]``."""
 
 _MAX_STEP = 4.0
 _OVERLAP = 0.25
 _UNCERTAIN = (0.02, 0.98)
-_STRIP = 1024
-_REACH = 20  # of the filters below, in pixels of the pass before
+_CHUNK_ROWS = 1024
+_REACH = 20  # of the filters below, in pixels of the previous pass
 
 
 def refine_with_tiles(
     image: np.ndarray, coarse: np.ndarray, predict: PredictTiles, tile: int, batch_size: int = 1
 ) -> np.ndarray:
-    """Refines a matte where it is uncertain.
+    """Refine a matte where it is uncertain.
 
-    Goes from the first pass's resolution to the picture's in equal steps of at most 4, so that a
-    tile shows enough of the object at each. A batch of tiles and a few maps of the picture's size
-    are all that is in memory.
+    The resolution grows from the first pass's to the image's in equal steps of at most 4, so that
+    tiles show enough of the object at each. Memory holds one batch of tiles and a few maps of the
+    image's size.
 
     Args:
         image: uint8 ``[H, W, 3]``.
-        coarse: The first pass's matte at the model's resolution, float32 ``[h, w]`` in [0, 1].
-        predict: The model.
+        coarse: Matte of the first pass at the model's resolution, float32 ``[h, w]`` in [0, 1].
+        predict: Predicts the mattes of tiles.
         tile: Side of a tile in pixels.
-        batch_size: Tiles a call.
+        batch_size: Number of tiles per call of ``predict``.
 
     Returns:
-        float32 ``[H, W]`` in [0, 1]; the upscaled first pass where the picture is no larger than
-        the model saw it.
+        float32 ``[H, W]`` in [0, 1]; the upscaled first pass if the image is not larger than the
+        model's resolution.
     """
     height, width = image.shape[:2]
-    pitch = max(height / coarse.shape[0], width / coarse.shape[1])
-    num_steps = max(0, math.ceil(math.log(pitch, _MAX_STEP) - 1e-6)) if pitch > 1 else 0
+    ratio = max(height / coarse.shape[0], width / coarse.shape[1])
+    num_steps = max(0, math.ceil(math.log(ratio, _MAX_STEP) - 1e-6))
     details: list[np.ndarray] = []
     for step in range(1, num_steps + 1):
-        scale = pitch ** (step / num_steps - 1)  # the last is 1
+        scale = ratio ** (step / num_steps - 1)  # the last is 1
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        smaller = step < num_steps
-        level = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if smaller else image
+        is_last = step == num_steps
+        level = image if is_last else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         alpha = _assemble(coarse, details, size)
-        gain = pitch ** (1 / num_steps)
+        gain = ratio ** (1 / num_steps)
         details.append(_find_details(level, alpha, gain, predict, tile, batch_size))
     return _assemble(coarse, details, (width, height))
 
 
 def _assemble(coarse: np.ndarray, details: list[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Adds details to the first pass at some width and height: without any, it is just upscaled."""
+    """Resize the first pass and the details to a width and height, and add them."""
     alpha = cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR)
     for detail in details:
         same = detail.shape == alpha.shape
@@ -68,21 +68,28 @@ def _assemble(coarse: np.ndarray, details: list[np.ndarray], size: tuple[int, in
     return np.clip(alpha, 0, 1, out=alpha)
 
 
-def _find_details(image, alpha, gain, predict, tile, batch_size) -> np.ndarray:
-    """Finds what the tiles add at one resolution: float32 ``[H, W]``, 0 where nothing."""
+def _find_details(
+    image: np.ndarray,
+    alpha: np.ndarray,
+    gain: float,
+    predict: PredictTiles,
+    tile: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Return what tiles add at one resolution: float32 ``[H, W]``, 0 where they add nothing."""
     total, weight = np.zeros_like(alpha), np.zeros_like(alpha)
-    places = _uncertain_tiles(alpha, tile)
-    while batch := list(islice(places, batch_size)):
-        mattes = predict([image[place] for place in batch], [alpha[place] for place in batch])
-        for place, matte in zip(batch, mattes, strict=True):
+    tiles = _uncertain_tiles(alpha, tile)
+    while batch := list(islice(tiles, batch_size)):
+        mattes = predict([image[part] for part in batch], [alpha[part] for part in batch])
+        for part, matte in zip(batch, mattes, strict=True):
             window = _window(matte.shape)
-            total[place] += window * matte
-            weight[place] += window
-    return _compare(alpha, total, weight, gain)
+            total[part] += window * matte
+            weight[part] += window
+    return _select_details(alpha, total, weight, gain)
 
 
 def _uncertain_tiles(alpha: np.ndarray, tile: int) -> Iterator[tuple[slice, slice]]:
-    """Yields overlapping tiles, those in which something is uncertain."""
+    """Yield the overlapping tiles that contain uncertain pixels."""
     for rows in _spans(alpha.shape[0], tile):
         for columns in _spans(alpha.shape[1], tile):
             if _is_uncertain(alpha[rows, columns]).any():
@@ -90,7 +97,7 @@ def _uncertain_tiles(alpha: np.ndarray, tile: int) -> Iterator[tuple[slice, slic
 
 
 def _spans(length: int, tile: int) -> list[slice]:
-    """Covers an axis evenly with spans that overlap by a quarter at least."""
+    """Cover an axis with evenly spaced spans that overlap by at least a quarter."""
     if length <= tile:
         return [slice(0, length)]
     count = math.ceil((length - tile) / (tile * (1 - _OVERLAP))) + 1
@@ -103,45 +110,47 @@ def _is_uncertain(alpha: np.ndarray) -> np.ndarray:
 
 
 def _window(shape: tuple[int, int]) -> np.ndarray:
-    """Weights of a tile's pixels, from the edge of the tile rising to its middle, in (0, 1]."""
-    # A product, so that the shares of two neighbours are the same in all rows: at the picture's
-    # border, too.
+    """Return weights in (0, 1] that rise from the edge of a tile to its center."""
+    # A product keeps the ratio of two neighbors' weights constant along their common border.
     ramps = ((np.minimum(np.arange(n), np.arange(n)[::-1]) + 1) / ((n + 1) // 2) for n in shape)
     return np.outer(*ramps).astype(np.float32)
 
 
-def _compare(alpha: np.ndarray, total: np.ndarray, weight: np.ndarray, gain: float) -> np.ndarray:
-    """Takes the fine structure of the tiles, strip by strip.
+def _select_details(
+    alpha: np.ndarray, total: np.ndarray, weight: np.ndarray, gain: float
+) -> np.ndarray:
+    """Return the fine structure of the tiles, computed in chunks of rows.
 
     Args:
         alpha: The matte so far, float32 ``[H, W]``.
         total: Weighted sum of the tiles' mattes.
-        weight: Sum of the weights, 0 where no tile is.
-        gain: How much finer this pass is than the one before; what is coarser is that one's.
+        weight: Sum of the weights, 0 outside of all tiles.
+        gain: Ratio of this pass's resolution to the previous one's; coarser structure is left to
+            the previous pass.
     """
     result = np.empty_like(alpha)
     margin = math.ceil(_REACH * gain)
-    for top in range(0, len(alpha), _STRIP):
-        bottom = min(top + _STRIP, len(alpha))
-        strip = slice(max(0, top - margin), min(len(alpha), bottom + margin))
-        before, weights = alpha[strip], weight[strip]
+    for top in range(0, len(alpha), _CHUNK_ROWS):
+        bottom = min(top + _CHUNK_ROWS, len(alpha))
+        rows = slice(max(0, top - margin), min(len(alpha), bottom + margin))
+        before, weights = alpha[rows], weight[rows]
         seen = weights > 0
-        tiles = np.where(seen, total[strip] / np.where(seen, weights, 1), before)
+        tiles = np.where(seen, total[rows] / np.where(seen, weights, 1), before)
         change = tiles - before
         fine = change - _smooth(change, gain)
         trust = _agreement(_smooth(tiles, gain), before, 4 * gain)
         near = cv2.dilate(_is_uncertain(before).astype(np.float32), _disc(2 * gain))
         detail = _smooth(near, gain) * seen * trust * fine
-        result[top:bottom] = detail[top - strip.start : bottom - strip.start]
+        result[top:bottom] = detail[top - rows.start : bottom - rows.start]
     return result
 
 
 def _agreement(tiles: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
-    """How far the tiles explain the pass before, place by place: float32 ``[H, W]`` in [0, 1].
+    """Return how well tiles explain the previous pass locally: float32 ``[H, W]`` in [0, 1].
 
-    Of the local regression of the pass before on the tiles, the slope, at most 1, times the
+    The slope, at most 1, of the local regression of the previous pass on the tiles, times their
     correlation. Tiles that see another object or none explain nothing; a constant error of a tile
-    does no harm.
+    does not matter.
     """
     mean_tiles, mean_before = _smooth(tiles, sigma), _smooth(before, sigma)
     variance_tiles = _smooth(np.square(tiles), sigma) - np.square(mean_tiles)

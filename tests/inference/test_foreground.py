@@ -1,4 +1,4 @@
-"""Foreground colours, and what is made with them."""
+"""Foreground colors, cutouts and composites."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ FORE, BACK = (200, 60, 30), (20, 160, 90)
 
 @pytest.fixture(scope="module")
 def soft():
-    """A red disc with a soft edge on a green ground: image, alpha."""
+    """A red disc with a soft edge on green: image and alpha."""
     disc = np.zeros((120, 160), np.float32)
     cv2.circle(disc, (80, 60), 30, 1.0, -1)
     alpha = cv2.GaussianBlur(disc, (0, 0), 5)
@@ -27,18 +27,18 @@ def soft():
     return np.round(image).astype(np.uint8), alpha
 
 
-def test_the_background_does_not_show_through(soft):
+def test_background_colors_are_removed(soft):
     image, alpha = soft
-    colours = estimate_foreground(image, alpha)
+    colors = estimate_foreground(image, alpha)
     edge = (alpha > 0.1) & (alpha < 0.9)
     raw = np.abs(image[edge].astype(float) - FORE).mean()
-    error = np.abs(colours[edge].astype(float) - FORE).mean()
+    error = np.abs(colors[edge].astype(float) - FORE).mean()
     assert raw > 40 and error < 4
-    np.testing.assert_array_equal(colours[alpha == 1], image[alpha == 1])
-    assert not colours[:5].any()  # what lies behind is not given away
+    np.testing.assert_array_equal(colors[alpha == 1], image[alpha == 1])
+    assert not colors[:5].any()  # the background is not revealed
 
 
-def test_a_cutout_on_its_own_background_is_the_picture(soft):
+def test_a_composite_on_its_own_background_is_the_image(soft):
     image, alpha = soft
     result = MatteResult(image, alpha, "box")
     again = result.composite(BACK)
@@ -53,22 +53,22 @@ def test_a_cutout_on_its_own_background_is_the_picture(soft):
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (1, 7), (7, 1), (2, 2)])
-def test_small_pictures(hw):
+def test_small_images(hw):
     image = np.full((*hw, 3), 90, np.uint8)
     for value in (0.0, 0.5, 1.0):
-        colours = estimate_foreground(image, np.full(hw, value, np.float32))
-        assert colours.shape == (*hw, 3)
-        assert np.abs(colours.astype(int) - (90 if value else 0)).max() <= 1
+        colors = estimate_foreground(image, np.full(hw, value, np.float32))
+        assert colors.shape == (*hw, 3)
+        assert np.abs(colors.astype(int) - (90 if value else 0)).max() <= 1
 
 
-def test_backgrounds_are_colours_or_pictures(soft, tmp_path):
+def test_backgrounds_are_colors_or_images(soft, tmp_path):
     image, _ = soft
     empty = MatteResult(image, np.zeros((120, 160), np.float32), "box")
-    for colour in ("#0a141e", (10, 20, 30), [10, 20, 30], "rgb(10, 20, 30)"):
-        assert (empty.composite(colour) == (10, 20, 30)).all()
+    for color in ("#0a141e", (10, 20, 30), [10, 20, 30], "rgb(10, 20, 30)"):
+        assert (empty.composite(color) == (10, 20, 30)).all()
     stripes = np.zeros((50, 200, 3), np.uint8)
     stripes[:, 100:] = 255
-    path = tmp_path / "white.png"  # a file goes before a colour of its name
+    path = tmp_path / "white.png"  # a file takes precedence over a color of that name
     Image.fromarray(stripes).save(path)
     for background in (stripes, Image.fromarray(stripes), path, str(path)):
         shown = empty.composite(background)
@@ -78,16 +78,16 @@ def test_backgrounds_are_colours_or_pictures(soft, tmp_path):
 @pytest.mark.parametrize(
     ("background", "sentence"),
     [
-        ("nowhere.png", "neither a file nor a colour such as white"),
-        ("x" * 5000, "neither a file nor a colour"),
-        ("x\0", "neither a file nor a colour"),
-        ((1, 2), "three whole numbers"),
-        ((1, 2, 256), "three whole numbers"),
-        ((0.5, 0.5, 0.5), "three whole numbers"),
+        ("nowhere.png", "neither a file nor a color such as white"),
+        ("x" * 5000, "neither a file nor a color"),
+        ("x\0", "neither a file nor a color"),
+        ((1, 2), "three integers"),
+        ((1, 2, 256), "three integers"),
+        ((0.5, 0.5, 0.5), "three integers"),
         (None, "The image is a NoneType"),
     ],
 )
-def test_what_is_no_background(soft, background, sentence):
+def test_invalid_backgrounds(soft, background, sentence):
     with pytest.raises(DataError, match=sentence):
         MatteResult(*soft, "box").composite(background)
 

@@ -1,8 +1,6 @@
-"""Models are found wherever users have them, with the settings that belong to them."""
+"""Finding and loading models from all sources, with their defaults."""
 
 import json
-import os
-import platform
 import shutil
 from pathlib import Path
 
@@ -20,7 +18,6 @@ from SDMatte.errors import CheckpointError, ConfigError
 from SDMatte.inference.loading import InferenceDefaults, find_model
 from SDMatte.modeling import LiteSDMatte, SDMatte
 from SDMatte.runtime.config import load_config
-from SDMatte.runtime.devices import choose_device, choose_dtype, release_memory
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -46,7 +43,7 @@ def predict(picture, *args, **settings):
 
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory):
-    """What `save_pretrained` writes."""
+    """A folder written by `save_pretrained`."""
     folder = tmp_path_factory.mktemp("saved")
     model.save_pretrained(folder, inference={"resolution": 96, "keep_aspect": True})
     return folder
@@ -54,17 +51,17 @@ def saved(model, tmp_path_factory):
 
 @pytest.fixture
 def published(model, tmp_path):
-    """Component configs with checkpoints beside them, as the authors published theirs."""
+    """Component configs with a checkpoint beside them, as published."""
     folder = tmp_path / "hub"
     shutil.copytree(tiny_folder(), folder)
     torch.save(model.state_dict(), folder / "SDMatte.pth")
     return folder
 
 
-def test_a_saved_folder_says_how_it_wants_its_pictures(saved, picture, expected):
+def test_saved_folders_have_defaults(saved, picture, expected):
     source = find_model(saved)
     assert source.model_class is SDMatte
-    assert source.defaults == InferenceDefaults(96, True, 35 * 96 / 1024)
+    assert source.defaults == InferenceDefaults(resolution=96, keep_aspect=True)
     predictor = MattePredictor.from_pretrained(saved, device="cpu", dtype="float32")
     assert (predictor.resolution, predictor.keep_aspect) == (96, True)
     assert predictor.point_radius == pytest.approx(35 * 96 / 1024)
@@ -73,7 +70,7 @@ def test_a_saved_folder_says_how_it_wants_its_pictures(saved, picture, expected)
 
 @pytest.mark.numerics
 def test_published_folders_and_files(published, picture, expected):
-    assert find_model(published).defaults == InferenceDefaults(1024, False, 35)
+    assert find_model(published).defaults == InferenceDefaults()
     for place in (published, published / "SDMatte.pth"):
         np.testing.assert_allclose(predict(picture, place), expected, **ROUNDING)
     assert MattePredictor.from_pretrained(published, device="cpu").prompts == (
@@ -85,13 +82,13 @@ def test_published_folders_and_files(published, picture, expected):
     )
 
 
-def test_sdmatte_star_is_known_by_its_file(published):
+def test_sdmatte_star_is_recognized_by_its_file(published):
     (published / "SDMatte.pth").rename(published / "SDMatte_plus.pth")
     shutil.copy(published / "SDMatte_plus.pth", published / "SDMatte.pth")
     for arguments in ((published, "SDMatte_plus.pth"), (published / "SDMatte_plus.pth",)):
         predictor = MattePredictor.from_pretrained(*arguments, device="cpu")
         assert predictor.prompts == ("box", "auto")
-        assert predictor.model.aux_input_list == ("bbox_mask",)
+        assert predictor.model.settings.aux_input_list == ("bbox_mask",)
     (published / "SDMatte.pth").unlink()
     assert MattePredictor.from_pretrained(published, device="cpu").prompts == ("box", "auto")
     copy = (published / "SDMatte_plus.pth").rename(published / "SDMatte_plus_fp16.pth")
@@ -114,7 +111,7 @@ def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch,
 
 
 @pytest.mark.numerics
-def test_a_copy_in_another_format(published, model, picture, expected):
+def test_a_checkpoint_with_another_name(published, model, picture, expected):
     (published / "SDMatte.pth").unlink()
     save_file(model.state_dict(), published / "mine.safetensors")
     np.testing.assert_allclose(predict(picture, published), expected, **ROUNDING)
@@ -123,7 +120,7 @@ def test_a_copy_in_another_format(published, model, picture, expected):
     )
 
 
-def test_the_lite_model_is_known_by_its_autoencoder(tmp_path, picture):
+def test_litesdmatte_is_recognized_by_its_autoencoder(tmp_path, picture):
     folder = tmp_path / "lite"
     shutil.copytree(GOLDEN / "pretrained_litesdmatte", folder)
     torch.manual_seed(0)
@@ -136,7 +133,7 @@ def test_the_lite_model_is_known_by_its_autoencoder(tmp_path, picture):
     np.testing.assert_allclose(alpha, same, **ROUNDING)
 
 
-def test_a_training_run_knows_its_model_and_size(model, tmp_path, picture, expected):
+def test_training_runs(model, tmp_path, picture, expected):
     run = tmp_path / "run"
     run.mkdir()
     config = load_config(
@@ -150,12 +147,12 @@ def test_a_training_run_knows_its_model_and_size(model, tmp_path, picture, expec
     LazyConfig.save(config, str(run / "config.yaml"))
     torch.save({"model": model.state_dict()}, run / "model_final.pth")
     shutil.copy(run / "model_final.pth", run / "model_0000009.pth")
-    assert find_model(run).defaults == InferenceDefaults(64, False, 3)
+    assert find_model(run).defaults == InferenceDefaults(resolution=64, point_radius=3)
     for arguments in ((run,), (run / "model_0000009.pth",), (run, "model_0000009.pth")):
         np.testing.assert_allclose(predict(picture, *arguments), expected, **ROUNDING)
 
 
-def test_weights_are_read_into_the_type(saved):
+def test_weights_are_loaded_in_the_given_type(saved):
     model = find_model(saved).load(CPU, "bfloat16")
     for part, dtype in (
         (model.unet, torch.bfloat16),
@@ -166,43 +163,12 @@ def test_weights_are_read_into_the_type(saved):
     assert find_model(saved).load(CPU, "auto").unet.dtype == torch.float32  # a narrow model
 
 
-def test_the_automatic_type():
-    assert choose_dtype(torch.float16, CPU) is torch.float16
-    assert choose_dtype("auto", CPU, wide=False) is torch.float32
-    assert choose_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
-    assert choose_dtype("auto", torch.device("mps")) is torch.float32
-
-
-def test_devices():
-    assert choose_device("cpu") == CPU
-    assert choose_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(ConfigError, match="device=gpu is not available here"):
-        choose_device("gpu")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries keep less")
-def test_memory_below_what_is_in_use_goes_back():
-    blocks = [np.ones(2**16, np.uint8) for _ in range(2**11)]  # too small to be mapped on their own
-    full = resident()
-    last = blocks.pop()
-    blocks.clear()
-    assert resident() > full - 2**26  # the last one keeps the others
-    release_memory()
-    assert resident() < full - 2**26
-    assert last.all()
-
-
-def resident():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def spoil(folder, name, content):
     (folder / name).write_text(content)
     return folder
 
 
-def test_what_is_no_model(saved, published, tmp_path):
+def test_refused_models(saved, published, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     two = tmp_path / "two"
@@ -212,10 +178,10 @@ def test_what_is_no_model(saved, published, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     cases = [
-        ((empty,), CheckpointError, "holds no model: neither"),
+        ((empty,), CheckpointError, "empty is not a model: it has neither"),
         ((two,), CheckpointError, "has no checkpoint: expected are model.safetensors, SDMatte.pth"),
         ((tmp_path / "none.pth",), CheckpointError, "Checkpoint file .* not found"),
-        ((published / "SDMatte.pth", "SDMatte_plus.pth"), ConfigError, "name one"),
+        ((published / "SDMatte.pth", "SDMatte_plus.pth"), ConfigError, "two checkpoints: give one"),
         ((spoil(run, "config.yaml", "a: ["),), CheckpointError, "not the config of a training"),
         ((spoil(spoiled, "sdmatte.json", "{"),), CheckpointError, "is not valid JSON"),
         ((saved, "none.pth"), CheckpointError, "has no checkpoint named none.pth"),
@@ -224,12 +190,12 @@ def test_what_is_no_model(saved, published, tmp_path):
         with pytest.raises(error, match=sentence):
             MattePredictor.from_pretrained(*arguments, device="cpu")
     for content, sentence in (
-        ({"model": "SAM"}, "is of a SAM; known are SDMatte, LiteSDMatte"),
-        ({"inference": {"size": 3}}, "unknown inference settings size"),
-        ({"inference": {"resolution": -1}}, "resolution must be a number above 0"),
+        ({"model": "SAM"}, "a model of class SAM; known are SDMatte, LiteSDMatte"),
+        ({"inference": {"size": 3}}, "no setting inference.size; known are resolution"),
+        ({"inference": {"resolution": -1}}, "inference.resolution must be greater than 0; got -1"),
         ({"inference": 3}, "not the description of a model"),
     ):
         with pytest.raises(CheckpointError, match=sentence):
             find_model(spoil(spoiled, "sdmatte.json", json.dumps(content)))
-    with pytest.raises(ConfigError, match="dtype is float32, bfloat16 or float16"):
+    with pytest.raises(ConfigError, match="dtype must be float32, bfloat16 or float16"):
         MattePredictor.from_pretrained(saved, device="cpu", dtype="int8")

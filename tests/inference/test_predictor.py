@@ -1,4 +1,4 @@
-"""The predictor: the model's own answer, at the picture's size, for every kind of input."""
+"""The predictor: images and prompts of all kinds, batches, refinement, invalid input."""
 
 import io
 
@@ -28,7 +28,7 @@ def close(one, other):
 
 
 @pytest.mark.numerics
-def test_the_answer_is_the_models(tiny, predictor, picture):
+def test_predictions_equal_the_models_output(tiny, predictor, picture):
     square = np.ascontiguousarray(picture[:64, :64])
     mask = -torch.ones(1, 1, 64, 64)
     mask[..., 8:56, 16:48] = 1
@@ -50,7 +50,7 @@ def test_the_answer_is_the_models(tiny, predictor, picture):
     )
 
 
-def test_every_prompt_gives_another_matte_of_the_pictures_size(predictor, picture):
+def test_each_prompt_gives_its_own_matte_of_the_images_size(predictor, picture):
     predictor.set_image(picture)
     mask = np.zeros((70, 90), np.uint8)
     mask[10:50, 20:60] = 255
@@ -64,13 +64,13 @@ def test_every_prompt_gives_another_matte_of_the_pictures_size(predictor, pictur
     assert not any(close(results[0].alpha, other.alpha) for other in results[1:])
 
 
-def test_a_second_prompt_does_not_encode_the_picture_again(tiny, predictor, picture):
+def test_a_second_prompt_does_not_encode_the_image_again(tiny, predictor, picture):
     encoded = []
     handle = tiny.vae.encoder.register_forward_hook(lambda module, args, out: encoded.append(1))
     try:
         predictor.set_image(picture)
         assert len(encoded) == 1
-        for count in (2, 3):  # the prompt's own map
+        for count in (2, 3):  # only the map of the prompt
             predictor.predict(points=[(30, 30)])
             assert len(encoded) == count
     finally:
@@ -78,7 +78,7 @@ def test_a_second_prompt_does_not_encode_the_picture_again(tiny, predictor, pict
 
 
 @pytest.mark.numerics
-def test_pictures_come_in_many_ways(predictor, picture, tmp_path):
+def test_all_kinds_of_images(predictor, picture, tmp_path):
     path = write_image(tmp_path / "a.png", picture)
     expected = predictor.encode(picture)
     for image in (
@@ -116,12 +116,12 @@ def test_pictures_come_in_many_ways(predictor, picture, tmp_path):
         (torch.zeros(5, 4, 3), r"a tensor \[5, 4, 3\]"),
     ],
 )
-def test_what_is_no_picture_is_refused(predictor, picture, image, sentence):
+def test_refused_images(predictor, picture, image, sentence):
     predictor.set_image(picture)
     with pytest.raises(DataError, match=sentence):
         predictor.set_image(image)
     with pytest.raises(PromptError, match="call set_image first"):
-        predictor.predict(box=BOX)  # not on the picture before
+        predictor.predict(box=BOX)  # not on the previous image
 
 
 @pytest.mark.numerics
@@ -139,12 +139,12 @@ def test_lists_and_batches_equal_single_predictions(tiny, picture):
     for image, prompt, result in zip([picture, other, other], prompts, batch, strict=True):
         alone = predictor.predict(**prompt, image=predictor.encode(image))
         assert close(alone.alpha, result.alpha)
-    assert close(predictor.predict(box=BOX).alpha, single[0].alpha)  # still the same picture
+    assert close(predictor.predict(box=BOX).alpha, single[0].alpha)  # the image that is set is kept
     assert close(predictor.predict(box=BOX, image=encoded).alpha, single[0].alpha)
 
 
-def test_batches_that_do_not_fit_together(predictor, picture):
-    with pytest.raises(PromptError, match="2 pictures and 1 prompts"):
+def test_invalid_batches(predictor, picture):
+    with pytest.raises(PromptError, match="Each image needs one prompt: 2 and 1"):
         predictor.predict_batch([picture, picture], [{}])
     for prompt in ({"bbox": BOX}, BOX, None):
         with pytest.raises(PromptError, match="a mapping with box, points"):
@@ -153,7 +153,7 @@ def test_batches_that_do_not_fit_together(predictor, picture):
         predictor.predict_batch([picture], [{"box": [BOX]}])
 
 
-def test_proportions_can_be_kept(tiny):
+def test_keep_aspect(tiny):
     predictor = MattePredictor(tiny, resolution=128, keep_aspect=True)
     divisor = tiny.size_divisor
     for height, width in ((60, 240), (300, 100), (3, 200)):
@@ -171,7 +171,7 @@ def test_proportions_can_be_kept(tiny):
 
 
 def test_points_scale_with_the_resolution(tiny, picture):
-    shares = []
+    fractions = []
     for resolution in (64, 128):
         predictor = MattePredictor(tiny, resolution=resolution)
         assert predictor.point_radius == 35 * resolution / 1024
@@ -181,11 +181,11 @@ def test_points_scale_with_the_resolution(tiny, picture):
             predictor.predict(points=[(45, 35)], image=predictor.encode(picture))
         finally:
             handle.remove()
-        shares.append(float((seen[1][0] > 0).float().mean()))
-    assert shares[0] == pytest.approx(shares[1], rel=0.2) and shares[0] > 0
+        fractions.append(float((seen[1][0] > 0).float().mean()))
+    assert fractions[0] == pytest.approx(fractions[1], rel=0.2) and fractions[0] > 0
 
 
-def test_a_model_trained_with_boxes_refuses_the_rest(picture):
+def test_a_model_trained_with_boxes_refuses_other_prompts(picture):
     predictor = MattePredictor(tiny_model(aux_input_list=["bbox_mask"]), resolution=64)
     predictor.set_image(picture)
     assert predictor.prompts == ("box", "auto")
@@ -196,58 +196,58 @@ def test_a_model_trained_with_boxes_refuses_the_rest(picture):
         ("mask", {"mask": mask}),
         ("trimap", {"trimap": mask * 255}),
     ):
-        with pytest.raises(PromptError, match=f"not trained with the {name} prompt.*takes box"):
+        with pytest.raises(PromptError, match=f"not trained with {name} prompts; it takes box"):
             predictor.predict(**prompt)
-    said = MattePredictor(predictor.model, resolution=64, prompts=["box", "point_mask"])
-    said.predict(points=[(1, 1)], image=said.encode(picture))
+    other = MattePredictor(predictor.model, resolution=64, prompts=["box", "point_mask"])
+    other.predict(points=[(1, 1)], image=other.encode(picture))
 
 
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ({"resolution": 100}, "resolution must be a multiple of 32 above 0; got 100"),
+        ({"resolution": 100}, "resolution must be a positive multiple of 32; got 100"),
         ({"resolution": 0}, "got 0"),
         ({"resolution": 64.0}, "got 64.0"),
-        ({"batch_size": 0}, "batch_size must be a multiple of 1 above 0"),
-        ({"prompts": []}, "prompts names none"),
+        ({"batch_size": 0}, "batch_size must be a positive integer; got 0"),
+        ({"prompts": []}, "prompts must name at least one"),
     ],
 )
-def test_settings_that_cannot_be(tiny, setting, sentence):
+def test_invalid_settings(tiny, setting, sentence):
     with pytest.raises(ConfigError, match=sentence):
         MattePredictor(tiny, **setting)
 
 
-def test_arguments_that_cannot_be(predictor, picture):
+def test_invalid_arguments(predictor, picture):
     predictor.set_image(picture)
-    with pytest.raises(ConfigError, match="refine is None or 'tiles'"):
+    with pytest.raises(ConfigError, match="refine must be None or 'tiles'"):
         predictor.predict(box=BOX, refine="twice")
-    with pytest.raises(DataError, match="image is what encode or set_image gave"):
+    with pytest.raises(DataError, match="image must come from encode or set_image"):
         predictor.predict(box=BOX, image=picture)
-    with pytest.raises(PromptError, match="transparent is True, False or None"):
+    with pytest.raises(PromptError, match="transparent must be True, False or None"):
         predictor.predict(box=BOX, transparent="yes")
 
 
-def test_values_that_overflow_are_not_given_out(picture):
+def test_overflow_is_an_error(picture):
     model = tiny_model()
     with torch.no_grad():
         model.vae.decoder.conv_out.bias.fill_(torch.nan)
     predictor = MattePredictor(model, resolution=64)
     predictor.set_image(picture)
-    with pytest.raises(ConfigError, match="overflow in torch.float32"):
+    with pytest.raises(ConfigError, match="Values overflow in torch.float32"):
         predictor.predict(box=BOX)
 
 
 @pytest.mark.numerics
-def test_bfloat16_is_near_float32(predictor, picture):
+def test_bfloat16_is_close_to_float32(predictor, picture):
     half = MattePredictor(tiny_model(aux_input=None).to(torch.bfloat16), resolution=64)
     alphas = [p.predict(box=BOX, image=p.encode(picture)).alpha for p in (predictor, half)]
     assert alphas[1].dtype == np.float32
     difference = np.abs(alphas[0] - alphas[1]).mean()
-    assert 0 < difference < 0.05  # random weights saturate nowhere: this is coarse
+    assert 0 < difference < 0.05  # coarse, since random weights saturate nowhere
 
 
 @pytest.mark.numerics
-def test_an_offloaded_model_gives_the_same(predictor, picture):
+def test_offloaded_models_give_the_same_mattes(predictor, picture):
     model = tiny_model(aux_input=None)
     offload_model(model, torch.device("cpu"))
     offloaded = MattePredictor(model, resolution=64, device=torch.device("cpu"))
@@ -259,7 +259,7 @@ def test_an_offloaded_model_gives_the_same(predictor, picture):
 
 
 @pytest.mark.numerics
-def test_large_pictures_are_refined_at_the_edges(tiny):
+def test_large_images_are_refined_at_the_edges(tiny):
     rng = np.random.default_rng(0)
     image = np.kron(rng.integers(0, 256, (12, 16, 3)), np.ones((32, 32, 1))).astype(np.uint8)
     predictor = MattePredictor(tiny, resolution=128)
@@ -270,12 +270,12 @@ def test_large_pictures_are_refined_at_the_edges(tiny):
     assert fine.alpha.shape == (384, 512) and fine.alpha.dtype == np.float32
     assert np.isfinite(fine.alpha).all() and fine.alpha.min() >= 0 and fine.alpha.max() <= 1
     assert not close(plain.alpha, fine.alpha)
-    # What both passes can see stays as it was.
+    # Structure that both passes resolve is unchanged.
     small = [np.array(Image.fromarray(r.alpha).reduce(32)) for r in (plain, fine)]
     assert np.abs(small[0] - small[1]).max() < 0.02
 
 
-def test_boxes_prompt_the_tiles_of_a_model_without_masks():
+def test_models_without_masks_refine_with_boxes():
     model = tiny_model(aux_input_list=["bbox_mask"])
     predictor = MattePredictor(model, resolution=64)
     image = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
@@ -301,7 +301,7 @@ coordinates = st.one_of(st.integers(-3, 40), st.floats(-3, 40), st.just(float("n
     ),
     refine=st.sampled_from([None, "tiles"]),
 )
-def test_a_matte_in_range_or_a_sentence(predictor, height, width, prompt, refine):
+def test_any_prompt_gives_a_matte_in_range_or_an_error(predictor, height, width, prompt, refine):
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     try:
         result = predictor.predict(**prompt, refine=refine, image=predictor.encode(image))
@@ -312,8 +312,8 @@ def test_a_matte_in_range_or_a_sentence(predictor, height, width, prompt, refine
     assert result.cutout().shape == (height, width, 4)
 
 
-def _encoded_pictures():
-    """A small picture in each format, as bytes."""
+def _encoded_images():
+    """Return a small image as bytes in each format."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8))
     files = {}
     for suffix in ("png", "jpg", "webp", "tif", "bmp", "gif"):
@@ -323,18 +323,18 @@ def _encoded_pictures():
     return files
 
 
-FILES = _encoded_pictures()
+FILES = _encoded_images()
 
 
 @st.composite
 def damaged_files(draw):
-    """Bytes of a picture, cut short and overwritten in places; or any bytes."""
+    """Truncated and overwritten image files, or arbitrary bytes."""
     if draw(st.booleans()) and draw(st.booleans()):
         return draw(st.sampled_from(sorted(FILES))), draw(st.binary(max_size=200))
     suffix = draw(st.sampled_from(sorted(FILES)))
     data = bytearray(FILES[suffix])
     for _ in range(draw(st.integers(0, 6))):
-        # Most of the harm is done in the head.
+        # Half of the damage is in the header.
         end = draw(st.sampled_from([64, len(data)])) - 1
         data[draw(st.integers(0, end))] = draw(st.integers(0, 255))
     return suffix, bytes(data[: draw(st.integers(0, len(data)) | st.just(len(data)))])
@@ -342,7 +342,7 @@ def damaged_files(draw):
 
 @settings(max_examples=150)
 @given(file=damaged_files(), use=st.sampled_from(["image", "mask", "trimap", "background"]))
-def test_damaged_files_give_a_matte_or_a_sentence(predictor, tmp_path_factory, picture, file, use):
+def test_damaged_files_are_read_or_refused(predictor, tmp_path_factory, picture, file, use):
     path = tmp_path_factory.getbasetemp() / f"damaged.{file[0]}"
     path.write_bytes(file[1])
     try:
@@ -365,7 +365,7 @@ def test_damaged_files_give_a_matte_or_a_sentence(predictor, tmp_path_factory, p
     values=arrays(np.uint8, (9, 13), elements=st.sampled_from([0, 1, 128, 255])),
     refine=st.sampled_from([None, "tiles"]),
 )
-def test_maps_give_a_matte_in_range_or_a_sentence(predictor, kind, values, refine):
+def test_any_map_gives_a_matte_in_range_or_an_error(predictor, kind, values, refine):
     image = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     encoded = predictor.encode(image)
     try:

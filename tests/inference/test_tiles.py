@@ -1,4 +1,4 @@
-"""The second pass: finer where the tiles are right, harmless where they are not, without seams."""
+"""Refinement with tiles: finer if they are right, harmless if they are wrong, without seams."""
 
 import subprocess
 import sys
@@ -16,22 +16,19 @@ HW = (1536, 2048)
 
 @pytest.fixture(scope="module")
 def scene():
-    """A ball of hair, 2048 wide: alpha, a picture that shows it, and a first pass at 256."""
+    """A ball of hair, 2048 wide: alpha, an image that shows it, and a first pass at 256."""
     ys, xs = np.mgrid[: HW[0], : HW[1]].astype(np.float32)
     ys, xs = ys - HW[0] / 2, xs - HW[1] / 2
     angle = np.arctan2(ys, xs)
     edge = 450 + 50 * np.sin(150 * angle) + 25 * np.sin(37 * angle + 1)
     alpha = np.clip((edge - np.hypot(xs, ys)) / 6 + 0.5, 0, 1)
-    picture = np.repeat((alpha * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+    image = np.repeat((alpha * 255).round().astype(np.uint8)[..., None], 3, axis=2)
     small = cv2.resize(alpha, (256, 192), interpolation=cv2.INTER_AREA)
-    return alpha, picture, cv2.GaussianBlur(small, (0, 0), 0.7)
+    return alpha, image, cv2.GaussianBlur(small, (0, 0), 0.7)
 
 
 class SeesAlpha:
-    """Reads alpha off the picture, which shows it, and gets it wrong as it is told to.
-
-    Stands for a network whose answer at full resolution is known.
-    """
+    """Stand in for a network with known output: read alpha off the image, with a given error."""
 
     def __init__(self, wrong=lambda matte, known, rng: matte):
         self.wrong, self.rng = wrong, np.random.default_rng(0)
@@ -57,13 +54,13 @@ def plain(scene):
     return cv2.resize(scene[2], HW[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def test_right_tiles_give_the_details_back(scene):
+def test_correct_tiles_restore_details(scene):
     model = SeesAlpha()
     result = refine_with_tiles(scene[1], scene[2], model, TILE, batch_size=3)
     assert result.shape == HW and result.dtype == np.float32
     assert result.min() >= 0 and result.max() <= 1
     assert band_error(scene, result) < 0.35 * band_error(scene, plain(scene))
-    # Far from the edges nothing was asked and nothing changed.
+    # Far from the edges nothing is predicted and nothing changes.
     assert max(model.batches) == 3
     assert model.pixels < 1.5 * HW[0] * HW[1]
     assert result[:200].max() < 1e-6 and result[700:800, 950:1050].min() > 1 - 1e-6
@@ -79,7 +76,7 @@ def test_right_tiles_give_the_details_back(scene):
     ],
     ids=["nothing", "gray", "the background", "nothing new"],
 )
-def test_tiles_that_know_nothing_do_no_harm(scene, wrong):
+def test_useless_tiles_do_no_harm(scene, wrong):
     result = refine_with_tiles(scene[1], scene[2], SeesAlpha(wrong), TILE)
     assert band_error(scene, result) <= 1.01 * band_error(scene, plain(scene))
 
@@ -88,29 +85,29 @@ def biased(matte, known, rng):
     return np.clip(matte + rng.uniform(-0.3, 0.3), 0, 1)
 
 
-def test_tiles_that_disagree_still_give_details(scene):
+def test_biased_tiles_still_add_details(scene):
     result = refine_with_tiles(scene[1], scene[2], SeesAlpha(biased), TILE)
     assert band_error(scene, result) < 0.5 * band_error(scene, plain(scene))
 
 
 @pytest.mark.numerics
-def test_tiles_that_disagree_leave_no_seams():
+def test_biased_tiles_leave_no_seams():
     veil = np.tile(np.linspace(0.2, 0.8, 1024, dtype=np.float32), (768, 1))
-    picture = np.repeat((veil * 255).round().astype(np.uint8)[..., None], 3, axis=2)
+    image = np.repeat((veil * 255).round().astype(np.uint8)[..., None], 3, axis=2)
     first = cv2.resize(veil, (256, 192), interpolation=cv2.INTER_AREA)
-    result = refine_with_tiles(picture, first, SeesAlpha(biased), TILE)
+    result = refine_with_tiles(image, first, SeesAlpha(biased), TILE)
     error = result - veil
     assert np.abs(error).max() < 0.05  # of tiles that are wrong by up to 0.3
     assert max(np.abs(np.diff(error, axis=axis)).max() for axis in (0, 1)) < 0.01
 
 
 @pytest.mark.numerics
-def test_small_pictures_have_one_pass(scene):
+def test_small_images_have_one_pass(scene):
     def never(crops, mattes):
         raise AssertionError("There is nothing to refine.")
 
-    picture, first = scene[1][:190, :250], scene[2]
-    result = refine_with_tiles(picture, first, never, TILE)
+    image, first = scene[1][:190, :250], scene[2]
+    result = refine_with_tiles(image, first, never, TILE)
     assert result.shape == (190, 250)
     np.testing.assert_allclose(result, cv2.resize(first, (250, 190)), atol=1e-5)
     certain = refine_with_tiles(scene[1], np.zeros((192, 256), np.float32), never, TILE)
@@ -118,10 +115,10 @@ def test_small_pictures_have_one_pass(scene):
 
 
 @pytest.mark.parametrize("hw", [(40, 3000), (3000, 40), (257, 300)])
-def test_tiles_of_any_proportions(hw):
+def test_any_aspect_ratio(hw):
     alpha = np.random.default_rng(0).random((64, 64)).astype(np.float32)
-    picture = np.zeros((*hw, 3), np.uint8)
-    result = refine_with_tiles(picture, alpha, SeesAlpha(), TILE)
+    image = np.zeros((*hw, 3), np.uint8)
+    result = refine_with_tiles(image, alpha, SeesAlpha(), TILE)
     assert result.shape == hw and np.isfinite(result).all()
 
 
@@ -137,10 +134,10 @@ from SDMatte.inference.tiles import refine_with_tiles
 import test_tiles
 test_tiles.TILE = 1024
 alpha = draw(7680, 4320)[1]
-picture = cv2.merge([np.round(alpha * 255).astype(np.uint8)] * 3)
+image = cv2.merge([np.round(alpha * 255).astype(np.uint8)] * 3)
 first = cv2.GaussianBlur(cv2.resize(alpha, (1024, 1024), interpolation=cv2.INTER_AREA), (0, 0), 0.7)
 before = peak_memory(torch.device("cpu"))
-result = refine_with_tiles(picture, first, SeesAlpha(biased), 1024)
+result = refine_with_tiles(image, first, SeesAlpha(biased), 1024)
 after = peak_memory(torch.device("cpu"))
 plain = cv2.resize(first, (7680, 4320), interpolation=cv2.INTER_LINEAR)
 band = cv2.dilate(((alpha > 0) & (alpha < 1)).astype(np.uint8), np.ones((25, 25))) > 0
@@ -149,11 +146,11 @@ print(*errors, after - before)
 """
 
 
-def test_an_8k_picture_gets_finer_in_bounded_memory():
+def test_8k_images_are_refined_in_bounded_memory():
     folders = [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parent)]
     done = subprocess.run(
         [sys.executable, "-c", LARGE, *folders], capture_output=True, text=True, check=True
     )
     plain, refined, memory = map(float, done.stdout.split())
     assert refined < 0.7 * plain
-    assert memory < 0.75  # GiB, beside the picture and its alpha: 24 bytes for each of 33 million
+    assert memory < 0.75  # GiB besides image and alpha: 24 bytes for each of 33 million pixels

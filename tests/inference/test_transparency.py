@@ -1,4 +1,4 @@
-"""Images that are transparent already: their mattes stay within it, hidden colors show nowhere."""
+"""Transparent images: mattes never exceed their alpha, hidden colors are never used."""
 
 import struct
 import zlib
@@ -30,7 +30,7 @@ def rgba(picture):
 
 
 def open_everywhere(monkeypatch):
-    """Let the model answer 1 all over, the worst that can happen to what is transparent."""
+    """Make the model predict 1 everywhere."""
     infer = MattePredictor._infer_batch
     monkeypatch.setattr(
         MattePredictor, "_infer_batch", lambda self, tasks: np.ones_like(infer(self, tasks))
