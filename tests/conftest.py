@@ -114,6 +114,6 @@ def predictor(tiny):
 
 
 @pytest.fixture(scope="session")
-def picture():
+def rgb():
     """uint8 [70, 90, 3]."""
     return np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)

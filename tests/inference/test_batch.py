@@ -28,10 +28,10 @@ BOX = PromptRequest("box", [5, 5, 30, 30])
 
 
 @pytest.fixture
-def folder(tmp_path, picture):
+def folder(tmp_path, rgb):
     """Three images and a text file."""
     for name in ("a.png", "b.jpg", "c.webp"):
-        write_image(tmp_path / "in" / name, picture)
+        write_image(tmp_path / "in" / name, rgb)
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     return tmp_path / "in"
 
@@ -190,15 +190,15 @@ def test_mattes_of_8_and_16_bits_and_composites(predictor, folder, tmp_path):
         result.cutout(bits=12)
 
 
-def test_colors_orientation_and_metadata(predictor, picture, tmp_path):
+def test_colors_orientation_and_metadata(predictor, rgb, tmp_path):
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "Maker"  # rotated by 90 degrees
     path = tmp_path / "photo.tif"
-    in_lab = ImageCms.profileToProfile(Image.fromarray(picture), srgb, lab, outputMode="LAB")
+    in_lab = ImageCms.profileToProfile(Image.fromarray(rgb), srgb, lab, outputMode="LAB")
     in_lab.save(path, exif=exif, dpi=(300, 300))  # with the Lab profile
     assert "icc_profile" in Image.open(path).info
-    upright = np.rot90(picture, -1)
+    upright = np.rot90(rgb, -1)
     for suffix, bits in ((".png", 8), (".webp", 8), (".tif", 8), (".png", 16)):
         jobs = plan_single(path, [AUTO], tmp_path / f"{bits}{suffix}", suffix)
         assert make(predictor, jobs, bits=bits).done
@@ -224,9 +224,9 @@ def test_colors_orientation_and_metadata(predictor, picture, tmp_path):
         assert not {"icc_profile", "exif", "dpi"} & set(written.info)  # a matte is data
 
 
-def test_backgrounds_are_read_at_once(tmp_path, picture):
-    path = write_image(tmp_path / "b.png", picture)
-    np.testing.assert_array_equal(OutputSettings("composite", str(path)).background, picture)
+def test_backgrounds_are_read_at_once(tmp_path, rgb):
+    path = write_image(tmp_path / "b.png", rgb)
+    np.testing.assert_array_equal(OutputSettings("composite", str(path)).background, rgb)
     assert OutputSettings("composite", "#102030").background == (16, 32, 48)
     with pytest.raises(DataError, match="neither a file nor a colour"):
         OutputSettings("composite", "nowhere.png")

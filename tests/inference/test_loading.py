@@ -30,15 +30,15 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def expected(model, picture):
+def expected(model, rgb):
     predictor = MattePredictor(model, resolution=64)
-    return predictor.predict(box=BOX, image=predictor.encode(picture)).alpha
+    return predictor.predict(box=BOX, image=predictor.encode(rgb)).alpha
 
 
-def predict(picture, *args, **settings):
+def predict(rgb, *args, **settings):
     settings = {"device": "cpu", "dtype": "float32", "resolution": 64, **settings}
     predictor = MattePredictor.from_pretrained(*args, **settings)
-    return predictor.predict(box=BOX, image=predictor.encode(picture)).alpha
+    return predictor.predict(box=BOX, image=predictor.encode(rgb)).alpha
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +58,21 @@ def published(model, tmp_path):
     return folder
 
 
-def test_saved_folders_have_defaults(saved, picture, expected):
+def test_saved_folders_have_defaults(saved, rgb, expected):
     source = find_model(saved)
     assert source.model_class is SDMatte
     assert source.defaults == InferenceDefaults(resolution=96, keep_aspect=True)
     predictor = MattePredictor.from_pretrained(saved, device="cpu", dtype="float32")
     assert (predictor.resolution, predictor.keep_aspect) == (96, True)
     assert predictor.point_radius == pytest.approx(35 * 96 / 1024)
-    np.testing.assert_allclose(predict(picture, saved, keep_aspect=False), expected, **ROUNDING)
+    np.testing.assert_allclose(predict(rgb, saved, keep_aspect=False), expected, **ROUNDING)
 
 
 @pytest.mark.numerics
-def test_published_folders_and_files(published, picture, expected):
+def test_published_folders_and_files(published, rgb, expected):
     assert find_model(published).defaults == InferenceDefaults()
     for place in (published, published / "SDMatte.pth"):
-        np.testing.assert_allclose(predict(picture, place), expected, **ROUNDING)
+        np.testing.assert_allclose(predict(rgb, place), expected, **ROUNDING)
     assert MattePredictor.from_pretrained(published, device="cpu").prompts == (
         "point",
         "box",
@@ -95,7 +95,7 @@ def test_sdmatte_star_is_recognized_by_its_file(published):
     assert find_model(copy).arguments["aux_input_list"] == ["bbox_mask"]
 
 
-def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch, picture, expected):
+def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch, rgb, expected):
     repository = tmp_path / "cache" / "models--LongfeiHuang--SDMatte"
     revision = "0" * 40
     (repository / "refs").mkdir(parents=True)
@@ -103,37 +103,37 @@ def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch,
     shutil.copytree(published, repository / "snapshots" / revision)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    np.testing.assert_allclose(predict(picture, "LongfeiHuang/SDMatte"), expected, **ROUNDING)
+    np.testing.assert_allclose(predict(rgb, "LongfeiHuang/SDMatte"), expected, **ROUNDING)
     with pytest.raises(CheckpointError, match="has no checkpoint named SDMatte_plus.pth"):
-        predict(picture, "LongfeiHuang/SDMatte", "SDMatte_plus.pth")
+        predict(rgb, "LongfeiHuang/SDMatte", "SDMatte_plus.pth")
     with pytest.raises(CheckpointError, match="was not found locally or in the hub's cache"):
-        predict(picture, "LongfeiHuang/Other")
+        predict(rgb, "LongfeiHuang/Other")
 
 
 @pytest.mark.numerics
-def test_a_checkpoint_with_another_name(published, model, picture, expected):
+def test_a_checkpoint_with_another_name(published, model, rgb, expected):
     (published / "SDMatte.pth").unlink()
     save_file(model.state_dict(), published / "mine.safetensors")
-    np.testing.assert_allclose(predict(picture, published), expected, **ROUNDING)
+    np.testing.assert_allclose(predict(rgb, published), expected, **ROUNDING)
     np.testing.assert_allclose(
-        predict(picture, published, published / "mine.safetensors"), expected, **ROUNDING
+        predict(rgb, published, published / "mine.safetensors"), expected, **ROUNDING
     )
 
 
-def test_litesdmatte_is_recognized_by_its_autoencoder(tmp_path, picture):
+def test_litesdmatte_is_recognized_by_its_autoencoder(tmp_path, rgb):
     folder = tmp_path / "lite"
     shutil.copytree(GOLDEN / "pretrained_litesdmatte", folder)
     torch.manual_seed(0)
     lite = LiteSDMatte(folder, load_weight=False)
     torch.save(lite.state_dict(), folder / "LiteSDMatte.pth")
     assert find_model(folder).model_class is LiteSDMatte
-    alpha = predict(picture, folder)
+    alpha = predict(rgb, folder)
     predictor = MattePredictor(lite, resolution=64)
-    same = predictor.predict(box=BOX, image=predictor.encode(picture)).alpha
+    same = predictor.predict(box=BOX, image=predictor.encode(rgb)).alpha
     np.testing.assert_allclose(alpha, same, **ROUNDING)
 
 
-def test_training_runs(model, tmp_path, picture, expected):
+def test_training_runs(model, tmp_path, rgb, expected):
     run = tmp_path / "run"
     run.mkdir()
     config = load_config(
@@ -149,7 +149,7 @@ def test_training_runs(model, tmp_path, picture, expected):
     shutil.copy(run / "model_final.pth", run / "model_0000009.pth")
     assert find_model(run).defaults == InferenceDefaults(resolution=64, point_radius=3)
     for arguments in ((run,), (run / "model_0000009.pth",), (run, "model_0000009.pth")):
-        np.testing.assert_allclose(predict(picture, *arguments), expected, **ROUNDING)
+        np.testing.assert_allclose(predict(rgb, *arguments), expected, **ROUNDING)
 
 
 def test_weights_are_loaded_in_the_given_type(saved):

@@ -28,8 +28,8 @@ def close(one, other):
 
 
 @pytest.mark.numerics
-def test_predictions_equal_the_models_output(tiny, predictor, picture):
-    square = np.ascontiguousarray(picture[:64, :64])
+def test_predictions_equal_the_models_output(tiny, predictor, rgb):
+    square = np.ascontiguousarray(rgb[:64, :64])
     mask = -torch.ones(1, 1, 64, 64)
     mask[..., 8:56, 16:48] = 1
     batch = {
@@ -50,8 +50,8 @@ def test_predictions_equal_the_models_output(tiny, predictor, picture):
     )
 
 
-def test_each_prompt_gives_its_own_matte_of_the_images_size(predictor, picture):
-    predictor.set_image(picture)
+def test_each_prompt_gives_its_own_matte_of_the_images_size(predictor, rgb):
+    predictor.set_image(rgb)
     mask = np.zeros((70, 90), np.uint8)
     mask[10:50, 20:60] = 255
     prompts = [{}, {"box": BOX}, {"points": [(30, 30)]}, {"mask": mask}, {"trimap": mask}]
@@ -60,15 +60,15 @@ def test_each_prompt_gives_its_own_matte_of_the_images_size(predictor, picture):
     for result in results:
         assert result.alpha.dtype == np.float32 and result.alpha.shape == (70, 90)
         assert 0 <= result.alpha.min() < result.alpha.max() <= 1
-        np.testing.assert_array_equal(result.image, picture)
+        np.testing.assert_array_equal(result.image, rgb)
     assert not any(close(results[0].alpha, other.alpha) for other in results[1:])
 
 
-def test_a_second_prompt_does_not_encode_the_image_again(tiny, predictor, picture):
+def test_a_second_prompt_does_not_encode_the_image_again(tiny, predictor, rgb):
     encoded = []
     handle = tiny.vae.encoder.register_forward_hook(lambda module, args, out: encoded.append(1))
     try:
-        predictor.set_image(picture)
+        predictor.set_image(rgb)
         assert len(encoded) == 1
         for count in (2, 3):  # only the map of the prompt
             predictor.predict(points=[(30, 30)])
@@ -78,27 +78,27 @@ def test_a_second_prompt_does_not_encode_the_image_again(tiny, predictor, pictur
 
 
 @pytest.mark.numerics
-def test_all_kinds_of_images(predictor, picture, tmp_path):
-    path = write_image(tmp_path / "a.png", picture)
-    expected = predictor.encode(picture)
+def test_all_kinds_of_images(predictor, rgb, tmp_path):
+    path = write_image(tmp_path / "a.png", rgb)
+    expected = predictor.encode(rgb)
     for image in (
         path,
         str(path),
-        Image.fromarray(picture),
-        np.dstack([picture, np.full((70, 90), 255, np.uint8)]),
-        picture.astype(np.float64) / 255,
-        torch.from_numpy(picture).permute(2, 0, 1),
-        torch.from_numpy(picture).permute(2, 0, 1).float() / 255,
+        Image.fromarray(rgb),
+        np.dstack([rgb, np.full((70, 90), 255, np.uint8)]),
+        rgb.astype(np.float64) / 255,
+        torch.from_numpy(rgb).permute(2, 0, 1),
+        torch.from_numpy(rgb).permute(2, 0, 1).float() / 255,
     ):
         encoded = predictor.encode(image)
-        np.testing.assert_array_equal(encoded.image, picture)
+        np.testing.assert_array_equal(encoded.image, rgb)
         torch.testing.assert_close(encoded.latent, expected.latent, **ROUNDING)
-    own = picture.copy()
+    own = rgb.copy()
     encoded = predictor.encode(own)
     own[:] = 0
-    np.testing.assert_array_equal(encoded.image, picture)
-    gray = predictor.encode(picture[..., 0])
-    np.testing.assert_array_equal(gray.image, predictor.encode(picture[..., [0] * 3]).image)
+    np.testing.assert_array_equal(encoded.image, rgb)
+    gray = predictor.encode(rgb[..., 0])
+    np.testing.assert_array_equal(gray.image, predictor.encode(rgb[..., [0] * 3]).image)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_all_kinds_of_images(predictor, picture, tmp_path):
         (torch.zeros(5, 4, 3), r"a tensor \[5, 4, 3\]"),
     ],
 )
-def test_refused_images(predictor, picture, image, sentence):
-    predictor.set_image(picture)
+def test_refused_images(predictor, rgb, image, sentence):
+    predictor.set_image(rgb)
     with pytest.raises(DataError, match=sentence):
         predictor.set_image(image)
     with pytest.raises(PromptError, match="call set_image first"):
@@ -125,32 +125,32 @@ def test_refused_images(predictor, picture, image, sentence):
 
 
 @pytest.mark.numerics
-def test_lists_and_batches_equal_single_predictions(tiny, picture):
+def test_lists_and_batches_equal_single_predictions(tiny, rgb):
     predictor = MattePredictor(tiny, resolution=64, batch_size=2)
-    encoded = predictor.set_image(picture)
+    encoded = predictor.set_image(rgb)
     boxes = [BOX, (0, 0, 90, 70), (40, 10, 80, 30)]
     listed = predictor.predict(box=boxes)
     single = [predictor.predict(box=box) for box in boxes]
     assert len(listed) == 3
     assert all(close(a.alpha, b.alpha) for a, b in zip(listed, single, strict=True))
-    other = np.ascontiguousarray(picture[:40])
+    other = np.ascontiguousarray(rgb[:40])
     prompts = [{"box": BOX}, {"points": [(5, 5)]}, {"box": (1, 1, 50, 30), "transparent": True}]
-    batch = predictor.predict_batch([picture, other, other], prompts)
-    for image, prompt, result in zip([picture, other, other], prompts, batch, strict=True):
+    batch = predictor.predict_batch([rgb, other, other], prompts)
+    for image, prompt, result in zip([rgb, other, other], prompts, batch, strict=True):
         alone = predictor.predict(**prompt, image=predictor.encode(image))
         assert close(alone.alpha, result.alpha)
     assert close(predictor.predict(box=BOX).alpha, single[0].alpha)  # the image that is set is kept
     assert close(predictor.predict(box=BOX, image=encoded).alpha, single[0].alpha)
 
 
-def test_invalid_batches(predictor, picture):
+def test_invalid_batches(predictor, rgb):
     with pytest.raises(PromptError, match="Each image needs one prompt: 2 and 1"):
-        predictor.predict_batch([picture, picture], [{}])
+        predictor.predict_batch([rgb, rgb], [{}])
     for prompt in ({"bbox": BOX}, BOX, None):
         with pytest.raises(PromptError, match="a mapping with box, points"):
-            predictor.predict_batch([picture], [prompt])
+            predictor.predict_batch([rgb], [prompt])
     with pytest.raises(PromptError, match="not a list"):
-        predictor.predict_batch([picture], [{"box": [BOX]}])
+        predictor.predict_batch([rgb], [{"box": [BOX]}])
 
 
 def test_keep_aspect(tiny):
@@ -170,7 +170,7 @@ def test_keep_aspect(tiny):
     assert MattePredictor(tiny, resolution=128).encode(image).size == (128, 128)
 
 
-def test_points_scale_with_the_resolution(tiny, picture):
+def test_points_scale_with_the_resolution(tiny, rgb):
     fractions = []
     for resolution in (64, 128):
         predictor = MattePredictor(tiny, resolution=resolution)
@@ -178,16 +178,16 @@ def test_points_scale_with_the_resolution(tiny, picture):
         seen = []
         handle = tiny.vae.encoder.register_forward_pre_hook(lambda m, args, s=seen: s.append(args))
         try:
-            predictor.predict(points=[(45, 35)], image=predictor.encode(picture))
+            predictor.predict(points=[(45, 35)], image=predictor.encode(rgb))
         finally:
             handle.remove()
         fractions.append(float((seen[1][0] > 0).float().mean()))
     assert fractions[0] == pytest.approx(fractions[1], rel=0.2) and fractions[0] > 0
 
 
-def test_a_model_trained_with_boxes_refuses_other_prompts(picture):
+def test_a_model_trained_with_boxes_refuses_other_prompts(rgb):
     predictor = MattePredictor(tiny_model(aux_input_list=["bbox_mask"]), resolution=64)
-    predictor.set_image(picture)
+    predictor.set_image(rgb)
     assert predictor.prompts == ("box", "auto")
     predictor.predict(box=BOX)
     mask = np.ones((70, 90), bool)
@@ -199,7 +199,7 @@ def test_a_model_trained_with_boxes_refuses_other_prompts(picture):
         with pytest.raises(PromptError, match=f"not trained with {name} prompts; it takes box"):
             predictor.predict(**prompt)
     other = MattePredictor(predictor.model, resolution=64, prompts=["box", "point_mask"])
-    other.predict(points=[(1, 1)], image=other.encode(picture))
+    other.predict(points=[(1, 1)], image=other.encode(rgb))
 
 
 @pytest.mark.parametrize(
@@ -217,41 +217,41 @@ def test_invalid_settings(tiny, setting, sentence):
         MattePredictor(tiny, **setting)
 
 
-def test_invalid_arguments(predictor, picture):
-    predictor.set_image(picture)
+def test_invalid_arguments(predictor, rgb):
+    predictor.set_image(rgb)
     with pytest.raises(ConfigError, match="refine must be None or 'tiles'"):
         predictor.predict(box=BOX, refine="twice")
     with pytest.raises(DataError, match="image must come from encode or set_image"):
-        predictor.predict(box=BOX, image=picture)
+        predictor.predict(box=BOX, image=rgb)
     with pytest.raises(PromptError, match="transparent must be True, False or None"):
         predictor.predict(box=BOX, transparent="yes")
 
 
-def test_overflow_is_an_error(picture):
+def test_overflow_is_an_error(rgb):
     model = tiny_model()
     with torch.no_grad():
         model.vae.decoder.conv_out.bias.fill_(torch.nan)
     predictor = MattePredictor(model, resolution=64)
-    predictor.set_image(picture)
+    predictor.set_image(rgb)
     with pytest.raises(ConfigError, match="Values overflow in torch.float32"):
         predictor.predict(box=BOX)
 
 
 @pytest.mark.numerics
-def test_bfloat16_is_close_to_float32(predictor, picture):
+def test_bfloat16_is_close_to_float32(predictor, rgb):
     half = MattePredictor(tiny_model(aux_input=None).to(torch.bfloat16), resolution=64)
-    alphas = [p.predict(box=BOX, image=p.encode(picture)).alpha for p in (predictor, half)]
+    alphas = [p.predict(box=BOX, image=p.encode(rgb)).alpha for p in (predictor, half)]
     assert alphas[1].dtype == np.float32
     difference = np.abs(alphas[0] - alphas[1]).mean()
     assert 0 < difference < 0.05  # coarse, since random weights saturate nowhere
 
 
 @pytest.mark.numerics
-def test_offloaded_models_give_the_same_mattes(predictor, picture):
+def test_offloaded_models_give_the_same_mattes(predictor, rgb):
     model = tiny_model(aux_input=None)
     offload_model(model, torch.device("cpu"))
     offloaded = MattePredictor(model, resolution=64, device=torch.device("cpu"))
-    alphas = [p.predict(box=BOX, image=p.encode(picture)).alpha for p in (predictor, offloaded)]
+    alphas = [p.predict(box=BOX, image=p.encode(rgb)).alpha for p in (predictor, offloaded)]
     assert close(*alphas)
     hooks = [part._hf_hook for part in (model.vae, model.unet, model.unet.aux_conv_in)]
     assert hooks[0].prev_module_hook.model is model.unet
@@ -342,7 +342,7 @@ def damaged_files(draw):
 
 @settings(max_examples=150)
 @given(file=damaged_files(), use=st.sampled_from(["image", "mask", "trimap", "background"]))
-def test_damaged_files_are_read_or_refused(predictor, tmp_path_factory, picture, file, use):
+def test_damaged_files_are_read_or_refused(predictor, tmp_path_factory, rgb, file, use):
     path = tmp_path_factory.getbasetemp() / f"damaged.{file[0]}"
     path.write_bytes(file[1])
     try:

@@ -20,12 +20,12 @@ BOX = (9, 7, 72, 63)
 
 
 @pytest.fixture(scope="module")
-def rgba(picture):
+def rgba(rgb):
     """uint8 [70, 90, 4]: magenta outside an opaque rectangle with soft edges on two sides."""
     alpha = np.zeros((70, 90), np.uint8)
     alpha[20:50, 30:70] = 255
     alpha[15:20, 30:70], alpha[20:50, 70:75] = 120, 3
-    colors = np.where(alpha[..., None] > 0, picture // 2, HIDDEN).astype(np.uint8)
+    colors = np.where(alpha[..., None] > 0, rgb // 2, HIDDEN).astype(np.uint8)
     return np.dstack([colors, alpha])
 
 
@@ -88,12 +88,12 @@ def test_the_model_sees_the_image_on_gray(predictor, rgba):
     assert (alone.image[0, 0] == HIDDEN).all() and alone.opacity is None
 
 
-def test_opaque_alpha_changes_nothing(predictor, picture):
+def test_opaque_alpha_changes_nothing(predictor, rgb):
     """The same computation, so the same bits."""
-    opaque = np.dstack([picture, np.full((70, 90), 255, np.uint8)])
+    opaque = np.dstack([rgb, np.full((70, 90), 255, np.uint8)])
     encoded = predictor.encode(opaque)
     assert encoded.opacity is None
-    expected = predictor.predict(box=BOX, image=predictor.encode(picture))
+    expected = predictor.predict(box=BOX, image=predictor.encode(rgb))
     found = predictor.predict(box=BOX, image=encoded)
     np.testing.assert_array_equal(found.alpha, expected.alpha)
 
