@@ -1,11 +1,12 @@
-"""A small SDMatte that trains on two CPU cores, on the embedded sample set.
+"""A small SDMatte for two CPU cores, trained on the embedded sample set (data make-samples).
 
-The classes, the losses and the loop are those of SDMatte; the U-Net is 190 times smaller. It does
-not start from Stable Diffusion but from weights of the project's own: an autoencoder
-(tools/train_small_vae.py) and a U-Net (tools/train_small_unet.py). It shows that everything
-works, and serves for trying ideas; its numbers are not the paper's.
+It has SDMatte's classes, losses and training loop, and a U-Net 190 times smaller. It starts from an
+autoencoder and a U-Net of this project (tools/train_small_vae.py, tools/train_small_unet.py), not
+from Stable Diffusion; train.init_checkpoint="" starts from a random U-Net. Use it to try the whole
+path and ideas: its scores are far from the paper's.
 
-With train.init_checkpoint="" the U-Net starts from random weights.
+Hardware: two CPU cores, seven minutes for the quickstart's 720 steps.
+Expected on the sample set's test part: SAD 20.7 with boxes, MSE 0.063 (docs/results.md).
 """
 
 from pathlib import Path
@@ -26,17 +27,17 @@ dataloader.train.dataset.names = ["Composition-1K"]
 dataloader.train.dataset.root = "data/samples"
 dataloader.train.dataset.size = 96
 dataloader.train.batch_size = 8
-dataloader.train.num_workers = 0  # what is read stays in memory: a process more would only disturb
+dataloader.train.num_workers = 0  # images are cached, so workers would only take CPU time
 dataloader.test.dataset.size = 128
 dataloader.test.batch_size = 8
 dataloader.test.num_workers = 1
-# Lengths in pixels go with the size: the published ones, 15 to 29 and 25, are for 512.
+# Lengths in pixels scale with the size; the published ones are for 512.
 dataloader.train.dataset.settings.update(
     kernel_sizes=(3, 6), point_radius=5.0, duplicate_prob=0.5, decode="reduced", cache_mb=512.0
 )
 dataloader.test.dataset.settings.update(kernel_sizes=(4, 8), point_radius=5.0)
 
-# Short, where the published recipe fine-tunes for long.
+# A short run needs a higher rate than the published fine-tuning.
 optimizer.lr = 1e-3
 lr_multiplier.warmup_iter = 20
 lr_multiplier.decay = 0.02

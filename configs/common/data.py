@@ -1,23 +1,16 @@
-"""Training and test data. Names are of the catalogue (SDMatte.data.catalog) or folder pairs:
+"""Training and test data.
 
-dataloader.train.dataset.names=[{image:DIR,alpha:DIR}]
+Names are those of SDMatte.data.catalog, or folder pairs. With weights, each set has its fraction of
+an epoch, whatever its size; either all sets have one or none. A held-out part (a fraction or a
+number of images) is left out of the training and tested on in addition to the test sets:
 
-With weights each training set gets its share of an epoch, whatever its size; without, each sample
-comes once. All sets have a weight or none has, and an epoch is as long as all sets together:
+    dataloader.train.dataset.names=[{image:DIR,alpha:DIR}]
+    dataloader.train.dataset.names=[{name:Composition-1K,weight:2},{image:DIR,alpha:DIR,weight:1}]
+    dataloader.train.dataset.names=[{image:DIR,alpha:DIR,holdout:0.1}]
 
-dataloader.train.dataset.names=[{name:Composition-1K,weight:2},{image:DIR,alpha:DIR,weight:1}]
-
-A folder pair may hold out a part (a fraction, or a number of images) for test: training leaves it
-out, and what is held out is tested on, beside the test sets that are named:
-
-dataloader.train.dataset.names=[{image:DIR,alpha:DIR,holdout:0.1}]
-
-The settings of samples are explained in SDMatte.data.settings.DataSettings; these, the defaults,
-are the official preset. Loading this file touches no disk; the data root may be overridden by
-SDMATTE_DATA_ROOT.
+SDMatte.data.settings.DataSettings documents the settings of samples; its defaults are the published
+ones. SDMATTE_DATA_ROOT overrides the root.
 """
-
-from dataclasses import asdict
 
 from detectron2.config import LazyCall as L
 
@@ -37,19 +30,19 @@ dataloader = dict(
         ),
         batch_size=1,
         num_workers=4,
-        timeout=600,  # seconds without a batch after which the workers count as hanging
+        timeout=600,  # seconds without a batch after which the run fails
         seed="${.dataset.seed}",
     ),
     test=L(build_test_loader)(
         dataset=L(MattingDataset)(
-            names=[dict(name="AIM-500", optional=True)],  # left out where it is not there
+            names=[dict(name="AIM-500", optional=True)],  # left out if it is not in the root
             root="${...train.dataset.root}",
             size=1024,
             training=False,
             seed=0,
             settings=DataSettings().model_dump(),
-            prompts_from=None,  # a file of --save-prompts, in place of prompts drawn by the seed
-            perturb=PromptPerturbation().model_dump(),  # how prompts are made worse: by nothing
+            prompts_from=None,  # a file of --save-prompts to read prompts from
+            perturb=PromptPerturbation().model_dump(),
         ),
         batch_size=1,
         num_workers=4,

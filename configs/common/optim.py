@@ -6,11 +6,10 @@ from detectron2.solver.build import get_default_optimizer_params
 from SDMatte.engine.options import adamw
 
 optimizer = L(adamw)(
-    # params.model is set by the trainer.
-    params=L(get_default_optimizer_params)(weight_decay_norm=0.0),
+    params=L(get_default_optimizer_params)(weight_decay_norm=0.0),  # the trainer adds the model
     lr=5e-5,
     betas=(0.9, 0.999),
     weight_decay=0.1,
-    fused=True,  # one kernel for all parameters, in place of torch's loops
-    eight_bit=False,  # True: its state in a quarter of the memory, by bitsandbytes
+    fused=True,  # one kernel updates all parameters
+    eight_bit=False,  # True: bitsandbytes' state in a quarter of the memory
 )
