@@ -1,4 +1,4 @@
-"""Colours by the file's profile: all that is computed and written is sRGB."""
+"""Color management: images are converted to sRGB by their profile, and written in sRGB."""
 
 import io
 import struct
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from SDMatte.images.arrays import read_pixels
 from SDMatte.images.decode import read_metadata
 from SDMatte.images.io import (
-    pillow_to_rgb,
     read_alpha,
     read_image,
     read_matte,
@@ -22,7 +22,7 @@ COLORS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 
 
 def assemble(space, tags):
-    """An ICC profile of version 2 with the given tags."""
+    """Return an ICC profile of version 2 with the given tags."""
     tags = {
         b"desc": b"desc" + bytes(4) + struct.pack(">I", 5) + b"test\0" + bytes(78),
         b"wtpt": xyz(0.9642, 1.0, 0.8249),
@@ -56,7 +56,7 @@ def rgb_profile(red, green, blue, exponent):
     })  # fmt: skip
 
 
-# Adapted to D50, of the standards' primaries.
+# The primaries of the standards, adapted to D50.
 ADOBE_RGB = rgb_profile((0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609),
                         (0.1492, 0.0632, 0.7446), 2.2)  # fmt: skip
 DISPLAY_P3 = rgb_profile((0.5151, 0.2412, -0.0011), (0.2919, 0.6922, 0.0419),
@@ -65,7 +65,7 @@ LINEAR_GRAY = assemble(b"GRAY", {b"kTRC": gamma(1.0)})
 
 
 def cmyk_profile():
-    """Ink as a printer has it: cyan is (0, 150, 218), not (0, 255, 255)."""
+    """Return the profile of a printer: cyan is (0, 150, 218), not (0, 255, 255)."""
     inks = {(1, 0, 0, 0): (0, 150, 218), (0, 1, 0, 0): (230, 0, 126), (0, 0, 1, 0): (255, 237, 0)}
     lab = ImageCms.buildTransform(
         ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
@@ -76,7 +76,7 @@ def cmyk_profile():
                        for i in range(4) if index[i]] or [np.ones(3)], axis=0)  # fmt: skip
         color = tuple(np.round(255 * rgb).astype(int).tolist())
         light, a, b = lab.apply(Image.new("RGB", (1, 1), color)).tobytes()
-        # Pillow's a and b are signed; those of the table start at -128.
+        # a and b are signed in Pillow, and start at -128 in the table.
         corners += bytes((light, (a + 128) % 256, (b + 128) % 256))
     identity = bytes(range(256))
     matrix = struct.pack(">9i", *(65536 * v for v in (1, 0, 0, 0, 1, 0, 0, 0, 1)))
@@ -93,17 +93,17 @@ def assert_color(image, color, tolerance=3):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
-def test_cmyk_by_its_profile(tmp_path, suffix):
+def test_cmyk(tmp_path, suffix):
     flat = Image.new("CMYK", (64, 64), (255, 0, 0, 0))
     options = {"quality": 100} if suffix == "jpg" else {}
     flat.save(tmp_path / f"a.{suffix}", icc_profile=cmyk_profile(), **options)
     assert_color(read_image(tmp_path / f"a.{suffix}"), (0, 150, 218))
     assert_color(read_reduced(tmp_path / f"a.{suffix}", (8, 8))[0], (0, 150, 218))
-    flat.save(tmp_path / f"b.{suffix}", **options)  # without one as ever
+    flat.save(tmp_path / f"b.{suffix}", **options)  # without a profile
     assert_color(read_image(tmp_path / f"b.{suffix}"), (0, 255, 255))
 
 
-def test_rgb_by_its_profile(tmp_path):
+def test_rgb(tmp_path):
     path = tmp_path / "a.png"
     for profile, color in ((ADOBE_RGB, (128, 64, 32)), (DISPLAY_P3, (200, 100, 50))):
         flat = Image.new("RGB", (4, 4), color)
@@ -111,17 +111,17 @@ def test_rgb_by_its_profile(tmp_path):
         expected = ImageCms.profileToProfile(
             flat, io.BytesIO(profile), ImageCms.createProfile("sRGB")
         ).getpixel((0, 0))
-        assert np.abs(np.array(expected) - color).max() > 8  # or it would show nothing
+        assert np.abs(np.array(expected) - color).max() > 8  # the profile has an effect
         assert_color(read_image(path), expected, 0)
         with Image.open(path) as opened:
-            assert_color(pillow_to_rgb(opened), expected, 0)
-    # Adobe RGB's (128, 64, 32), by the standards' own formulas
+            assert_color(read_pixels(opened)[0], expected, 0)
+    # Adobe RGB (128, 64, 32), by the formulas of the standards
     Image.new("RGB", (4, 4), (128, 64, 32)).save(path, icc_profile=ADOBE_RGB)
     assert_color(read_image(path), (146, 62, 24), 2)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "avif"])
-def test_in_every_format(tmp_path, suffix):
+def test_every_format(tmp_path, suffix):
     options = {"quality": 100} if suffix in ("jpg", "avif") else {}
     options = {"lossless": True} if suffix == "webp" else options
     flat = Image.new("RGB", (16, 16), (128, 64, 32))
@@ -129,21 +129,21 @@ def test_in_every_format(tmp_path, suffix):
     assert_color(read_image(tmp_path / f"a.{suffix}"), (146, 62, 24), 4)
 
 
-def test_gray_and_16_bits_by_their_profile(tmp_path):
-    dark = np.full((4, 4), 55, np.uint8)  # linear light: 129 in sRGB
+def test_gray_and_16_bits(tmp_path):
+    dark = np.full((4, 4), 55, np.uint8)  # linear; 129 in sRGB
     Image.fromarray(dark).save(tmp_path / "8.png", icc_profile=LINEAR_GRAY)
     Image.fromarray(dark.astype(np.uint16) * 257).save(tmp_path / "16.png", icc_profile=LINEAR_GRAY)
     Image.fromarray(dark).save(tmp_path / "g.jpg", icc_profile=LINEAR_GRAY, quality=100)
     for name in ("8.png", "16.png", "g.jpg"):
         assert_color(read_image(tmp_path / name), 129, 1)
-    gray_of_rgb = tmp_path / "rgb.jpg"  # gray values in the space of an RGB profile
+    gray_of_rgb = tmp_path / "rgb.jpg"  # gray levels in an RGB space
     Image.new("L", (4, 4), 20).save(gray_of_rgb, icc_profile=rgb_profile(
         (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141), 1.0
     ), quality=100)  # fmt: skip
     assert_color(read_image(gray_of_rgb), 79, 1)
 
 
-def test_deep_tiffs_by_their_profile(tmp_path):
+def test_16_bit_and_float_tiff(tmp_path):
     import tifffile
 
     linear = rgb_profile((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971),
@@ -155,7 +155,7 @@ def test_deep_tiffs_by_their_profile(tmp_path):
         assert_color(read_image(tmp_path / "a.tif"), 129, 1)
 
 
-def test_alpha_is_no_color(tmp_path):
+def test_alpha_is_not_converted(tmp_path):
     rgba = np.dstack([np.full((4, 4, 3), (128, 64, 32), np.uint8), np.full((4, 4), 77, np.uint8)])
     Image.fromarray(rgba).save(tmp_path / "a.png", icc_profile=ADOBE_RGB)
     assert_color(read_image(tmp_path / "a.png"), (146, 62, 24), 2)
@@ -168,7 +168,7 @@ def test_alpha_is_no_color(tmp_path):
     assert_color(read_image(tmp_path / "la.png"), 129, 1)
 
 
-def test_mattes_masks_and_trimaps_are_data(tmp_path):
+def test_mattes_and_trimaps_are_not_converted(tmp_path):
     values = np.array([[0, 55, 128, 255]], np.uint8)
     for name, array in (("8.png", values), ("16.png", values.astype(np.uint16) * 257)):
         Image.fromarray(array).save(tmp_path / name, icc_profile=LINEAR_GRAY)
@@ -179,30 +179,30 @@ def test_mattes_masks_and_trimaps_are_data(tmp_path):
     np.testing.assert_array_equal(read_trimap(tmp_path / "c.png"), values)
 
 
-def test_srgb_and_untagged_files_stay_bit_for_bit(tmp_path):
+def test_srgb_and_untagged_files_are_not_converted(tmp_path):
     path = tmp_path / "a.png"
     almost = rgb_profile((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971),
                          (0.1431, 0.0606, 0.7141), 2.2)  # fmt: skip
     for profile in (None, srgb()):
         Image.fromarray(COLORS).save(path, icc_profile=profile)
         np.testing.assert_array_equal(read_image(path), COLORS)
-    Image.fromarray(COLORS).save(path, icc_profile=almost)  # of the same primaries, another curve
+    Image.fromarray(COLORS).save(path, icc_profile=almost)  # same primaries, another curve
     assert (read_image(path) != COLORS).any()
 
 
 @pytest.mark.parametrize(
     "profile", [b"junk", bytes(128), srgb()[:200], cmyk_profile(), LINEAR_GRAY],
-    ids=["short", "zeros", "cut", "of inks", "of gray"],
+    ids=["short", "zeros", "cut", "cmyk", "gray"],
 )  # fmt: skip
-def test_profiles_that_do_not_fit_are_ignored_with_a_warning(tmp_path, profile, caplog):
+def test_invalid_profiles_are_ignored_with_a_warning(tmp_path, profile, caplog):
     path = tmp_path / "a.png"
     Image.fromarray(COLORS).save(path, icc_profile=profile)
     np.testing.assert_array_equal(read_image(path), COLORS)
     (record,) = caplog.records
-    assert f"{path}: its colour profile is damaged or does not fit" in record.getMessage()
+    assert f"{path}: its color profile is damaged or does not fit" in record.getMessage()
 
 
-def test_what_is_written_says_that_it_is_srgb(tmp_path):
+def test_kept_profile_is_srgb(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(COLORS).save(path)
     assert "icc_profile" not in read_metadata(path)
@@ -217,7 +217,7 @@ def test_what_is_written_says_that_it_is_srgb(tmp_path):
     assert_color(np.asarray(same), (128, 64, 32), 1)
 
 
-def test_16_bit_colors_by_their_profile(tmp_path):
+def test_16_bit_png(tmp_path):
     deep = np.full((4, 4, 3), (32, 64, 128), np.uint16) * 257  # BGR
     encoded = cv2.imencode(".png", deep)[1].tobytes()
     plain = io.BytesIO()

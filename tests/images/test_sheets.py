@@ -1,4 +1,4 @@
-"""Contact sheets: what stands where."""
+"""Contact sheets: positions of images and labels."""
 
 import numpy as np
 import pytest
@@ -9,36 +9,36 @@ from SDMatte.images.sheets import PAGE, contact_sheet, fit, to_rgb
 LABEL = 18
 
 
-def test_tiles_stand_in_rows_and_the_rest_is_paper():
+def test_tiles_fill_rows_and_the_rest_is_blank():
     values = (10, 20, 30, 40)
     sheet = contact_sheet([np.full((20, 20, 3), v, np.uint8) for v in values], columns=3, tile=32)
     assert sheet.shape == (64, 96, 3) and sheet.dtype == np.uint8
-    centres = sheet[16::32, 16::32, 0]
-    assert centres.tolist() == [[10, 20, 30], [40, PAGE, PAGE]]
+    centers = sheet[16::32, 16::32, 0]
+    assert centers.tolist() == [[10, 20, 30], [40, PAGE, PAGE]]
 
 
-def test_a_row_without_labels_has_no_line_for_them():
+def test_rows_without_labels_have_no_label_line():
     tiles = [np.zeros((8, 8))] * 4
     assert len(contact_sheet(tiles, columns=2, tile=32)) == 64
     assert len(contact_sheet(tiles, ["", "", "b"], columns=2, tile=32)) == 64 + LABEL
     assert len(contact_sheet(tiles, ["a", "", "b", ""], columns=2, tile=32)) == 64 + 2 * LABEL
 
 
-def test_labels_stand_above_their_pictures_and_stay_there():
+def test_labels_are_above_their_images():
     long = "a very long name of a file " * 9
     sheet = contact_sheet([np.zeros((8, 8))] * 3, ["", long, "ä"], columns=3, tile=48)
     inked = (sheet[:LABEL] < PAGE - 50).any(axis=(0, 2))
     assert [inked[i : i + 48].any() for i in (0, 48, 96)] == [False, True, True]
-    assert inked[48:96].sum() >= 15  # cut, not left out
+    assert inked[48:96].sum() >= 15  # shortened
 
 
 @pytest.mark.parametrize("name", ["new\nline.png", "caf\udce9.png", "\0\t\x7f"])
-def test_names_that_cannot_be_drawn_are_drawn_nearly(name):
+def test_unprintable_names(name):
     sheet = contact_sheet([np.zeros((8, 8))], [name], columns=1, tile=96)
     assert (sheet[:LABEL] < PAGE - 50).any()
 
 
-def test_a_generator_is_read_one_by_one():
+def test_generators_are_read_one_by_one():
     held = []
 
     def tiles():
@@ -51,7 +51,7 @@ def test_a_generator_is_read_one_by_one():
 
 
 @pytest.mark.parametrize(
-    ("picture", "value"),
+    ("image", "value"),
     [
         (np.full((5, 9), 0.2), 51),
         (np.full((5, 9), True), 255),
@@ -59,24 +59,24 @@ def test_a_generator_is_read_one_by_one():
         (np.full((5, 9, 3), 1.0, np.float32), 255),
     ],
 )
-def test_kinds_of_pictures(picture, value):
-    rgb = to_rgb(picture)
+def test_to_rgb(image, value):
+    rgb = to_rgb(image)
     assert rgb.shape == (5, 9, 3) and rgb.dtype == np.uint8 and (rgb == value).all()
 
 
 @pytest.mark.parametrize("shape", [(10, 40), (40, 10), (1, 300), (300, 300)])
-def test_a_cell_keeps_the_shape_of_its_picture(shape):
+def test_fit_keeps_the_aspect(shape):
     cell = fit(np.zeros(shape, np.uint8), 32)
     rows, columns = (np.flatnonzero((cell == 0).all(axis=2).any(axis=a)) for a in (1, 0))
     scale = 28 / max(shape)
     assert len(rows) == max(1, round(shape[0] * scale))
     assert len(columns) == max(1, round(shape[1] * scale))
-    for places in (rows, columns):  # in the middle
-        assert abs((places[0] + places[-1]) / 2 - 15.5) <= 0.5
+    for covered in (rows, columns):  # centered
+        assert abs((covered[0] + covered[-1]) / 2 - 15.5) <= 0.5
 
 
-def test_refuses():
-    with pytest.raises(ConfigError, match="no picture"):
+def test_empty_sheets_are_refused():
+    with pytest.raises(ConfigError, match="at least one image"):
         contact_sheet([])
     with pytest.raises(ConfigError, match="0 columns"):
         contact_sheet([np.zeros((4, 4))], columns=0)

@@ -21,7 +21,7 @@ BOX = (9, 7, 72, 63)
 
 @pytest.fixture(scope="module")
 def rgba(rgb):
-    """uint8 [70, 90, 4]: magenta outside an opaque rectangle with soft edges on two sides."""
+    """Return uint8 [70, 90, 4]: magenta around an opaque rectangle, two edges of which are soft."""
     alpha = np.zeros((70, 90), np.uint8)
     alpha[20:50, 30:70] = 255
     alpha[15:20, 30:70], alpha[20:50, 70:75] = 120, 3
@@ -29,7 +29,7 @@ def rgba(rgb):
     return np.dstack([colors, alpha])
 
 
-def open_everywhere(monkeypatch):
+def predict_ones(monkeypatch):
     """Make the model predict 1 everywhere."""
     infer = MattePredictor._infer_batch
     monkeypatch.setattr(
@@ -37,10 +37,8 @@ def open_everywhere(monkeypatch):
     )
 
 
-def test_nothing_of_a_result_exceeds_the_alpha_or_shows_what_is_hidden(
-    predictor, rgba, monkeypatch
-):
-    open_everywhere(monkeypatch)
+def test_results_do_not_exceed_alpha_or_show_hidden_colors(predictor, rgba, monkeypatch):
+    predict_ones(monkeypatch)
     hidden, allowed = rgba[..., 3] == 0, rgba[..., 3]
     encoded = predictor.encode(rgba)
     boxes = predictor.predict(box=[BOX, (0, 0, 90, 70)], image=encoded)
@@ -49,14 +47,14 @@ def test_nothing_of_a_result_exceeds_the_alpha_or_shows_what_is_hidden(
     for result in (*boxes, *batch, tiles):
         assert (result.alpha <= allowed / 255 + 1e-7).all() and result.alpha.max() == 1
         assert (result.image[hidden] == NEUTRAL).all()
-        # Where the object is all that shows, its colors are the image's own.
+        # Visible pixels belong to the object and keep their colors.
         np.testing.assert_array_equal(result.foreground[~hidden], rgba[~hidden][:, :3])
         for bits, full in ((8, 255), (16, 65535)):
             cutout = result.cutout(bits=bits)
             assert (cutout[..., 3] <= allowed * (full / 255)).all()
             premultiplied = result.cutout(premultiplied=True, bits=bits)
             assert not premultiplied[hidden].any()
-        # The image has no color above 127, and what was hidden no green.
+        # Visible colors are below 128, hidden ones are not.
         assert result.cutout()[..., :3].max() < 140
         composite = result.composite((0, 200, 0))
         assert (composite[hidden] == (0, 200, 0)).all()
@@ -73,23 +71,22 @@ def test_estimated_colors_do_not_depend_on_hidden_ones(predictor, rgba):
     np.testing.assert_array_equal(results[1].cutout(), results[3].cutout())
 
 
-def test_the_model_sees_the_image_on_gray(predictor, rgba):
-    share = rgba[..., 3:] / 255
-    seen = np.rint(share * rgba[..., :3] + (1 - share) * NEUTRAL).astype(np.uint8)
+def test_model_sees_the_image_over_gray(predictor, rgba):
+    alpha = rgba[..., 3:] / 255
+    seen = np.rint(alpha * rgba[..., :3] + (1 - alpha) * NEUTRAL).astype(np.uint8)
     latent, expected = (predictor.encode(image).latent for image in (rgba, seen))
-    torch.testing.assert_close(latent, expected, atol=0.02, rtol=0)  # roundings of 1/255
-    old = predictor.encode(rgba[..., :3]).latent
-    assert (latent - old).abs().max() > 0.1
+    torch.testing.assert_close(latent, expected, atol=0.02, rtol=0)  # rounding to 1/255
+    stored = predictor.encode(rgba[..., :3]).latent
+    assert (latent - stored).abs().max() > 0.1
     ignored = predictor.encode(rgba, ignore_alpha=True)
     np.testing.assert_array_equal(ignored.image, rgba[..., :3])
     assert ignored.opacity is None
-    torch.testing.assert_close(ignored.latent, old)
+    torch.testing.assert_close(ignored.latent, stored)
     alone = predictor.predict_batch([rgba], [{"box": BOX}], ignore_alpha=True)[0]
     assert (alone.image[0, 0] == HIDDEN).all() and alone.opacity is None
 
 
-def test_opaque_alpha_changes_nothing(predictor, rgb):
-    """The same computation, so the same bits."""
+def test_opaque_alpha_has_no_effect(predictor, rgb):
     opaque = np.dstack([rgb, np.full((70, 90), 255, np.uint8)])
     encoded = predictor.encode(opaque)
     assert encoded.opacity is None
@@ -98,13 +95,13 @@ def test_opaque_alpha_changes_nothing(predictor, rgb):
     np.testing.assert_array_equal(found.alpha, expected.alpha)
 
 
-def test_a_blank_image_has_a_blank_matte_and_a_warning(predictor, caplog):
+def test_transparent_image_has_an_empty_matte_and_a_warning(predictor, caplog):
     encoded = predictor.encode(np.zeros((20, 30, 4), np.uint8))
     assert not predictor.predict(image=encoded).alpha.any()
-    assert "transparent all over" in caplog.text and "--ignore-alpha" in caplog.text
+    assert "fully transparent" in caplog.text and "--ignore-alpha" in caplog.text
 
 
-# --------------------------------------------------------------- ways to be transparent
+# --------------------------------------------------------------- kinds of transparency
 
 COLORS = np.uint8([[[255, 0, 255], [40, 80, 120], [200, 60, 20]]])  # [1, 3, 3]
 ALPHA = np.uint8([[0, 102, 255]])
@@ -128,7 +125,7 @@ def test_pillow_images_with_alpha(mode, image):
     colors, alpha = read_pixels(image)
     np.testing.assert_allclose(alpha * 255, ALPHA, atol=1e-4)
     shown = SHOWN if "L" not in mode else np.array(Image.fromarray(SHOWN).convert("L"))[..., None]
-    assert np.abs(colors[0].astype(int) - shown[0]).max() <= 2  # premultiplied: rounded
+    assert np.abs(colors[0].astype(int) - shown[0]).max() <= 2  # premultiplied values are rounded
     assert read_pixels(image, ignore_alpha=True)[1] is None
 
 
@@ -153,7 +150,7 @@ def test_transparent_gray_levels_and_colors(tmp_path, values, mode, key):
 
 
 def png(bits, kind, samples, transparent=b""):
-    """A PNG of one row that Pillow does not write: deep channels, few bits."""
+    """Return a PNG of one row, of depths that Pillow does not write."""
 
     def chunk(name, data):
         return (
@@ -186,7 +183,7 @@ def words(*values):
         (png(4, 0, b"\x5a", words(5)), (0, 65535)),
     ],
 )
-def test_deep_and_shallow_pngs(tmp_path, data, limits):
+def test_png_depths(tmp_path, data, limits):
     (tmp_path / "a.png").write_bytes(data)
     _, alpha = read_image_and_alpha(tmp_path / "a.png")
     exact = np.array(limits) / 65535
@@ -195,13 +192,13 @@ def test_deep_and_shallow_pngs(tmp_path, data, limits):
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif", "associated.tif"])
 def test_files_with_alpha(tmp_path, name):
-    size = (8, 8)  # WebP's own minimum for exact colors is above 1 x 3
+    size = (8, 8)  # WebP has no exact colors at 1 x 3
     rgba = np.dstack([COLORS, ALPHA]).repeat(8, axis=0)[:, [0, 0, 0, 1, 1, 1, 2, 2]]
     image = Image.fromarray(rgba)
     assert image.size == size
     if name.startswith("associated"):
         image = Image.fromarray(np.array(image.convert("RGBa")), "RGBA")
-        image.save(tmp_path / name)  # and then the tag ExtraSamples: from 2 to 1
+        image.save(tmp_path / name)  # then change the tag ExtraSamples from 2 to 1
         tag = struct.Struct("<HHIH")
         data = (tmp_path / name).read_bytes()
         assert tag.pack(338, 3, 1, 2) in data
@@ -230,7 +227,7 @@ def test_arrays_and_tensors_with_alpha():
             assert read_pixels(value, ignore_alpha=True)[1] is None
 
 
-def test_a_transparent_background_shows_white():
+def test_transparent_background_is_white():
     rgba = np.dstack([COLORS, ALPHA])
     expected = [[255, 255, 255], [169, 185, 201], [200, 60, 20]]
     assert np.abs(as_rgb(rgba)[0].astype(int) - expected).max() <= 1
@@ -238,7 +235,7 @@ def test_a_transparent_background_shows_white():
 
 
 def test_folders(predictor, rgba, tmp_path, monkeypatch):
-    open_everywhere(monkeypatch)
+    predict_ones(monkeypatch)
     (tmp_path / "in").mkdir()
     for name in ("a.png", "b.webp"):
         Image.fromarray(rgba).save(

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from SDMatte.errors import DataError, OutputError
-from SDMatte.images.listing import find_partner, names_by_stem, scan_folder
 from SDMatte.runtime.files import (
     NameLookup,
     check_not_read,
@@ -63,72 +62,6 @@ def test_files_are_found_in_another_spelling(tmp_path, tell_apart):
     assert NameLookup().find(tmp_path / "two.jpg") == tmp_path / "two.jpg"  # the exact one
     with pytest.raises(DataError, match="two.Jpg is ambiguous.*2 other spellings"):
         NameLookup().find(tmp_path / "two.Jpg")
-
-
-def test_partners_in_another_spelling(tmp_path, tell_apart):
-    touch(tmp_path, f"{NFD}.Png", "b.pNG")
-    assert find_partner(f"x/{NFC}.jpg", tmp_path) == tmp_path / f"{NFD}.Png"
-    assert find_partner("x/b.jpg", tmp_path) == tmp_path / "b.pNG"
-    assert names_by_stem(tmp_path) == {NFC: f"{NFD}.Png", "b": "b.pNG"}
-    touch(tmp_path, f"{NFC}.png")
-    for spelling in (NFC, NFD):  # each its own
-        assert find_partner(f"{spelling}.jpg", tmp_path).stem == spelling
-    with pytest.raises(DataError, match=r"two Unicode spellings, 'cafe\\u0301.Png' and 'caf\\xe9"):
-        names_by_stem(tmp_path)
-
-
-def test_several_partners_are_refused_and_shadowed_names_are_logged(tmp_path, caplog):
-    touch(tmp_path, "a.png", "a.jpg")
-    with pytest.raises(DataError, match="several partners in .*: a.png, a.jpg. Keep one"):
-        find_partner("x/a.webp", tmp_path)
-    assert names_by_stem(tmp_path) == {"a": "a.png"}
-    assert "1 image left out, another has the same name: a.jpg (beside a.png)" in caplog.text
-
-
-# --------------------------------------------------------------------- folders
-
-
-@pytest.fixture
-def tree(tmp_path):
-    names = ["a.png", "notes.txt", "b.psd", "day1/c.jpg", "day1/raw/d.png", "day1/x.txt"]
-    hidden = [".DS_Store", "Thumbs.db", "desktop.ini", ".git/e.png", "empty/readme.md"]
-    return touch(tmp_path / "in", *names, *hidden)
-
-
-def test_what_is_left_out_is_counted_and_named(tree, caplog):
-    scan = scan_folder(tree)
-    assert scan.images == ("a.png",) and scan.others == ("b.psd", "notes.txt")
-    assert scan.sub_folders == {"day1": 2} and scan.num_left_out == 4
-    scan.log_left_out("Look there.")
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tree}: 2 files left out, not images: b.psd, notes.txt.",
-        f"{tree}: 2 images in 1 sub-folder left out: day1 (2). Look there.",
-    ]
-    touch(tree, *(f"{number}.txt" for number in range(9)))
-    scan_folder(tree).log_left_out()
-    assert "11 files left out, not images: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 6 more." in (
-        caplog.text
-    )
-
-
-def test_sub_folders(tree):
-    scan = scan_folder(tree, recursive=True)
-    assert scan.images == ("a.png", "day1/c.jpg", "day1/raw/d.png")
-    assert scan.others == ("b.psd", "day1/x.txt", "empty/readme.md", "notes.txt")
-    assert scan.sub_folders == {}
-    assert scan_folder(tree, recursive=True, skip=[tree / "day1"]).images == ("a.png",)
-    (tree / "like.png").mkdir()  # a folder
-    assert "like.png" not in scan_folder(tree).images
-
-
-def test_loops_of_links_end_and_folders_count_once(tree):
-    (tree / "day1" / "up").symlink_to(tree)
-    (tree / "day1" / "self").symlink_to("self")
-    (tree / "again").symlink_to(tree / "day1")  # sorts before it
-    (tree / "elsewhere").symlink_to(touch(tree.parent / "other", "e.png"))
-    scan = scan_folder(tree, recursive=True)
-    assert scan.images == ("a.png", "day1/c.jpg", "day1/raw/d.png", "elsewhere/e.png")
-    assert scan_folder(tree).sub_folders == {"day1": 2, "elsewhere": 1}
 
 
 # --------------------------------------------------------------------- writing
