@@ -238,7 +238,7 @@ def test_prompts_are_saved_and_used_again(tmp_path, capsys, one_thread):
     capsys.readouterr()
     words = [word for word in words if "test.dataset.size" not in word]
     assert main(["test", *words, "--prompts-from", "kept/p.json"]) == 2
-    assert "kept/p.json is for pictures of 64 pixels" in capsys.readouterr().err
+    assert "kept/p.json is for images of 64 pixels" in capsys.readouterr().err
     pair = "dataloader.test.dataset.names=[{image: AIM-500/original, alpha: AIM-500/mask}]"
     assert main(["test", *words, KNOBS[1], pair, "--prompts-from", "kept/p.json"]) == 2
     assert "kept/p.json has no set pair, but AIM-500." in capsys.readouterr().err

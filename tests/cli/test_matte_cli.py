@@ -194,7 +194,7 @@ def test_a_checkpoint_without_its_configs_is_named(matte, capsys):
         ),
         (["in/a.png", "--auto", "--resolution", "50"], "must be a positive multiple of 32"),
         (["in/a.png", "--auto", "--dtype", "int8"], "dtype must be float32"),
-        (["in/a.png", "--auto", "--background", "nowhere.png"], "neither a file nor a colour"),
+        (["in/a.png", "--auto", "--background", "nowhere.png"], "neither a file nor a color"),
         (["in/a.png", "--auto", "--checkpoint", "x.pth"], "has no checkpoint named x.pth"),
         (["in/a.png", "--prompts", "x.csv"], "for the pictures of one folder"),
         (["in", "--prompts", "x.csv"], "Cannot read x.csv"),

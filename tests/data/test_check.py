@@ -122,7 +122,7 @@ def test_every_kind_of_damage_is_found(damaged, workers):
         ("missing", "image/0.jpg (image)"),
         (
             "unreadable",
-            "Cannot read alpha/1.png: the image is damaged or cut short (image file is truncated).",
+            "Cannot read alpha/1.png: the image is damaged or truncated (image file is truncated).",
         ),
         ("unreadable", "Cannot read image/2.jpg: the file is empty."),
         ("size", "image/3.jpg has 60x40 pixels, its alpha alpha/3.png 50x40"),

@@ -228,7 +228,7 @@ def test_backgrounds_are_read_at_once(tmp_path, rgb):
     path = write_image(tmp_path / "b.png", rgb)
     np.testing.assert_array_equal(OutputSettings("composite", str(path)).background, rgb)
     assert OutputSettings("composite", "#102030").background == (16, 32, 48)
-    with pytest.raises(DataError, match="neither a file nor a colour"):
+    with pytest.raises(DataError, match="neither a file nor a color"):
         OutputSettings("composite", "nowhere.png")
 
 

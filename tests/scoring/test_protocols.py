@@ -104,7 +104,7 @@ def test_trimaps_hold_three_values(tmp_path):
         assert read_partners(pred, path, file)[1].tolist() == [[0, 128, 255]]
     file = write_image(tmp_path / "t.png", np.array([[0, 64, 255]], np.uint8))
     with pytest.raises(
-        DataError, match=r"t\.png holds the value 64\. Allowed are 0 \(background\)"
+        DataError, match=r"t\.png has the value 64\. Allowed are 0 \(background\)"
     ):
         read_partners(pred, path, file)
 
