@@ -66,25 +66,21 @@ class ModelSource:
     arguments: dict[str, Any] = field(default_factory=dict)
     defaults: InferenceDefaults = InferenceDefaults()
 
-    def load(
-        self, device: torch.device, dtype: str | torch.dtype = "auto", **arguments: Any
-    ) -> SDMatte:
+    def load(self, device: torch.device, dtype: str | torch.dtype = "auto") -> SDMatte:
         """Load the model to the CPU, its weights read directly into the given type.
 
         Args:
             device: Where the model will run, for the choice of ``dtype="auto"``.
             dtype: See `choose_dtype`.
-            **arguments: Constructor arguments that replace the model's own.
 
         Raises:
             CheckpointError: The weights are missing or do not fit.
-            ConfigError: An argument or the type is unknown.
+            ConfigError: The type or an argument is invalid.
         """
         folder = hub.resolve_folder(self.folder)
         channels = weights.component_config(folder, "unet").get("block_out_channels", ())
         dtype = choose_dtype(dtype, device, wide=max(channels, default=0) >= _WIDE)
-        arguments = {**self.arguments, **arguments}
-        return self.model_class.from_pretrained(folder, self.checkpoint, dtype, **arguments)
+        return self.model_class.from_pretrained(folder, self.checkpoint, dtype, **self.arguments)
 
 
 def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None) -> ModelSource:

@@ -122,7 +122,6 @@ class MattePredictor:
         batch_size: int = 4,
         offload: bool = False,
         progress: bool = False,
-        **arguments: Any,
     ) -> "MattePredictor":
         """Load a published model or one trained with this project.
 
@@ -143,7 +142,6 @@ class MattePredictor:
             offload: Keep the model on the CPU, and only the part that computes on the device, for
                 GPUs with little memory.
             progress: See `MattePredictor`.
-            **arguments: Arguments of the model's constructor that replace those saved with it.
 
         Raises:
             CheckpointError: The model was not found, or its weights do not fit.
@@ -151,7 +149,7 @@ class MattePredictor:
         """
         device = choose_device(device)
         source = find_model(path_or_hub_id, checkpoint)
-        model = source.load(device, dtype, **arguments)
+        model = source.load(device, dtype)
         if offload:
             offload_model(model, device)
         else:
