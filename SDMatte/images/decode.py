@@ -1,4 +1,7 @@
-"""Decoding image files: limits, first frames, orientation, and damaged metadata."""
+"""Decoding image files: limits, first frames, orientation, and damaged metadata.
+
+Functions that read a file raise a `SDMatte.errors.DataError` if it cannot be read as an image.
+"""
 
 import contextlib
 import io
@@ -85,9 +88,6 @@ def load_image(
     Returns:
         The image, of any mode but La, colors as stored (not yet sRGB), reduced if ``at_least``
         and the decoder allow it; and the full height and width.
-
-    Raises:
-        DataError: The file cannot be read as an image.
     """
     return _read(Path(path), lambda image: _decode(image, at_least, path))
 
@@ -99,9 +99,6 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         Options of `PIL.Image.Image.save`, as far as the file has them: ``exif`` (bytes; without
         orientation and thumbnail), ``dpi`` (x and y of the upright image), and ``icc_profile``,
         the profile of the sRGB colors that `SDMatte.images.io.read_image` returns.
-
-    Raises:
-        DataError: The file cannot be read as an image.
     """
     path = Path(path)
     return _read(path, lambda image: kept_metadata(image, path))
@@ -113,9 +110,6 @@ def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
     Args:
         path: The file.
         exact: Decode the file: a PNG may store its EXIF orientation after the pixels.
-
-    Raises:
-        DataError: The file cannot be read as an image.
     """
 
     def hw(image: Image.Image) -> tuple[int, int]:

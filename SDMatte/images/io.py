@@ -1,7 +1,7 @@
 """Reading and writing the image files of a matting set: images, alphas, masks and trimaps.
 
-A file that cannot be read (missing, empty, truncated, not an image, too large) raises a
-`SDMatte.errors.DataError` of one sentence that names it (data/README.md, step 1).
+All readers raise a `SDMatte.errors.DataError` of one sentence that names the file, if it cannot be
+read as an image: missing, empty, truncated, not an image, too large (data/README.md, step 1).
 """
 
 import struct
@@ -42,13 +42,10 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Args:
         path: A PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or GIF file of any bit depth, color mode
-            and profile. Of an animation or of several pages, the first is read.
+            and profile. Of an animation or a file of several pages, the first frame is read.
 
     Returns:
         uint8 ``[H, W, 3]``, sRGB.
-
-    Raises:
-        DataError: The file cannot be read as an image.
     """
     image, _ = load_image(path)
     return np.array(to_rgb(image, path))
@@ -64,9 +61,6 @@ def read_image_and_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | Non
     Returns:
         uint8 ``[H, W, 3]``, RGB, not premultiplied; and float32 ``[H, W]`` in [0, 1], or None if
         the image is opaque. A 16-bit alpha keeps its upper 8 bits, rounded down.
-
-    Raises:
-        DataError: The file cannot be read as an image.
     """
     image, _ = load_image(path)
     bits = bits_per_channel(path) if image.has_transparency_data else 8
@@ -90,9 +84,6 @@ def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarra
 
     Returns:
         uint8 ``[h, w, 3]``, RGB, and height and width of the full image.
-
-    Raises:
-        DataError: The file cannot be read as an image.
     """
     image, hw = load_image(path, at_least)
     factor = reduction(hw, at_least)
@@ -115,23 +106,19 @@ def reduce_matte(matte: np.ndarray, factor: int) -> np.ndarray:
 def read_alpha(path: str | Path) -> np.ndarray:
     """Read an alpha matte, however it was stored.
 
-    Gray files of 1, 8, 16 or 32 bits are scaled to [0, 1]. Color files are read by their luminance
-    (a gray image stored as RGB, CMYK or with a palette). A file with an alpha channel is read by
-    that channel, unless it is opaque. Of 16-bit colors and alpha channels, the upper 8 bits are
-    read.
+    Gray files of 1, 8, 16 or 32 bits are scaled to [0, 1]. Of a file with an alpha channel, that
+    channel is the matte, unless it is opaque; of other color files (gray images stored as RGB,
+    CMYK or with a palette), the luminance. 16-bit colors and alpha channels are read as 8 bits.
 
     Other ranges are recognized, with a warning once per folder: gray values of 0 and 1 of any
     depth, 8-bit values in a 16-bit file (the largest value is 255), integers in a floating-point
     file, and one object labeled by its index in a color palette.
 
-    Args:
-        path: The image file.
-
     Returns:
         float32 ``[H, W]`` in [0, 1].
 
     Raises:
-        DataError: The file cannot be read as an image, or labels several objects by index.
+        DataError: The file cannot be read, or labels several objects by their index.
     """
     return unit(read_matte(path))
 
@@ -141,9 +128,6 @@ def read_matte(path: str | Path) -> np.ndarray:
 
     Returns:
         ``[H, W]``: uint8 if the file has up to 8 bits, else float32 in [0, 1].
-
-    Raises:
-        DataError: See `read_alpha`.
     """
     image, _ = load_image(path)
     if is_wide(image):
@@ -167,15 +151,9 @@ def read_matte(path: str | Path) -> np.ndarray:
 def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask as it is stored: gray levels, 0 and 1, ids, palette indices or colors.
 
-    Args:
-        path: The image file.
-
     Returns:
         ``[H, W]``: integers, or float32 of a floating-point file; 0 is the background. A file
         with transparency is read by its alpha, colors by their brightest channel.
-
-    Raises:
-        DataError: The file cannot be read as an image.
     """
     image, _ = load_image(path)
     if is_wide(image) or image.mode == "L":
@@ -193,14 +171,11 @@ def read_trimap(path: str | Path) -> np.ndarray:
     Files of 0, 1 and 2 (gray or palette indices) are scaled to these; other values are kept, see
     `trimap_levels`.
 
-    Args:
-        path: The image file.
-
     Returns:
         uint8 ``[H, W]``.
 
     Raises:
-        DataError: The file cannot be read as an image, or its only values are 0 and 1.
+        DataError: The file cannot be read, or its only values are 0 and 1.
     """
     image, _ = load_image(path)
     values = palette_labels(image)
@@ -212,9 +187,9 @@ def read_trimap(path: str | Path) -> np.ndarray:
         values = values.astype(np.uint8)
     elif values is None:
         values = gray(image)
-    return (
-        trimap_levels(values, f"The trimap {path}") if values.max(initial=0) in (1, 2) else values
-    )
+    if values.max(initial=0) in (1, 2):
+        return trimap_levels(values, f"The trimap {path}")
+    return values
 
 
 def trimap_levels(trimap: np.ndarray, name: str = "The trimap") -> np.ndarray:

@@ -268,13 +268,13 @@ def prompt_of_points(
     radius: float = 25,
     psm: str = "gauss",
 ) -> Prompt:
-    """Make the prompt of up to ten points.
+    """Make the prompt of up to ten points, see `point_prompt`.
 
     Args:
         points: (x, y) in pixels, inside the image; coordinates of missing points are 0.
         shape: Height and width of the image.
-        radius: Sigma of the Gaussians or radius of the discs.
-        psm: ``"gauss"`` or ``"circle"``.
+        radius: As for `point_prompt`.
+        psm: As for `point_prompt`.
     """
     height, width = shape
     coords = np.zeros(2 * NUM_POINTS, np.float32)

@@ -53,13 +53,13 @@ class PromptRequest:
     transparent: bool = False
 
     def located(
-        self, image: Path, place: str = "", lookup: NameLookup | None = None
+        self, image: Path, sub_folder: str = "", lookup: NameLookup | None = None
     ) -> "PromptRequest":
         """Return the request for one image: with a file as its map, not a folder.
 
         Args:
             image: The image.
-            place: The image's sub-folder; its map is in the same sub-folder of the folder of maps.
+            sub_folder: The image's; its map is in the same sub-folder of the folder of maps.
             lookup: Caches the contents of folders over many calls.
 
         Raises:
@@ -70,7 +70,7 @@ class PromptRequest:
         lookup = lookup or NameLookup()
         path = lookup.find(self.value)
         if path.is_dir():
-            path = find_partner(image, lookup.find(path / place), lookup)
+            path = find_partner(image, lookup.find(path / sub_folder), lookup)
         return replace(self, value=path)
 
     def load(self, image: Path) -> dict[str, Any]:
