@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained and scored matte: sets up, makes the embedded sample set, trains
-# SDMatte_small on it, tests it, and leaves the results under output/quickstart/. Arguments go to
+# From a fresh clone to scored mattes: set up, create the embedded sample set, train SDMatte_small on
+# it and test it. Results are in output/quickstart/. Arguments are passed to
 # `python -m SDMatte quickstart` (see its --help).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, checks the style, runs the tests, and those of rounding with fewer instructions and
-# threads too. Arguments go to pytest, which then runs once: script/run_tests.sh -k losses
+# Set up, check style and types, and run the tests; then those of numerics with fewer instructions
+# and threads. Arguments are passed to pytest, which then runs once: script/run_tests.sh -k losses
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -8,13 +8,15 @@ bash "$root/script/setup.sh"
 find_python
 cd "$root"
 say "ruff"
-"$python" -m ruff check . ||
-    die "the style check failed, see above; \`$python -m ruff check --fix\` mends most of it."
+"$python" -m ruff check . && "$python" -m ruff format --check --quiet . ||
+    die "see above; \`$python -m ruff check --fix && $python -m ruff format\` fix most of it."
+say "mypy"
+"$python" -m mypy SDMatte || die "the type check failed, see above."
 say "pytest"
 (($#)) && exec "$python" -m pytest "$@"
 status=0
 "$python" -m pytest || status=$?
-# Processors round differently: what compares two ways to compute the same has to hold on each.
+# Rounding differs between processors: comparisons of two computations must hold on all of them.
 for restriction in "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
     "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41" "OMP_NUM_THREADS=1"; do
     say "pytest -m numerics, $restriction"

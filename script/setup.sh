@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# Makes the environment that everything else runs in: a virtual environment, the packages of
-# requirements.txt in the versions of constraints.txt, detectron2, and this package itself. Run it
-# as often as you like: what is current is left alone, what an interrupted run left is mended.
+# Set up the environment: a virtual environment, the packages of requirements.txt in the versions of
+# constraints.txt, detectron2, and this package. Does nothing if the environment is up to date.
 #
-#   SDMATTE_VENV=DIR    another environment than .venv, for instance "$VIRTUAL_ENV"
-#   SDMATTE_PYTHON=EXE  another Python than the first suitable one on the PATH
+#   SDMATTE_VENV=DIR    environment to use instead of .venv, for instance "$VIRTUAL_ENV"
+#   SDMATTE_PYTHON=EXE  Python to use instead of the first suitable one on the PATH
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
 
 sources=(requirements.txt requirements-dev.txt requirements-finetune.txt constraints.txt
     pyproject.toml script/setup.sh tools/install_detectron2.py)
-stamp="$venv/.sdmatte-stamp"     # what was installed, by hash; there once everything is
-pending="$venv/.sdmatte-pending" # there while pip works: found at the start, it was interrupted
+stamp="$venv/.sdmatte-stamp"     # hash of what is installed
+pending="$venv/.sdmatte-pending" # exists until everything is installed
 
-# The upper end is the newest Python that constraints.txt has wheels for.
+# 3.14 is the newest Python with wheels for all of constraints.txt.
 is_suitable='import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))'
 
 find_base_python() {
@@ -28,12 +27,12 @@ find_base_python() {
         fi
     done
     [[ -z "${SDMATTE_PYTHON:-}" ]] ||
-        die "SDMATTE_PYTHON=$SDMATTE_PYTHON does not run, or is not Python 3.10 to 3.14."
+        die "SDMATTE_PYTHON=$SDMATTE_PYTHON does not run or is not Python 3.10 to 3.14."
     die "no Python 3.10 to 3.14 on the PATH: install one (for instance your system's package" \
         "python3, or from python.org), or name it with SDMATTE_PYTHON=/path/to/python3."
 }
 
-# Hash of all that decides what is in the environment.
+# Hash of everything that determines the contents of the environment.
 fingerprint() {
     "$venv/bin/python" - "$root" "${sources[@]}" << 'PY'
 import hashlib, sys
@@ -58,91 +57,56 @@ make_venv() {
             "read-only? Otherwise remove $venv and run this again."
 }
 
-# What pip was writing when it was interrupted counts as installed, though files are missing: take
-# its record away, and the next step installs it anew.
-mend() {
-    say "an earlier run did not finish: looking for packages that are not complete"
-    "$venv/bin/python" - << 'PY'
-import csv, pathlib, shutil, sys, sysconfig
-
-site = pathlib.Path(sysconfig.get_path("purelib"))
-
-def is_complete(info):
-    try:
-        with open(info / "RECORD", newline="", encoding="utf-8") as record:
-            sizes = {site / path: size for path, _, size in csv.reader(record)}
-        # Python writes .pyc files anew; rows without a size are what pip itself added.
-        return bool(sizes) and (info / "METADATA").is_file() and all(
-            path.stat().st_size == int(size)
-            for path, size in sizes.items()
-            if size and path.suffix != ".pyc"
-        )
-    except (OSError, ValueError):
-        return False
-
-for info in sorted(site.glob("*.dist-info")):
-    if is_complete(info):
-        continue
-    if info.name.startswith("pip-"):
-        sys.exit("pip itself is damaged")
-    sys.stdout.write(f"  {info.name[:-10]} is incomplete and will be installed again\n")
-    shutil.rmtree(info)
-for rest in site.glob("~*"):  # what pip had put aside
-    shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-PY
-}
-
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 if [[ -x "$venv/bin/python" && -f "$stamp" && "$(fingerprint)" == "$(< "$stamp")" ]]; then
-    say "$venv is current."
+    say "$venv is up to date."
     exit 0
 fi
 
+reinstall=
+if [[ -e "$pending" ]]; then
+    say "the last set-up of $venv did not finish: starting over"
+    if [[ "$venv" == "$root/.venv" ]]; then rm -rf "$venv"; else reinstall=--force-reinstall; fi
+fi
 if ! "$venv/bin/python" -c "" > /dev/null 2>&1; then
-    # An interrupted start, or the Python that it was made with is gone.
     if [[ "$venv" == "$root/.venv" ]]; then
-        rm -rf "$venv"
+        rm -rf "$venv" # its Python was removed
     elif [[ -d "$venv" && -n "$(ls -A "$venv")" ]]; then
-        die "$venv holds no Python that runs: remove it, or set SDMATTE_VENV to another folder."
+        die "$venv has no working Python: remove it, or set SDMATTE_VENV to another folder."
     fi
     make_venv
 elif ! "$venv/bin/python" -c "$is_suitable"; then
     die "the Python in $venv is not 3.10 to 3.14: remove $venv and run this again."
 fi
-# An environment made by another tool, or left by an interrupted start, may lack pip.
+# Environments made by other tools may lack pip.
 pip --version > /dev/null 2>&1 || "$venv/bin/python" -m ensurepip > /dev/null 2>&1 ||
-    die "$venv has no pip and cannot get it from ensurepip: remove $venv and run this again."
+    die "$venv has no pip and no ensurepip: remove $venv and run this again."
 
 rm -f "$stamp"
-if [[ -e "$pending" ]]; then
-    mend || die "$venv cannot be mended: remove it and run this again."
-fi
 touch "$pending"
 
-# A few hundred lines of progress are for a person who waits, not for a log.
+# Progress bars are for terminals, not for logs.
 shown=--quiet
 [[ ! -t 1 ]] || shown=--progress-bar=on
 
-network="pip's message stands above. Check the network, the free disk space (7 GB) and pip's own
-  settings (\`pip config list\`: index, proxy, certificate), then run this again; what was fetched
-  is kept."
+network="See pip's message above. Check the network, the free disk space (7 GB) and pip's settings
+  (\`pip config list\`: index, proxy, certificate), then run this again; downloads are kept."
 
-say "installing the packages of requirements.txt (about 3 GB to fetch the first time)"
-# Older than 23.1 cannot install an editable package without its setup.py. From 26.3 on, pip refuses
-# to download a release whose metadata name a URL, and the archive of detectron2 does so in an extra
-# that nothing here installs (tools/install_detectron2.py).
+say "installing the packages of requirements.txt (downloads about 3 GB the first time)"
+# Before 23.1, pip cannot install an editable package without a setup.py. From 26.3, it refuses
+# releases whose metadata name a URL, such as the archive of detectron2 (in an unused extra).
 pip install "$shown" "pip>=23.1,<26.3" || die "could not install a suitable pip. $network"
-pip install "$shown" --constraint constraints.txt \
+pip install "$shown" $reinstall --constraint constraints.txt \
     --requirement requirements.txt --requirement requirements-dev.txt ||
     die "could not install the packages. $network"
 
 say "installing detectron2"
 "$venv/bin/python" tools/install_detectron2.py || die "could not install detectron2, see above."
 
-say "installing SDMatte itself, editable"
+say "installing SDMatte (editable)"
 pip install "$shown" --no-deps --no-build-isolation --editable . ||
-    die "could not install this package; pip's message stands above."
+    die "could not install this package; see pip's message above."
 
 say "checking that it imports"
 "$venv/bin/python" -c '

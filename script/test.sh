@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests: script/test.sh [CONFIG CHECKPOINT ...] [key=value ...]; all options: script/test.sh --help
+# Test: script/test.sh [CONFIG CHECKPOINT ...] [key=value ...]; all options: script/test.sh --help
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

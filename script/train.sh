@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains: script/train.sh [CONFIG] [key=value ...]; all options: script/train.sh --help
+# Train: script/train.sh [CONFIG] [key=value ...]; all options: script/train.sh --help
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
