@@ -1,4 +1,4 @@
-"""Reads the reference's numbers in tests/golden; its README says how they were made."""
+"""The reference's numbers in tests/golden, whose README describes how they were made."""
 
 import json
 import zlib
@@ -19,7 +19,7 @@ def published_shapes(kind: str) -> dict[str, list[int]]:
 
 
 def filled_state_dict(kind: str, seed: int) -> dict[str, torch.Tensor]:
-    """The weights of the golden models: drawn from each tensor's published name."""
+    """Weights of the golden models, drawn from the published name of each tensor."""
     return {name: fill(name, shape, seed) for name, shape in published_shapes(kind).items()}
 
 

@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on 127.0.0.1, for the real client of huggingface_hub."""
+"""A small Hugging Face hub on 127.0.0.1, for huggingface_hub's own client."""
 
 import contextlib
 import hashlib
@@ -19,14 +19,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What is on the hub, and what was asked of it.
+    """Contents of the hub, and the requests it received.
 
     Attributes:
-        endpoint: For HF_ENDPOINT.
+        endpoint: Value of HF_ENDPOINT.
         repos: Folders with the files of repositories, by id.
         gated: Ids of repositories that need an accepted access request.
-        broken: Status that every request gets, None for none.
-        silent: Whether requests are accepted and never answered.
+        broken: Status of every response; None to respond normally.
+        silent: If set, requests are accepted but not answered until the event.
         requests: Method and path of each request, in order.
     """
 
@@ -38,13 +38,13 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
 
     def fetched(self) -> set[str]:
-        """The files whose content was asked for, as ``OWNER/NAME/FILE``."""
+        """Files whose content was requested, as `OWNER/NAME/FILE`."""
         paths = [path for method, path in self.requests if method == "GET" and "/resolve/" in path]
         parts = [path.strip("/").split("/") for path in paths]
         return {"/".join([*p[:2], *p[4:]]) for p in parts}
 
     def environ(self, cache: Path) -> dict[str, str]:
-        """The environment of a process that uses this hub."""
+        """Environment of a process that uses this hub."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HUB_CACHE": str(cache),
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner, name, *rest = parts[2:] if is_api else parts
         repo = f"{owner}/{name}"
         if repo not in hub.repos:
-            return self.send(401, code="RepoNotFound")  # the hub does not tell from a private one
+            return self.send(401, code="RepoNotFound")  # as for a private one
         folder = hub.repos[repo]
         revision = rest[1] if len(rest) > 1 else "main"
         if revision not in ("main", "v1", COMMIT):
@@ -126,14 +126,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def digest(path: Path) -> str:
-    """A git blob's hash, which the client compares."""
+    """The git blob hash, which the client compares."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @contextlib.contextmanager
 def running_hub() -> Iterator[Hub]:
-    """Serves a hub on a free port."""
+    """Serve a hub on a free port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
@@ -148,7 +148,7 @@ def running_hub() -> Iterator[Hub]:
 
 
 def use_environ(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
-    """Has huggingface_hub in this process read an environment, as it does when it is imported."""
+    """Let huggingface_hub read an environment again, which it does only when imported."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     importlib.reload(constants)
@@ -156,7 +156,7 @@ def use_environ(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> Non
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
-    """An empty hub and an empty cache, in use in this process."""
+    """An empty hub and an empty cache, used in this process."""
     with running_hub() as served:
         use_environ(monkeypatch, served.environ(tmp_path / "hub cache"))
         yield served

@@ -12,15 +12,15 @@ import SDMatte as package
 from SDMatte.modeling import SDMatte
 from SDMatte.prompts.types import PROMPT_TYPES
 
-# Of two ways to compute the same alpha, features or latents in float32: how the sums are ordered
-# differs between processors and numbers of threads, by up to 5e-6 where it was measured.
+# For two ways to compute the same alpha, features or latents in float32. The order of sums differs
+# between processors and numbers of threads; the largest measured difference is 5e-6.
 ROUNDING = {"rtol": 1e-4, "atol": 5e-5}
 SMALL = Path(package.__file__).parent / "assets" / "small"
 
 
 @functools.cache
 def tiny_folder() -> Path:
-    """The small model's folder with configs that are smaller still, and no weights."""
+    """The folder of the small model with even smaller configs and no weights."""
     folder = Path(tempfile.mkdtemp(prefix="sdmatte-tests-"))
     changes = {
         "unet": {
@@ -40,7 +40,7 @@ def tiny_folder() -> Path:
 
 
 def tiny_model(seed: int = 0, **settings) -> SDMatte:
-    """A tiny model with random weights that give a matte that varies."""
+    """A tiny model with random weights whose mattes are not constant."""
     torch.manual_seed(seed)
     settings = {"load_weight": False, "aux_input": "bbox_mask", **settings}
     model = SDMatte(tiny_folder(), **settings).eval()
@@ -53,7 +53,7 @@ def tiny_model(seed: int = 0, **settings) -> SDMatte:
 
 
 def make_batch(size: int = 2, height: int = 64, width: int = 64, seed: int = 0) -> dict:
-    """A batch with every prompt, as the loader gives it."""
+    """A batch as the loader returns it, with every prompt."""
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape):

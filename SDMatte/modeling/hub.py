@@ -3,6 +3,9 @@
 A name is a local path, or `OWNER/NAME` on the Hugging Face hub, optionally with a revision
 (`OWNER/NAME@REVISION`) or one of its files (`OWNER/NAME/FILE`). Existing local paths take
 precedence; a `pathlib.Path` is always local.
+
+All functions raise a `MissingCheckpointError` for what neither exists locally nor can be provided
+by the hub, and a `CheckpointError` for what is invalid, ambiguous, or restricted on the hub.
 """
 
 import errno
@@ -106,13 +109,9 @@ def resolve_folder(name: str | Path, load: bool | Collection[str] = False) -> Pa
     Args:
         name: A folder or a hub id.
         load: Components whose weights are needed as well; True for all.
-
-    Raises:
-        MissingCheckpointError: The folder does not exist, or the hub cannot provide it.
-        CheckpointError: It lacks weights that are needed, or access to it is restricted.
     """
     needed = [part for part in COMPONENTS if load is True or part in (load or ())]
-    return _resolve(name, lambda names, where: choose_model_files(names, where, needed))
+    return _resolve(name, lambda names, where: _choose_model_files(names, where, needed))
 
 
 def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path:
@@ -122,10 +121,6 @@ def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path
         name: A checkpoint file, a folder that holds one, or a hub id.
         file: A file of the folder, or the path of another one; None for the folder's usual or only
             checkpoint.
-
-    Raises:
-        MissingCheckpointError: The file does not exist, or the hub cannot provide it.
-        CheckpointError: It is ambiguous, or access to it is restricted.
     """
     path, hub_name = Path(name), HubName.parse(name)
     if path.is_file():
@@ -140,7 +135,7 @@ def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path
     chosen: list[str] = []
 
     def choose(names: Sequence[str], where: str) -> list[str]:
-        chosen[:] = [choose_checkpoint(names, where, file and str(file))]
+        chosen[:] = [_choose_checkpoint(names, where, file and str(file))]
         return chosen
 
     return _resolve(name, choose) / chosen[0]
@@ -152,10 +147,6 @@ def resolve_pretrained(name: str | Path, replaced: Collection[str] = ()) -> Path
     Args:
         name: A folder, a file, a hub id or one of its files.
         replaced: Components whose weights are not needed.
-
-    Raises:
-        MissingCheckpointError: It does not exist, or the hub cannot provide it.
-        CheckpointError: A component has no weights, or access to it is restricted.
     """
     hub_name = HubName.parse(name)
     if Path(name).is_file() or (hub_name is not None and hub_name.file is not None):
@@ -164,12 +155,7 @@ def resolve_pretrained(name: str | Path, replaced: Collection[str] = ()) -> Path
 
 
 def resolve_component(name: str | Path) -> Path:
-    """Return the folder of a single component with its weights, such as TAESD.
-
-    Raises:
-        MissingCheckpointError: It does not exist, or the hub cannot provide it.
-        CheckpointError: It is not a component, or access to it is restricted.
-    """
+    """Return the folder of a single component with its weights, such as TAESD."""
 
     def choose(names: Sequence[str], where: str) -> list[str]:
         files = choose_weights(names, "")
@@ -208,17 +194,8 @@ def _list_files(folder: Path) -> list[str]:
 # ------------------------------------------------------------------- which files
 
 
-def choose_model_files(names: Sequence[str], where: str, load: Collection[str]) -> list[str]:
-    """Choose the configs and tokenizer of a model folder, and the weights of components.
-
-    Args:
-        names: The folder's files.
-        where: Name of the folder in messages.
-        load: Components whose weights are needed.
-
-    Raises:
-        CheckpointError: A component lacks its config, or weights that are needed.
-    """
+def _choose_model_files(names: Sequence[str], where: str, load: Collection[str]) -> list[str]:
+    """Choose the configs and tokenizer of a model folder, and the weights of components."""
     configs = [f"{component}/config.json" for component in COMPONENTS]
     for config in configs:
         if config not in names:
@@ -265,18 +242,8 @@ def choose_weights(names: Collection[str], component: str) -> list[str]:
     return []
 
 
-def choose_checkpoint(names: Sequence[str], where: str, file: str | None = None) -> str:
-    """Choose the checkpoint of a model folder.
-
-    Args:
-        names: The folder's files.
-        where: Name of the folder in messages.
-        file: The file to use; None for the usual or the only checkpoint.
-
-    Raises:
-        MissingCheckpointError: The file, or any checkpoint, is missing.
-        CheckpointError: There are several checkpoints, none with a usual name.
-    """
+def _choose_checkpoint(names: Sequence[str], where: str, file: str | None) -> str:
+    """Choose a file of a model folder; None: the usual or the only checkpoint."""
     found = [n for n in names if "/" not in n and n.endswith(CHECKPOINT_SUFFIXES)]
     if file is not None:
         if file not in names:
@@ -371,11 +338,7 @@ def _call_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
 
 
 def _find_cached(hub_name: HubName, name: str, choose: Chooser, problem: CheckpointError) -> Path:
-    """Find the chosen files in the hub's cache if the hub cannot provide them.
-
-    Raises:
-        CheckpointError: Files are missing; with the type and the message of the problem.
-    """
+    """Find the chosen files in the hub's cache, given the problem that the hub had."""
     try:
         folder = Path(
             snapshot_download(

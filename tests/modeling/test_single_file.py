@@ -1,4 +1,4 @@
-"""Stable Diffusion's original single file gives the folder that its parts were taken from."""
+"""Stable Diffusion's original single file is converted to its folder in diffusers layout."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def replace(name: str, pairs: dict[str, str]) -> str:
 
 
 def original_unet(tensors: dict, layers: int) -> dict:
-    """The U-Net's tensors under their first names: blocks are counted through, in two lists."""
+    """The U-Net's tensors under their original names, with blocks in two flat lists."""
     named = DIFFUSERS_TO_LDM_MAPPING["unet"]["layers"]
     renamed = {}
     for name, value in tensors.items():
@@ -89,7 +89,7 @@ def original_vae(tensors: dict, blocks: int) -> dict:
         elif parts[1] == "mid_block" and parts[2] == "attentions":
             tail = replace(".".join(parts[4:]), attention)
             is_matrix = tail.endswith("weight") and not tail.startswith("norm")
-            value = value[..., None, None] if is_matrix else value  # a 1x1 convolution then
+            value = value[..., None, None] if is_matrix else value  # originally a 1x1 convolution
             renamed[f"{parts[0]}.mid.attn_1.{tail}"] = value
         elif parts[1] == "mid_block":
             tail = ".".join(parts[4:])
@@ -115,7 +115,7 @@ def original_text_encoder(tensors: dict) -> dict:
             renamed[named[f"text_model.{name}"]] = value
             continue
         old = replace(name, TEXT)
-        for part in ("q_proj", "k_proj", "v_proj"):  # one matrix then
+        for part in ("q_proj", "k_proj", "v_proj"):  # originally one matrix
             if part in old:
                 whole = old.replace(f".{part}.", ".in_proj_")
                 renamed.setdefault(whole, {})[part] = value
@@ -147,7 +147,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def original(folder) -> dict[str, torch.Tensor]:
-    """The same weights in the original format, with a moving average beside them."""
+    """The same weights in the original format, with a moving average."""
     text = load_file(folder / "text_encoder" / "model.safetensors")
     vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     return {
@@ -161,7 +161,7 @@ def original(folder) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def configs(folder, tmp_path):
-    """The configs and the tokenizer alone."""
+    """Only the configs and the tokenizer."""
     shutil.copytree(folder, tmp_path / "configs", ignore=shutil.ignore_patterns("*.safetensors"))
     return tmp_path / "configs"
 
@@ -173,7 +173,7 @@ def assert_same_model(one, other):
 
 
 class ModelCheckpoint:
-    """Stands for Lightning's; its pickle would say so if it were loaded."""
+    """Stands for the class of Lightning, and records whether it is unpickled."""
 
     loaded = []
 
@@ -182,9 +182,9 @@ class ModelCheckpoint:
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
-def test_a_single_file_is_the_folder(original, folder, configs, tmp_path, suffix, monkeypatch):
+def test_a_single_file_equals_the_folder(original, folder, configs, tmp_path, suffix, monkeypatch):
     file = tmp_path / f"768-v-ema.{suffix}"
-    if suffix == "ckpt":  # as Lightning wrote it: objects beside the state dict
+    if suffix == "ckpt":  # as Lightning writes it, with objects beside the state dict
         name = "pytorch_lightning.callbacks.model_checkpoint"
         monkeypatch.setattr(ModelCheckpoint, "__module__", name)
         module = types.ModuleType(name)
@@ -218,15 +218,15 @@ def without(tensors, *prefixes):
     return {n: v for n, v in tensors.items() if not n.startswith(prefixes)}
 
 
-def test_wrong_files_are_named(original, configs, folder, tmp_path, monkeypatch):
+def test_errors_of_files(original, configs, folder, tmp_path, monkeypatch):
     key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     narrow = {**original, key: original[key][:, :768].contiguous()}
     cases = [
         (narrow, "is Stable Diffusion 1.x"),
-        (without(original, "model.diffusion_model."), "needed is Stable Diffusion v2 in its orig"),
+        (without(original, "model.diffusion_model."), "must be Stable Diffusion v2 in its orig"),
         (without(original, "first_stage_model."), "vae in .* does not fit"),
         (without(original, "cond_stage_model."), "text_encoder in .* does not fit"),
-        (without(original, "model.diffusion_model.out."), "do not fit its config.json: they lack"),
+        (without(original, "model.diffusion_model.out."), "do not fit its config.json: .* missing"),
     ]
     for index, (tensors, sentence) in enumerate(cases):
         file = tmp_path / f"{index}.safetensors"
@@ -248,9 +248,9 @@ class Harmful:
         return (print, ("unpickled",))
 
 
-def test_nothing_but_tensors_is_unpickled(original, configs, tmp_path, capsys):
+def test_only_tensors_are_unpickled(original, configs, tmp_path, capsys):
     file = tmp_path / "bad.ckpt"
     torch.save({"state_dict": original, "numpy": Harmful()}, file)
-    with pytest.raises(CheckpointError, match="not a checkpoint of tensors alone"):
+    with pytest.raises(CheckpointError, match="contains more than tensors"):
         process_pretrained(file, tmp_path / "out", config=configs)
     assert "unpickled" not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What makes the autoencoder faster and smaller changes none of its values."""
+"""The optimized autoencoder computes the same values as diffusers'."""
 
 import copy
 
@@ -7,21 +7,26 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 
-from SDMatte.modeling.cpu import autoencoder
-from SDMatte.modeling.cpu.autoencoder import ExactGroupNorm, UpsampleConv, optimize_for_cpu
+from SDMatte.modeling.cpu import autoencoder, optimize_for_cpu
+from SDMatte.modeling.cpu.autoencoder import ExactGroupNorm, FoldedUpsample
 
 pytestmark = pytest.mark.numerics
 
 
+def folded(plain: Upsample2D) -> FoldedUpsample:
+    ours = copy.deepcopy(plain)
+    ours.__class__ = FoldedUpsample
+    return ours
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 5), (32, 16)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_it_computes_what_diffusers_does_and_its_gradient(size, layout):
+def test_folded_upsampling_and_its_gradient_equal_diffusers(size, layout):
     torch.manual_seed(0)
     plain = Upsample2D(6, use_conv=True, out_channels=4)
-    ours = UpsampleConv(plain.conv)
     grads = []
     outputs = []
-    for module in (plain, ours):
+    for module in (plain, folded(plain)):
         given = torch.linspace(-1, 1, 2 * 6 * size[0] * size[1]).reshape(2, 6, *size)
         given = given.to(memory_format=layout).requires_grad_()
         outputs.append(module(given))
@@ -30,22 +35,17 @@ def test_it_computes_what_diffusers_does_and_its_gradient(size, layout):
     torch.testing.assert_close(grads[1], grads[0], atol=1e-4, rtol=1e-4)
 
 
-def test_in_bfloat16_it_is_as_close_to_float32_as_diffusers():
+def test_folded_upsampling_in_bfloat16_is_as_precise_as_diffusers():
     torch.manual_seed(0)
     plain = Upsample2D(64, use_conv=True)
     given = torch.randn(1, 64, 16, 16)
     exact = plain(given)
     plain, given = plain.bfloat16(), given.bfloat16()
-    errors = [(m(given).float() - exact).abs().mean() for m in (plain, UpsampleConv(plain.conv))]
+    errors = [(m(given).float() - exact).abs().mean() for m in (plain, folded(plain))]
     assert errors[1] < 1.5 * errors[0]
 
 
-def test_names_of_weights_stay():
-    plain = Upsample2D(4, use_conv=True)
-    assert list(UpsampleConv(plain.conv).state_dict()) == list(plain.state_dict())
-
-
-def small_autoencoder():
+def small_autoencoder() -> AutoencoderKL:
     torch.manual_seed(0)
     vae = AutoencoderKL(
         block_out_channels=(8, 16),
@@ -57,15 +57,25 @@ def small_autoencoder():
     return vae.requires_grad_(False)
 
 
-@pytest.mark.parametrize("in_strips", [False, True])
+def chunk_all_maps(monkeypatch) -> None:
+    """Chunk maps of any size, at most five rows at a time."""
+    monkeypatch.setattr(autoencoder, "LARGE_MAP", 1)
+    monkeypatch.setattr(autoencoder, "CONV_CHUNK", 5 * 48 * 8)
+    monkeypatch.setattr(autoencoder, "SUM_CHUNK", 5 * 48 * 8)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_whole_autoencoder_gives_the_same(with_gradient, in_strips, layout, monkeypatch):
-    if in_strips:
-        shrink_strips(monkeypatch)
+def test_whole_autoencoder_equals_diffusers(with_gradient, chunked, layout, monkeypatch):
+    if chunked:
+        chunk_all_maps(monkeypatch)
     plain = small_autoencoder()
     ours = copy.deepcopy(plain)
     optimize_for_cpu(ours)
+    replaced = {type(module) for module in ours.modules()}
+    assert replaced >= set(autoencoder.OPTIMIZED.values())
+    assert not replaced & set(autoencoder.OPTIMIZED)
     assert ours.state_dict().keys() == plain.state_dict().keys()
     image, found = torch.rand(2, 3, 32, 48), []
     for vae, given in ((plain, image), (ours, image.to(memory_format=layout))):
@@ -82,29 +92,22 @@ def test_the_whole_autoencoder_gives_the_same(with_gradient, in_strips, layout, 
 
 
 @torch.no_grad()
-def test_strips_in_bfloat16_are_as_close_to_float32_as_the_whole(monkeypatch):
-    plain = small_autoencoder()
-    optimize_for_cpu(plain)
+def test_chunks_in_bfloat16_are_as_precise_as_whole_maps(monkeypatch):
+    vae = small_autoencoder()
+    optimize_for_cpu(vae)
     image = torch.rand(1, 3, 32, 48).to(memory_format=torch.channels_last)
-    exact = plain.encode(image).latent_dist.mean
-    plain, image, errors = plain.bfloat16(), image.bfloat16(), []
-    for in_strips in (False, True):
-        if in_strips:
-            shrink_strips(monkeypatch)
-        errors.append((plain.encode(image).latent_dist.mean.float() - exact).abs().mean())
+    exact = vae.encode(image).latent_dist.mean
+    vae, image, errors = vae.bfloat16(), image.bfloat16(), []
+    for chunked in (False, True):
+        if chunked:
+            chunk_all_maps(monkeypatch)
+        errors.append((vae.encode(image).latent_dist.mean.float() - exact).abs().mean())
     assert 0 < errors[1] < 1.5 * errors[0]
-
-
-def shrink_strips(monkeypatch):
-    """Five rows at a time at most, of maps of any size."""
-    monkeypatch.setattr(autoencoder, "LARGE", 1)
-    monkeypatch.setattr(autoencoder, "CONVOLVED_AT_ONCE", 5 * 48 * 8)
-    monkeypatch.setattr(autoencoder, "ADDED_AT_ONCE", 5 * 48 * 8)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("mean", [0, 3])
-def test_the_norm_keeps_its_digits_in_channels_last(mean):
+def test_group_norm_is_precise_in_channels_last(mean):
     torch.manual_seed(0)
     norm = ExactGroupNorm(4, 16)
     norm.weight.normal_()
@@ -113,15 +116,15 @@ def test_the_norm_keeps_its_digits_in_channels_last(mean):
     exact = copy.deepcopy(norm).double()(given.double().contiguous())
     found = norm(given)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    assert (found - exact).abs().max() < 2e-5  # torch's own loses 7e-5 and more
+    assert (found - exact).abs().max() < 2e-5  # torch's own error is 7e-5 or more
     torch.testing.assert_close(norm(given.contiguous()).double(), exact, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_the_norm_keeps_its_digits_where_a_map_is_nearly_constant():
+def test_group_norm_is_precise_on_nearly_constant_maps():
     norm = ExactGroupNorm(1, 4)
     given = torch.full((1, 4, 256, 256), 30.0)
-    given[..., 100, 100:103] += 1  # of a variance of 5e-5
+    given[..., 100, 100:103] += 1  # a variance of 5e-5
     exact = copy.deepcopy(norm).double()(given.double())
     found = norm(given.to(memory_format=torch.channels_last))
     torch.testing.assert_close(found.double(), exact, atol=1e-3, rtol=1e-5)
