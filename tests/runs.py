@@ -1,4 +1,4 @@
-"""Trainings of a tiny model, in processes that can be made to die at a chosen moment."""
+"""Trainings of a tiny model in processes that can fail at a chosen moment."""
 
 import json
 import multiprocessing
@@ -17,7 +17,7 @@ import SDMatte as package
 CONFIG = str(Path(package.__file__).parents[1] / "configs" / "SDMatte_small.py")
 TIMINGS = ("time", "data_time", "eta_seconds", "samples_per_second", "peak_memory_gib")
 
-# A server that has imported everything; each process is a fork of it, and starts at once.
+# Forks of a server that has imported everything start fast.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     ["SDMatte.engine.train", "SDMatte.runtime.launch", "diffusers", "transformers"]
@@ -52,7 +52,7 @@ def kill() -> None:
 
 
 def terminate() -> None:
-    """As schedulers do: all processes get the signal, the loader's workers, too."""
+    """Send the signal to all processes, including loader workers, as schedulers do."""
     for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
         os.kill(process.pid, signal.SIGTERM)
 
@@ -62,19 +62,18 @@ def interrupt() -> None:
 
 
 def fill_disk() -> None:
-    """No file can grow beyond 400 KB, which logs do not reach, from here on."""
+    """Limit the size of files to 400 KB, which logs do not reach."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
 
 
 def hang() -> None:
-    """Has no sample ever be ready."""
+    """Let samples never be ready."""
     from SDMatte.data.dataset import MattingDataset
 
-    MattingDataset._draw = lambda *_: time.sleep(1000)
+    MattingDataset.__getitem__ = lambda *_: time.sleep(1000)
 
 
 def pause() -> None:
-    """Gives no answer any more."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
@@ -84,7 +83,7 @@ def kill_workers() -> None:
 
 
 def spoil() -> None:
-    """Has the next loss be no number."""
+    """Make the next loss NaN."""
     from SDMatte.engine.trainer import TrainingModel
 
     original = TrainingModel.forward
@@ -97,16 +96,16 @@ def spoil() -> None:
 
 
 class Run:
-    """A command, in one process or in several, as torchrun starts them.
+    """A command in one or several processes, as torchrun starts them.
 
     Args:
-        words: Its words; a training's settings, if ``command`` is not given.
-        log: File for what it prints.
-        at: The moment for a deed, a name of `MOMENTS` and a step; None: never.
-        deed: What happens then.
-        rank: The process in which it does.
-        num_processes: How many there are.
-        command: What stands before the words.
+        words: Arguments after ``command``; by default the settings of a training.
+        log: File for the output.
+        at: When to call ``deed``: a name of `MOMENTS` and a step; None: never.
+        deed: The failure.
+        rank: The process that fails.
+        num_processes: Number of processes.
+        command: The first arguments.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class Run:
             process.start()
 
     def wait(self) -> list[int]:
-        """Waits for the end of all processes; gives their exit codes."""
+        """Wait for all processes and return their exit codes."""
         for process in self.processes:
             process.join(120)
             assert process.exitcode is not None, self.log.read_text()
@@ -146,7 +145,7 @@ class Run:
 
 
 def finish(*args, **kwargs) -> str:
-    """Runs a command to its end; gives what it printed."""
+    """Run a command to its end and return its output."""
     run = Run(*args, **kwargs)
     codes = run.wait()
     assert not any(codes), run.log.read_text()
@@ -162,7 +161,7 @@ def _run(words, log, environ, at, deed) -> None:
     os.environ.pop("SDMATTE_DATA_ROOT", None)
     os.environ.update({name: str(value) for name, value in environ.items()})
     torch.set_num_threads(1)
-    multiprocessing.set_start_method(None, force=True)  # as in a process that nothing started
+    multiprocessing.set_start_method(None, force=True)  # as in a new process
     if at is not None:
         moment, step = at
         MOMENTS[moment](step, deed)
@@ -170,7 +169,7 @@ def _run(words, log, environ, at, deed) -> None:
 
 
 def _before(owner, name, condition, act) -> None:
-    """Has a function of somebody else do something first, if a condition holds."""
+    """Patch a function to call ``act`` first if a condition holds."""
     original = getattr(owner, name)
 
     def changed(*args, **kwargs):
@@ -194,7 +193,7 @@ def _in_step(step, act):
 
 
 def _in_checkpoint(step, act):
-    """Half of the file is written."""
+    """When half of the file is written."""
     from SDMatte.engine import checkpoint
 
     original = torch.save
@@ -218,7 +217,7 @@ def _in_evaluation(step, act):
 
 
 def _in_record(step, act):
-    """Half of a line is written."""
+    """When half of a line is written."""
     from detectron2.utils.events import JSONWriter, get_event_storage
 
     original = JSONWriter.write
@@ -243,13 +242,13 @@ MOMENTS = {
 
 
 def records(output: Path) -> list[dict]:
-    """The lines of ``metrics.json`` without what is never the same."""
+    """Return the lines of ``metrics.json`` without timings."""
     lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
     return [{key: v for key, v in line.items() if key not in TIMINGS} for line in lines]
 
 
 def assert_equal(one, other, path: str = "") -> None:
-    """Compares nested states bit by bit."""
+    """Compare nested states bit by bit."""
     assert type(one) is type(other), path
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other), path
@@ -266,12 +265,12 @@ def assert_equal(one, other, path: str = "") -> None:
 
 
 def checkpoints(output: Path) -> list[str]:
-    """The names of what a run saved."""
+    """List the checkpoint files of a run."""
     return sorted(path.name for path in output.glob("*.pth*"))
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Compares what two runs left: weights, states and records."""
+    """Compare weights, states and records of two runs."""
     from SDMatte.engine.checkpoint import read_run
 
     for name in ("model_final.pth", "model_best.pth"):

@@ -1,4 +1,4 @@
-"""Trainings of a tiny model on a few batches of noise, built from the config as any other."""
+"""Trainings of a tiny model on batches of noise, built from a config."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ CONFIG = str(Path(__file__).parents[1] / "configs" / "SDMatte_small.py")
 
 
 def tiny_settings(*more: str) -> list[str]:
-    """Overrides that make the small config's model tiny and its pictures 64 pixels wide."""
+    """Return overrides that make the small config's model tiny and its images 64 pixels wide."""
     return [
         f"model.pretrained_model_name_or_path={tiny_folder()}",
         "model.load_weight=False",
@@ -34,11 +34,7 @@ def tiny_settings(*more: str) -> list[str]:
 
 @dataclass
 class TinyRun:
-    """A training of `steps` steps, by ``run``.
-
-    Attributes:
-        losses: The total loss of each step.
-    """
+    """A training that `run` advances; `losses` has the total loss of each step."""
 
     config: DictConfig
     task: TrainingModel

@@ -15,6 +15,7 @@ from SDMatte.runtime.schema import Settings
 
 logger = logging.getLogger(__name__)
 
+BACKEND = "inductor"  # of torch.compile; tests use one that needs no C++ compiler
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -94,11 +95,11 @@ def compile_model(model: SDMatte, device: torch.device) -> None:
         ConfigError: torch has no working compiler here.
     """
     try:  # now, rather than in the first step
-        torch.compile(torch.sin)(torch.ones(2, device=device))
+        torch.compile(torch.sin, backend=BACKEND)(torch.ones(2, device=device))
     except Exception as error:  # dynamo, its backends and compilers share no base class
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"train.compile.enabled=True does not work here ({reason}); set it to False."
         ) from error
-    model.compile()
+    model.compile(backend=BACKEND)
     logger.info("The first step with each prompt type is slower: it compiles the model.")

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, few, and readable by whoever wants the weights alone."""
+"""Checkpoints: atomic, limited in number, and readable as plain weights."""
 
 import shutil
 
@@ -31,74 +31,74 @@ def checkpointer(tmp_path):
     return MatteCheckpointer(tiny_model(), tmp_path, counter=Counter())
 
 
-def test_the_last_whole_checkpoint_counts(checkpointer, tmp_path, caplog):
+def test_resumes_from_the_last_undamaged_checkpoint(checkpointer, tmp_path, caplog):
     for step in (9, 19, 29):
         checkpointer.checkpointables["counter"].value = step
         checkpointer.save_run(step)
-    checkpointer.save_weights("model_best")  # not one to go on from
+    checkpointer.save_weights("model_best")  # a run cannot resume from it
     again = MatteCheckpointer(tiny_model(seed=1), tmp_path, counter=Counter())
     assert again.resume() and again.checkpointables["counter"].value == 29
     for name, value in checkpointer.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
 
-    torn = tmp_path / "model_0000029.pth"
-    torn.write_bytes(torn.read_bytes()[:-1000])
+    truncated = tmp_path / "model_0000029.pth"
+    truncated.write_bytes(truncated.read_bytes()[:-1000])
     assert again.resume() and again.checkpointables["counter"].value == 19
 
-    spoiled = tmp_path / "model_0000019.pth"
-    content = bytearray(spoiled.read_bytes())
+    damaged = tmp_path / "model_0000019.pth"
+    content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
-    spoiled.write_bytes(content)
+    damaged.write_bytes(content)
     assert again.resume() and again.checkpointables["counter"].value == 9
     assert "model_0000019.pth is damaged" in caplog.text
 
     for path in tmp_path.glob("model_0*.pth"):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="No checkpoint in .* can be read"):
+    with pytest.raises(CheckpointError, match="All checkpoints in .* are damaged"):
         again.resume()
 
 
-def test_there_may_be_nothing_to_go_on_from(checkpointer, tmp_path):
+def test_nothing_to_resume_from(checkpointer, tmp_path):
     assert not checkpointer.resume()
     checkpointer.save_weights("model_final")
     assert not checkpointer.resume()
 
 
-def test_only_the_newest_are_kept_whichever_process_wrote_them(checkpointer, tmp_path):
+def test_only_the_newest_are_kept_across_processes(checkpointer, tmp_path):
     checkpointer.save_weights("model_best")
     for step in (9, 19, 29):
         checkpointer.save_run(step)
-    copy = tmp_path / "model_0000019_v2.pth"  # somebody's own
+    copy = tmp_path / "model_0000019_v2.pth"  # a copy made by the user
     copy.write_bytes(b"")
     later = MatteCheckpointer(checkpointer.model, tmp_path, counter=Counter())
     later.save_run(39, max_to_keep=2)
     kept = ["model_0000019_v2.pth", "model_0000029.pth", "model_0000039.pth", "model_best.pth"]
     assert checkpoints(tmp_path) == kept
-    # A run that went on from an older one: what is ahead of it is not counted.
+    # A run that resumed from an older checkpoint: newer ones do not count.
     later.save_run(34, max_to_keep=1)
     assert checkpoints(tmp_path) == [kept[0], "model_0000034.pth", *kept[2:]]
     assert later.get_checkpoint_file().endswith("model_0000034.pth")
     assert copy.exists()
 
 
-def test_another_kind_of_run_is_refused(checkpointer, tmp_path):
+def test_checkpoints_of_another_kind_are_refused(checkpointer, tmp_path):
     checkpointer.save_run(0)
     other = MatteCheckpointer(tiny_model(), tmp_path, trainer=Counter())
-    with pytest.raises(CheckpointError, match="holds no trainer state"):
+    with pytest.raises(CheckpointError, match="has no trainer state"):
         other.resume()
     other = MatteCheckpointer(torch.nn.Linear(1, 1), tmp_path, counter=Counter())
     with pytest.raises(CheckpointError, match="does not fit this Linear"):
         other.resume()
 
 
-def test_a_full_disk_ends_a_run_in_a_sentence_and_costs_nothing(whole, stateful, tmp_path):
+def test_a_full_disk_costs_no_steps(whole, stateful, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     run = Run(stateful(output), log, at=("before step", 2), deed=fill_disk)
     assert run.wait() == [2], log.read_text()
     last = log.read_text().splitlines()[-1]
     assert last == (
-        f"error: {output / 'model_0000002.pth'} cannot be written (File too large); whatever was "
-        "saved before it is kept."
+        f"error: Cannot write {output / 'model_0000002.pth'}: File too large. Files saved before "
+        "are kept."
     )
     assert "Traceback" not in log.read_text()
     assert checkpoints(output) == ["model_0000001.pth"]
@@ -106,21 +106,21 @@ def test_a_full_disk_ends_a_run_in_a_sentence_and_costs_nothing(whole, stateful,
     assert_same_run(whole, output)
 
 
-def test_an_output_folder_that_cannot_be(sample_root, tmp_path, capsys):
+def test_an_output_folder_that_cannot_be_created(sample_root, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert main(["train", CONFIG, *settings(sample_root, tmp_path / "file" / "run")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {tmp_path / 'file'}") and "Not a directory" in error
+    assert error == f"error: Cannot create {tmp_path / 'file' / 'run'}: Not a directory."
 
 
 def test_a_folder_with_a_run_is_not_overwritten(whole, stateful, capsys):
     before = sorted((path.name, path.stat().st_mtime_ns) for path in whole.iterdir())
     assert main(["train", CONFIG, *stateful(whole)]) == 2
-    assert "holds a run: go on with --resume" in capsys.readouterr().err
+    assert "already holds a run: add --resume" in capsys.readouterr().err
     assert sorted((path.name, path.stat().st_mtime_ns) for path in whole.iterdir()) == before
 
 
-def test_a_run_overwrites_nothing_that_it_starts_from(whole, sample_root, tmp_path, capsys):
+def test_a_run_does_not_overwrite_its_inputs(whole, sample_root, tmp_path, capsys):
     data = shutil.copytree(sample_root, tmp_path / "data")
     run, kept = tmp_path / "run", tmp_path / "kept.pth"
     run.mkdir()
@@ -139,7 +139,7 @@ def test_a_run_overwrites_nothing_that_it_starts_from(whole, sample_root, tmp_pa
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_weights_alone_are_a_published_checkpoint(whole, tmp_path, suffix, capsys):
+def test_exported_weights_are_a_published_checkpoint(whole, tmp_path, suffix, capsys):
     source, target = whole / "model_0000005.pth", tmp_path / f"weights.{suffix}"
     assert main(["export-weights", str(source), str(target)]) == 0
     assert "tensors" in capsys.readouterr().out
@@ -155,19 +155,22 @@ def test_weights_alone_are_a_published_checkpoint(whole, tmp_path, suffix, capsy
 def test_only_our_models_are_exported(tmp_path, capsys):
     words = [str(SMALL / "vae" / "diffusion_pytorch_model.safetensors"), str(tmp_path / "x.pth")]
     assert main(["export-weights", *words]) == 2
-    assert "is not an SDMatte checkpoint; only those of SDMatte and" in capsys.readouterr().err
+    assert (
+        "is not an SDMatte checkpoint; it must be a checkpoint of SDMatte or"
+        in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_a_folder_that_cannot_be_made_is_named(whole, tmp_path, suffix, capsys):
+def test_exports_into_an_invalid_folder(whole, tmp_path, suffix, capsys):
     (tmp_path / "file").touch()
     target = tmp_path / "file" / f"x.{suffix}"
     assert main(["export-weights", str(whole / "model_final.pth"), str(target)]) == 2
-    assert f"{target} cannot be written (Not a directory)" in capsys.readouterr().err
+    assert f"Cannot write {target}: Not a directory." in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_not_overwritten_by_its_export(whole, tmp_path, capsys):
+def test_an_export_does_not_overwrite_its_source(whole, tmp_path, capsys):
     source = tmp_path / "model.pth"
     source.write_bytes((whole / "model_final.pth").read_bytes())
     (tmp_path / "link.pth").symlink_to(source)
@@ -179,13 +182,13 @@ def test_a_checkpoint_is_not_overwritten_by_its_export(whole, tmp_path, capsys):
     assert source.read_bytes() == before and (tmp_path / "link.pth").is_symlink()
 
 
-def test_weights_are_written_in_two_formats_only(whole, tmp_path, capsys):
+def test_exports_need_a_known_suffix(whole, tmp_path, capsys):
     words = ["export-weights", str(whole / "model_final.pth"), str(tmp_path / "weights.bin")]
     assert main(words) == 2
-    assert "written as .safetensors or .pth" in capsys.readouterr().err
+    assert "must be written as .safetensors or .pth" in capsys.readouterr().err
 
 
-def test_a_published_checkpoint_is_a_start_with_a_fresh_optimizer(whole, sample_root, tmp_path):
+def test_a_run_from_a_published_checkpoint_has_a_new_optimizer(whole, sample_root, tmp_path):
     start = f"train.init_checkpoint={whole / 'model_final.pth'}"
     words = settings(sample_root, tmp_path / "run", start, "train.max_iter=1", "optimizer.lr=0.0")
     finish([*words, "train.evaluations=0"], tmp_path / "log")

@@ -1,4 +1,4 @@
-"""``train --dry-run``: it says what a training would do, and leaves nothing."""
+"""``train --dry-run`` describes a training and writes nothing."""
 
 import re
 
@@ -24,7 +24,7 @@ def dry_run(capsys, *words):
 
 
 def rows(text):
-    """The text's first column as keys; lines without one go on with the row before."""
+    """Return the lines of each row by the name in the first column."""
     found, name = {}, ""
     for line in text.splitlines()[:-1]:
         name = line[:14].strip() or name
@@ -32,44 +32,44 @@ def rows(text):
     return found
 
 
-def test_it_tells_what_would_be_trained_and_writes_nothing(capsys, sample_root, tmp_path):
+def test_it_describes_the_training_and_writes_nothing(capsys, sample_root, tmp_path):
     before = sorted(sample_root.rglob("*"))
     words = ("train.epochs=4", "train.accumulate=2", "train.lora.enabled=True")
     words += ("lr_multiplier.warmup_iter=3",)
     status, captured = dry_run(capsys, *words, "--num-processes", "2")
     assert status == 0
     told = rows(captured.out)
-    assert captured.out.splitlines()[-1] == "A dry run: nothing was written."
+    assert captured.out.splitlines()[-1] == "Dry run: nothing was written."
     assert list(tmp_path.iterdir()) == [] and sorted(sample_root.rglob("*")) == before
 
     total, trained = re.match(r"unet: ([\d,]+) parameters, ([\d,]+) ", told["model"][1]).groups()
     assert 0 < int(trained.replace(",", "")) < int(total.replace(",", ""))  # LoRA
-    assert told["model"][2].endswith(" 0 of them trained")  # the autoencoder
+    assert told["model"][2].endswith(" 0 trainable")  # the autoencoder
     assert told["starts from"] == ["random weights"]
     assert told["data"] == ["Composition-1K: 18 samples"]
     assert told["step"] == [
-        "batch 2 x accumulate 2 x processes 2 = 8 pictures of 64 x 64, lora",
+        "batch 2 x accumulate 2 x processes 2 = 8 images of 64 x 64, lora",
     ]
     assert told["length"] == [
         "9 steps: 4.00 epochs of 18 samples",
-        "learning rate 0.002, reached after 3 steps",
-        "a line of log every 20 steps",
+        "learning rate 0.002 after 3 steps of warm-up",
+        "a log line every 20 steps",
     ]
     assert told["evaluations"] == [
-        "every 5 steps and after the last, with box",
-        "AIM-500: 4 pictures of 64 x 64",
+        "every 5 steps and after the last; prompts: box",
+        "AIM-500: 4 images of 64 x 64",
     ]
     assert told["checkpoints"][0].startswith("every 5 steps and before evaluations, 0.")
-    assert told["checkpoints"][0].endswith("each, the last 3 are kept")
+    assert told["checkpoints"][0].endswith("each; the last 3 are kept")
     assert told["device"][0].startswith("cpu") and "of 2" in told["device"][0]
-    seconds = float(re.match(r"([\d.]+) s for one step, ", told["time"][0]).group(1))
+    seconds = float(re.match(r"([\d.]+) s per step, ", told["time"][0]).group(1))
     hours, minutes, rest = re.match(r"(\d+):(\d+):(\d+) for all", told["time"][1]).groups()
     all_steps = int(hours) * 3600 + int(minutes) * 60 + int(rest)
     assert all_steps == pytest.approx(seconds * 9, abs=1)
     assert float(told["memory"][0].split()[0]) > 0.1
 
 
-def test_a_step_is_timed_without_moving_a_weight():
+def test_timing_does_not_change_weights():
     run = TinyRun.build()
     before = {name: value.clone() for name, value in run.task.model.state_dict().items()}
     assert time_step(run.trainer).seconds > 0
@@ -78,7 +78,7 @@ def test_a_step_is_timed_without_moving_a_weight():
 
 
 @pytest.mark.parametrize("words", [(), ("train.ema.enabled=True", "train.lora.enabled=True")])
-def test_the_size_of_a_checkpoint_is_that_of_the_file(words, tmp_path):
+def test_the_estimated_size_of_a_checkpoint(words, tmp_path):
     run = TinyRun.build(*words).run(2)
     average = WeightAverage(run.task.model, 0.9) if words else None
     states = {"average": average, "adapters": run.adapters} if words else {}
@@ -90,13 +90,13 @@ def test_the_size_of_a_checkpoint_is_that_of_the_file(words, tmp_path):
     assert estimate == pytest.approx(size, rel=0.1)
 
 
-def test_what_would_stop_the_training_stops_it(capsys):
+def test_errors_of_the_training_are_found(capsys):
     status, captured = dry_run(capsys, "train.init_checkpoint=nothing.pth", "train.evaluations=0")
     assert status == 2 and captured.out == ""
     assert "Checkpoint file nothing.pth not found" in captured.err
 
 
-def test_of_several_processes_one_tells(capsys, monkeypatch):
+def test_only_the_main_process_prints(capsys, monkeypatch):
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
     status, captured = dry_run(capsys)

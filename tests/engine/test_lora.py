@@ -1,4 +1,4 @@
-"""LoRA: what it trains, and that nothing of it shows in a checkpoint."""
+"""LoRA: what it trains, and that its checkpoints are plain ones."""
 
 import shutil
 
@@ -8,18 +8,19 @@ from models import ROUNDING, make_batch, tiny_model
 from tiny_runs import CONFIG, TinyRun, tiny_settings
 
 from SDMatte.engine.checkpoint import read_run
-from SDMatte.engine.lora import ATTENTION, NEW_LAYERS, Adapters
+from SDMatte.engine.lora import NEW_LAYERS, Adapters
 from SDMatte.engine.train import train
 from SDMatte.errors import CheckpointError, ConfigError
 from SDMatte.modeling import weights
 
 ENABLED = "train.lora.enabled=True"
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LAYERS = [*ATTENTION, "conv1", "proj_in", "linear_1"]  # convolutions and linear layers
 
 
 @pytest.fixture(scope="module")
 def trained():
-    """Three steps with adapters beside several kinds of layers, and the weights before them."""
+    """A run of three steps with adapters in all kinds of layers, and its initial weights."""
     words = (f"train.lora.target_modules=[{','.join(LAYERS)}]", "train.lora.rank=4")
     run = TinyRun.build(ENABLED, *words)
     start = {name: value.clone() for name, value in run.task.model.state_dict().items()}
@@ -32,10 +33,10 @@ def predict(model):
 
 
 @pytest.mark.numerics
-def test_adapters_have_no_effect_at_first():
+def test_new_adapters_have_no_effect():
     model = tiny_model()
     before, names = predict(model), list(model.state_dict())
-    Adapters(model)
+    Adapters(model, rank=8, alpha=8, dropout=0.0, target_modules=ATTENTION)
     effects = [p for name, p in model.named_parameters() if ".lora_B." in name]
     assert effects and not any(parameter.any() for parameter in effects)
     torch.testing.assert_close(predict(model), before, **ROUNDING)
@@ -45,7 +46,7 @@ def test_adapters_have_no_effect_at_first():
     assert list(model.state_dict()) == names
 
 
-def test_new_layers_are_trained_in_full_and_others_through_adapters(trained):
+def test_only_new_layers_and_adapted_ones_change(trained):
     run, start = trained
     names = {n for n, p in run.task.model.named_parameters() if p.requires_grad}
     full = {name for name in names if ".lora_" not in name}
@@ -68,7 +69,7 @@ def test_new_layers_are_trained_in_full_and_others_through_adapters(trained):
 
 
 @pytest.mark.numerics
-def test_the_merged_model_gives_what_the_unmerged_gives(trained):
+def test_merged_and_unmerged_predictions_are_equal(trained):
     run, _ = trained
     plain = TinyRun.build().task.model
     untrained = predict(plain)
@@ -78,7 +79,7 @@ def test_the_merged_model_gives_what_the_unmerged_gives(trained):
     assert not torch.allclose(untrained, expected, atol=1e-3)
 
 
-def test_a_plain_checkpoint_starts_the_adapters_anew(trained):
+def test_loading_a_plain_checkpoint_resets_the_adapters(trained):
     _, start = trained
     run = TinyRun.build(ENABLED, seed=1)
     effects = [p for n, p in run.task.model.named_parameters() if ".lora_B." in n]
@@ -89,12 +90,12 @@ def test_a_plain_checkpoint_starts_the_adapters_anew(trained):
     loaded = run.task.model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in start.items())
     assert not any(parameter.any() for parameter in effects)
-    run.run(1)  # and they learn again
+    run.run(1)
     assert any(parameter.any() for parameter in effects)
 
 
 def test_runs_resume_and_leave_plain_checkpoints(sample_root, tmp_path, monkeypatch):
-    """With an average of the weights, so that what is saved differs from what is trained."""
+    """With a moving average, so that the saved weights differ from those in training."""
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
     words = tiny_settings(
         *(ENABLED, "train.ema.enabled=True", "train.ema.decay=0.5"),
@@ -124,7 +125,7 @@ def test_runs_resume_and_leave_plain_checkpoints(sample_root, tmp_path, monkeypa
     weights.load_checkpoint(plain, whole / "model_final.pth")
 
 
-def test_settings_of_another_run_are_refused(trained):
+def test_a_state_of_other_adapters_is_refused(trained):
     run, _ = trained
     other = TinyRun.build(ENABLED, "train.lora.rank=2")
     with pytest.raises(CheckpointError, match="another train.lora.rank or target_modules"):
@@ -134,11 +135,14 @@ def test_settings_of_another_run_are_refused(trained):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.lora.target_modules=[to_q,to_x]", "finds no layer to_x; there are .*to_q"),
-        ("train.lora.target_modules=[aux_conv_in]", "finds no layer aux_conv_in;"),
-        ("train.lora.target_modules=[]", "finds no layer at all; there are conv"),
+        (
+            "train.lora.target_modules=[to_q,to_x]",
+            "no layer is named to_x. Layers of this U-Net: .*to_out.0, to_q",
+        ),
+        ("train.lora.target_modules=[aux_conv_in]", "no layer is named aux_conv_in."),
+        ("train.lora.target_modules=[]", "the list is empty. Layers of this U-Net: conv"),
     ],
 )
-def test_settings_that_cannot_be(override, message):
+def test_invalid_targets(override, message):
     with pytest.raises(ConfigError, match=message):
         TinyRun.build(ENABLED, override)

@@ -1,4 +1,4 @@
-"""Options for speed and memory: each is on when asked for, and changes nothing else."""
+"""Options for speed and memory: each takes effect and changes nothing else."""
 
 import copy
 import importlib.util
@@ -8,14 +8,13 @@ import torch
 from tiny_runs import TinyRun
 from torch import nn
 
+from SDMatte.engine import options
 from SDMatte.engine.options import adamw, match_layouts
 from SDMatte.errors import ConfigError, DependencyError
 from SDMatte.modeling import weights
 from SDMatte.modeling.losses import MATTING_LOSSES, DistillationCriterion, MattingCriterion
 
-ONE_PROMPT = "model.aux_input=bbox_mask"  # its map leaves keys out of the attention
-# Traces the model as for any backend, and runs what it has traced as it is.
-COMPILE = ["train.compile.enabled=True", "train.compile.backend=eager"]
+ONE_PROMPT = "model.aux_input=bbox_mask"  # with masked self-attention
 
 
 def is_channels_last(run):
@@ -30,7 +29,10 @@ OPTIONS = {
     ),
     "fused": ([], lambda run: run.trainer.optimizer.defaults["fused"]),
     "channels last": (["train.channels_last=True"], is_channels_last),
-    "compile": (COMPILE, lambda run: torch._dynamo.utils.counters["frames"]["ok"] > 0),
+    "compile": (
+        ["train.compile.enabled=True"],
+        lambda run: torch._dynamo.utils.counters["frames"]["ok"] > 0,
+    ),
 }
 
 
@@ -40,7 +42,8 @@ def plain():
 
 
 @pytest.mark.parametrize(("words", "is_on"), OPTIONS.values(), ids=OPTIONS)
-def test_an_option_changes_neither_steps_nor_names(words, is_on, plain, tmp_path):
+def test_options_change_neither_steps_nor_names(words, is_on, plain, tmp_path, monkeypatch):
+    monkeypatch.setattr(options, "BACKEND", "eager")  # traces the model, and does not compile
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     assert not is_on(plain)
@@ -68,7 +71,7 @@ def test_mixed_precision(dtype, close, plain):
     words = [ONE_PROMPT, "train.amp.enabled=True", f"train.amp.dtype={dtype}"]
     run = TinyRun.build(*words).run(1)
     assert run.losses == pytest.approx(plain.losses[:1], rel=close)
-    assert run.losses != pytest.approx(plain.losses[:1], rel=1e-6)  # it is on
+    assert run.losses != pytest.approx(plain.losses[:1], rel=1e-6)  # autocast is on
     assert any(p.grad.any() for p in run.trainer.parameters if p.grad is not None)
     assert {p.dtype for p in run.task.model.parameters()} == {torch.float32}
     scaler = run.trainer.state_dict()["scaler"]
@@ -80,15 +83,15 @@ def test_mixed_precision(dtype, close, plain):
         )
         assert other.trainer.scaler.get_scale() == 8
         scale = other.trainer.scaler.get_scale()
-        other.trainer.load_state_dict(copy.deepcopy(plain.trainer.state_dict()))  # it had none
+        other.trainer.load_state_dict(copy.deepcopy(plain.trainer.state_dict()))  # has none
         assert other.trainer.scaler.get_scale() == scale
 
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_keep_their_digits_in_mixed_precision(dtype):
+def test_losses_are_exact_in_mixed_precision(dtype):
     generator = torch.Generator().manual_seed(0)
-    # More pixels than float16 can count.
+    # More pixels than the largest number of float16.
     pred, label = 0.1 + 0.8 * torch.rand(2, 1, 1, 320, 320, generator=generator)
     trimap = torch.ones(1, 1, 320, 320)
     trimap[..., :32] = 0
@@ -99,7 +102,7 @@ def test_losses_keep_their_digits_in_mixed_precision(dtype):
     with torch.autocast("cpu", dtype=dtype):
         mixed = criterion(pred, label, trimap), distillation(*features)
         coarse = criterion(pred.to(dtype), label, trimap)
-    assert mixed == plain  # the same computation: autocast is off inside
+    assert mixed == plain  # the same computation: the losses disable autocast
     for name, value in coarse.items():
         assert value.item() == pytest.approx(plain[0][name].item(), rel=0.01), name
 
@@ -108,30 +111,25 @@ def test_clipping_limits_the_norm_of_all_gradients_together():
     run = TinyRun.build(ONE_PROMPT, "train.clip_grad_norm=0.1").run(1)
     gradients = [p.grad for p in run.trainer.parameters if p.grad is not None]
     assert torch.stack([g.norm() for g in gradients]).norm() == pytest.approx(0.1, rel=1e-3)
-    assert run.trainer.storage.history("grad_norm").latest() > 0.2  # before
+    assert run.trainer.storage.history("grad_norm").latest() > 0.2  # before clipping
 
 
-def test_a_compiler_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match="train.compile.backend=nothing cannot work here") as info:
-        TinyRun.build("train.compile.enabled=True", "train.compile.backend=nothing")
-    assert "\n" not in str(info.value) and "train.compile.enabled=False" in str(info.value)
-
-
-def test_no_compiler_for_the_default_backend(monkeypatch):
+def test_a_missing_compiler(monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     torch._dynamo.reset()
-    with pytest.raises(ConfigError, match="train.compile.backend=inductor cannot work here"):
+    with pytest.raises(ConfigError, match="compile.enabled=True does not work here") as caught:
         TinyRun.build("train.compile.enabled=True")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("before", ["True", "False"])
-def test_a_state_of_another_memory_layout_goes_on_the_same(before):
+def test_resuming_in_another_memory_layout(before):
     start = TinyRun.build(ONE_PROMPT, f"train.channels_last={before}").run(1)
     weights = []
-    for fused in (True, False):  # torch's loops do not care how numbers lie
+    for fused in (True, False):  # torch's loops work in any layout
         other = f"train.channels_last={before == 'False'}"
         run = TinyRun.build(ONE_PROMPT, other)
         run.task.load_state_dict(start.task.state_dict())
@@ -139,11 +137,11 @@ def test_a_state_of_another_memory_layout_goes_on_the_same(before):
         for group in run.trainer.optimizer.param_groups:
             group["fused"] = fused
         weights.append(run.run(1).task.model.unet.conv_in.weight)
-    # The gradients are computed alike; the two loops step up to 2e-3.
+    # The gradients are equal; a step is up to 2e-3.
     torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
 
 
-def test_an_8_bit_state_of_another_memory_layout_is_refused():
+def test_an_8_bit_state_in_another_memory_layout_is_refused():
     weight = torch.nn.Parameter(torch.zeros(2, 2, 3, 3))
     optimizer = torch.optim.AdamW([weight])
     state = torch.zeros_like(weight, dtype=torch.uint8)
@@ -165,7 +163,7 @@ def test_eight_bit_optimizer():
 
 def test_optimizer_settings():
     layer = nn.Linear(2, 2)
-    optimizer = adamw(layer.parameters(), lr=0.1, betas=[0.8, 0.9], eps=1e-5, weight_decay=0.2)
-    assert type(optimizer) is torch.optim.AdamW
     expected = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-5, "weight_decay": 0.2, "fused": True}
+    optimizer = adamw(layer.parameters(), eight_bit=False, **expected)
+    assert type(optimizer) is torch.optim.AdamW
     assert {name: optimizer.defaults[name] for name in expected} == expected

@@ -1,4 +1,4 @@
-"""What a run tells and leaves: log lines, records, environment, evaluations on several sets."""
+"""Log lines, records, images and evaluations of a run."""
 
 import json
 import re
@@ -9,21 +9,22 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from SDMatte.engine.progress import ProgressLine, peak_memory
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import CONFIG, tiny_settings
 
 from SDMatte.engine.output import open_output, record_start
+from SDMatte.engine.records import ProgressLine
 from SDMatte.engine.train import train
 from SDMatte.evaluation.methods import load_trained
 from SDMatte.evaluation.run import run_test
 from SDMatte.images.io import read_alpha
 from SDMatte.runtime.config import load_config
+from SDMatte.runtime.devices import peak_memory
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, sample_root) -> Path:
-    """A run with two test sets: a known one, and a pair of folders with two prompts each."""
+    """A run with two test sets, a known one and a folder pair, and two prompts each."""
     folder = sample_root / "AIM-500"
     pair = f"{{name: pair, image: {folder / 'original'}, alpha: {folder / 'mask'}}}"
     output = tmp_path_factory.mktemp("run") / "run"
@@ -46,7 +47,7 @@ def records(run):
     return [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
 
 
-def test_evaluations_score_every_set_and_prompt_at_the_pictures_own_size(
+def test_evaluations_score_every_set_and_prompt_at_full_size(
     run, records, sample_root, tmp_path, no_data_root
 ):
     names = {f"{part}/{prompt}" for part in ("AIM-500", "pair") for prompt in ("box", "point")}
@@ -58,7 +59,7 @@ def test_evaluations_score_every_set_and_prompt_at_the_pictures_own_size(
     for name, values in scores.items():
         for metric, value in values.items():
             assert found[4][f"{name}/{metric}"] == pytest.approx(value, rel=1e-3), (name, metric)
-    # The model saw 64 pixels; what is scored has the truth's size.
+    # The model sees 64 pixels; mattes have the size of the ground truth.
     for truth in (sample_root / "AIM-500" / "mask").iterdir():
         matte = read_alpha(tmp_path / "pair" / "box" / "mattes" / truth.name)
         assert matte.shape == read_alpha(truth).shape != (64, 64)
@@ -76,12 +77,12 @@ def test_records_hold_losses_speed_and_memory(records):
     assert 0.1 < last["peak_memory_gib"] <= peak_memory(torch.device("cpu"))
 
 
-def test_tensorboard_gets_scalars_and_strips_of_pictures(run):
+def test_tensorboard_gets_scalars_and_image_strips(run):
     events = EventAccumulator(str(run)).Reload()
     scalars = set(events.Tags()["scalars"])
     assert {"total_loss", "lr", "time", "data_time", "samples_per_second"} <= scalars
     assert {"peak_memory_gib", "AIM-500/box/SAD", "pair/point/MSE"} <= scalars
-    names = [name for name in events.Tags()["images"] if name.startswith("pictures/")]
+    names = [name for name in events.Tags()["images"] if name.startswith("images/")]
     assert len(names) == 2
     for name in names:
         strips = events.Images(name)
@@ -89,7 +90,7 @@ def test_tensorboard_gets_scalars_and_strips_of_pictures(run):
         assert (strips[0].width, strips[0].height) == (4 * 64, 64)
 
 
-def test_strips_of_pictures_of_any_shape(tmp_path, sample_root):
+def test_strips_of_images_of_any_shape(tmp_path, sample_root):
     sizes = {"wide.png": (192, 48), "high.png": (48, 192)}
     for name, size in sizes.items():
         for folder, mode in (("image", "RGB"), ("alpha", "L")):
@@ -105,19 +106,19 @@ def test_strips_of_pictures_of_any_shape(tmp_path, sample_root):
     )
     train(CONFIG, words)
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    strips = {name: events.Images(f"pictures/{name}")[0] for name in sizes}
+    strips = {name: events.Images(f"images/{name}")[0] for name in sizes}
     shapes = {name: (strip.width, strip.height) for name, strip in strips.items()}
     assert shapes == {"wide.png": (4 * 128, 64), "high.png": (4 * 64, 128)}
 
 
-def test_the_log_says_where_the_run_is_and_how_to_test(run):
+def test_the_log_has_progress_lines_and_the_test_command(run):
     log = (run / "log.txt").read_text()
     lines = re.findall(r"step (\d+)/4 \| epoch .* \| loss .* \| lr .* \| peak memory", log)
     assert lines == ["2", "4"]
     assert f"Done. To test: bash script/test.sh {run}/config.yaml {run}/model_final.pth" in log
 
 
-def test_the_environment_is_left(run):
+def test_the_environment_is_recorded(run):
     environment = json.loads((run / "environment.json").read_text())
     assert environment["torch"] == torch.__version__.split("+")[0]
     assert environment["numpy"] == np.__version__
@@ -125,21 +126,23 @@ def test_the_environment_is_left(run):
     assert {"python", "detectron2", "diffusers", "command", "system"} <= environment.keys()
 
 
-def test_settings_that_changed_since_the_last_start_are_told(tmp_path):
+def test_changed_settings_are_logged(tmp_path):
     starts = [("lr=0.5", False), ("lr=0.25", True), ("lr=0.25", True), ("eps=1e-6", True)]
     for word, resumed in starts:
         config = load_config(CONFIG, [f"train.output_dir={tmp_path}", f"optimizer.{word}"])
         open_output(config)
         record_start(config, CONFIG, torch.device("cpu"), resumed)
-    told = re.findall("Other settings than before: (.*)", (tmp_path / "log.txt").read_text())
-    assert told == [
+    logged = re.findall(
+        "Settings changed since the last start: (.*)", (tmp_path / "log.txt").read_text()
+    )
+    assert logged == [
         "optimizer.lr was 0.5, is 0.25.",
-        "optimizer.eps was None, is 1e-06; optimizer.lr was 0.25, is 0.001. Without effect, for "
-        "the checkpoint decides: optimizer.eps.",
+        "optimizer.eps was None, is 1e-06; optimizer.lr was 0.25, is 0.001. No effect on a resumed "
+        "run: optimizer.eps.",
     ]
 
 
-def test_a_line_for_people():
+def test_progress_line():
     line = ProgressLine(max_iter=1000, period=2)
     with EventStorage(0) as storage:
         for step, (loss, seconds) in enumerate([(9.0, 9.0), (1.0, 0.5), (2.0, 1.5)]):
@@ -149,19 +152,19 @@ def test_a_line_for_people():
         storage.put_scalars(epoch=0.25, samples_per_second=8.0, peak_memory_gib=1.5)
         assert line.line(storage) == (
             "step 3/1000 | epoch 0.25 | loss 1.5000 (known_l1 0.3750, unknown_lap 0.7500) | "
-            "lr 5e-05 | 1.000 s/step, 0.100 s of it for data | 8.00 samples/s | "
+            "lr 5e-05 | 1.000 s/step (data 0.100) | 8.00 samples/s | "
             "peak memory 1.50 GiB | ETA 0:24:56"
         )
 
 
-def test_a_line_at_the_start_and_after_the_end(caplog):
+def test_progress_lines_follow_finished_steps_only(caplog):
     line = ProgressLine(max_iter=10, period=20)
     caplog.set_level("INFO", logger="SDMatte")
     with EventStorage(0) as storage:
         storage.put_scalars(total_loss=1.0, known_l1_loss=1.0)
-        line.write()  # the step is under way
+        line.write()  # the step is unfinished
         assert not caplog.messages
-        storage.put_scalars(lr=0.5)  # it is done
+        storage.put_scalars(lr=0.5)  # it is finished
         line.write()
         storage.iter = 1
         line.write()

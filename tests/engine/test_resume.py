@@ -1,4 +1,4 @@
-"""A run that is killed and gone on with ends as one that was not, bit by bit."""
+"""A run that is killed and resumed equals an uninterrupted one, bit for bit."""
 
 import json
 import signal
@@ -14,13 +14,13 @@ from models import make_batch
 from runs import Run, assert_equal, assert_same_run, checkpoints, finish, records
 from tiny_runs import TinyRun
 
-from SDMatte.engine.hooks import trim_records
+from SDMatte.engine.records import trim_records
 from SDMatte.runtime.config import build
 
 KILL = -signal.SIGKILL
 
 
-def test_one_process_killed_at_every_kind_of_moment(whole, stateful, tmp_path):
+def test_killing_one_process_at_any_moment(whole, stateful, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     words = [*stateful(output), "--resume"]
     moments = [("step", 1), ("evaluation", 2), ("checkpoint", 3), ("record", 5), ("evaluation", 6)]
@@ -34,11 +34,11 @@ def test_one_process_killed_at_every_kind_of_moment(whole, stateful, tmp_path):
     assert checkpoints(output) == checkpoints(whole)
 
     before = (output / "model_final.pth").stat().st_mtime_ns
-    assert "is complete" in finish(words, log)
+    assert "is already complete" in finish(words, log)
     assert (output / "model_final.pth").stat().st_mtime_ns == before
 
 
-def test_two_processes_of_which_one_is_killed(stateful, tmp_path):
+def test_killing_one_of_two_processes(stateful, tmp_path):
     finish(stateful(tmp_path / "whole"), tmp_path / "whole.log", num_processes=2)
     output, log = tmp_path / "run", tmp_path / "log"
     words = [*stateful(output), "--resume"]
@@ -53,7 +53,7 @@ def test_two_processes_of_which_one_is_killed(stateful, tmp_path):
 
 
 @pytest.mark.parametrize("last", [-1, 3, 9])
-def test_records_of_later_steps_are_taken_out(tmp_path, last):
+def test_trim_records(tmp_path, last):
     path = tmp_path / "metrics.json"
     lines = [json.dumps({"iteration": step, "loss": 1.5}) for step in (1, 3, 2, 5)]
     path.write_text("\n".join([*lines, '{"iteration": 2, "lo']))
@@ -64,7 +64,7 @@ def test_records_of_later_steps_are_taken_out(tmp_path, last):
 
 
 def resumed_trainer(tmp_path, *overrides):
-    """A tiny run with a schedule, its checkpoint after two steps loaded if there is one."""
+    """Return a tiny run with a schedule, resumed from its state if that was saved."""
     run = TinyRun.build("lr_multiplier.warmup_iter=0", *overrides)
     schedule = LRMultiplier(
         run.trainer.optimizer, build(run.config.lr_multiplier, max_iter=6), max_iter=6
@@ -92,7 +92,7 @@ def by_decay(run, name):
     return {group["weight_decay"]: group[name] for group in run.trainer.optimizer.param_groups}
 
 
-def test_a_changed_learning_rate_holds_from_the_step_where_the_run_resumes(tmp_path, caplog):
+def test_a_changed_learning_rate_takes_effect_on_resume(tmp_path, caplog):
     first, schedule = resumed_trainer(tmp_path)
     step(first, 2)
     first.trainer.iter -= 1
@@ -107,7 +107,7 @@ def test_a_changed_learning_rate_holds_from_the_step_where_the_run_resumes(tmp_p
         first.trainer.optimizer.state_dict()["param_groups"],
     )
 
-    # The reference goes on with both changed by hand.
+    # The reference continues with both changed by hand.
     for group in first.trainer.optimizer.param_groups:
         group["lr"] *= 0.5
         group["weight_decay"] = 0.3 if group["weight_decay"] else 0.0

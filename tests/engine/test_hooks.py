@@ -1,4 +1,4 @@
-"""The moving average of the weights: what it is, where it is used, and that it is resumed."""
+"""The moving average of the weights: its formula, its use and its state."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def move(model):
             parameter += torch.randn_like(parameter)
 
 
-def test_it_is_the_average_by_its_formula():
+def test_the_formula_of_the_average():
     model = tiny_model()
     hook, expected = WeightAverage(model, decay=0.75), None
     for _ in range(3):
@@ -38,7 +38,7 @@ def test_it_is_the_average_by_its_formula():
     assert all(torch.equal(value, before[name]) for name, value in trained(model).items())
 
 
-def test_checkpoints_hold_the_average_and_go_on_with_both(tmp_path):
+def test_checkpoints_hold_the_average_and_resume_both(tmp_path):
     torch.manual_seed(0)
     model = tiny_model()
     hook = WeightAverage(model, decay=0.5)
@@ -70,7 +70,7 @@ def test_checkpoints_hold_the_average_and_go_on_with_both(tmp_path):
         assert all(torch.equal(two[name], value) for name, value in one.items())
 
 
-def test_the_run_publishes_and_tests_the_average(whole):
+def test_final_weights_are_the_average(whole):
     run = read_run(whole / "model_0000005.pth")
     final = torch.load(whole / "model_final.pth", weights_only=True)
     assert all(torch.equal(final[name], value) for name, value in run["model"].items())
@@ -80,7 +80,10 @@ def test_the_run_publishes_and_tests_the_average(whole):
     assert any(not torch.equal(final[name], value) for name, value in zip(names, own, strict=True))
 
 
-def test_a_run_goes_on_with_the_average_that_it_began_with(whole, sample_root, capsys):
+def test_resuming_without_the_average_is_refused(whole, sample_root, capsys):
+    def contents(run):
+        return {p.name: p.read_bytes() for p in run.iterdir() if not p.name.startswith("log.txt")}
+
     before = contents(whole)
     words = settings(sample_root, whole, "train.max_iter=8", "--resume")
     assert main(["train", CONFIG, *words]) == 2
@@ -88,12 +91,7 @@ def test_a_run_goes_on_with_the_average_that_it_began_with(whole, sample_root, c
     assert contents(whole) == before
 
 
-def contents(run):
-    """All that a run left but its log."""
-    return {p.name: p.read_bytes() for p in run.iterdir() if not p.name.startswith("log.txt")}
-
-
-def test_the_average_of_other_weights_does_not_fit():
+def test_the_average_of_other_weights_is_refused():
     model = torch.nn.Linear(2, 2)
     state = WeightAverage(torch.nn.Linear(2, 3), decay=0.5).state_dict()
     with pytest.raises(ValueError, match="other weights are trained"):

@@ -1,4 +1,4 @@
-"""The whole path at toy size: real detectron2, real data, real processes."""
+"""Training and test from end to end at toy size: data, processes and commands."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ def records(output: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def test_a_run_leaves_what_it_should(finished):
+def test_files_of_a_run(finished):
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "log.txt", "metrics.json", "curves.png", "model_final.pth"} <= names
     assert "model_0000001.pth" in names and any(n.startswith("events.out") for n in names)
@@ -77,7 +77,7 @@ def test_a_run_leaves_what_it_should(finished):
     assert "Done. To test: bash script/test.sh" in log
 
 
-def test_training_changes_the_unet_and_nothing_else(finished):
+def test_training_changes_only_the_unet(finished):
     first = read_tensors(finished / "model_0000001.pth")
     last = read_tensors(finished / "model_final.pth")
     changed = {name for name in last if not torch.equal(first[name], last[name])}
@@ -94,40 +94,30 @@ def test_training_changes_the_unet_and_nothing_else(finished):
     ],
     ids=["accumulate", "amp", "points"],
 )
-def test_ways_to_train(tmp_path, more):
+def test_variants_of_training(tmp_path, more):
     train(CONFIG, settings(tmp_path, *TINY, "train.max_iter=1", "train.evaluations=0", *more))
     assert np.isfinite(records(tmp_path)[-1]["total_loss"])
 
 
 def test_two_processes_train_and_test(sample_root, tmp_path):
-    """By the command line on a CPU: gloo."""
-    base = [sys.executable, "-m", "SDMatte"]
     words = settings(tmp_path, *TINY, "train.max_iter=2", "dataloader.train.batch_size=1")
     words += [f"dataloader.train.dataset.root={sample_root}"]
-    train_command = [*base, "train", CONFIG, "--num-processes", "2", *words]
-    done = subprocess.run(train_command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    command = [sys.executable, "-m", "SDMatte", "train", CONFIG, "--num-processes", "2", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    one = main(
-        [
-            "test",
-            CONFIG,
-            str(tmp_path / "model_final.pth"),
-            "--output",
-            str(tmp_path / "one"),
-            "--save-prompts",
-            str(tmp_path / "one.json"),
-            *words,
-        ]
-    )
-    assert one == 0
-    two = [str(tmp_path / "model_final.pth"), "--output", str(tmp_path / "two"), *words]
-    two += ["--save-prompts", str(tmp_path / "two.json")]
-    finish(two, tmp_path / "two.log", num_processes=2, command=("test", CONFIG))
+
+    def test_words(name):
+        outputs = ["--output", f"{tmp_path / name}", "--save-prompts", f"{tmp_path / name}.json"]
+        return [str(tmp_path / "model_final.pth"), *outputs, *words]
+
+    assert main(["test", CONFIG, *test_words("one")]) == 0
+    log = tmp_path / "two.log"
+    finish(test_words("two"), log, num_processes=2, command=("test", CONFIG))
     scores = [
         json.loads((tmp_path / n / "AIM-500" / "box" / "summary.json").read_text())["scores"]
         for n in ("one", "two")
     ]
-    # Other batches round otherwise, and the official protocol truncates to 8 bits.
+    # Other batches round differently, and the official protocol truncates to 8 bits.
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
@@ -149,15 +139,6 @@ def test_test_command(finished, sample_root, tmp_path, capsys):
             assert read_alpha(folder / "mattes" / truth.name).shape == read_alpha(truth).shape
 
 
-def test_test_command_on_a_folder_pair(finished, sample_root, tmp_path, capsys):
-    images, alphas = sample_root / "AIM-500" / "original", sample_root / "AIM-500" / "mask"
-    pair = f"dataloader.test.dataset.names=[{{image: {images}, alpha: {alphas}}}]"
-    words = [pair, *(w for w in settings(finished) if w.startswith("dataloader"))]
-    checkpoint = str(finished / "model_final.pth")
-    assert main(["test", CONFIG, checkpoint, "--output", str(tmp_path), *words]) == 0
-    assert "SAD" in capsys.readouterr().out
-
-
 def own_pair(sample_root, holdout=""):
     images, alphas = sample_root / "AIM-500" / "original", sample_root / "AIM-500" / "mask"
     pair = f"{{image: {images}, alpha: {alphas}, name: mine{holdout}}}"
@@ -166,19 +147,19 @@ def own_pair(sample_root, holdout=""):
 
 @pytest.fixture
 def no_sets(monkeypatch, tmp_path):
-    """Has no known set be there, as where the sample set was never made."""
+    """Hide all known data sets, as on a machine without the sample set."""
     monkeypatch.delenv("SDMATTE_DATA_ROOT")
     monkeypatch.chdir(tmp_path)
 
 
-def test_what_is_held_out_is_tested_in_the_run_and_after_it(
+def test_held_out_images_are_tested_during_the_run_and_after_it(
     no_sets, sample_root, tmp_path, capsys, caplog
 ):
     output = tmp_path / "run"
     words = settings(output, own_pair(sample_root, ", holdout: 1"), *TINY, "train.max_iter=1")
     assert main(["train", CONFIG, *words, "train.best_metric=mine/box/SAD"]) == 0
-    told = [r.message for r in caplog.records if "AIM-500" in r.message]
-    assert len(told) == 1 and "dataloader.test.dataset.names=[{image: DIR" in told[0]
+    (warning,) = (r.message for r in caplog.records if "AIM-500" in r.message)
+    assert "dataloader.test.dataset.names=[{image: DIR" in warning
     assert "mine/box/SAD" in records(output)[-1] and (output / "model_best.pth").is_file()
     checkpoint = str(output / "model_final.pth")
     for where, given in (("a", [str(output / "config.yaml")]), ("b", [CONFIG])):
@@ -188,13 +169,13 @@ def test_what_is_held_out_is_tested_in_the_run_and_after_it(
         assert len(list((tmp_path / where / "mine/box/mattes").iterdir())) == 1
         assert summary["dataset"] == "mine"
         assert not (tmp_path / where / "AIM-500").exists()
-    # Sets that are named are the only ones.
+    # Test sets that are named replace it.
     named = own_pair(sample_root).replace("train", "test").replace("mine", "other")
     assert main(["test", CONFIG, checkpoint, "--output", "c", *words, named]) == 0
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["other"]
 
 
-def test_only_sets_that_nobody_named_are_left_out(no_sets, sample_root, tmp_path, capsys):
+def test_only_optional_sets_are_left_out(no_sets, sample_root, tmp_path, capsys):
     words = settings(tmp_path / "run", own_pair(sample_root), *TINY)
     named = ["dataloader.test.dataset.names=[AIM-500]"]
     assert main(["train", CONFIG, *words, *named]) == 2
@@ -204,10 +185,10 @@ def test_only_sets_that_nobody_named_are_left_out(no_sets, sample_root, tmp_path
     assert not (tmp_path / "run").exists()
     assert main(["train", CONFIG, *words, "train.max_iter=1"]) == 0
     assert main(["test", CONFIG, str(tmp_path / "run/model_final.pth"), *words]) == 2
-    assert "There is no test set. Name a test set with" in capsys.readouterr().err
+    assert "No test set. Name a test set with" in capsys.readouterr().err
 
 
-def test_data_commands_know_what_is_held_out(no_sets, sample_root, tmp_path, capsys):
+def test_data_commands_know_held_out_images(no_sets, sample_root, tmp_path, capsys):
     pair = own_pair(sample_root, ", holdout: 1").partition("=")[2][1:-1]
     assert main(["data", "list", pair]) == 0
     rows = [line.split()[:4] for line in capsys.readouterr().out.splitlines() if "mine" in line]
