@@ -259,10 +259,17 @@ def _head(source: Path | io.BytesIO) -> bytes:
 
 
 def _open_tiff(source: Path | io.BytesIO, path: Path) -> Image.Image:
-    """Decode by OpenCV a TIFF that Pillow has no mode for, such as floating-point colors."""
+    """Open a TIFF that Pillow does not identify: without its metadata, or decoded by OpenCV.
+
+    Pillow has no mode for floating-point colors, among others.
+    """
     import cv2
 
     data = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
+    stripped = without_metadata(data)
+    if stripped is not None:
+        with contextlib.suppress(Image.UnidentifiedImageError):
+            return Image.open(io.BytesIO(stripped[0]), formats=("TIFF",))
     is_big_tiff = data[:4] in TIFF_SIGNATURES[2:]
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_big_tiff else 8])
     with io.BytesIO(data) as file:

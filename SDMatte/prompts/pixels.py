@@ -156,10 +156,7 @@ def _read_boxes(value: Any, hw: tuple[int, int]) -> tuple[list[np.ndarray], bool
         shown = f"({', '.join(f'{n:g}' for n in box)})"
         if _are_fractions(box) and max(hw) > 1:
             pixels = np.rint(box * (width, height, width, height))
-            raise PromptError(
-                f"The box {shown} has all its coordinates in [0, 1], but must be in pixels of the "
-                f"image, which is {width} wide and {height} high. Did you mean {_joined(pixels)}?"
-            )
+            raise _fractions_error(f"The box {shown} has", pixels, hw)
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):  # also if one is NaN
             raise PromptError(
                 f"The box {shown} does not fit the image, which is {width} wide and {height} "
@@ -177,12 +174,8 @@ def _read_points(value: Any, hw: tuple[int, int]) -> np.ndarray:
     # (0, 0) and (1, 1) are pixels in a corner; no pixel is at (0.5, 0.5).
     if _are_fractions(array) and (array % 1).any() and max(hw) > 1:
         pixels = np.minimum(np.rint(array * (width, height)), (width - 1, height - 1))
-        points = "point has" if len(array) == 1 else "points have"
-        raise PromptError(
-            f"The {points} all coordinates in [0, 1], but must be in pixels of the image, which is "
-            f"{width} wide and {height} high: got {_joined(array)}. "
-            f"Did you mean {_joined(pixels)}?"
-        )
+        subject = "The point has" if len(array) == 1 else "The points have"
+        raise _fractions_error(subject, pixels, hw)
     for x, y in array:
         if not (0 <= x < width and 0 <= y < height):
             raise PromptError(
@@ -196,8 +189,12 @@ def _are_fractions(coords: np.ndarray) -> bool:
     return bool(((coords >= 0) & (coords <= 1)).all())
 
 
-def _joined(numbers: np.ndarray) -> str:
-    return " ".join(f"{n:g}" for n in numbers.ravel())
+def _fractions_error(subject: str, pixels: np.ndarray, hw: tuple[int, int]) -> PromptError:
+    meant = " ".join(f"{n:g}" for n in pixels.ravel())
+    return PromptError(
+        f"{subject} all coordinates in [0, 1], but must be in pixels of the image, which is "
+        f"{hw[1]} wide and {hw[0]} high. Did you mean {meant}?"
+    )
 
 
 def _read_maps(

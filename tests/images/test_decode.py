@@ -140,6 +140,17 @@ def test_damaged_exif_of_other_formats(tmp_path, suffix, recwarn):
     assert not list(recwarn)
 
 
+def test_tiff_that_pillow_does_not_identify(tmp_path):
+    exif = Image.Exif()
+    exif[0x0110] = "camera"
+    IMAGE.save(tmp_path / "a.tif", exif=exif.tobytes())
+    data = (tmp_path / "a.tif").read_bytes()
+    model = data.index(struct.pack("<HHI", 0x0110, 2, 7))
+    damaged = data[: model + 8] + b"\xf0\xff\xff\xff" + data[model + 12 :]  # offset of the text
+    (tmp_path / "a.tif").write_bytes(damaged)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), COLORS)
+
+
 def segment(marker, body):
     return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
 
