@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin, features
 
@@ -50,7 +51,7 @@ _TRANSPOSED = {
 _SUBFILE_TYPE, _IMAGE_WIDTH, _IMAGE_LENGTH, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
 _PHOTOMETRIC, _CHANNELS, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT, _PROFILE = 262, 277, 284, 339, 34675
 _TIFF_KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
-_FLOAT = 3
+_GRAY, _RGB, _FLOAT = 1, 2, 3
 _OPENCV_TIFF = ((1, 16), (1, 32), (_FLOAT, 32), (_FLOAT, 64))
 
 
@@ -263,8 +264,6 @@ def _open_tiff(source: Path | io.BytesIO, path: Path) -> Image.Image:
 
     Pillow has no mode for floating-point colors, among others.
     """
-    import cv2
-
     data = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
     stripped = without_metadata(data)
     if stripped is not None:
@@ -279,8 +278,8 @@ def _open_tiff(source: Path | io.BytesIO, path: Path) -> Image.Image:
         raise OSError("no image directory")
     _check_size(path, (tags[_IMAGE_WIDTH], tags[_IMAGE_LENGTH]))
     bits, kind, channels = _tiff_values(tags)
-    has_colors = tags.get(_PHOTOMETRIC) == 2 and channels in (3, 4) and not _is_planar(tags)
-    is_gray = tags.get(_PHOTOMETRIC) == 1 and channels == 1 and kind == _FLOAT
+    has_colors = tags.get(_PHOTOMETRIC) == _RGB and channels in (3, 4) and not _is_planar(tags)
+    is_gray = tags.get(_PHOTOMETRIC) == _GRAY and channels == 1 and kind == _FLOAT
     if not (has_colors or is_gray) or (kind, bits) not in _OPENCV_TIFF:
         raise _unsupported_tiff(path, tags)
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -78,7 +78,7 @@ def test_thumbnails_and_views_are_not_pages(tmp_path, caplog):
         tiff.write(COLORS[::2, ::2].copy(), photometric="rgb", subfiletype=1)
     with Image.open(tmp_path / "a.tif") as written:
         assert written.n_frames == 2
-    read_image(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg").shape == COLORS.shape
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), COLORS)
     assert not caplog.records
 
