@@ -1,22 +1,55 @@
-"""Batches made of the pictures of tests/evaluation/conftest.py, and what evaluates them.
+"""Tests and batches of the discs in the fixture ``truths``.
 
 A module of its own, so that a second process can import it.
 """
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
+from SDMatte.data.listing import Sample
 from SDMatte.errors import DataError
 from SDMatte.evaluation.evaluator import MatteEvaluator
+from SDMatte.evaluation.plan import SetTest
 from SDMatte.evaluation.progress_log import ProgressLog
 from SDMatte.images.io import read_alpha
-from SDMatte.scoring.workers import Target
+from SDMatte.prompts.perturb import PromptPerturbation
+from SDMatte.prompts.types import get_prompt_type
 
 
-def make_batches(folder, indices, size=32, trimaps=True):
-    """Batches of two with predictions that are a little off."""
+def make_test(folder, count=5, trimaps=True, done=(), progress_log=None, output=None, **settings):
+    """Return a test of the first discs, with ``settings`` of the config's part ``test``."""
+    samples = [
+        Sample("discs", f"images/t{i}.jpg", f"truth/t{i}.png", f"trimaps/t{i}.png" * trimaps)
+        for i in range(count)
+    ]
+    dataset = SimpleNamespace(
+        samples=samples, root=folder, seed=3, frozen=None, perturb=PromptPerturbation()
+    )
+    defaults = {
+        "protocol": "official",
+        "use_trimap": False,
+        "num_workers": 1,
+        "save_mattes": True,
+        "error_maps": False,
+    }
+    return SetTest(
+        name="discs",
+        prompt=get_prompt_type("box"),
+        loader=SimpleNamespace(dataset=dataset),
+        config=OmegaConf.create({"test": {**defaults, **settings}}),
+        folder=output,
+        progress_log=progress_log,
+        done={image.name: image for image in done},
+    )
+
+
+def make_batches(folder, indices, size=32):
+    """Yield batches of two with slightly wrong predictions."""
     indices = list(indices)
     for first in range(0, len(indices), 2):
         chosen = indices[first : first + 2]
@@ -28,35 +61,27 @@ def make_batches(folder, indices, size=32, trimaps=True):
             columns = np.linspace(0, alpha.shape[1] - 1, size).astype(int)
             noise = np.random.default_rng(i).normal(0, 0.02, (size, size))
             preds.append(np.clip(alpha[np.ix_(rows, columns)] + noise, 0, 1))
-        batch = {
-            "hw": torch.tensor(sizes),
-            "image_name": [f"t{i}.png" for i in chosen],
-            "alpha_path": [str(folder / "truth" / f"t{i}.png") for i in chosen],
-            "trimap_path": [
-                str(folder / "trimaps" / f"t{i}.png") if trimaps else "" for i in chosen
-            ],
-            "image_path": [str(folder / "images" / f"t{i}.jpg") for i in chosen],
-            "dataset": ["discs"] * len(chosen),
-        }
+        paths = [str(folder / "truth" / f"t{i}.png") for i in chosen]
+        batch = {"hw": torch.tensor(sizes), "alpha_path": paths}
         yield batch, torch.tensor(np.stack(preds)[:, None], dtype=torch.float32)
 
 
-def evaluate(folder, indices=range(5), trimaps=True, **options):
-    evaluator = MatteEvaluator("discs", "box", **options)
+def evaluate(folder, indices=range(5), with_metrics=True, **options):
+    evaluator = MatteEvaluator(make_test(folder, **options), "toy", with_metrics=with_metrics)
     evaluator.reset()
-    for batch, preds in make_batches(folder, indices, trimaps=trimaps):
+    for batch, preds in make_batches(folder, indices):
         evaluator.process(batch, preds)
     return evaluator, evaluator.evaluate()
 
 
 SHARES = (((0, 2, 4), (1, 3)), ((0, 1, 2), (2, 3)), ((0, 1), (3,)))
-"""Pictures of both processes, in three evaluations: all, one twice, some missing."""
+"""Images of both processes in three evaluations: all, one twice, some missing."""
 
 
 def run_rank(rank, folder):
-    """Evaluates the shares of a process; gives results, or messages where there are none.
+    """Evaluate the shares of a process; return scores or error messages.
 
-    The last evaluation goes on with the first: t0 is predicted again, t3 scored from its file.
+    The last evaluation resumes the first: t0 is predicted again, t3 scored from its file.
     """
     results = []
     progress_log = ProgressLog(folder / "out0", {"model": "discs"})
@@ -68,19 +93,17 @@ def run_rank(rank, folder):
     try:
         torch.distributed.barrier()
         for i, share in enumerate(SHARES):
+            options = {"output": folder / f"out{i}", "progress_log": None if i else progress_log}
             try:
-                options = {"output_dir": folder / f"out{i}", "num_images": 5}
-                options["progress_log"] = None if i else progress_log
                 results.append(evaluate(folder, share[rank], **options)[1])
             except DataError as error:
                 results.append(str(error))
         torch.distributed.barrier()
         done = ProgressLog(folder / "out0", {"model": "discs"}).read()
-        file = Target(str(folder / "truth" / "t3.png")), done.pop("t3").pred_path
+        done["t3"] = replace(done["t3"], scores={})
         del done["t0"]
-        options = {"output_dir": folder / "out0", "num_images": 5, "progress_log": progress_log}
-        options |= {"done": done.values(), "written": [file]}
-        results.append(evaluate(folder, [[], [0]][rank], **options)[1])
+        options = {"output": folder / "out0", "progress_log": progress_log}
+        results.append(evaluate(folder, [[], [0]][rank], done=done.values(), **options)[1])
     finally:
         torch.distributed.destroy_process_group()
     return results

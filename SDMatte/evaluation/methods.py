@@ -156,7 +156,7 @@ def _checkpoint_method(
 
 def _baseline_method(name: str, config: DictConfig) -> Method:
     if name not in BASELINES:
-        raise ConfigError(f"Unknown baseline {name!r}; choose one of {', '.join(BASELINES)}.")
+        raise ConfigError(f"Unknown baseline {name!r}; choose from {', '.join(BASELINES)}.")
     baseline = BASELINES[name]
     wanted = [get_prompt_type(prompt).alias for prompt in config.test.prompts]
     prompts = tuple(prompt for prompt in wanted if prompt in baseline.prompts)

@@ -116,7 +116,7 @@ def plan_robustness(
     """
     unknown = [kind for kind in kinds if kind not in SWEEPS]
     if unknown:
-        raise ConfigError(f"Unknown kinds {', '.join(unknown)}; choose of {', '.join(SWEEPS)}.")
+        raise ConfigError(f"Unknown kinds {', '.join(unknown)}; choose from {', '.join(SWEEPS)}.")
     supported = [name for name, sweep in SWEEPS.items() if sweep.prompt in method.supported_prompts]
     if method.checkpoint is not None:  # baselines ignore the opacity
         supported.append("opacity")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from SDMatte.errors import MissingFileError
-from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.images.listing import shorten
-from SDMatte.images.sheets import contact_sheet
 from SDMatte.runtime.files import check_not_read, write_text
 from SDMatte.scoring.document import Section, render
 from SDMatte.scoring.metrics import METRICS
@@ -32,6 +30,7 @@ from SDMatte.scoring.results import (
     find_results,
     read_result,
 )
+from SDMatte.scoring.sheets import write_sheet
 from SDMatte.scoring.tables import Table, difference_rows, metrics_table
 
 logger = logging.getLogger(__name__)
@@ -132,8 +131,9 @@ def write_comparison(
     )
     sections = [Section(text=f"{UNITS} Rows marked as {PUBLISHED_NOTE} are the paper's.")]
     for path, comparison in zip(sheets, comparisons, strict=True):
-        drawn = num_images > 0 and draw_sheet(comparison, path, num_images)
-        sections.append(_section(comparison, path if drawn else None))
+        rows = choose_images(comparison, num_images)
+        sheet = write_sheet(rows, path, tile=192) if rows else None
+        sections.append(_section(comparison, sheet))
     for path in documents:
         write_text(path, render(path.name, "Evaluation", sections))
     return documents
@@ -166,39 +166,15 @@ def _section(comparison: Comparison, sheet: Path | None) -> Section:
     )
 
 
-def draw_sheet(comparison: Comparison, path: Path, count: int, tile: int = 192) -> bool:
-    """Draw image, truth and the matte of each run, one row per image.
+def choose_images(comparison: Comparison, count: int) -> list[dict[str, ImageScore]]:
+    """Choose images to show: hard ones, and ones on which the runs differ.
 
-    Half of the images have the largest mean SAD, the others the largest differences in SAD between
-    the runs. Images whose truth or mattes are no longer on disk are skipped.
+    Half of them have the largest mean SAD, the others the largest differences in SAD. Images that
+    not all runs have, or whose truth or mattes are no longer on disk, are not chosen.
 
     Returns:
-        Whether any image was left to draw.
+        For each image, label of the run to score.
     """
-    rows = _choose_images(comparison, count)
-    if not rows:
-        return False
-    labels: list[str] = []
-    for row in rows:
-        labels += [next(iter(row.values())).name, "truth"]
-        labels += [f"{label}, SAD {image.scores['SAD']:.2f}" for label, image in row.items()]
-    cells = (cell for row in rows for cell in _sheet_row(row))
-    columns = 2 + len(comparison.results)
-    write_image(path, contact_sheet(cells, labels, columns=columns, tile=tile))
-    return True
-
-
-def _sheet_row(row: Mapping[str, ImageScore]) -> Iterator[np.ndarray]:
-    first = next(iter(row.values()))
-    has_image = first.image_path and Path(first.image_path).is_file()
-    yield read_image(first.image_path) if has_image else np.zeros((1, 1))
-    yield read_alpha(first.alpha_path)
-    for image in row.values():
-        yield read_alpha(image.pred_path)
-
-
-def _choose_images(comparison: Comparison, count: int) -> list[dict[str, ImageScore]]:
-    """Return rows of label to image, for images that all runs have on disk."""
     tables = {label: {i.name: i for i in r.images} for label, r in comparison.results.items()}
     names = set.intersection(*map(set, tables.values()))
     rows = [{label: table[name] for label, table in tables.items()} for name in sorted(names)]
@@ -210,9 +186,8 @@ def _choose_images(comparison: Comparison, count: int) -> list[dict[str, ImageSc
     num_hard = (count + 1) // 2 if len(tables) > 1 else count
     chosen = sorted(rows, key=lambda row: -float(np.mean(sads(row))))[:num_hard]
     rest = [row for row in rows if row not in chosen]
-    return (
-        chosen + sorted(rest, key=lambda row: min(sads(row)) - max(sads(row)))[: count - num_hard]
-    )
+    rest.sort(key=lambda row: min(sads(row)) - max(sads(row)))
+    return chosen + rest[: count - num_hard]
 
 
 def _has_files(row: Mapping[str, ImageScore]) -> bool:

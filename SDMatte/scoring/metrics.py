@@ -165,7 +165,9 @@ def _check(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Validate the arguments; return both alphas as float32 in [0, 1] and the pixels that count."""
     if protocol not in METRIC_PROTOCOLS:
-        raise ValueError(f"Unknown protocol {protocol!r}; choose {' or '.join(METRIC_PROTOCOLS)}.")
+        raise ValueError(
+            f"Unknown protocol {protocol!r}; choose from {', '.join(METRIC_PROTOCOLS)}."
+        )
     pred, true = _as_unit_range(pred, "pred"), _as_unit_range(true, "true")
     if pred.shape != true.shape:
         raise ValueError(f"pred is {pred.shape} and true is {true.shape}; shapes must be equal.")

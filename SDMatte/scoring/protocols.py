@@ -73,7 +73,7 @@ def get_protocol(name: str) -> Protocol:
         ConfigError: The protocol is unknown; the message lists the known ones.
     """
     if name not in PROTOCOLS:
-        raise ConfigError(f"Unknown protocol {name!r}; choose {' or '.join(PROTOCOLS)}.")
+        raise ConfigError(f"Unknown protocol {name!r}; choose from {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]
 
 

@@ -1,8 +1,8 @@
-"""Images of a result: maps of its errors, and a sheet of its worst and best mattes."""
+"""Images of results: error maps and contact sheets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,11 @@ def error_map(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 def write_error_maps(
     images: Iterable[ImageScore], output_dir: str | Path, num_workers: int = 0
 ) -> None:
-    """Write the `error_map` of each image to ``errors/``, under the name of the matte.
+    """Write the `error_map` of each image to ``errors/`` of a folder, named like the matte.
 
     Args:
         images: The images; their mattes must be on disk.
-        output_dir: The folder of the result.
+        output_dir: The folder.
         num_workers: See `SDMatte.scoring.workers.Workers`.
 
     Raises:
@@ -59,39 +59,63 @@ def _write_error_map(image: ImageScore, path: Path) -> None:
 def write_worst_and_best(
     result: EvaluationResult, path: str | Path, *, num_each: int = 4, tile: int = 256
 ) -> Path:
-    """Write a contact sheet of the images with the largest and the smallest SAD, one row each.
-
-    The columns are the image (black if its path is unknown, left out if all are), the truth, the
-    prediction and the `error_map`.
+    """Write a contact sheet of the images with the largest and the smallest SAD.
 
     Args:
         result: The result; its mattes must be on disk.
         path: Image file to write.
         num_each: Number of worst and of best images.
+        tile: See `write_sheet`.
+
+    Raises:
+        SDMatteError: See `write_sheet`.
+    """
+    ranked = sorted(result.images, key=lambda i: (-i.scores["SAD"], i.name))
+    chosen = ranked[:num_each] + ranked[num_each:][-num_each:]
+    return write_sheet([{"prediction": image} for image in chosen], path, tile, with_errors=True)
+
+
+def write_sheet(
+    rows: Sequence[Mapping[str, ImageScore]], path: str | Path, tile: int, with_errors: bool = False
+) -> Path:
+    """Write a contact sheet with image, truth and mattes in each row.
+
+    The column of images is left out if none is known; single missing ones are black.
+
+    Args:
+        rows: Label of a matte to its score; all of a row are of one image.
+        path: Image file to write.
         tile: Width and height of a cell in pixels.
+        with_errors: Whether an `error_map` follows each matte.
 
     Raises:
         DataError: A matte was not written, or a file is unreadable.
         OutputError: The file is not writable.
     """
-    ranked = sorted(result.images, key=lambda i: (-i.scores["SAD"], i.name))
-    chosen = ranked[:num_each] + ranked[num_each:][-num_each:]
-    with_image = any(image.image_path for image in chosen)
-    labels = []
-    for image in chosen:
-        names = [image.name, "truth"] if with_image else [f"{image.name}, truth"]
-        labels += [*names, f"prediction, SAD {image.scores['SAD']:.2f}", ERROR_LEGEND]
-    cells = (cell for image in chosen for cell in _row(image, with_image))
-    columns = 4 if with_image else 3
-    return write_image(path, contact_sheet(cells, labels, columns=columns, tile=tile))
+    firsts = [next(iter(row.values())) for row in rows]
+    with_image = any(first.image_path for first in firsts)
+    labels: list[str] = []
+    for first, row in zip(firsts, rows, strict=True):
+        labels += [first.name, "truth"] if with_image else [f"{first.name}, truth"]
+        for label, image in row.items():
+            labels.append(f"{label}, SAD {image.scores['SAD']:.2f}")
+            labels += [ERROR_LEGEND] if with_errors else []
 
+    def cells() -> Iterator[np.ndarray]:
+        for first, row in zip(firsts, rows, strict=True):
+            if with_image:
+                known = first.image_path and Path(first.image_path).is_file()
+                yield read_image(first.image_path) if known else np.zeros((1, 1))
+            yield read_alpha(first.alpha_path)
+            for image in row.values():
+                if with_errors:
+                    pred, true = _read_pair(image)
+                    yield from (pred, error_map(pred, true))
+                else:
+                    yield read_alpha(image.pred_path)
 
-def _row(image: ImageScore, with_image: bool) -> list[np.ndarray]:
-    pred, true = _read_pair(image)
-    row = [true, pred, error_map(pred, true)]
-    if not with_image:
-        return row
-    return [read_image(image.image_path) if image.image_path else np.zeros_like(true), *row]
+    sheet = contact_sheet(cells(), labels, columns=len(labels) // len(rows), tile=tile)
+    return write_image(path, sheet)
 
 
 def _read_pair(image: ImageScore) -> tuple[np.ndarray, np.ndarray]:

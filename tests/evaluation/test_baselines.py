@@ -1,15 +1,16 @@
+"""The baselines on a synthetic disc."""
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from SDMatte.errors import ConfigError, PromptError
+from SDMatte.errors import PromptError
 from SDMatte.evaluation.baselines import (
     ClosedForm,
     GrabCut,
     GuidedGrabCut,
-    PromptAsAlpha,
-    get_baseline,
+    PromptBaseline,
     guided_filter,
 )
 from SDMatte.prompts.maps import prompt_of_points
@@ -19,7 +20,7 @@ SIZE = 64
 
 @pytest.fixture
 def scene():
-    """A red soft disc on blue, with its box, mask and trimap; two pictures in [-1, 1]."""
+    """A batch of two equal images, a soft red disc on blue, with its prompts; and its alpha."""
     disc = np.zeros((SIZE, SIZE), np.float32)
     cv2.circle(disc, (30, 34), 15, 1.0, -1)
     alpha = cv2.GaussianBlur(disc, (0, 0), 1.5)
@@ -43,52 +44,56 @@ def scene():
     return batch, torch.tensor(alpha)
 
 
-def test_prompt_as_alpha(scene):
+def test_prompt_baseline(scene):
     batch, _ = scene
-    found = PromptAsAlpha("box")(batch)
+    found = PromptBaseline("box")(batch)
     assert found.shape == (2, 1, SIZE, SIZE)
     assert found.sum() == 2 * 35 * 35
-    assert PromptAsAlpha("trimap")(batch).unique().tolist() == [0, 0.5, 1]
+    assert PromptBaseline("trimap")(batch).unique().tolist() == [0, 0.5, 1]
 
 
 @pytest.mark.parametrize("prompt", ["point", "box", "mask", "trimap"])
-def test_grabcut_beats_the_box(scene, prompt):
+def test_grabcut_beats_the_prompt_baseline(scene, prompt, monkeypatch):
     batch, alpha = scene
     found = GrabCut(prompt)(batch)
     assert found.shape == (2, 1, SIZE, SIZE)
     assert torch.equal(found[0], found[1])
     assert 0 <= found.min() <= found.max() <= 1
-    box_error = (PromptAsAlpha("box")(batch)[0, 0] - alpha).abs().mean()
+    box_error = (PromptBaseline("box")(batch)[0, 0] - alpha).abs().mean()
     assert (found[0, 0] - alpha).abs().mean() < box_error / 4
-    shrunk = GrabCut(prompt, max_side=32)(batch)
+    monkeypatch.setattr(GrabCut, "max_side", 32)
+    shrunk = GrabCut(prompt)(batch)
     assert shrunk.shape == found.shape
     assert (shrunk[0, 0] - alpha).abs().mean() < box_error / 2
 
 
-def test_grabcut_moves_a_mask_s_outline_within_the_band(scene):
+def test_grabcut_moves_the_outline_of_a_mask_within_the_band(scene, monkeypatch):
     batch, alpha = scene
     core = cv2.erode((alpha.numpy() > 0.5).astype(np.uint8), np.ones((7, 7)))
-    core[:8, :8] = 1  # and blue: it is no part of the disc, but is said to be
+    core[:8, :8] = 1  # a wrong part of the mask, on blue
     batch["mask"] = torch.tensor(core * 2.0 - 1).expand(2, 1, SIZE, SIZE)
-    found = GrabCut("mask", band=0.06)(batch)[0, 0]
+    monkeypatch.setattr(GrabCut, "band", 0.06)
+    found = GrabCut("mask")(batch)[0, 0]
     rest = np.s_[16:]
     assert (found - alpha)[rest].abs().mean() < (torch.tensor(core) - alpha)[rest].abs().mean() / 2
-    assert found[0, 0] == 1  # farther inside than the band
-    still = GrabCut("mask", band=0)(batch)[0, 0]
+    assert found[0, 0] == 1  # farther from the outline than the band
+    monkeypatch.setattr(GrabCut, "band", 0)
+    still = GrabCut("mask")(batch)[0, 0]
     assert torch.equal(still, torch.tensor(core).float())
 
 
-def test_grabcut_without_two_sides(scene):
+def test_grabcut_of_empty_and_full_boxes(scene):
     batch, _ = scene
     for value in (-1.0, 1.0):
         batch["bbox_mask"] = torch.full((2, 1, SIZE, SIZE), value)
-        assert torch.equal(GrabCut()(batch), (batch["bbox_mask"] + 1) / 2)
+        assert torch.equal(GrabCut("box")(batch), (batch["bbox_mask"] + 1) / 2)
 
 
 @pytest.mark.parametrize("prompt", ["point", "box", "mask", "trimap"])
-def test_the_guided_filter_makes_grabcut_soft(scene, prompt):
+def test_guided_filter_softens_grabcut(scene, prompt, monkeypatch):
     batch, alpha = scene
-    hard, soft = GrabCut(prompt)(batch), GuidedGrabCut(prompt, radius=0.05)(batch)
+    monkeypatch.setattr(GuidedGrabCut, "radius", 0.05)
+    hard, soft = GrabCut(prompt)(batch), GuidedGrabCut(prompt)(batch)
     assert set(hard.unique().tolist()) == {0, 1}
     assert soft.shape == hard.shape
     assert soft.dtype == torch.float32
@@ -99,25 +104,28 @@ def test_the_guided_filter_makes_grabcut_soft(scene, prompt):
     assert (soft[0, 0] - alpha)[far].abs().mean() < 0.02
 
 
-def test_the_guided_filter_leaves_what_is_known(scene):
+def test_guided_filter_keeps_known_pixels(scene, monkeypatch):
+    monkeypatch.setattr(GuidedGrabCut, "radius", 0.2)
     batch, _ = scene
     batch["bbox_mask"] = torch.full((2, 1, SIZE, SIZE), -1.0)
     batch["bbox_mask"][:, :, 20:45, 20:31] = 1  # cuts through the disc
-    assert GuidedGrabCut("box", radius=0.2)(batch)[batch["bbox_mask"] < 0].max() == 0
-    found = GuidedGrabCut("trimap", radius=0.2)(batch)
+    assert GuidedGrabCut("box")(batch)[batch["bbox_mask"] < 0].max() == 0
+    found = GuidedGrabCut("trimap")(batch)
     assert found[batch["trimap"] == -1].max() == 0
     assert found[batch["trimap"] == 1].min() == 1
 
 
-def test_guided_filter_is_the_least_squares_of_its_definition():
+def test_guided_filter_solves_its_least_squares_problem():
     rng = np.random.default_rng(0)
     guide, source = rng.random((9, 8, 3)), rng.random((9, 8))
     radius, eps = 1, 1e-2
     padded = [np.pad(a, [(2, 2), (2, 2), (0, 0)][: a.ndim], "symmetric") for a in (guide, source)]
     fits = np.empty((11, 10, 4))
-    for y, x in np.ndindex(11, 10):  # each window's ridge regression, the offset not penalised
-        colours, values = (a[y : y + 3, x : x + 3].reshape(9, -1) for a in padded)
-        design = np.hstack([colours, np.ones((9, 1))])
+    for y, x in np.ndindex(
+        11, 10
+    ):  # ridge regression of each window, without penalty on the offset
+        colors, values = (a[y : y + 3, x : x + 3].reshape(9, -1) for a in padded)
+        design = np.hstack([colors, np.ones((9, 1))])
         ridge = 9 * eps * np.diag([1, 1, 1, 0])
         fits[y, x] = np.linalg.solve(design.T @ design + ridge, design.T @ values)[:, 0]
     expected = np.empty_like(source)
@@ -125,7 +133,7 @@ def test_guided_filter_is_the_least_squares_of_its_definition():
         mean = fits[y : y + 3, x : x + 3].mean(axis=(0, 1))
         expected[y, x] = mean[:3] @ guide[y, x] + mean[3]
     found = guided_filter(guide, source, radius, eps)
-    # At the border the windows' fits are mirrored, not those of mirrored windows.
+    # At the border, fits are mirrored instead of fitted to mirrored windows.
     np.testing.assert_allclose(found[1:-1, 1:-1], expected[1:-1, 1:-1], rtol=1e-9)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(guided_filter(np.zeros_like(guide), np.ones((9, 8)), 2, 1e-6), 1)
@@ -133,39 +141,16 @@ def test_guided_filter_is_the_least_squares_of_its_definition():
 
 def test_closed_form(scene):
     batch, alpha = scene
-    found = ClosedForm()(batch)
+    found = ClosedForm("trimap")(batch)
     assert (found[0, 0] - alpha).abs().mean() < 0.02
     batch["trimap"] = torch.zeros(2, 1, SIZE, SIZE)
-    assert torch.equal(ClosedForm()(batch), torch.full((2, 1, SIZE, SIZE), 0.5))
+    assert torch.equal(ClosedForm("trimap")(batch), torch.full((2, 1, SIZE, SIZE), 0.5))
 
 
-def test_names():
-    for name, prompt in (
-        ("prompt", "point"),
-        ("grabcut", "mask"),
-        ("grabcut-guided", "point"),
-        ("closed-form", "trimap"),
-    ):
-        assert prompt in get_baseline(name).prompts
-    assert get_baseline("prompt")("point").prompt.alias == "point"
-    with pytest.raises(ConfigError, match="'x'; known are prompt, grabcut, grabcut-guided, clos"):
-        get_baseline("x")
-
-
-def test_wrong_prompts():
+def test_unsupported_prompts():
     with pytest.raises(PromptError, match="only trimap"):
         ClosedForm("box")
     with pytest.raises(PromptError, match="only point, box, mask, trimap"):
         GrabCut("auto")
     with pytest.raises(PromptError, match="Unknown prompt"):
-        PromptAsAlpha("nothing")
-
-
-def test_wrong_settings():
-    with pytest.raises(ConfigError, match="at least 1 iteration"):
-        GrabCut(iterations=0)
-    with pytest.raises(ConfigError, match="no band below 0"):
-        GrabCut(band=-0.1)
-    for wrong in ({"radius": 0}, {"eps": -1}, {"eps": float("nan")}):
-        with pytest.raises(ConfigError, match="above 0"):
-            GuidedGrabCut(**wrong)
+        PromptBaseline("nothing")

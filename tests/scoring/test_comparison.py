@@ -1,4 +1,4 @@
-"""Runs side by side: what belongs together, what is said of it, and the report's three files."""
+"""Grouping of runs, cautions, the images shown and the report command."""
 
 from dataclasses import replace
 
@@ -7,30 +7,30 @@ import pytest
 
 from SDMatte.cli.main import main
 from SDMatte.errors import DataError
-from SDMatte.images.io import read_image, write_image
-from SDMatte.scoring.comparison import draw_sheet, read_runs, write_comparison
+from SDMatte.images.io import write_image
+from SDMatte.scoring.comparison import choose_images, read_runs, write_comparison
 from SDMatte.scoring.metrics import METRICS
-from SDMatte.scoring.report import PUBLISHED_NOTE, write_report
+from SDMatte.scoring.published import PUBLISHED_NOTE
+from SDMatte.scoring.report import write_report
 from SDMatte.scoring.results import EvaluationResult, ImageScore
 
 
-def write_run(folder, sads, model="m", dataset="my set", truths=None, **options):
-    """A result with mattes of one gray; the truths, the same for all runs, are black."""
-    truths = truths or folder.parent / "truths"
+def write_run(folder, sads, model="m", dataset="my set", **options):
+    """Write a result with uniform gray mattes; all runs share black truths."""
     path = folder / dataset / "box"
-    pictures = []
+    images = []
     for i, sad in enumerate(sads):
         scores = {**dict.fromkeys(METRICS, 0.5), "SAD": float(sad)}
-        alpha = write_image(truths / f"p{i}.png", np.zeros((20, 30)))
+        alpha = write_image(folder.parent / "truths" / f"p{i}.png", np.zeros((20, 30)))
         write_image(path / "mattes" / f"p{i}.png", np.full((20, 30), sad, np.uint8))
-        pictures.append(ImageScore(f"p{i}", 20, 30, scores, str(alpha)))
+        images.append(ImageScore(f"p{i}", 20, 30, scores, str(alpha)))
     options = {"protocol": "official", "prompt": "box", "prompt_seed": 0, **options}
-    result = EvaluationResult(dataset, pictures=pictures, model=model, **options)
+    result = EvaluationResult(dataset, images=images, model=model, **options)
     write_report(result, path)
     return result
 
 
-def test_results_are_put_together_by_what_they_measure(tmp_path):
+def test_groups_results_by_dataset_prompt_and_protocol(tmp_path):
     write_run(tmp_path / "a", [1, 2], model="x")
     write_run(tmp_path / "b", [3, 4], model="y")
     write_run(tmp_path / "c", [3, 4], model="x", protocol="corrected")
@@ -45,27 +45,27 @@ def test_results_are_put_together_by_what_they_measure(tmp_path):
     assert list(twice[0].results) == ["x", f"x ({tmp_path / 'a' / 'my set' / 'box'})"]
 
 
-def test_what_cannot_be_compared_is_said(tmp_path):
+def test_cautions(tmp_path):
     def cautions(**second):
         write_run(tmp_path / "a", [1, 2], model="x")
         write_run(tmp_path / "b", **{"sads": [1, 2], "model": "y", **second})
         return read_runs([("", tmp_path / "a"), ("", tmp_path / "b")])[0].cautions()
 
     assert cautions() == []
-    assert cautions(prompt_seed=1) == ["The runs did not see the same prompts."]
+    assert cautions(prompt_seed=1) == ["The runs do not have the same prompts."]
     file = {"prompts sha256": "1"}
-    assert cautions(info=file) == ["The runs did not see the same prompts."]
-    assert cautions(sads=[1]) == ["The runs are not of the same pictures."]
+    assert cautions(info=file) == ["The runs do not have the same prompts."]
+    assert cautions(sads=[1]) == ["The runs are not of the same images."]
 
 
-def test_the_published_rows_are_marked(tmp_path):
+def test_published_rows_are_marked(tmp_path):
     result = write_run(tmp_path / "a", [1], dataset="AIM-500")
     paths = write_comparison(read_runs([("", tmp_path / "a")]), tmp_path / "out", 0)
     text = paths[0].read_text()
     assert text.count(f"SDMatte ({PUBLISHED_NOTE})") == 2 and "19.45" in text
-    assert "are of 500 pictures" in text and "against" not in text
-    pictures = [replace(result.pictures[0], name=f"{i}") for i in range(500)]
-    write_report(replace(result, pictures=pictures), tmp_path / "a" / "AIM-500" / "box")
+    assert "all 500 images" in text and "against" not in text
+    images = [replace(result.images[0], name=f"{i}") for i in range(500)]
+    write_report(replace(result, images=images), tmp_path / "a" / "AIM-500" / "box")
     paths = write_comparison(read_runs([("mine", tmp_path / "a")]), tmp_path / "out", 0)
     for path in paths:
         text = path.read_text()
@@ -75,32 +75,28 @@ def test_the_published_rows_are_marked(tmp_path):
         assert "-94.9" in text  # 1 against 19.45
 
 
-def test_the_sheet_shows_hard_pictures_and_those_that_divide(tmp_path):
+def test_chooses_hard_images_and_those_that_differ(tmp_path):
+    def choose(count):
+        comparison = read_runs([("", tmp_path / "a"), ("", tmp_path / "b")])[0]
+        rows = choose_images(comparison, count)
+        return [[image.scores["SAD"] for image in row.values()] for row in rows]
+
     write_run(tmp_path / "a", [100, 10, 20, 30, 5], model="x")
     write_run(tmp_path / "b", [100, 10, 80, 31, 5], model="y")
-    comparison = read_runs([("", tmp_path / "a"), ("", tmp_path / "b")])[0]
-    assert draw_sheet(comparison, tmp_path / "s.png", 2, tile=32)
-    sheet = read_image(tmp_path / "s.png")
-    label, tile = 18, 32
-    assert sheet.shape == (2 * (label + tile), 4 * tile, 3)
-    centres = sheet[label + tile // 2 :: label + tile, tile // 2 :: tile, 0]
-    assert centres[:, 2:].tolist() == [[100, 100], [20, 80]]
-    assert centres[:, 1].tolist() == [0, 0]
+    assert choose(2) == [[100, 100], [20, 80]]
+    assert choose(0) == []
     (tmp_path / "b" / "my set" / "box" / "mattes" / "p0.png").unlink()
-    comparison = read_runs([("", tmp_path / "a"), ("", tmp_path / "b")])[0]
-    assert draw_sheet(comparison, tmp_path / "s.png", 1, tile=32)
-    assert read_image(tmp_path / "s.png")[label + tile // 2, 3 * tile - tile // 2, 0] == 20
+    assert choose(1) == [[20, 80]]
     for truth in (tmp_path / "truths").iterdir():
         truth.unlink()
-    assert not draw_sheet(comparison, tmp_path / "none.png", 2)
-    assert not (tmp_path / "none.png").exists()
+    assert choose(2) == []
 
 
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "a=1", [1, 2], model="x & <y>")
     write_run(tmp_path / "b", [2, 4], model="z")
-    assert main(["report", "a=1", "new=b", "--output", "out", "--pictures", "1"]) == 0
+    assert main(["report", "a=1", "new=b", "--output", "out"]) == 0
     printed = capsys.readouterr().out
     assert "new against x & " in printed and "+100.0 %" in printed
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -113,17 +109,16 @@ def test_command(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
-        (["nowhere"], "There are no results in nowhere"),
-        (["a", "name=nowhere"], "There are no results in nowhere"),
-        (["a", "--pictures", "-1"], "There cannot be -1 pictures."),
+        (["nowhere"], "No results in nowhere"),
+        (["a", "name=nowhere"], "No results in nowhere"),
     ],
 )
-def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, words, sentence):
+def test_error_messages(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "a", [1])
     assert main(["report", *words]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    assert capsys.readouterr().err.startswith(f"error: {message}")
     with pytest.raises(DataError):
         read_runs([("", tmp_path / "truths")])

@@ -1,3 +1,5 @@
+"""Scoring of a folder, from Python and on the command line."""
+
 import argparse
 import csv
 import json
@@ -35,7 +37,7 @@ def command(*arguments):
 
 @pytest.mark.parametrize("protocol", ["official", "corrected"])
 @pytest.mark.parametrize("with_trimaps", [False, True])
-def test_mean_of_the_pictures(truths, preds, protocol, with_trimaps):
+def test_scores_are_means_over_the_images(truths, preds, protocol, with_trimaps):
     trimaps = truths / "trimaps" if with_trimaps else None
     result = score_folder(preds, truths / "truth", trimaps, protocol)
     rows = []
@@ -43,21 +45,21 @@ def test_mean_of_the_pictures(truths, preds, protocol, with_trimaps):
         pred, true = (read_alpha(d / f"t{i}.png") for d in (preds, truths / "truth"))
         trimap = read_trimap(trimaps / f"t{i}.png") if with_trimaps else None
         rows.append(score_pair(pred, true, trimap, protocol))
-    assert [p.name for p in result.pictures] == [f"t{i}" for i in range(5)]
+    assert [image.name for image in result.images] == [f"t{i}" for i in range(5)]
     for key in METRICS:
         assert result.scores[key] == pytest.approx(np.mean([r[key] for r in rows]), rel=1e-6)
     assert (result.protocol, result.trimap_restricted) == (protocol, with_trimaps)
 
 
-def test_processes_give_the_same(truths, preds):
+def test_processes_do_not_change_the_scores(truths, preds):
     here, two = (score_folder(preds, truths / "truth", num_workers=n) for n in (0, 2))
     assert here == two
 
 
-def test_all_that_is_wrong_is_listed(truths, preds):
+def test_lists_all_problems(truths, preds):
     (preds / "t0.png").unlink()
     write_image(preds / "alone.png", np.zeros((4, 4), np.uint8))
-    (preds / "t1.png").write_bytes(b"no picture")
+    (preds / "t1.png").write_bytes(b"not an image")
     write_image(preds / "t2.png", np.zeros((4, 4), np.uint8))
     (truths / "trimaps" / "t3.png").unlink()
     write_image(preds / "t4.jpg", read_alpha(preds / "t4.png"))
@@ -77,18 +79,18 @@ def test_all_that_is_wrong_is_listed(truths, preds):
     assert len(lines) == 7
 
 
-def test_wrong_sizes_alone_are_listed_too(truths, preds):
+def test_lists_wrong_sizes(truths, preds):
     for i in (1, 3):
         write_image(preds / f"t{i}.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(DataError, match="2 problems"):
         score_folder(preds, truths / "truth")
 
 
-def test_folders_that_are_not_there_or_empty(truths, preds):
+def test_missing_and_empty_folders(truths, preds):
     with pytest.raises(DataError, match="does not exist"):
         score_folder(truths / "nothing", truths / "truth")
     (truths / "empty").mkdir()
-    with pytest.raises(DataError, match="no picture in"):
+    with pytest.raises(DataError, match="No images found in"):
         score_folder(preds, truths / "empty")
 
 
@@ -102,7 +104,7 @@ def test_command(truths, preds, capsys):
     assert f"{1000 * result.scores['MSE']:.2f}" in printed
     with open(output / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [float(r["SAD"]) for r in rows] == [p.scores["SAD"] for p in result.pictures]
+    assert [float(r["SAD"]) for r in rows] == [i.scores["SAD"] for i in result.images]
     summary = json.loads((output / "summary.json").read_text())
     assert summary["scores"] == result.scores
     assert summary["protocol"] == "corrected"
@@ -122,28 +124,25 @@ def test_command_in_processes_with_error_maps(truths, preds, capsys):
         truths / "two" / "scores.csv"
     ).read_text()
     expected = score_folder(*words[:2], truths / "trimaps")
-    found = read_result(truths / "two")  # as `report` does
+    found = read_result(truths / "two")
     assert found.scores == expected.scores and found.trimap_restricted
     assert command(*words, "--error-maps") == 2
     assert "--error-maps needs --output" in capsys.readouterr().err
 
 
-def test_names_that_are_no_text(truths, preds, capsys):
-    """File names are bytes; those of a Latin-1 disk are no UTF-8."""
+def test_file_names_that_are_not_utf8(truths, preds, capsys):
     for folder in (preds, truths / "truth"):
         (folder / "t0.png").rename(folder / os.fsdecode(b"t\xe4.png"))
     preds = preds.rename(truths / os.fsdecode(b"pr\xe4d"))
     assert command(preds, truths / "truth", "--output", truths / "out") == 0
-    assert os.fsdecode(b"t\xe4") in [p.name for p in read_result(truths / "out").pictures]
+    assert os.fsdecode(b"t\xe4") in [i.name for i in read_result(truths / "out").images]
     assert main(["report", str(truths / "out"), "--output", str(truths / "report")]) == 0
     assert b"t\xe4.png" in (truths / "out" / "scores.csv").read_bytes()
 
 
 @pytest.mark.parametrize("protocol", ["official", "corrected"])
-def test_trimaps_with_other_values_are_read_as_prompts_are_or_refused(
-    truths, preds, protocol, capsys
-):
-    """The pixels of 127, or of 1 among 0, 1, 2, are unknown; of 64, nobody knows."""
+def test_trimap_values_are_converted_or_refused(truths, preds, protocol, capsys):
+    """127, and 1 among 0, 1 and 2, mean unknown; 64 is ambiguous."""
     path = truths / "trimaps" / "t1.png"
     trimap = read_trimap(path)
     words = ["--trimaps", truths / "trimaps", "--protocol", protocol]
@@ -153,13 +152,16 @@ def test_trimaps_with_other_values_are_read_as_prompts_are_or_refused(
         write_image(path, np.select([unknown, fg], values[1:], 0).astype(np.uint8))
         found = score_folder(preds, truths / "truth", truths / "trimaps", protocol).scores
         assert found == expected
-    for values, sentence in (((0, 64, 255), "the value 64"), ((0, 1, 0), "only the values 0 and 1")):
+    for values, sentence in (
+        ((0, 64, 255), "the value 64"),
+        ((0, 1, 0), "only the values 0 and 1"),
+    ):
         write_image(path, np.select([unknown, fg], values[1:], 0).astype(np.uint8))
         assert command(preds, truths / "truth", *words) == 2
         assert f"t1.png holds {sentence}" in capsys.readouterr().err
 
 
-def test_mattes_and_truths_of_0_and_1_are_not_scored_as_black(truths, preds, tmp_path, caplog):
+def test_masks_of_0_and_1_are_not_scored_as_black(truths, preds, tmp_path, caplog):
     binary = {}
     for folder in (preds, truths / "truth"):
         for path in sorted(folder.iterdir()):
@@ -173,14 +175,14 @@ def test_mattes_and_truths_of_0_and_1_are_not_scored_as_black(truths, preds, tmp
     assert "its largest value is 1, so it is read as 0 and 1" in caplog.text
 
 
-def test_an_output_in_the_way_is_noticed_first(truths, capsys):
+def test_unusable_output_is_reported_first(truths, capsys):
     (truths / "file").touch()
     assert command(truths / "none", truths / "truth", "--output", truths / "file") == 2
     assert "file is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("output", ["pred", "truth", "trimaps", "link"])
-def test_reports_do_not_go_among_what_is_scored(truths, preds, output, capsys):
+def test_output_must_not_be_an_input(truths, preds, output, capsys):
     (truths / "link").symlink_to(preds)
     before = sorted(path.name for path in preds.iterdir())
     words = ["--trimaps", truths / "trimaps", "--output", truths / output]
@@ -189,18 +191,18 @@ def test_reports_do_not_go_among_what_is_scored(truths, preds, output, capsys):
     assert sorted(path.name for path in preds.iterdir()) == before
 
 
-def test_names_in_another_spelling_and_files_that_are_not_scored(truths, preds, caplog):
+def test_unicode_spellings_and_other_files(truths, preds, caplog):
     os.rename(preds / "t0.png", preds / "cafe\u0301.Png")
     os.rename(truths / "truth" / "t0.png", truths / "truth" / "caf\xe9.png")
     (preds / "log.txt").touch()
     write_image(preds / "old" / "t1.png", np.zeros((4, 4)))
     result = score_folder(preds, truths / "truth")
-    assert {p.name for p in result.pictures} == {"caf\xe9", "t1", "t2", "t3", "t4"}
+    assert {i.name for i in result.images} == {"caf\xe9", "t1", "t2", "t3", "t4"}
     assert "1 file left out, not images: log.txt" in caplog.text
     assert "1 image in 1 sub-folder left out: old (1)" in caplog.text
 
 
-def test_command_says_what_is_wrong(truths, preds, capsys):
+def test_command_reports_problems(truths, preds, capsys):
     (preds / "t0.png").unlink()
     assert command(preds, truths / "truth", "--output", truths / "report") == 2
     captured = capsys.readouterr()

@@ -1,3 +1,5 @@
+"""Metrics: golden values, slow references, and cases by hand."""
+
 import json
 from pathlib import Path
 
@@ -15,13 +17,13 @@ golden_values = json.loads((GOLDEN / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def golden_pictures():
+def golden_arrays():
     with np.load(GOLDEN / "metrics.npz") as file:
         return dict(file)
 
 
 def random_pair(rng, shape, kind):
-    """Pictures of kinds that reach different branches: specks, blobs, few levels, filled."""
+    """Draw a pair that reaches certain branches: specks, blobs, few levels, nearly full."""
     if kind == "specks":
         pair = rng.integers(0, 256, (2, *shape))
     elif kind == "blobs":
@@ -38,8 +40,8 @@ def random_pair(rng, shape, kind):
 @pytest.mark.numerics
 @pytest.mark.parametrize("values", golden_values, ids=lambda v: str(v["i"]))
 @pytest.mark.parametrize("as_float", [False, True])
-def test_golden(golden_pictures, values, as_float):
-    pred, true, trimap = (golden_pictures[f"{n}_{values['i']}"] for n in ("pred", "true", "trimap"))
+def test_golden(golden_arrays, values, as_float):
+    pred, true, trimap = (golden_arrays[f"{n}_{values['i']}"] for n in ("pred", "true", "trimap"))
     if as_float:
         pred, true = pred / np.float32(255), true / 255.0
     for key, metric in METRICS.items():
@@ -61,31 +63,31 @@ def test_against_the_slow_definition(kind):
         found = [connectivity(pred, true, trimap, protocol=p) for p in PROTOCOLS]
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
         differs += expected[0] != expected[1]
-    assert differs  # or one protocol would not have been tested
+    assert differs  # otherwise one protocol would be untested
 
 
 @pytest.mark.numerics
-def test_gradient_in_bands_and_columns():
-    """Longer than a band, differences in one corner only: nothing is lost at the seams."""
+def test_gradient_across_chunks():
+    """The chunks of rows and the cropping to differences leave no seams."""
     rng = np.random.default_rng(1)
     seam = metrics._BAND
-    places = (
+    regions = (
         np.s_[seam - 4 : seam + 6, 3:5],
         np.s_[:1, :1],
         np.s_[149:, 89:],
         np.s_[seam - 1 : seam],
     )
-    for place in places:
+    for region in regions:
         true = rng.integers(0, 256, (150, 90), dtype=np.uint8)
         pred = true.copy()
-        pred[place] = 255 - pred[place]
+        pred[region] = 255 - pred[region]
         expected = slow_metrics.gradient(pred, true)
         assert expected > 0
         assert gradient(pred, true) == pytest.approx(expected, rel=1e-5)
 
 
-def test_connectivity_of_large_pictures_against_labels():
-    """Where filling, cropping and bands all take part."""
+def test_connectivity_of_large_images():
+    """Flood fill, cropping and chunks of rows, against scipy's labels."""
     ndimage = pytest.importorskip("scipy.ndimage")
     rng = np.random.default_rng(2)
     for shape in ((200, 170), (130, 300)):
@@ -126,14 +128,14 @@ def test_gradient_of_a_point_is_the_norm_of_both_kernels():
 @pytest.mark.parametrize(
     ("pred", "true", "official", "corrected"),
     [
-        # The single pixel at the right is never in Omega (l = 0); the pair is up to .5, and then,
-        # officially, in the background for good (l = 1).
+        # The right pixel is never in Omega (l = 0). The left pair is up to .5; above, the official
+        # Omega is the background, which contains it (l = 1).
         ([[0.5, 0.5, 0, 0.8]], [[0.5, 0.9, 0, 0.5]], 0.3, 0.7),
-        # Nothing is connected: officially all is background (l = 1), else l = 0.
+        # Nothing is connected: official l = 1 in the background, corrected l = 0.
         ([[0, 0, 0, 0]], [[0, 1, 0.6, 0.1]], 0, 1.6),
         # Distances below .15 do not count.
         ([[1, 0.9, 1]], [[1, 1, 0.8]], 0.2, 0.2),
-        # Two components of one pixel: the upper right one is met first.
+        # Two components of one pixel: the upper right one comes first.
         ([[0, 0, 0, 0.55], [0.5, 0, 0, 0]], [[0, 0, 0, 1], [1, 0, 0, 0]], 0.95, 1.0),
     ],
 )
@@ -146,8 +148,8 @@ def test_connectivity_by_hand(pred, true, official, corrected):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("step", range(1, 10))
-def test_thresholds_are_met_exactly(step, dtype):
-    """A tenth belongs to its own threshold, the number before it does not, in any precision."""
+def test_thresholds_are_exact(step, dtype):
+    """A tenth reaches its threshold, the next smaller number does not, in any precision."""
     true = np.ones((1, 1), dtype)
     before = np.nextafter(np.float32(step / 10), np.float32(0))
     for value, level in ((step / 10, step), (before, step - 1)):
@@ -156,12 +158,12 @@ def test_thresholds_are_met_exactly(step, dtype):
         assert found == pytest.approx(distance / 1000 if distance > 0.15 else 0, abs=1e-9)
 
 
-def test_the_smallest_distance_that_counts():
+def test_smallest_distance_that_counts():
     true, pred = np.zeros((2, 5, 9), np.float32)
     true[:3] = pred[:3] = 1
     distance = np.float32(0.15)
     for value, expected in ((distance, distance / 1000), (np.nextafter(distance, 0), 0)):
-        true[4, 8] = value  # far from Omega, where pred has nothing
+        true[4, 8] = value  # outside Omega, where pred is 0
         assert connectivity(pred, true) == pytest.approx(expected, rel=1e-6)
 
 
@@ -195,7 +197,7 @@ def test_trimap_without_unknown_pixels_gives_zero():
     assert [metric(pred, true, trimap) for metric in METRICS.values()] == [0] * 5
 
 
-def test_inputs_are_left_alone():
+def test_inputs_are_not_modified():
     rng = np.random.default_rng(5)
     pred, true = (a / np.float32(255) for a in random_pair(rng, (70, 33), "blobs"))
     copies = pred.copy(), true.copy()
@@ -221,7 +223,7 @@ good = np.zeros((4, 5), np.uint8)
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((good, good.T), {}, "must be alike"),
+        ((good, good.T), {}, "shapes must be equal"),
         ((good[None], good[None]), {}, r"\[H, W\]"),
         ((good[:0], good[:0]), {}, "not empty"),
         ((good.astype(np.int64), good), {}, "int64"),
