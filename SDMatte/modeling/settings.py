@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from SDMatte.modeling.attention import MaskMode
 from SDMatte.modeling.unet import SECTIONS
@@ -57,40 +57,55 @@ class ModelSettings(Settings):
     """Settings of `SDMatte.modeling.sdmatte.SDMatte`, under the names of the published configs.
 
     `IGNORED_SETTINGS` are accepted and dropped with a warning.
-
-    Attributes:
-        conv_scale: Always 3: `conv_in` takes the latents of image and prompt; the third, noise,
-            is unused.
-        aux_input: The prompt to use, a key of `SDMatte.prompts.types.PROMPT_TYPES`. None: one of
-            `aux_input_list` drawn at each training step; points in evaluation.
-        aux_input_list: Prompts to draw from in training; repeats act as weights. None: the default.
-        use_aux_input: Always True: the network needs a visual prompt.
-        use_coor_input: False: boxes are embedded as 0, 0, 1, 1 and points as zeros.
-        use_opacity_input: False: every object is embedded as opaque.
-        use_attention_mask: False: self-attention is never masked.
-        attn_mask_aux_input: Prompts that mask self-attention.
-        use_attention_mask_list: Whether self-attention is masked in the down, mid and up section.
-        attention_mask_mode: How the prompt's map becomes a mask; see
-            `SDMatte.modeling.attention.score_bias`.
-        use_encoder_hidden_states: False: cross-attention reads the text embedding everywhere.
-        use_encoder_hidden_states_list: Whether cross-attention reads the visual tokens rather than
-            the text embedding, in the down, mid and up section.
-        residual_connection: Give the self-attentions of the first level a residual of their own.
     """
 
-    conv_scale: Literal[3] = 3
-    aux_input: PromptName | None = "bbox_mask"
-    aux_input_list: PromptMix = ("point_mask", "bbox_mask", "mask")
-    use_aux_input: Literal[True] = True
-    use_coor_input: bool = True
-    use_opacity_input: bool = True
-    use_attention_mask: bool = True
-    attn_mask_aux_input: PromptNames = ("point_mask", "bbox_mask", "mask")
-    use_attention_mask_list: Sections = (True, True, True)
-    attention_mask_mode: MaskMode = "bias"
-    use_encoder_hidden_states: bool = True
-    use_encoder_hidden_states_list: Sections = (False, True, False)
-    residual_connection: bool = False
+    conv_scale: Literal[3] = Field(
+        3,
+        description="Latents that the U-Net's input counts: of image, prompt and, unused, noise.",
+    )
+    aux_input: PromptName | None = Field(
+        "bbox_mask",
+        description="Prompt to use. Null: drawn from `aux_input_list` in training, points in "
+        "evaluation.",
+    )
+    aux_input_list: PromptMix = Field(
+        ("point_mask", "bbox_mask", "mask"),
+        description="Prompts to draw from in training; repeats act as weights.",
+    )
+    use_aux_input: Literal[True] = Field(True, description="The network needs a visual prompt.")
+    use_coor_input: bool = Field(
+        True, description="Embed the coordinates; otherwise boxes are 0, 0, 1, 1 and points zeros."
+    )
+    use_opacity_input: bool = Field(
+        True, description="Embed the opacity; otherwise every object is opaque."
+    )
+    use_attention_mask: bool = Field(True, description="Mask self-attention by the prompt.")
+    attn_mask_aux_input: PromptNames = Field(
+        ("point_mask", "bbox_mask", "mask"), description="Prompts that mask self-attention."
+    )
+    use_attention_mask_list: Sections = Field(
+        (True, True, True),
+        description="Whether self-attention is masked in the down, mid and up section.",
+    )
+    attention_mask_mode: MaskMode = Field(
+        "bias",
+        description="How the prompt's map becomes a mask; see "
+        "`SDMatte.modeling.attention.score_bias`.",
+    )
+    use_encoder_hidden_states: bool = Field(
+        True,
+        description="Let cross-attention read the visual tokens; otherwise it reads the text "
+        "everywhere.",
+    )
+    use_encoder_hidden_states_list: Sections = Field(
+        (False, True, False),
+        description="Whether cross-attention reads the visual tokens rather than the text in the "
+        "down, mid and up section.",
+    )
+    residual_connection: bool = Field(
+        False,
+        description="Give the self-attentions of the first level a residual of their own.",
+    )
 
     @property
     def training_prompts(self) -> tuple[str, ...]:
