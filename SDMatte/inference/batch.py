@@ -255,35 +255,28 @@ def pending_jobs(
     """
     maps = [job.prompt.value for job in jobs if job.prompt.kind in MAPS]
     check_not_read((job.output for job in jobs), [*(job.image for job in jobs), *maps, *also_read])
-    pending, sources = [], {}
+    pending: list[Job] = []
+    sources: dict[str, Path] = {}
     for job in jobs:
         source = sources.setdefault(name_key(str(job.output)), job.image)
         if source != job.image:
             problem = f"{job.output} is already the matte of {source}: rename one of the images."
+            report.fail(job, problem)
         elif not os.path.exists(job.image):
-            problem = f"Cannot read {job.image}: the file does not exist."
+            report.fail(job, f"Cannot read {job.image}: the file does not exist.")
         elif job.problem:
-            problem = job.problem
+            report.fail(job, job.problem)
         elif (obstacle := find_obstacle(job.output)) is not None:
-            problem = f"Cannot write {job.output}: {obstacle}."
+            report.fail(job, f"Cannot write {job.output}: {obstacle}.")
         elif os.path.exists(job.output) and not overwrite:
             report.skipped.append(job.output)
-            continue
         else:
-            problem = _prompt_problem(job)
-        if problem:
-            report.fail(job, problem)
-        else:
-            pending.append(job)
+            try:
+                job.prompt.check(job.image)
+                pending.append(job)
+            except SDMatteError as error:
+                report.fail(job, str(error))
     return pending
-
-
-def _prompt_problem(job: Job) -> str:
-    try:
-        job.prompt.check(job.image)
-    except SDMatteError as error:
-        return str(error)
-    return ""
 
 
 # ------------------------------------------------------------------ predicting

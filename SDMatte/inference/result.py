@@ -11,9 +11,13 @@ from SDMatte.images.arrays import as_background, read_background
 from SDMatte.images.formats import WRITERS
 from SDMatte.inference.foreground import estimate_foreground
 
-OUTPUTS = ("cutout", "alpha", "composite")
-_WITH_16_BITS = {"alpha": (".png", ".tif", ".tiff"), "cutout": (".png",)}
-_WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp")  # most programs ignore alpha in BMP files
+_SUFFIXES = {  # of outputs by kind and bits; most programs ignore alpha in BMP files
+    ("cutout", 8): (".png", ".webp", ".tif", ".tiff"),
+    ("cutout", 16): (".png",),
+    ("alpha", 8): tuple(WRITERS),
+    ("alpha", 16): (".png", ".tif", ".tiff"),
+    ("composite", 8): tuple(WRITERS),
+}
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,13 @@ class OutputSettings:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.kind not in OUTPUTS:
-            raise ConfigError(f"The output must be one of {', '.join(OUTPUTS)}; got {self.kind!r}.")
-        if self.bits != 8 and (self.bits != 16 or self.kind not in _WITH_16_BITS):
-            raise ConfigError(f"bits must be 8, or 16 for mattes and cutouts; got {self.bits!r}.")
+        if (self.kind, self.bits) not in _SUFFIXES:
+            raise ConfigError(
+                f"The output must be a cutout or alpha with 8 or 16 bits, or a composite with 8; "
+                f"got {self.kind!r} with {self.bits!r}."
+            )
         if self.premultiplied and self.kind != "cutout":
-            raise ConfigError(f"Only cutouts can be premultiplied, not {self.kind!r}.")
+            raise ConfigError(f"Only a cutout can be premultiplied, not {self.kind!r}.")
         self.check_suffix(self.suffix)
         if self.kind == "composite":
             self.background = read_background(self.background)
@@ -128,14 +133,12 @@ class OutputSettings:
         Raises:
             ConfigError: It cannot.
         """
-        suffix = suffix.lower()
-        if suffix not in WRITERS:
-            raise ConfigError(f"Cannot write {suffix!r} files: use one of {', '.join(WRITERS)}.")
-        if self.kind == "cutout" and suffix in _WITHOUT_ALPHA:
-            raise ConfigError(f"A {suffix} file has no alpha channel: use .png, .webp or .tif.")
-        if self.bits == 16 and suffix not in _WITH_16_BITS[self.kind]:
-            allowed = " or ".join(_WITH_16_BITS[self.kind])
-            raise ConfigError(f"Cannot write 16 bits to a {suffix} file: use {allowed}.")
+        allowed = _SUFFIXES[self.kind, self.bits]
+        if suffix.lower() not in allowed:
+            raise ConfigError(
+                f"A {suffix} file cannot store the output ({self.kind}, {self.bits} bits per "
+                f"channel): use one of {', '.join(allowed)}."
+            )
 
     def render(self, result: MatteResult) -> np.ndarray:
         """Return the array to write."""

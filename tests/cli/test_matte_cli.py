@@ -186,11 +186,14 @@ def test_a_checkpoint_without_its_configs_is_named(matte, capsys):
         (["in/a.png", "--mask", "black.png"], "The mask is empty"),
         (["in/a.png", "--points", "1", "2", "3"], "points are pairs x y; got 3 numbers"),
         (["none.png", "--auto"], "the file does not exist"),
-        (["in/a.png", "--auto", "-o", "x.jpg"], "A .jpg file has no alpha channel"),
-        (["in/a.png", "--auto", "-o", "x.gif"], "Cannot write '.gif' files"),
+        (
+            ["in/a.png", "--auto", "-o", "x.jpg"],
+            "A .jpg file cannot store the output (cutout, 8 bits",
+        ),
+        (["in/a.png", "--auto", "-o", "x.gif"], "A .gif file cannot store the output"),
         (
             ["in/a.png", "--auto", "--bits", "16", "-o", "x.tif"],
-            "Cannot write 16 bits to a .tif file: use .png",
+            "(cutout, 16 bits per channel): use one of .png.",
         ),
         (["in/a.png", "--auto", "--resolution", "50"], "must be a positive multiple of 32"),
         (["in/a.png", "--auto", "--dtype", "int8"], "dtype must be float32"),
