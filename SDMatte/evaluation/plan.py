@@ -77,11 +77,11 @@ class SetTest:
     @cached_property
     def targets(self) -> dict[str, Target]:
         """What the mattes are scored against, by name of the image, in the data set's order."""
-        dataset = self.loader.dataset
+        dataset, use_trimap = self.loader.dataset, self.config.test.use_trimap
         found = {}
         for sample in dataset.samples:
             trimap = None
-            if self.config.test.use_trimap:
+            if use_trimap:
                 trimap = str(dataset.root / sample.trimap) if sample.trimap else ""
             image = "" if sample.background else str(dataset.root / sample.image)
             target = Target(str(dataset.root / sample.alpha), trimap, image)
