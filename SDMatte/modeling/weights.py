@@ -299,18 +299,12 @@ def assign_checkpoint(model: nn.Module, path: str | Path, part_size: int = PART_
     converted = _copy_as_block(text, types)
     del text
     tensors = drop_pages(tensors)
-    others = [n for n, v in tensors.items() if v.dtype != types[n] and n not in converted]
-    parts: list[list[str]] = []
-    room = 0
-    for name in others:
-        if room <= 0:
-            parts.append([])
-            room = part_size
-        parts[-1].append(name)
-        room -= tensors[name].nbytes
-    for part in parts:
-        converted |= {name: tensors.pop(name).to(types[name]) for name in part}
-        tensors = drop_pages(tensors)
+    read_bytes = 0
+    for name in [n for n, v in tensors.items() if v.dtype != types[n] and n not in converted]:
+        read_bytes += tensors[name].nbytes
+        converted[name] = tensors.pop(name).to(types[name])
+        if read_bytes >= part_size:
+            tensors, read_bytes = drop_pages(tensors), 0
     model.load_state_dict({**tensors, **converted}, assign=True)
 
 

@@ -106,7 +106,7 @@ def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch,
     np.testing.assert_allclose(predict(rgb, "LongfeiHuang/SDMatte"), expected, **ROUNDING)
     with pytest.raises(CheckpointError, match="has no checkpoint named SDMatte_plus.pth"):
         predict(rgb, "LongfeiHuang/SDMatte", "SDMatte_plus.pth")
-    with pytest.raises(CheckpointError, match="was not found locally or in the hub's cache"):
+    with pytest.raises(CheckpointError, match="not found locally or in the hub's cache"):
         predict(rgb, "LongfeiHuang/Other")
 
 
@@ -179,7 +179,7 @@ def test_refused_models(saved, published, tmp_path):
     run.mkdir()
     cases = [
         ((empty,), CheckpointError, "empty is not a model: it has neither"),
-        ((two,), CheckpointError, "has no checkpoint: expected are model.safetensors, SDMatte.pth"),
+        ((two,), CheckpointError, "has no checkpoint: expected model.safetensors, SDMatte.pth"),
         ((tmp_path / "none.pth",), CheckpointError, "Checkpoint file .* not found"),
         ((published / "SDMatte.pth", "SDMatte_plus.pth"), ConfigError, "two checkpoints: give one"),
         ((spoil(run, "config.yaml", "a: ["),), CheckpointError, "not the config of a training"),
