@@ -155,7 +155,8 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     """
     if isinstance(background, str) and not os.path.exists(background):
         try:
-            return ImageColor.getcolor(background, "RGB")
+            red, green, blue = ImageColor.getrgb(background)[:3]
+            return red, green, blue
         except ValueError as error:
             raise DataError(
                 f"The background {background!r:.80} is neither a file nor a color such as white "
@@ -169,7 +170,8 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
         raise DataError(
             f"The background {background!r} is not a color: three integers from 0 to 255."
         )
-    return tuple(int(v) for v in background)
+    red, green, blue = (int(v) for v in background)
+    return red, green, blue
 
 
 def as_background(background: Any, hw: tuple[int, int]) -> np.ndarray:

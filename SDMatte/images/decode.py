@@ -369,7 +369,7 @@ def _orientation(image: Image.Image, path: str | Path) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _warn_of_frames(image: Image.Image, path: str | Path) -> None:
+def _warn_of_frames(image: Any, path: str | Path) -> None:
     if image.format == "MPO":  # previews, depth maps or second views of phones and 3D cameras
         return
     try:

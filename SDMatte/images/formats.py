@@ -1,6 +1,7 @@
 """Supported image formats, and the names of those that are not supported."""
 
 import os
+from typing import Any
 
 IMAGE_EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"),
@@ -8,7 +9,7 @@ IMAGE_EXTENSIONS = (
 )
 """Suffixes (lower case) of image files; of files with the same stem, the first one wins."""
 
-WRITERS = {
+WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {"compress_level": 4}),
     ".jpg": ("JPEG", {"quality": 95}),
     ".jpeg": ("JPEG", {"quality": 95}),
@@ -98,11 +99,13 @@ def describe_unsupported(name: str, head: bytes) -> str | None:
     if text.startswith((b"<!doctype html", b"<html")):
         return "it is a web page, probably from a failed download; download the image again"
     if text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text:
-        kind = "an SVG drawing"
+        kind: str | None = "an SVG drawing"
     else:
         kind = _kind(name, head)
+    if kind is None:
+        return None
     advice = _ADVICE.get(kind, "convert it to PNG, JPEG or TIFF first")
-    return kind and f"it is {kind}, which is not supported; {advice}"
+    return f"it is {kind}, which is not supported; {advice}"
 
 
 def _kind(name: str, head: bytes) -> str | None:

@@ -208,11 +208,11 @@ def trimap_levels(trimap: np.ndarray, name: str = "The trimap") -> np.ndarray:
     """
     top = trimap.max(initial=0)
     if trimap.dtype.kind == "f" and top <= 1:
-        unknown, foreground = (0.5,), 1
+        unknown, foreground = [0.5], 1
     elif top <= 2:
-        unknown, foreground = (1,), 2
+        unknown, foreground = [1], 2
     else:
-        unknown, foreground = (127, 128), 255
+        unknown, foreground = [127, 128], 255
     levels = np.zeros(trimap.shape, np.uint8)
     levels[np.isin(trimap, unknown)] = 128
     levels[trimap == foreground] = 255

@@ -84,7 +84,9 @@ def scan_folder(
         if recursive or Path(error.filename) == Path(directory):
             _raise_list_error(error)
 
-    images, others, inside = [], [], Counter()
+    images: list[str] = []
+    others: list[str] = []
+    inside: Counter[str] = Counter()
     seen = {os.path.realpath(path) for path in skip} - {os.path.realpath(directory)}
     # Linked folders last: a folder is listed under its own name if it has one here.
     pending = [str(directory)]

@@ -125,7 +125,7 @@ def palette_labels(image: Image.Image) -> np.ndarray | None:
     labels = np.array(image).astype(np.uint16)
     used = np.unique(labels)
     colors = np.zeros((256, 3), int)
-    palette = np.reshape(image.getpalette("RGB"), (-1, 3))
+    palette = np.array(image.getpalette("RGB")).reshape(-1, 3)
     colors[: len(palette)] = palette
     if np.ptp(colors[used], axis=1).max(initial=0) <= _ALMOST_GRAY:
         return None

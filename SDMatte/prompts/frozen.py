@@ -89,7 +89,7 @@ class PromptFile:
         if not isinstance(sets, dict) or not all(isinstance(s, dict) for s in sets.values()):
             raise DataError(f"The prompt file {path} is damaged: sets must map names to samples.")
         sets = {name: {name_key(key): v for key, v in s.items()} for name, s in sets.items()}
-        return cls(*(content[name] for name in _SETTINGS), sets=sets, path=str(path))
+        return cls(**{name: content[name] for name in _SETTINGS}, sets=sets, path=str(path))
 
     def write(self, path: str | Path) -> None:
         """Write the file atomically.

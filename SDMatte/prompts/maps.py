@@ -83,7 +83,7 @@ def mask_prompt(
         sizes: Range of the kernel sizes.
         threshold: Range of the threshold.
     """
-    mask = (alpha >= rng.uniform(*threshold)).astype(np.uint8)
+    mask: np.ndarray = (alpha >= rng.uniform(*threshold)).astype(np.uint8)
     for name in _OPERATIONS[rng.integers(len(_OPERATIONS))]:
         operation = cv2.erode if name == "erode" else cv2.dilate
         mask = operation(mask, ellipse(draw_size(rng, sizes)))

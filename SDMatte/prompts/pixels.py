@@ -36,7 +36,7 @@ class PixelPrompt:
 
     kind: PromptType
     hw: tuple[int, int]
-    value: np.ndarray | None
+    value: Any
 
     def draw(self, size: tuple[int, int], radius: float) -> Prompt:
         """Draw the prompt for the model, by the same functions as in training.

@@ -139,7 +139,7 @@ def _read_json(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
         raise DataError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} must map the names of images to prompts.")
-    entries = []
+    entries: list[tuple[str, Mapping[str, Any]]] = []
     for name, value in content.items():
         for entry in value if isinstance(value, list) else [value]:
             if not isinstance(entry, dict):
@@ -159,7 +159,7 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_csv(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
     rows = csv.DictReader(text.splitlines())
-    entries = []
+    entries: list[tuple[str, Mapping[str, Any]]] = []
     try:
         columns = rows.fieldnames or []
         if "image" not in columns or not set(columns) <= set(_COLUMNS):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from data_trees import disc
 from scipy import ndimage
 
 from SDMatte.prompts.maps import (
@@ -11,6 +12,7 @@ from SDMatte.prompts.maps import (
     extent,
     heat_map,
     jitter_box,
+    loosen_box,
     mask_prompt,
     object_box,
     point_prompt,
@@ -138,7 +140,7 @@ def test_mask_operations_by_hand():
     w, h = 200, 120
     expected = {
         "erode": (67, 47, 92, 72),  # each side moves in by 7; the small one vanishes
-        "dilate": (53, 33, 165, 86),  # each side moves out by 7; the small one starts at row 50
+        "dilate": (53, 33, 165, 86),  # each side moves out by 7
         "open": (60, 40, 99, 79),  # the small square is gone
         "close": (60, 40, 158, 79),  # the small square is still there
     }
@@ -288,3 +290,29 @@ def test_prompts_do_not_change_the_alpha():
     for function in (mask_prompt, box_prompt, point_prompt):
         function(alpha, rng())
     np.testing.assert_array_equal(alpha, copy)
+
+
+# ------------------------------------------------------------------ loose boxes
+
+
+def test_each_side_loosens_outward_independently():
+    box, shape = (100, 200, 299, 299), (1000, 1000)
+    moved = np.array(
+        [loosen_box(box, shape, np.random.default_rng(i), 0.2) for i in range(2000)]
+    ) - np.array(box)
+    outward = moved * (-1, -1, 1, 1)
+    # Uniform up to 0.2 of 199 and of 99 pixels.
+    assert outward.min() == 0 and outward.max(axis=0).tolist() == [40, 20, 40, 20]
+    np.testing.assert_allclose(outward.mean(axis=0), [19.9, 9.9, 19.9, 9.9], rtol=0.05)
+    assert (abs(np.corrcoef(outward.T) - np.eye(4)) < 0.09).all()
+
+
+def test_loose_boxes_stay_in_the_image_and_keep_their_jitter():
+    rng = np.random.default_rng(0)
+    assert loosen_box((0, 0, 39, 19), (20, 40), rng, 5) == (0, 0, 39, 19)
+    alpha = disc(100, 100, 20)
+    for seed in range(20):
+        plain = box_prompt(alpha, np.random.default_rng(seed), 0.1).coords
+        loose = box_prompt(alpha, np.random.default_rng(seed), 0.1, 0.5).coords
+        assert (loose[:2] <= plain[:2]).all() and (loose[2:] >= plain[2:]).all()
+    assert (loose != plain).any()
