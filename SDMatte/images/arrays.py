@@ -78,21 +78,6 @@ def flatten(
     return np.array(Image.composite(over, Image.new("RGB", over.size, backdrop), mask))
 
 
-def as_rgb(image: Any) -> np.ndarray:
-    """Convert an image to 8-bit RGB over `PAPER`.
-
-    Args:
-        image: See `read_pixels`.
-
-    Returns:
-        uint8 ``[H, W, 3]``.
-
-    Raises:
-        DataError: It is something else, or a file that cannot be read.
-    """
-    return flatten(*read_pixels(image), PAPER)
-
-
 def _read(image: Any, ignore_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Read colors as they are stored, and alpha, which is None if the image is opaque."""
     if isinstance(image, str | Path):
@@ -145,7 +130,7 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
 
     Args:
         background: A color, as three integers from 0 to 255 or in CSS (``"white"``,
-            ``"#00b140"``); or an image, see `as_rgb`.
+            ``"#00b140"``); or an image, see `read_pixels`, which is shown over `PAPER`.
 
     Returns:
         The color, RGB from 0 to 255; or the image, uint8 ``[H, W, 3]``.
@@ -163,7 +148,7 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
                 f"or #00b140."
             ) from error
     if not isinstance(background, tuple | list):
-        return as_rgb(background)
+        return flatten(*read_pixels(background), PAPER)
     if len(background) != 3 or not all(
         isinstance(v, int | np.integer) and 0 <= v <= 255 for v in background
     ):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from SDMatte import MattePredictor
 from SDMatte.errors import ConfigError, DataError, PromptError
-from SDMatte.images.arrays import as_rgb, read_background
+from SDMatte.images.arrays import read_background
 from SDMatte.images.io import write_image
 from SDMatte.images.resize import resize_bilinear, to_tensor
 from SDMatte.inference.loading import offload_model
@@ -105,10 +105,10 @@ def test_all_kinds_of_images(predictor, rgb, tmp_path):
     ("image", "sentence"),
     [
         ("nowhere.png", "the file does not exist"),
-        (None, "The image is a NoneType; an image is a path"),
+        (None, "The image is a NoneType; an image must be a path"),
         (np.zeros((4, 4, 5), np.uint8), r"an array \[4, 4, 5\]"),
         (np.zeros((4, 4, 4), np.int64), "has int64 values"),
-        (np.full((4, 4, 4), (0, 0, 0, 1.5)), "values range from 1.5 to 1.5"),
+        (np.full((4, 4, 4), (0, 0, 0, 1.5)), "values range from 0 to 1.5"),
         (np.zeros((0, 4, 3), np.uint8), r"an array \[0, 4, 3\]"),
         (np.zeros((4, 4, 3), np.int64), "has int64 values"),
         (np.full((4, 4, 3), 255.0), "values range from 255 to 255"),
@@ -341,15 +341,13 @@ def damaged_files(draw):
 
 
 @settings(max_examples=150)
-@given(file=damaged_files(), use=st.sampled_from(["image", "mask", "trimap", "background"]))
+@given(file=damaged_files(), use=st.sampled_from(["background", "mask", "trimap"]))
 def test_damaged_files_are_read_or_refused(predictor, tmp_path_factory, rgb, file, use):
     path = tmp_path_factory.getbasetemp() / f"damaged.{file[0]}"
     path.write_bytes(file[1])
     try:
         if use == "background":
-            read_background(path)
-        elif use == "image":
-            image = as_rgb(path)
+            image = read_background(path)
             assert image.dtype == np.uint8 and image.shape[2] == 3
         else:
             whole = np.zeros((24, 30, 3), np.uint8)

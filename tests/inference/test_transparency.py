@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from SDMatte import MattePredictor
-from SDMatte.images.arrays import NEUTRAL, as_background, as_rgb, read_pixels
+from SDMatte.images.arrays import NEUTRAL, as_background, read_background, read_pixels
 from SDMatte.images.io import read_image_and_alpha
-from SDMatte.inference.batch import BatchReport, plan_many, run_jobs
+from SDMatte.inference.batch import Batch
 from SDMatte.inference.result import OutputSettings
 from SDMatte.prompts.requests import PromptRequest
 
@@ -230,7 +230,7 @@ def test_arrays_and_tensors_with_alpha():
 def test_transparent_background_is_white():
     rgba = np.dstack([COLORS, ALPHA])
     expected = [[255, 255, 255], [169, 185, 201], [200, 60, 20]]
-    assert np.abs(as_rgb(rgba)[0].astype(int) - expected).max() <= 1
+    assert np.abs(read_background(rgba)[0].astype(int) - expected).max() <= 1
     assert np.abs(as_background(rgba, (1, 3))[0].astype(int) - expected).max() <= 1
 
 
@@ -242,10 +242,12 @@ def test_folders(predictor, rgba, tmp_path, monkeypatch):
             tmp_path / "in" / name, **({"lossless": True} if "w" in name else {})
         )
     for ignore in (False, True):
-        jobs = plan_many([tmp_path / "in"], [PromptRequest("auto")], tmp_path / f"{ignore}", ".png")
-        run_jobs(predictor, jobs, OutputSettings(), BatchReport(), ignore_alpha=ignore)
-        for job in jobs:
-            with Image.open(job.output) as written:
+        batch = Batch(OutputSettings(), tmp_path / f"{ignore}")
+        batch.add_inputs([tmp_path / "in"], [PromptRequest("auto")])
+        batch.run(predictor, ignore_alpha=ignore)
+        assert len(batch.done) == 2
+        for path in batch.done:
+            with Image.open(path) as written:
                 alpha = np.array(written)[..., 3]
             if ignore:
                 assert (alpha == 255).all()
