@@ -1,0 +1,19 @@
+"""The config of SDMatte_small with the model of model_variant.py in its place.
+
+PYTHONPATH=examples bash script/train.sh examples/model_variant_config.py train.init_checkpoint=
+"""
+
+from ..configs.SDMatte_small import (  # noqa: F401
+    criterion,
+    dataloader,
+    lr_multiplier,
+    model,
+    optimizer,
+    test,
+    train,
+)
+
+model._target_ = "model_variant.CorrectedSDMatte"
+train.output_dir = "output/examples/variant"
+train.max_iter = 20
+train.evaluations = 0

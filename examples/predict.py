@@ -1,0 +1,38 @@
+"""Predict the matte of the object in a box, and put the object on another background.
+
+python examples/predict.py                          # the small model, on a photograph of coffee
+python examples/predict.py --image photo.jpg --box 10 20 300 400 --model LongfeiHuang/SDMatte
+"""
+
+import argparse
+from pathlib import Path
+
+import SDMatte
+from SDMatte import MattePredictor
+from SDMatte.images.io import write_image
+from SDMatte.samples import real_photographs
+
+SMALL = Path(SDMatte.__file__).parent / "assets" / "small"
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--image", help="default: a photograph shipped with scikit-image")
+parser.add_argument("--box", type=float, nargs=4, default=(80, 16, 479, 387))
+parser.add_argument("--model", help="folder or hub id (default: the small model, shipped here)")
+parser.add_argument("--output", type=Path, default=Path("output/examples/predict"))
+args = parser.parse_args()
+
+if args.model is None:
+    predictor = MattePredictor.from_pretrained(SMALL, "start.safetensors", resolution=128)
+else:
+    predictor = MattePredictor.from_pretrained(args.model)
+photographs = {photograph.name: photograph.path for photograph in real_photographs()}
+predictor.set_image(args.image or photographs["coffee"])
+result = predictor.predict(box=args.box)
+
+print(f"alpha: {result.alpha.shape}, covers {result.alpha.mean():.0%} of the image")
+for name, image in {
+    "alpha.png": result.alpha,
+    "cutout.png": result.cutout(),
+    "composite.png": result.composite("steelblue"),
+}.items():
+    print(write_image(args.output / name, image))
