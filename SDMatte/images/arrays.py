@@ -17,7 +17,7 @@ from SDMatte.images.resize import unit
 logger = logging.getLogger(__name__)
 
 NEUTRAL = (128, 128, 128)
-"""Color that the model sees in place of transparent pixels: white and black objects both keep
+"""Color that replaces transparent pixels in the model's input: white and black objects both keep
 their outlines on it, and it is 0 in the model's input range."""
 
 PAPER = (255, 255, 255)
@@ -44,7 +44,7 @@ def read_pixels(image: Any, ignore_alpha: bool = False) -> tuple[np.ndarray, np.
         effect; and alpha, float32 ``[H, W]`` in [0, 1], or None if the image is opaque.
 
     Raises:
-        DataError: It is something else, or a file that cannot be read.
+        DataError: Its type, shape or range is not supported, or the file cannot be read.
     """
     colors, alpha = _read(image, ignore_alpha)
     if alpha is not None:

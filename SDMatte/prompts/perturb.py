@@ -37,7 +37,7 @@ class PromptPerturbation(Settings):
     opacity: bool = Field(default=False, description="Invert the opacity flag.")
 
     def describe(self, prompt: str) -> str:
-        """Return a label of what changes for a prompt, fit for file names; "" if nothing.
+        """Return a label of the changes to a prompt, fit for file names; "" if there are none.
 
         Args:
             prompt: The name of its map, such as ``"bbox_mask"``.

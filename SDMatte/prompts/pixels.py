@@ -91,8 +91,8 @@ def read_prompts(
         points: One to ten (x, y) in pixels, from 0 to width and height, excluded. Coordinates that
             all lie in [0, 1] must be integers: pixels of the upper left corner.
         mask: ``[H, W]``, or a list of them: bool; integers, 0 and 1, 0 to 255, or 0 to 65535; or
-            floating point in [0, 1]. The object is what reaches half of the range; in an integer
-            mask with a single nonzero value, what has that value.
+            floating point in [0, 1]. Pixels of at least half of the range are the object; in an
+            integer mask with a single nonzero value, the pixels of that value.
         trimap: ``[H, W]``, or a list of them: 0 background, 127 or 128 unknown, 255 foreground; or
             0, 1, 2; or floating point, 0, 0.5, 1.
 
