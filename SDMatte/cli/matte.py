@@ -1,11 +1,11 @@
-"""``python -m SDMatte matte PICTURE --box X0 Y0 X1 Y1 -o OUT.png``: cuts objects out."""
+"""``sdmatte matte IMAGE --box X0 Y0 X1 Y1 -o OUT.png``."""
 
 import argparse
 import logging
 import os
 from pathlib import Path
 
-from SDMatte.cli.common import path_or_name
+from SDMatte.cli.common import Removed, path_or_name
 from SDMatte.errors import ConfigError, MissingFileError
 
 logger = logging.getLogger(__name__)
@@ -23,38 +23,34 @@ examples:
   sdmatte matte FOLDER --prompts prompts.csv -o MATTES
   sdmatte matte FOLDER --mask MASKS -o MATTES --recursive
 
-The exit status is 0 if all went well, 1 if some pictures failed, 2 if nothing could be done."""
+The exit status is 0 on success, 1 if some images failed, 2 if all did."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Adds the subcommand."""
-    parser = subparsers.add_parser(
-        "matte",
-        help="cut objects out of pictures",
-        description="Predicts mattes of what prompts point at, and cuts it out. Coordinates are "
-        "pixels of the upright picture. Of folders, mattes that are there already are skipped, "
-        "so an interrupted run goes on when it is started again.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.description = (
+        "Predict mattes of prompted objects and cut them out. Coordinates are pixels of the "
+        "upright image. For folders, existing mattes are skipped, so that an interrupted run can "
+        "be repeated."
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="PICTURE_OR_FOLDER")
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument(
         "--ignore-alpha",
         action="store_true",
-        help="take what is transparent in the images as opaque, with the colors stored there "
-        "(default: mattes never exceed the image's own alpha)",
+        help="treat transparent pixels of the images as opaque, with their stored colors (default: "
+        "mattes never exceed the image's own alpha)",
     )
     parser.add_argument(
         "-r",
         "--recursive",
         action="store_true",
-        help="include the sub-folders of folders; outputs, masks and trimaps keep their names",
+        help="include sub-folders; outputs, masks and trimaps have the same sub-folders",
     )
     _add_prompts(parser)
     _add_outputs(parser)
     _add_model(parser)
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +62,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         type=float,
         action="append",
         metavar=("X0", "Y0", "X1", "Y1"),
-        help="around the object, in pixels; repeat it for several mattes",
+        help="around the object, in pixels; repeat for several mattes",
     )
     kinds.add_argument(
         "--points", nargs="+", type=float, metavar="X Y", help="one to ten points, in pixels"
@@ -75,7 +71,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         "--mask",
         type=Path,
         metavar="FILE_OR_FOLDER",
-        help="roughly the object, of gray 0 and 255, 0 and 1, ...",
+        help="rough mask of the object: 0 and 255, 0 and 1, or any two gray values",
     )
     kinds.add_argument(
         "--trimap",
@@ -83,33 +79,35 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         metavar="FILE_OR_FOLDER",
         help="0 background, 128 unknown, 255 foreground; or 0, 1, 2",
     )
-    kinds.add_argument("--auto", action="store_true", help="no prompt: what stands out")
+    kinds.add_argument("--auto", action="store_true", help="no prompt: the salient object")
     kinds.add_argument(
         "--prompts",
         type=Path,
         metavar="FILE",
-        help="a JSON or CSV file with a prompt for each picture of a folder, see docs/inference.md",
+        help="a JSON or CSV file with a prompt for each image of a folder, see docs/inference.md",
     )
-    group.add_argument("--transparent", action="store_true", help="glass, smoke, veils")
+    group.add_argument(
+        "--transparent", action="store_true", help="the object is transparent: glass, smoke, veils"
+    )
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("-o", "--output", type=Path, help="a file, or the folder for several")
+    group.add_argument("-o", "--output", type=Path, help="a file, or a folder for several mattes")
     kinds = group.add_mutually_exclusive_group()
     kinds.add_argument(
-        "--rgba", action="store_true", help="the object with its own colours (default)"
+        "--alpha-only",
+        action="store_true",
+        help="write the gray matte (default: the object with its own colors and alpha)",
     )
-    kinds.add_argument("--alpha-only", action="store_true", help="the matte, gray")
+    kinds.add_argument("--rgba", action=Removed, instead="it is the default.")
     kinds.add_argument(
         "--background",
         type=path_or_name,
-        metavar="COLOUR_OR_FILE",
-        help="the object on another background",
+        metavar="COLOR_OR_FILE",
+        help="write the object on another background",
     )
-    group.add_argument(
-        "--premultiplied", action="store_true", help="multiply the colours with alpha"
-    )
+    group.add_argument("--premultiplied", action="store_true", help="multiply the colors by alpha")
     group.add_argument(
         "--bits",
         type=int,
@@ -118,10 +116,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="16 for PNG, and for TIFF with --alpha-only",
     )
     group.add_argument(
-        "--format", choices=FORMATS, default="png", help="where -o is no file (default: png)"
+        "--format", choices=FORMATS, default="png", help="unless -o is a file (default: png)"
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="make mattes anew that are there already"
+        "--overwrite", action="store_true", help="replace existing mattes of folders"
     )
 
 
@@ -137,23 +135,30 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--checkpoint",
         type=path_or_name,
-        help="another of the model's files: SDMatte_plus.pth",
+        help="another checkpoint of the model, such as SDMatte_plus.pth",
     )
     group.add_argument("--device", default="auto", help="cuda, mps, cpu (default: auto)")
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: auto)")
-    group.add_argument("--resolution", type=int, help="what the model sees (default: the model's)")
     group.add_argument(
-        "--keep-aspect", action="store_true", default=None, help="do not squash to a square"
+        "--resolution", type=int, help="side of the model's input in pixels (default: the model's)"
     )
-    group.add_argument("--refine", choices=("tiles",), help="a second pass over large pictures")
     group.add_argument(
-        "--offload", action="store_true", help="keep on a small GPU only what computes"
+        "--keep-aspect",
+        action="store_true",
+        default=None,
+        help="keep the proportions (default: resize to a square)",
+    )
+    group.add_argument(
+        "--refine", choices=("tiles",), help="a second pass over tiles of large images"
+    )
+    group.add_argument(
+        "--offload", action="store_true", help="keep only the active part of the model on the GPU"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plans, loads the model if there is something to do, and makes the mattes."""
-    from SDMatte.inference.batch import BatchReport, pending_jobs, run_jobs
+    """Plan the mattes, load the model if any are missing, and write them."""
+    from SDMatte.inference.batch import Batch
     from SDMatte.inference.result import OutputSettings
 
     kind = "alpha" if args.alpha_only else "composite" if args.background else "cutout"
@@ -161,14 +166,15 @@ def run(args: argparse.Namespace) -> int:
         kind, args.background, args.premultiplied, args.bits, f".{args.format}"
     )
     single = len(args.inputs) == 1 and not args.inputs[0].is_dir()
-    report = BatchReport()
-    jobs = _plan(args, settings, single, report)
-    # Who names a single picture wants its matte, whatever is there.
+    batch = Batch(settings, args.output)
+    _add_jobs(batch, args, single)
+    num_jobs = len(batch.jobs)
+    # The matte of a single image is always written.
     also_read = [args.prompts, args.background, args.model, args.checkpoint]
-    pending = pending_jobs(jobs, args.overwrite or single, report, also_read)
-    if pending:
-        many = "s" if len(pending) > 1 else ""
-        logger.info("%d matte%s to make; loading %s ...", len(pending), many, args.model)
+    batch.check(args.overwrite or single, also_read)
+    if batch.jobs:
+        many = "s" if len(batch.jobs) > 1 else ""
+        logger.info("%d matte%s to make; loading %s ...", len(batch.jobs), many, args.model)
         # Imported late: it takes seconds.
         from SDMatte.inference.predictor import MattePredictor
 
@@ -182,32 +188,28 @@ def run(args: argparse.Namespace) -> int:
             offload=args.offload,
             progress=True,
         )
-        run_jobs(predictor, pending, settings, report, args.refine, args.ignore_alpha)
-    if len(jobs) > 1 or not single:
-        print(report.summary())
-    elif report.done:
-        print(f"Written: {report.done[0]}")
-    if not report.failed:
+        batch.run(predictor, args.refine, args.ignore_alpha)
+    if num_jobs > 1 or not single:
+        print(batch.summary())
+    elif batch.done:
+        print(f"Written: {batch.done[0]}")
+    if not batch.failed:
         return 0
-    return SOME_FAILED if report.done or report.skipped else USER_ERROR
+    return SOME_FAILED if batch.done or batch.skipped else USER_ERROR
 
 
-def _plan(args: argparse.Namespace, settings, single: bool, report) -> list:
-    """Turns the arguments into jobs."""
-    from SDMatte.inference.batch import plan_listed, plan_many, plan_single
+def _add_jobs(batch, args: argparse.Namespace, single: bool) -> None:
+    """Add the mattes to write to a batch."""
     from SDMatte.prompts.requests import read_prompt_file
 
     if args.prompts is not None:
         if single or len(args.inputs) != 1:
-            raise ConfigError("--prompts is for the pictures of one folder.")
-        listed = read_prompt_file(args.prompts)
-        return plan_listed(args.inputs[0], listed, args.output, settings.suffix, report)
-    prompts = _prompts(args)
-    if not single:
-        return plan_many(args.inputs, prompts, args.output, settings.suffix, args.recursive, report)
-    jobs = plan_single(args.inputs[0], prompts, args.output, settings.suffix)
-    settings.check_suffix(jobs[0].output.suffix)
-    return jobs
+            raise ConfigError("--prompts needs one folder of images.")
+        batch.add_listed(args.inputs[0], read_prompt_file(args.prompts))
+    elif single:
+        batch.add_image(args.inputs[0], _prompts(args))
+    else:
+        batch.add_inputs(args.inputs, _prompts(args), args.recursive)
 
 
 def _prompts(args: argparse.Namespace) -> list:
@@ -222,6 +224,6 @@ def _prompts(args: argparse.Namespace) -> list:
         value = getattr(args, kind)
         if value is not None:
             if not os.path.exists(value):
-                raise MissingFileError(f"--{kind} {value}: there is no such file or folder.")
+                raise MissingFileError(f"--{kind} {value}: file or folder not found.")
             return [PromptRequest(kind, value, args.transparent)]
     return [PromptRequest("auto", None, args.transparent)]

@@ -11,15 +11,7 @@ from PIL import Image, ImageCms
 
 from SDMatte.errors import ConfigError, DataError, OutputError
 from SDMatte.images.io import read_alpha, read_image, write_image
-from SDMatte.inference.batch import (
-    BatchReport,
-    Job,
-    pending_jobs,
-    plan_listed,
-    plan_many,
-    plan_single,
-    run_jobs,
-)
+from SDMatte.inference.batch import Batch, Job
 from SDMatte.inference.result import OutputSettings
 from SDMatte.prompts.requests import PromptRequest
 
@@ -40,27 +32,42 @@ def outputs(jobs):
     return [job.output for job in jobs]
 
 
-def make(predictor, jobs, overwrite=False, **settings):
-    report = BatchReport()
-    run_jobs(predictor, pending_jobs(jobs, overwrite, report), OutputSettings(**settings), report)
-    return report
+def plan(output, inputs, *prompts, suffix=".png", listed=None):
+    """Plan mattes of a file, a folder, a list of them, or the listed files of a folder."""
+    batch = Batch(OutputSettings(suffix=suffix), output)
+    if listed is not None:
+        batch.add_listed(inputs, listed)
+    elif isinstance(inputs, Path) and not inputs.is_dir():
+        batch.add_image(inputs, prompts or [AUTO])
+    else:
+        inputs = inputs if isinstance(inputs, list) else [inputs]
+        batch.add_inputs(inputs, prompts or [AUTO])
+    return batch.jobs
+
+
+def run(predictor, jobs, overwrite=False, **settings):
+    batch = Batch(OutputSettings(**settings))
+    batch.jobs = jobs
+    batch.check(overwrite)
+    batch.run(predictor)
+    return batch
 
 
 def test_names_of_outputs(folder, tmp_path):
     photo, out = folder / "a.png", tmp_path / "out"
-    assert outputs(plan_single(photo, [AUTO], None, ".png")) == [folder / "a_matte.png"]
-    assert outputs(plan_single(photo, [AUTO], out / "x.webp", ".png")) == [out / "x.webp"]
-    assert outputs(plan_single(photo, [AUTO], out, ".tif")) == [out / "a.tif"]
-    assert outputs(plan_single(photo, [AUTO, BOX], out, ".png")) == [
+    assert outputs(plan(None, photo)) == [folder / "a_matte.png"]
+    assert outputs(plan(out / "x.webp", photo)) == [out / "x.webp"]
+    assert outputs(plan(out, photo, AUTO, suffix=".tif")) == [out / "a.tif"]
+    assert outputs(plan(out, photo, AUTO, BOX)) == [
         out / "a_1.png",
         out / "a_2.png",
     ]
     names = ["a.png", "b.png", "c.png"]
-    assert outputs(plan_many([folder], [AUTO], out, ".png")) == [out / name for name in names]
+    assert outputs(plan(out, [folder])) == [out / name for name in names]
     beside = tmp_path / "in_mattes"
-    assert outputs(plan_many([folder], [AUTO], None, ".png")) == [beside / name for name in names]
+    assert outputs(plan(None, [folder])) == [beside / name for name in names]
     listed = {"a.png": [AUTO], "deep/d.jpg": [AUTO, BOX]}
-    assert outputs(plan_listed(folder, listed, out, ".png")) == [
+    assert outputs(plan(out, folder, listed=listed)) == [
         out / "a.png",
         out / "deep/d_1.png",
         out / "deep/d_2.png",
@@ -86,58 +93,57 @@ def test_the_default_folder_is_beside_the_input(
     (folder / "sub").mkdir()
     write_image(folder / "sub" / "a.png", np.zeros((4, 4), np.uint8))
     monkeypatch.chdir(tmp_path / start)
-    jobs = plan_many([Path(given)], [AUTO], None, ".png")
+    jobs = plan(None, [Path(given)])
     assert jobs[0].output.resolve() == tmp_path / expected / "a.png"
-    listed = plan_listed(Path(given), {"a.png": [AUTO]}, None, ".png")
+    listed = plan(None, Path(given), listed={"a.png": [AUTO]})
     assert outputs(listed) == outputs(jobs)[:1]
 
 
 def test_the_root_folder_needs_an_output():
     with pytest.raises(ConfigError, match="/ has no folder beside it .* use -o FOLDER"):
-        plan_many([Path("/")], [AUTO], None, ".png")
+        plan(None, [Path("/")])
 
 
 def test_invalid_plans(folder, tmp_path):
     photo = folder / "a.png"
     with pytest.raises(ConfigError, match="2 mattes need an output folder"):
-        plan_single(photo, [AUTO, BOX], tmp_path / "x.png", ".png")
+        plan(tmp_path / "x.png", photo, AUTO, BOX)
     with pytest.raises(ConfigError, match="-o FOLDER"):
-        plan_many([photo, folder], [AUTO], None, ".png")
+        plan(None, [photo, folder])
     with pytest.raises(ConfigError, match="x.png is a file"):
-        plan_many([folder], [AUTO], tmp_path / "x.png", ".png")
+        plan(tmp_path / "x.png", [folder])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="No image found in"):
-        plan_many([tmp_path / "empty"], [AUTO], None, ".png")
+        plan(None, [tmp_path / "empty"])
 
 
 def test_an_interrupted_batch_resumes(predictor, folder, tmp_path):
-    jobs = plan_many([folder], [AUTO], tmp_path / "out", ".png")
-    assert len(make(predictor, jobs[:1]).done) == 1
+    jobs = plan(tmp_path / "out", [folder])
+    assert len(run(predictor, jobs[:1]).done) == 1
     before = jobs[0].output.stat().st_mtime_ns
-    report = make(predictor, jobs)
-    assert (len(report.done), report.skipped) == (2, [jobs[0].output])
+    batch = run(predictor, jobs)
+    assert (len(batch.done), batch.skipped) == (2, [jobs[0].output])
     assert jobs[0].output.stat().st_mtime_ns == before
-    assert report.summary() == "2 mattes written, 1 already existed."
-    assert len(make(predictor, jobs, overwrite=True).done) == 3
+    assert batch.summary() == "2 mattes written, 1 already existed."
+    assert len(run(predictor, jobs, overwrite=True).done) == 3
     assert jobs[0].output.stat().st_mtime_ns > before
 
 
 def test_failures_do_not_stop_the_rest(predictor, folder, tmp_path, caplog):
     (folder / "b.jpg").write_bytes(b"not an image")
     (folder / "a.jpg").write_bytes((folder / "a.png").read_bytes())
-    jobs = plan_many([folder], [AUTO], tmp_path / "out", ".png")
+    jobs = plan(tmp_path / "out", [folder])
     jobs.append(Job(folder / "a.png", PromptRequest("box", [5, 5, 900, 9]), tmp_path / "box.png"))
     jobs.append(Job(folder / "c.webp", PromptRequest("mask", folder), tmp_path / "mask.png"))
     jobs.append(Job(folder / "a.png", PromptRequest("mask", tmp_path), tmp_path / "none.png"))
-    report = make(predictor, jobs)
-    reasons = {f"{job.image.name}>{job.output.name}": reason for job, reason in report.failed}
+    batch = run(predictor, jobs)
+    reasons = {f"{job.image.name}>{job.output.name}": reason for job, reason in batch.failed}
     assert "already the matte of" in reasons["a.png>a.png"]
     assert "it is not an image" in reasons["b.jpg>b.png"]
     assert "does not fit the image" in reasons["a.png>box.png"]
     assert "has no partner" in reasons["a.png>none.png"]
-    assert (
-        len(report.done) == 3 and len(report.failed) == 4
-    )  # of the two images named a, a.jpg comes first
+    # Of the two images named a, a.jpg comes first.
+    assert len(batch.done) == 3 and len(batch.failed) == 4
     errors = [r.levelno for r in caplog.records if r.levelno > logging.WARNING]
     assert errors == [logging.ERROR] * 4
     assert (tmp_path / "mask.png").exists()  # the folder itself as masks: each image's brightness
@@ -148,7 +154,7 @@ def test_an_image_is_encoded_once_for_all_its_prompts(tiny, predictor, folder, t
     encoded = []
     handle = tiny.vae.encoder.register_forward_hook(lambda module, args, out: encoded.append(1))
     try:
-        make(predictor, plan_single(folder / "a.png", [AUTO, BOX, BOX], tmp_path / "out", ".png"))
+        run(predictor, plan(tmp_path / "out", folder / "a.png", AUTO, BOX, BOX))
     finally:
         handle.remove()
     assert len(encoded) == 1  # constant bands of prompt maps bypass the encoder
@@ -157,8 +163,8 @@ def test_an_image_is_encoded_once_for_all_its_prompts(tiny, predictor, folder, t
 @pytest.mark.numerics
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 def test_cutouts_in_all_formats(predictor, folder, tmp_path, suffix):
-    jobs = plan_single(folder / "a.png", [BOX], tmp_path / "out", suffix)
-    assert make(predictor, jobs).done
+    jobs = plan(tmp_path / "out", folder / "a.png", BOX, suffix=suffix)
+    assert run(predictor, jobs).done
     with Image.open(jobs[0].output) as written:
         rgba = np.array(written)
     encoded = predictor.encode(folder / "a.png")
@@ -169,19 +175,19 @@ def test_cutouts_in_all_formats(predictor, folder, tmp_path, suffix):
 @pytest.mark.numerics
 def test_mattes_of_8_and_16_bits_and_composites(predictor, folder, tmp_path):
     """The same prediction is repeated, so files equal it bit for bit after rounding."""
-    jobs = plan_single(folder / "a.png", [BOX], tmp_path / "out.png", ".png")
+    jobs = plan(tmp_path / "out.png", folder / "a.png", BOX)
     result = predictor.predict(box=BOX.value, image=predictor.encode(folder / "a.png"))
     for bits in (8, 16):
-        make(predictor, jobs, overwrite=True, kind="alpha", bits=bits)
+        run(predictor, jobs, overwrite=True, kind="alpha", bits=bits)
         error = np.abs(read_alpha(jobs[0].output) - result.alpha).max()
         assert error <= 0.5 / (2**bits - 1) + 5e-6  # half a step, and float32 rounding
-    make(predictor, jobs, overwrite=True, kind="composite", background="#102030")
+    run(predictor, jobs, overwrite=True, kind="composite", background="#102030")
     np.testing.assert_array_equal(read_image(jobs[0].output), result.composite((16, 32, 48)))
-    make(predictor, jobs, overwrite=True, premultiplied=True)
+    run(predictor, jobs, overwrite=True, premultiplied=True)
     with Image.open(jobs[0].output) as written:
         np.testing.assert_array_equal(np.array(written), result.cutout(premultiplied=True))
     for premultiplied in (False, True):
-        make(predictor, jobs, overwrite=True, premultiplied=premultiplied, bits=16)
+        run(predictor, jobs, overwrite=True, premultiplied=premultiplied, bits=16)
         stored = cv2.cvtColor(cv2.imread(str(jobs[0].output), -1), cv2.COLOR_BGRA2RGBA)
         np.testing.assert_array_equal(stored, result.cutout(premultiplied, bits=16))
         assert np.abs(stored[..., 3] / 65535 - result.alpha).max() <= 0.5 / 65535 + 5e-6
@@ -200,8 +206,8 @@ def test_colors_orientation_and_metadata(predictor, rgb, tmp_path):
     assert "icc_profile" in Image.open(path).info
     upright = np.rot90(rgb, -1)
     for suffix, bits in ((".png", 8), (".webp", 8), (".tif", 8), (".png", 16)):
-        jobs = plan_single(path, [AUTO], tmp_path / f"{bits}{suffix}", suffix)
-        assert make(predictor, jobs, bits=bits).done
+        jobs = plan(tmp_path / f"{bits}{suffix}", path, AUTO, suffix=suffix)
+        assert run(predictor, jobs, bits=bits).done
         with Image.open(jobs[0].output) as written:
             assert written.size == (70, 90)  # upright
             stored = written.getexif()
@@ -212,14 +218,14 @@ def test_colors_orientation_and_metadata(predictor, rgb, tmp_path):
             solid = np.array(written.getchannel("A")) == 255
         error = np.abs(np.asarray(shown).astype(int) - upright)
         assert not solid.any() or np.median(error[solid]) <= 3
-    jobs = plan_single(path, [AUTO], tmp_path / "composite.png", ".png")
-    make(predictor, jobs, kind="composite", background="#0096da")
+    jobs = plan(tmp_path / "composite.png", path)
+    run(predictor, jobs, kind="composite", background="#0096da")
     with Image.open(jobs[0].output) as written:  # the profile fits background and object
         own = io.BytesIO(written.info["icc_profile"])
         shown = np.asarray(ImageCms.profileToProfile(written, own, srgb)).astype(int)
         assert np.abs(shown - np.asarray(written)).max() <= 1
-    jobs = plan_single(path, [AUTO], tmp_path / "alpha.png", ".png")
-    make(predictor, jobs, kind="alpha")
+    jobs = plan(tmp_path / "alpha.png", path)
+    run(predictor, jobs, kind="alpha")
     with Image.open(jobs[0].output) as written:
         assert not {"icc_profile", "exif", "dpi"} & set(written.info)  # a matte is data
 
@@ -239,20 +245,15 @@ def test_unwritable_outputs_are_found_early(folder, tmp_path):
     targets += [tmp_path / f"{'x' * 300}.png"]
     jobs = [Job(folder / "a.png", AUTO, target) for target in targets]
     jobs.append(Job(folder / "none.png", AUTO, tmp_path / "y.png"))
-    report = BatchReport()
-    pending = pending_jobs(jobs, False, report)
-    assert [job.output for job in pending] == targets[
-        -1:
-    ]  # too long a name is only found when writing
-    reasons = [reason for _, reason in report.failed]
-    for reason, part in zip(
-        reasons,
-        ["is not a folder", "it is a folder", "does not exist"],
-        strict=True,
-    ):
-        assert part in reason
+    batch = Batch(OutputSettings())
+    batch.jobs = jobs
+    batch.check()
+    assert outputs(batch.jobs) == targets[-1:]  # a name that is too long is only found later
+    reasons = [reason for _, reason in batch.failed]
+    expected = ("is not a folder", "it is a folder", "does not exist")
+    assert all(part in reason for part, reason in zip(expected, reasons, strict=True))
     with pytest.raises(OutputError, match="must not be overwritten"):
-        plan_many([folder], [AUTO], folder, ".png")
+        plan(folder, [folder])
 
 
 @pytest.mark.parametrize(

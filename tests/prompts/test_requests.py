@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from SDMatte.errors import DataError
 from SDMatte.images.io import write_image
-from SDMatte.inference.batch import BatchReport, pending_jobs, plan_listed
+from SDMatte.inference.batch import Batch
+from SDMatte.inference.result import OutputSettings
 from SDMatte.prompts.requests import PromptRequest, read_prompt_file
 
 AUTO = PromptRequest("auto")
@@ -118,5 +119,6 @@ def test_any_prompt_file_is_valid_or_refused(tmp_path_factory, suffix, content):
     except DataError as error:
         assert "\n" not in str(error)
         return
-    jobs = plan_listed(path.parent, listed, path.parent / "out", ".png")
-    pending_jobs(jobs, False, BatchReport())
+    batch = Batch(OutputSettings(), path.parent / "out")
+    batch.add_listed(path.parent, listed)
+    batch.check()
