@@ -1,4 +1,4 @@
-"""``python -m SDMatte``: the command line."""
+"""``python -m SDMatte``, the same as the command ``sdmatte``."""
 
 import sys
 

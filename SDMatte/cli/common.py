@@ -1,4 +1,4 @@
-"""What all commands share: how they log, and how they end."""
+"""Logging, exit statuses and arguments that commands share."""
 
 import argparse
 import io
@@ -18,19 +18,19 @@ INTERRUPTED = 130
 
 
 def run_command(function: Callable[[argparse.Namespace], int | None], args) -> int:
-    """Runs a command and gives its exit status.
+    """Run a command and return its exit status.
 
-    An error that the user can mend is one sentence on standard error; any other exception keeps
-    its trace, for it is ours.
+    Errors caused by user input are printed as one sentence; any other exception is a bug and keeps
+    its traceback.
 
     Args:
         function: Takes the parsed arguments; may return an exit status.
         args: The parsed arguments.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    clear_leftovers.cache_clear()  # each command looks anew
+    clear_leftovers.cache_clear()  # each command checks again
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         return function(args) or 0
     except RunStopped as stopped:
@@ -45,7 +45,7 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
 
 
 def print_help(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    """Return what a parser runs when none of its subcommands is named."""
+    """Return a command that prints the help of a parser without a subcommand."""
 
     def run(args: argparse.Namespace) -> int:
         parser.print_help()
@@ -57,7 +57,7 @@ def print_help(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
 class CommandParser(argparse.ArgumentParser):
     """A parser, and the class of its subparsers, whose ``type=Path`` expands ``~`` and ``$NAME``.
 
-    A shell expands neither within quotes, nor ``~`` behind the ``=`` of ``--output=~/x``.
+    Shells expand neither inside quotes, nor ``~`` after the ``=`` of ``--output=~/x``.
     """
 
     def __init__(self, *args, **kwargs):
@@ -66,26 +66,37 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def path_or_name(text: str) -> str:
-    """Read an option that is a path or the name of something; a path is expanded."""
+    """Parse an option that is a path or a name; expand it if it is a path."""
     try:
         return expand_path(text)
-    except ConfigError as error:  # argparse has words of its own for a ValueError
+    except ConfigError as error:  # argparse replaces the message of a ValueError
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+class Removed(argparse.Action):
+    """An option of earlier versions: refused with a sentence that says what to do instead."""
+
+    def __init__(self, *args, instead: str, **kwargs):
+        super().__init__(*args, nargs="?", help=argparse.SUPPRESS, **kwargs)
+        self.instead = instead
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Refuse the option."""
+        parser.error(f"{option_string} was removed; {self.instead}")
+
+
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say in how many processes to run, and where."""
+    """Add the arguments for the number of processes and machines."""
     group = parser.add_argument_group("processes")
     group.add_argument(
         "--num-processes",
         "--num-gpus",
         type=int,
         default=1,
-        help="processes on this machine: one a GPU, or shares of the CPU (default: 1); torchrun "
-        "sets its own",
+        help="processes on this machine, one per GPU (default: 1; torchrun sets it)",
     )
-    group.add_argument("--num-machines", type=int, default=1)
-    group.add_argument("--machine-rank", type=int, default=0, help="this machine's, from 0")
+    group.add_argument("--num-machines", type=int, default=1, help="machines (default: 1)")
+    group.add_argument("--machine-rank", type=int, default=0, help="number of this one, from 0")
     group.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
 
 
@@ -95,20 +106,20 @@ def launch(
     overrides: Sequence[str],
     function: Callable,
     *given,
-    saved: Callable[[str], str] = lambda _: "what was saved before is kept",
+    saved: Callable[[str], str] = lambda _: "earlier results are kept",
 ) -> None:
-    """Runs ``function(*given)`` in as many processes as the command line asks for.
+    """Run ``function(*given)`` in as many processes as the command line asks for.
 
     Args:
         args: The parsed arguments, with those of `add_process_arguments`.
-        config_file: The config that names the device, and how long processes wait for another.
-        overrides: Its settings.
+        config_file: The config with the device and the timeout of the processes.
+        overrides: Overrides of the config.
         function: A module-level function.
-        *given: Its arguments; they must be picklable.
-        saved: Says, of ``train.output_dir``, what there is after a signal.
+        *given: Its arguments; must be picklable.
+        saved: Describes, given ``train.output_dir``, what was saved before a signal.
 
     Raises:
-        SDMatteError: As raised by the function; or the config or the counts cannot be.
+        SDMatteError: Raised by the function; or the config or the counts are invalid.
     """
     from SDMatte.runtime import launch as processes
     from SDMatte.runtime.config import load_config
@@ -128,44 +139,38 @@ def launch(
 
 
 def is_setting(word: str) -> bool:
-    """Whether a word is a ``key=value`` setting."""
+    """Return whether a word is a ``key=value`` override."""
     return bool(re.match(r"[+~\w.]+=", word))
 
 
-def split_positionals(words: Sequence[str], most: int) -> tuple[list[str | None], list[str]]:
-    """Parts files from ``key=value`` settings.
+def is_config(word: str) -> bool:
+    """Return whether a word is a config file."""
+    return word.endswith((".py", ".yaml", ".yml"))
 
-    Args:
-        words: The positional arguments.
-        most: How many files there may be; the first is a config and has a default.
 
-    Returns:
-        ``most`` files, None where not given, and the settings.
+def split_config(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Split words into one config file, with a default, and ``key=value`` overrides.
 
     Raises:
-        ConfigError: There are more files.
+        ConfigError: There is more than one file.
     """
     overrides = [word for word in words if is_setting(word)]
-    files: list[str | None] = [expand_path(word) for word in words if word not in overrides]
-    if len(files) > most:
+    files = [expand_path(word) for word in words if not is_setting(word)]
+    if len(files) > 1:
         raise ConfigError(
-            f"{files[most]!r} is one word too many: settings are written key=value, without spaces."
+            f"Unexpected argument {files[1]!r}: settings are written key=value, without spaces."
         )
-    files += [None] * (most - len(files))
-    if most:
-        files[0] = files[0] or DEFAULT_CONFIG
-    return files, overrides
+    return (files or [DEFAULT_CONFIG])[0], overrides
 
 
 def split_runs(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """Parts configs, each followed by its checkpoints, from ``key=value`` settings.
+    """Split words into configs, each followed by its checkpoints, and ``key=value`` overrides.
 
     Args:
-        words: The positional arguments. What ends as configs do (.py, .yaml) is one; checkpoints
-            before the first one belong to the default.
+        words: Positional arguments. Checkpoints before the first config belong to the default one.
 
     Returns:
-        Pairs of config and checkpoint, None where a config has no checkpoint; and the settings.
+        Pairs of config and checkpoint, None for a config without checkpoints; and the overrides.
     """
     overrides = [word for word in words if is_setting(word)]
     configs: list[tuple[str, list[str]]] = []
@@ -173,11 +178,11 @@ def split_runs(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list
         if is_setting(word):
             continue
         word = expand_path(word)
-        if word.endswith((".py", ".yaml", ".yml")):
+        if is_config(word):
             configs.append((word, []))
-            continue
-        if not configs:
-            configs.append((DEFAULT_CONFIG, []))
-        configs[-1][1].append(word)
+        elif configs:
+            configs[-1][1].append(word)
+        else:
+            configs.append((DEFAULT_CONFIG, [word]))
     configs = configs or [(DEFAULT_CONFIG, [])]
     return [(file, path) for file, paths in configs for path in paths or [None]], overrides

@@ -1,113 +1,100 @@
-"""``python -m SDMatte data ACTION``: looks at data sets, checks them, and makes small ones."""
+"""``sdmatte data ACTION``."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from SDMatte.cli.common import DEFAULT_CONFIG, is_setting, print_help
+from SDMatte.cli.common import DEFAULT_CONFIG, Removed, is_config, is_setting, print_help
 from SDMatte.errors import ConfigError
 
 PUBLISHED_CONFIG = str(Path(DEFAULT_CONFIG).with_name("SDMatte.py"))
 CANNOT_START = 2
 
-_WORDS = (
-    "a config file (its sets), names of known sets, folder pairs as '{image: DIR, alpha: DIR}', "
-    "and settings such as dataloader.train.dataset.root=DIR"
-)
 
-
-def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Adds the subcommand and its own."""
-    parser = subparsers.add_parser("data", help="list, check, show and make data sets")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the actions of the subcommand."""
     parser.set_defaults(run=print_help(parser))
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    _add_list(actions)
-    _add_check(actions)
-    _add_sample(actions)
-    _add_make_samples(actions)
-    return parser
 
-
-def _add_list(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
+    action = actions.add_parser(
         "list",
-        help="say which sets are there",
-        description="Lists sets, whether they are there, and how many samples they give; no "
-        "picture is read. Without words: all known sets.",
+        help="list data sets",
+        description="List data sets, whether they are installed and how many samples they have; no "
+        "image is read. Without words: all known sets.",
     )
-    _add_words(parser)
-    parser.set_defaults(run=list_sets)
+    _add_words(action)
+    action.set_defaults(run=list_sets)
 
-
-def _add_check(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
+    action = actions.add_parser(
         "check",
-        help="read every file, and say whether training can start",
-        description="Reads every file of the sets and lists what is missing, unreadable, of "
-        "another size than its alpha, empty or solid. The exit status is 0 if training can "
+        help="read all files and report whether training can start",
+        description="Read all files of the sets and list those that are missing, unreadable, "
+        "empty, solid, or of another size than their alpha. The exit status is 0 if training can "
         f"start, else {CANNOT_START}. Without words: the sets of configs/SDMatte_small.py.",
     )
-    _add_words(parser)
-    parser.add_argument(
+    _add_words(action)
+    action.add_argument(
         "--output",
         type=Path,
         default=Path("output/data_check"),
-        help="folder of the contact sheets, one a set (default: output/data_check)",
+        help="folder of the contact sheets, one per set (default: output/data_check)",
     )
-    parser.add_argument(
+    action.add_argument(
         "-j",
         "--num-workers",
         type=int,
         metavar="N",
-        help="processes that read (default: one a core, 8 at most)",
+        help="reading processes (default: one per core, at most 8)",
     )
-    parser.set_defaults(run=check_sets)
+    action.set_defaults(run=check_sets)
 
-
-def _add_sample(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
+    action = actions.add_parser(
         "sample",
         help="show samples as training sees them",
-        description="Draws a sheet of samples: picture, box, points, mask, trimap, alpha. Of the "
-        "training sets, those that a training begins with. Without words: the sets of "
+        description="Draw a sheet of samples: image, box, points, mask, trimap, alpha; of training "
+        "sets, the first samples of a training. Without words: the sets of "
         "configs/SDMatte_small.py.",
     )
-    _add_words(parser)
-    parser.add_argument("--count", type=int, default=12, help="how many (default: 12)")
-    parser.add_argument("--seed", type=int, help="in place of the config's")
-    parser.add_argument(
+    _add_words(action)
+    action.add_argument("--count", type=int, default=12, help="samples (default: 12)")
+    action.add_argument(
         "--output",
         type=Path,
         default=Path("output/data_sample.png"),
-        help="the picture, PNG or JPEG (default: output/data_sample.png)",
+        help="the sheet, PNG or JPEG (default: output/data_sample.png)",
     )
-    parser.set_defaults(run=show_samples)
+    action.add_argument(
+        "--seed", action=Removed, instead="use dataloader.train.dataset.seed=N or ...test..."
+    )
+    action.set_defaults(run=show_samples)
+
+    action = actions.add_parser(
+        "make-samples",
+        help="write the embedded sample set",
+        description="Draw images with exact mattes, in the layouts of Composition-1K (training), "
+        "BG-20K (backgrounds) and AIM-500 (test).",
+    )
+    action.add_argument("folder", type=Path, nargs="?", default=Path("data/samples"))
+    action.add_argument("--train", type=int, default=240, help="training foregrounds")
+    action.add_argument("--test", type=int, default=48, help="test images")
+    action.add_argument("--size", type=int, default=384, help="approximate side in pixels")
+    action.add_argument("--seed", type=int, default=0)
+    action.set_defaults(run=make_samples)
 
 
 def _add_words(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="CONFIG|NAME|key=value", help=_WORDS)
     parser.add_argument(
-        "--part", choices=("train", "test"), help="only the training sets, or only the test sets"
+        "words",
+        nargs="*",
+        metavar="CONFIG|NAME|key=value",
+        help="a config file (its sets), names of known sets, folder pairs as "
+        "'{image: DIR, alpha: DIR}', and settings such as dataloader.train.dataset.root=DIR",
     )
-
-
-def _add_make_samples(actions: argparse._SubParsersAction) -> None:
-    parser = actions.add_parser(
-        "make-samples",
-        help="write the embedded sample set",
-        description="Draws pictures with exact mattes, in the layouts of Composition-1K "
-        "(training), BG-20K (backgrounds) and AIM-500 (test).",
-    )
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("data/samples"))
-    parser.add_argument("--train", type=int, default=240, help="foregrounds for training")
-    parser.add_argument("--test", type=int, default=48, help="test pictures")
-    parser.add_argument("--size", type=int, default=384, help="their size in pixels, about")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=make_samples)
+    parser.add_argument("--part", choices=("train", "test"), help="only training or test sets")
 
 
 def list_sets(args: argparse.Namespace) -> None:
-    """Prints a table of sets."""
+    """Print a table of data sets."""
     from SDMatte.data import TEST_SETS, TRAIN_SETS
     from SDMatte.data.check import list_table
 
@@ -121,10 +108,10 @@ def list_sets(args: argparse.Namespace) -> None:
 
 
 def check_sets(args: argparse.Namespace) -> int:
-    """Prints what is wrong with sets, writes contact sheets, and says whether training can start.
+    """Print the problems of data sets and write contact sheets.
 
     Returns:
-        0 or `CANNOT_START`.
+        0 if training can start, else `CANNOT_START`.
     """
     from SDMatte.data.check import check_set, obstacles, summary_table, training_mix
     from SDMatte.data.listing import files_of
@@ -134,7 +121,7 @@ def check_sets(args: argparse.Namespace) -> int:
     from SDMatte.runtime.settings import DatasetSettings
 
     if args.num_workers is not None and args.num_workers < 0:
-        raise ConfigError(f"--num-workers must be at least 0, not {args.num_workers}.")
+        raise ConfigError(f"--num-workers must be at least 0; got {args.num_workers}.")
     config, listed = _listed(args)
     paths = [
         args.output / f"{number:02d}_{one.name}_{one.part}.png"
@@ -165,7 +152,7 @@ def check_sets(args: argparse.Namespace) -> int:
 
 
 def show_samples(args: argparse.Namespace) -> None:
-    """Draws samples through the data set that training, or the test, uses."""
+    """Draw samples of the data set that training or testing uses."""
     from itertools import islice
 
     import numpy as np
@@ -178,15 +165,13 @@ def show_samples(args: argparse.Namespace) -> None:
     from SDMatte.runtime.files import check_not_read, check_writable
 
     if args.count < 1:
-        raise ConfigError(f"--count must be at least 1, not {args.count}.")
+        raise ConfigError(f"--count must be at least 1; got {args.count}.")
     check_suffix(args.output)
     check_writable(args.output)
     config, items = _chosen(args)
     part = args.part or items[0][1]
     node = config.dataloader[part]
     node.dataset.names = [item for item, of in items if of == part]
-    if args.seed is not None:
-        node.dataset.seed = args.seed
     node.num_workers = 0
     loader = build(node)
     check_not_read([args.output], files_of(loader.dataset.samples, loader.dataset.root))
@@ -201,7 +186,7 @@ def show_samples(args: argparse.Namespace) -> None:
 
 
 def make_samples(args: argparse.Namespace) -> None:
-    """Draws the set, or says that it is there."""
+    """Write the embedded sample set."""
     from SDMatte.samples import make_sample_set
 
     make_sample_set(
@@ -210,7 +195,7 @@ def make_samples(args: argparse.Namespace) -> None:
 
 
 def _listed(args: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """The config and the sets that the words choose, listed."""
+    """Return the config and the chosen sets, listed."""
     from SDMatte.data.check import list_set
 
     config, items = _chosen(args)
@@ -219,49 +204,39 @@ def _listed(args: argparse.Namespace) -> tuple[Any, list[Any]]:
 
 
 def _chosen(args: argparse.Namespace) -> tuple[Any, list[tuple[Any, str]]]:
-    """The config and the sets that the words choose, each with its part, training sets first.
+    """Return the config and the chosen sets with their parts, training sets first.
 
-    Names stand in place of the config's sets. A name that is a training and a test set is both;
-    a folder pair is a training set unless ``--part`` says otherwise.
+    Names replace the config's sets. A name may be both a training and a test set; folder pairs are
+    training sets unless ``--part`` is given.
     """
+    from SDMatte.data.check import parts_of
     from SDMatte.evaluation.plan import choose_test_sets, dataset_names
     from SDMatte.runtime.config import load_config
 
     settings = [word for word in args.words if is_setting(word)]
     others = [word for word in args.words if not is_setting(word)]
-    configs = [word for word in others if word.endswith((".py", ".yaml", ".yml"))]
+    configs = [word for word in others if is_config(word)]
     names = [_parse(word) for word in others if word not in configs]
     if len(configs) > 1:
-        raise ConfigError(f"{configs[1]!r} is one config file too many.")
+        raise ConfigError(f"Only one config file is allowed; got {' and '.join(configs)}.")
     default = PUBLISHED_CONFIG if names else DEFAULT_CONFIG
     config = load_config(configs[0] if configs else default, settings)
     if names:
-        return config, _named(names, args.part)
-    # A training reads its test sets only to evaluate.
+        found = [(name, part) for name in names for part in parts_of(name, args.part)]
+        return config, sorted(found, key=lambda item: item[1] == "test")
+    # Training reads test sets only for evaluations.
     parts = ("train", "test") if config.train.evaluations else ("train",)
     parts = (args.part,) if args.part else parts
     if "test" in parts:
         choose_test_sets(config, training=True)
     items = [(name, part) for part in parts for name in dataset_names(config, part)]
     if not items:
-        raise ConfigError(f"The config names no {' or '.join(parts)} set.")
+        raise ConfigError(f"The config has no {' or '.join(parts)} set.")
     return config, items
 
 
-def _named(names: list[Any], only: str | None) -> list[tuple[Any, str]]:
-    """Finds out which parts each name has.
-
-    Raises:
-        DataError: There is no such set, or it has no such setting.
-    """
-    from SDMatte.data.check import parts_of
-
-    found = [(name, part) for name in names for part in parts_of(name, only)]
-    return sorted(found, key=lambda item: item[1] == "test")
-
-
 def _parse(word: str) -> Any:
-    """Reads a word as the value of a setting, so that folder pairs look as in a config."""
+    """Parse a name, or a folder pair as written in a config."""
     from hydra.errors import HydraException
 
     from SDMatte.runtime.config import parse_value
@@ -273,5 +248,5 @@ def _parse(word: str) -> Any:
     except HydraException as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{word} is no folder pair {{image: DIR, alpha: DIR}}: {reason}"
+            f"{word} is not a folder pair {{image: DIR, alpha: DIR}}: {reason}"
         ) from None

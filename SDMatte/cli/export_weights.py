@@ -1,4 +1,4 @@
-"""``python -m SDMatte export-weights CHECKPOINT OUTPUT``: the weights without the run's state."""
+"""``sdmatte export-weights CHECKPOINT OUTPUT``."""
 
 import argparse
 from pathlib import Path
@@ -6,14 +6,11 @@ from pathlib import Path
 from SDMatte.cli.common import path_or_name
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Adds the subcommand."""
-    parser = subparsers.add_parser(
-        "export-weights",
-        help="write the weights of a checkpoint alone",
-        description="Writes the weights of a run's checkpoint (their moving average, if the run "
-        "kept one), or of a published one, as one file in the published layout, without the "
-        "optimizer's state.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.description = (
+        "Write the weights of a run's checkpoint (their moving average, if the run kept one) or of "
+        "a published one as one file in the published layout, without the optimizer's state."
     )
     parser.add_argument(
         "checkpoint",
@@ -24,12 +21,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
     parser.add_argument(
         "output", type=Path, help="the new file: .safetensors, or .pth as published"
     )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reads, writes and says so."""
+    """Export the weights."""
     from SDMatte.engine.checkpoint import export_weights
 
     tensors = export_weights(args.checkpoint, args.output)

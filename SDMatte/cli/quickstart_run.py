@@ -1,4 +1,4 @@
-"""The main job on the embedded default: samples, training, test, scores and pictures."""
+"""The work of ``sdmatte quickstart``: samples, training, test, scores and images."""
 
 import contextlib
 import json
@@ -39,10 +39,10 @@ _BLANK = np.full((1, 1), PAGE, np.uint8)
 _ROWS = 12
 PROMPTS = ("box", "point", "mask")
 NEXT_STEPS = """\
-Scores, curves and pictures are in {output}: scores.md, train/curves.png, results.png.
+Scores, curves and images are in {output}: scores.md, train/curves.png, results.png.
 
-What next:
-- Your own data, a folder of pictures and a folder of alphas with the same names:
+Next:
+- Your own data, a folder of images and a folder of alphas with the same names:
     bash script/train.sh configs/SDMatte_small.py train.output_dir=output/mine \\
         'dataloader.train.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
 - The published weights: put the config folders and SDMatte.pth of the model's hub page into
@@ -54,13 +54,13 @@ What next:
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """What came out.
+    """Results of `quickstart`.
 
     Attributes:
         scores: Raw metrics by method and ``set/prompt``.
-        beats_baselines: Whether the trained network has lower MSE and SAD than both baselines
-            (the box as alpha, and a network that never was trained), prompted with boxes.
-        markdown: The table.
+        beats_baselines: Whether the trained network has lower MSE and SAD with boxes than both
+            baselines, the box as alpha and an untrained network.
+        markdown: Table of the scores.
     """
 
     scores: dict[str, dict[str, float]]
@@ -76,18 +76,18 @@ def quickstart(
     overrides: Sequence[str] = (),
     sample_settings: Mapping[str, int] | None = None,
 ) -> QuickstartResult:
-    """Makes the sample set, trains, tests, and shows.
+    """Create the sample set, train, test against baselines, and draw the results.
 
     Args:
         config_file: The config of the small model.
-        output: Where everything goes; its ``train/`` is gone on with if it is there.
-        samples: The sample set's folder.
-        fresh: Forget an earlier training in ``output``.
+        output: Folder of all results; a training in its ``train/`` is resumed.
+        samples: Folder of the sample set.
+        fresh: Whether to delete an earlier training.
         overrides: ``key=value`` settings.
-        sample_settings: Arguments of `make_sample_set`, for another set than the default.
+        sample_settings: Arguments of `make_sample_set`; None: the default set.
 
     Raises:
-        SDMatteError: Something that was given cannot be used.
+        SDMatteError: An argument is invalid.
     """
     output, run_dir = Path(output), Path(output) / "train"
     make_sample_set(samples, **(sample_settings or {}))
@@ -110,7 +110,7 @@ def quickstart(
 
 @contextlib.contextmanager
 def overridden_data_root(path: str | Path) -> Iterator[None]:
-    """Has all data come from one folder; what the user has set is for other data."""
+    """Set SDMATTE_DATA_ROOT, which the user may have set for other data."""
     before = os.environ.get("SDMATTE_DATA_ROOT")
     os.environ["SDMATTE_DATA_ROOT"] = str(path)
     try:
@@ -124,7 +124,7 @@ def overridden_data_root(path: str | Path) -> Iterator[None]:
 def score_with_baselines(
     config: DictConfig, model: SDMatte, output: Path
 ) -> dict[str, dict[str, float]]:
-    """Scores the trained network with each prompt, and with boxes what it is compared with."""
+    """Score the trained network with each prompt, and its baselines with boxes."""
     torch.manual_seed(config.train.seed)
     runs = [
         ("trained", model, PROMPTS),
@@ -149,11 +149,10 @@ def _summary(scores: dict[str, dict[str, float]], protocol: str) -> tuple[str, b
     return f"Held-out part of the sample set, protocol {protocol}: {description}\n\n{table}", beats
 
 
-def draw_results(config: DictConfig, model: SDMatte, picture: Path) -> None:
-    """Draws rows of image, prompt, prediction and truth.
+def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:
+    """Draw rows of image, prompt, prediction and truth.
 
-    First pictures of the test part, whose foregrounds are drawn and whose backgrounds are
-    photographs or drawn too; then photographs as they are, which have no true matte.
+    The first rows are images of the test set, the others photographs without a true matte.
     """
     _, loader = next(iter(build_test_loaders(config)))
     samples = loader.dataset.samples
@@ -178,11 +177,11 @@ def draw_results(config: DictConfig, model: SDMatte, picture: Path) -> None:
     sides = zip_longest(rows[:half], rows[half:], fillvalue=[_BLANK] * 4)
     tiles = [cell for pair in sides for row in pair for cell in row]
     labels = ["image", "box prompt", "prediction", "truth"] * 2
-    write_image(picture, contact_sheet(tiles, labels, columns=8))
+    write_image(path, contact_sheet(tiles, labels, columns=8))
 
 
 def _prompted(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """Draws a box, given in pixels, and dims what is outside."""
+    """Draw a box, given in pixels, and dim its outside."""
     prompt = (image * 0.4).astype(np.uint8)
     x0, y0, x1, y1 = (int(round(v)) for v in box)
     prompt[y0:y1, x0:x1] = image[y0:y1, x0:x1]

@@ -1,4 +1,4 @@
-"""``python -m SDMatte robustness [CONFIG CHECKPOINT ...] [key=value ...]``: scores by prompt."""
+"""``sdmatte robustness [CONFIG CHECKPOINT ...] [key=value ...]``."""
 
 import argparse
 from pathlib import Path
@@ -8,14 +8,12 @@ from SDMatte.cli.test import add_model_arguments, find_tested
 from SDMatte.scoring.metrics import METRICS
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Adds the subcommand."""
-    parser = subparsers.add_parser(
-        "robustness",
-        help="measure how scores change with worse prompts",
-        description="Tests with looser and tighter boxes, fewer points, larger and smaller masks "
-        "and the wrong opacity, and draws the scores. Nothing in it is random but the prompts "
-        "that it starts from. What was interrupted goes on where it was.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.description = (
+        "Test with looser and tighter boxes, fewer points, larger and smaller masks and the wrong "
+        "opacity, and plot the scores. The perturbations are deterministic. An interrupted "
+        "measurement is resumed."
     )
     add_model_arguments(parser)
     parser.add_argument(
@@ -24,39 +22,35 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         default="",
         help="box, points, mask, opacity (default: all)",
     )
-    parser.add_argument(
-        "--metric", choices=list(METRICS), default="SAD", help="what the plot shows"
-    )
+    parser.add_argument("--metric", choices=list(METRICS), default="SAD", help="metric to plot")
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder (default: robustness/ beside the checkpoint; of several models, "
-        "output/robustness)",
+        help="folder (default: robustness/ beside the checkpoint; output/robustness for several "
+        "models)",
     )
     add_process_arguments(parser)
-    parser.set_defaults(run=run)
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, in as many processes as asked for."""
+    """Measure, in as many processes as requested."""
     runs, overrides = split_runs(args.words)
     launch(args, runs[0][0], overrides, measure, args)
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measures, draws and prints; called in every process."""
+    """Measure, plot and print; called in every process."""
     from SDMatte.evaluation.robustness import measure_robustness, plan_robustness, write_robustness
 
     methods, folders = find_tested(args, "robustness")
     kinds = [kind for kind in args.kinds.split(",") if kind]
-    steps = [
+    plans = [
         plan_robustness(method, folder, kinds, args.restart)
         for method, folder in zip(methods, folders, strict=True)
     ]
     measured = []
-    for method, todo in zip(methods, steps, strict=True):
-        measured += measure_robustness(method, todo)
+    for method, plan in zip(methods, plans, strict=True):
+        measured += measure_robustness(method, plan)
     if measured:
         top = folders[0] if len(folders) == 1 else folders[0].parent
         paths = write_robustness(measured, top, args.metric)

@@ -1,10 +1,9 @@
-"""``python -m SDMatte score PRED_DIR TRUTH_DIR``: scores mattes of any method."""
-
-from __future__ import annotations
+"""``sdmatte score PRED_DIR TRUTH_DIR``."""
 
 import argparse
 from pathlib import Path
 
+from SDMatte.cli.common import Removed
 from SDMatte.errors import ConfigError
 from SDMatte.runtime.files import check_not_read, check_writable
 from SDMatte.scoring.folder import score_folder
@@ -15,25 +14,32 @@ from SDMatte.scoring.sheets import write_error_maps, write_worst_and_best
 from SDMatte.scoring.tables import score_table
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Adds the subcommand."""
-    parser = subparsers.add_parser(
-        "score",
-        help="score a folder of mattes against a folder of true alphas",
-        description="Scores every matte of a folder against the true alpha of the same name. "
-        "Missing, extra, unreadable or mis-sized pictures are all listed, and nothing is scored.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.description = (
+        "Score each matte of a folder against the true alpha of the same name. If images are "
+        "missing, extra, unreadable or of another size, all of them are listed and nothing is "
+        "scored."
     )
-    parser.add_argument("pred_dir", type=Path, help="the mattes, made by any method")
-    parser.add_argument("truth_dir", type=Path, help="the true alphas, of the same names and sizes")
+    parser.add_argument("pred_dir", type=Path, help="mattes made by any method")
+    parser.add_argument("truth_dir", type=Path, help="true alphas of the same names and sizes")
     parser.add_argument("--trimaps", type=Path, help="score only the unknown pixels of these")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="official")
     parser.add_argument("--output", type=Path, help="folder for CSV, JSON, Markdown and a sheet")
     parser.add_argument(
-        "--error-maps", action="store_true", help="also write a picture of each matte's errors"
+        "--error-maps", action="store_true", help="also write an error map for each matte"
     )
-    parser.add_argument("--dataset", default="", help="name of the set, for the report")
-    parser.add_argument("--prompt", default="", help="prompt that was used, for the report")
-    parser.add_argument("--model", default="", help="name of the method, for the report")
+    parser.add_argument(
+        "--dataset",
+        default="",
+        help="data set, by which `report` groups runs (default: the name of the truth folder)",
+    )
+    parser.add_argument(
+        "--prompt", default="", help="prompt of the mattes, by which `report` groups runs"
+    )
+    parser.add_argument(
+        "--model", action=Removed, instead="name the run in a report: report NAME=FOLDER."
+    )
     parser.add_argument(
         "-j",
         "--num-workers",
@@ -41,17 +47,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParse
         default=0,
         help="processes that share the work (default: this one)",
     )
-    parser.set_defaults(run=run)
-    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Scores, prints a table (MSE and MAD times 1000), writes reports if asked to.
+def run(args: argparse.Namespace) -> None:
+    """Score, print a table (MSE and MAD times 1000) and write reports if requested.
 
     Raises:
-        ConfigError: Maps are asked for, but no output.
-        DataError: The folders do not fit together; the message lists all that is wrong.
-        OutputError: The output cannot be written, or is one of the folders.
+        ConfigError: Error maps without an output folder.
+        DataError: The folders do not match; the message lists all problems.
+        OutputError: The output is not writable, or is one of the folders.
     """
     if args.error_maps and args.output is None:
         raise ConfigError("--error-maps needs --output.")
@@ -69,12 +73,11 @@ def run(args: argparse.Namespace) -> int:
         args.num_workers,
         dataset=args.dataset,
         prompt=args.prompt,
-        model=args.model,
         info={"mattes": str(args.pred_dir), "truth": str(args.truth_dir)},
     )
     protocol = get_protocol(result.protocol)
     pixels = "unknown pixels of the trimaps" if result.trimap_restricted else "all pixels"
-    print(f"{result.key}: {len(result.images)} pictures, {pixels}")
+    print(f"{result.key}: {len(result.images)} images, {pixels}")
     print(f"protocol {protocol.name}: {protocol.description}\n")
     print(score_table({result.model: result.scores}, display=True))
     if args.output is not None:
@@ -83,4 +86,3 @@ def run(args: argparse.Namespace) -> int:
         if args.error_maps:
             write_error_maps(result.images, args.output, args.num_workers)
         print(f"Reports are in {args.output}.")
-    return 0

@@ -1,4 +1,4 @@
-"""``python -m SDMatte test [CONFIG CHECKPOINT ...] [key=value ...]``: predicts and scores sets."""
+"""``sdmatte test [CONFIG CHECKPOINT ...] [key=value ...]``."""
 
 import argparse
 from collections import defaultdict
@@ -7,49 +7,43 @@ from pathlib import Path
 from SDMatte.cli.common import add_process_arguments, launch, split_runs
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """Adds the subcommand."""
-    parser = subparsers.add_parser(
-        "test",
-        help="predict and score test sets",
-        description="Predicts test sets, writes the mattes, and prints MSE, MAD, SAD, Grad and "
-        "Conn. Sets and prompts are settings: dataloader.test.dataset.names=[AIM-500] or "
-        "[{image:DIR,alpha:DIR}], test.prompts=[box,point,mask], test.protocol=corrected, "
-        "test.error_maps=True, test.save_mattes=False. A test that was interrupted goes on where "
-        "it was.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.description = (
+        "Predict test sets, write the mattes and print MSE, MAD, SAD, Grad and Conn. Sets and "
+        "prompts are settings: dataloader.test.dataset.names=[AIM-500] or [{image:DIR,alpha:DIR}], "
+        "test.prompts=[box,point,mask], test.protocol=corrected, test.error_maps=True, "
+        "test.save_mattes=False. An interrupted test is resumed."
     )
     add_model_arguments(parser)
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder for mattes and reports (default: test/ beside the checkpoint, in output/NAME "
-        "for one from the hub; of several models, output/test, with a folder for each)",
+        help="folder of mattes and reports (default: test/ beside the checkpoint, output/NAME for "
+        "one from the hub; for several models, output/test with a folder for each)",
     )
     parser.add_argument(
         "--only",
         choices=("predict", "score"),
-        help="only write the mattes, or only score those that were written so; both with the "
-        "arguments that the whole test would have",
+        help="only write the mattes, or only score mattes written so, given the same arguments",
     )
     parser.add_argument(
         "--save-prompts",
         type=Path,
         metavar="FILE",
-        help="keep the boxes, points and masks of this run in a file (JSON)",
+        help="save the boxes, points and masks of this test to a JSON file",
     )
     parser.add_argument(
         "--prompts-from",
         type=Path,
         metavar="FILE",
-        help="use the boxes, points and masks of such a file, in place of drawn ones",
+        help="read boxes, points and masks from such a file instead of drawing them",
     )
     add_process_arguments(parser)
-    parser.set_defaults(run=run)
-    return parser
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say what is tested; ``robustness`` has them, too."""
+    """Add the arguments that ``test`` and ``robustness`` share: what is tested."""
     parser.add_argument(
         "words",
         nargs="*",
@@ -64,33 +58,31 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a method to test as well, on the sets of the first config: prompt (the prompt as "
-        "alpha), grabcut, grabcut-guided (softened by a guided filter), closed-form (of a trimap). "
-        "Then only the checkpoints named are tested",
+        help="also test a baseline on the sets of the first config: prompt (the prompt as alpha), "
+        "grabcut, grabcut-guided (with a guided filter), closed-form (of a trimap); without "
+        "checkpoints, only baselines are tested",
     )
     parser.add_argument(
-        "--restart",
-        action="store_true",
-        help="start over: delete the results that are in the output's folders",
+        "--restart", action="store_true", help="delete earlier results in the output folders first"
     )
     parser.add_argument(
         "-j",
         "--num-workers",
         type=int,
         metavar="N",
-        help="processes that score beside each model; the same as test.num_workers=N (default: 1, "
-        "a thread)",
+        help="scoring processes beside each model, same as test.num_workers=N (default: 1, a "
+        "thread)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Tests, in as many processes as asked for."""
+    """Test, in as many processes as requested."""
     runs, overrides = split_runs(args.words)
     launch(args, runs[0][0], overrides, test, args)
 
 
 def test(args: argparse.Namespace) -> None:
-    """Loads, tests and prints; called in every process."""
+    """Load, test and print; called in every process."""
     from SDMatte.errors import ConfigError
     from SDMatte.evaluation.plan import plan_test
     from SDMatte.evaluation.run import run_plan
@@ -106,7 +98,7 @@ def test(args: argparse.Namespace) -> None:
     ]
     if args.save_prompts is not None:
         if len({file for file, _ in split_runs(args.words)[0]}) > 1:
-            raise ConfigError("--save-prompts takes the prompts of one config, not of several.")
+            raise ConfigError("--save-prompts needs a single config.")
         save_prompts(methods[0].config, args.save_prompts)
     rows: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for method, plan in zip(methods, plans, strict=True):
@@ -119,14 +111,11 @@ def test(args: argparse.Namespace) -> None:
 
 
 def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
-    """Finds what the arguments of `add_model_arguments` name, and where results of each go.
+    """Return the methods that `add_model_arguments` selects, and their output folders.
 
     Args:
         args: The parsed arguments.
-        name: Of the default folder.
-
-    Returns:
-        The methods and their folders.
+        name: Name of the default folder.
 
     Raises:
         SDMatteError: See `SDMatte.evaluation.methods.find_methods`.
@@ -150,7 +139,7 @@ def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
 def show(
     rows: dict[str, dict[str, dict[str, float]]], folders: list[Path], mattes_only: bool
 ) -> None:
-    """Prints a table for each protocol, in the main process."""
+    """Print a table per protocol, in the main process."""
     import SDMatte.compat  # noqa: F401
 
     from detectron2.utils import comm

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what goes wrong is one sentence, and status 2."""
+"""The command line: errors of the user are one sentence and exit status 2."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from SDMatte.cli.common import split_positionals, split_runs
+from SDMatte.cli.common import DEFAULT_CONFIG, split_config, split_runs
 from SDMatte.cli.main import COMMANDS, build_parser, main
 from SDMatte.errors import ConfigError
 
@@ -28,7 +28,7 @@ def test_without_a_command_the_help_is_shown(words, shown, capsys):
     assert printed.out.startswith("usage: sdmatte") and shown in printed.out and not printed.err
 
 
-def test_a_misspelt_option_is_refused(capsys):
+def test_misspelled_options_are_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["train", "train.epochs=1", "--resmue"])
     assert ended.value.code == 2
@@ -45,19 +45,19 @@ def test_importing_the_package_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["train", "nowhere.py"], "There is no config file nowhere.py."),
-        (["train", "train.epoch=1"], "There is no setting 'train.epoch'"),
-        (["train", "a.py", "b.py"], "'b.py' is one word too many"),
+        (["train", "nowhere.py"], "Config file nowhere.py not found."),
+        (["train", "train.epoch=1"], "There is no setting train.epoch"),
+        (["train", "a.py", "b.py"], "Unexpected argument 'b.py'"),
         (["train", "--num-machines", "2"], "need --dist-url"),
         (["train", "dataloader.train.dataset.root=nowhere"], "nowhere"),
         (["train", "dataloader.train.dataset.names=[Compositon-1K]"], "Composition-1K"),
-        (["train", "train.device=tpu9"], "train.device=tpu9 cannot be used"),
+        (["train", "train.device=tpu9"], "train.device=tpu9 is not available"),
         (["test"], "Checkpoint file output/SDMatte_small/model_final.pth not found."),
         (["score", "nowhere", "nowhere"], "nowhere"),
         (["train", "model.pretrained_model_name_or_path=README.md"], "README.md"),
     ],
 )
-def test_mistakes_are_one_sentence(argv, sentence, capsys, monkeypatch, tmp_path, sample_root):
+def test_errors_are_one_sentence(argv, sentence, capsys, monkeypatch, tmp_path, sample_root):
     monkeypatch.delenv("SDMATTE_DATA_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     if "README.md" in sentence:
@@ -71,7 +71,7 @@ def test_mistakes_are_one_sentence(argv, sentence, capsys, monkeypatch, tmp_path
 
 def test_the_shell_scripts_pass_errors_on():
     for script, words, sentence in (
-        ("train.sh", ["nowhere.py"], "There is no config file nowhere.py."),
+        ("train.sh", ["nowhere.py"], "Config file nowhere.py not found."),
         (
             "test.sh",
             ["configs/SDMatte_small.py", "nowhere.pth"],
@@ -84,13 +84,28 @@ def test_the_shell_scripts_pass_errors_on():
         assert sentence in done.stderr and "Traceback" not in done.stderr
 
 
-def test_files_and_settings_are_told_apart():
+def test_files_and_settings():
     words = ["a.py", "train.epochs=3", "run=1/model.pth", "x.names=[{image: a b, alpha: c}]"]
-    files, overrides = split_positionals(words, most=2)
-    assert files == ["a.py", None]
-    assert overrides == words[1:]
-    with pytest.raises(ConfigError, match="one word too many"):
-        split_positionals(["a", "b", "c"], most=2)
+    assert split_config(words) == ("a.py", words[1:])
+    assert split_config(words[1:]) == (DEFAULT_CONFIG, words[1:])
+    with pytest.raises(ConfigError, match="Unexpected argument 'c'"):
+        split_config(["a", "c"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["matte", "a.png", "--auto", "--rgba"], "--rgba was removed; it is the default."),
+        (["score", "a", "b", "--model", "x"], "--model was removed; name the run in a report"),
+        (["data", "sample", "--seed", "5"], "--seed was removed; use dataloader.train.dataset"),
+        (["report", "a", "--pictures", "3"], "--pictures was removed; use --images."),
+    ],
+)
+def test_removed_options_name_the_alternative(words, sentence, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert f"error: {sentence}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``data`` and the prompt files of ``test`` as a user meets them."""
+"""``data``, and the prompt files of ``test``."""
 
 import json
 import shutil
@@ -13,18 +13,18 @@ from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS
 from SDMatte.images.io import read_image
 
 SMALL = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
-KNOBS = ["dataloader.train.dataset.size=64", "dataloader.test.dataset.size=64"]
+SIZES = ["dataloader.train.dataset.size=64", "dataloader.test.dataset.size=64"]
 
 
 @pytest.fixture(autouse=True)
 def _place(monkeypatch, tmp_path, sample_root):
-    """A folder of its own; the tiny sample set as data root."""
+    """An empty working directory; the tiny sample set as data root."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
 
 
 def rows(text):
-    """The lines of a table by set and part."""
+    """Rows of a table by set and part."""
     words = (line.split() for line in text.splitlines())
     return {(w[0], w[1]): w[2:] for w in words if len(w) > 2 and w[1] in ("training", "test")}
 
@@ -78,7 +78,7 @@ def test_list_names_the_backgrounds(capsys, sample_root, monkeypatch):
 # ------------------------------------------------------------------------- check
 
 
-def test_check_says_that_training_can_start(capsys, tmp_path):
+def test_check_of_valid_data(capsys, tmp_path):
     assert main(["data", "check", "-j", "0"]) == 0
     printed = capsys.readouterr().out
     assert printed.strip().endswith("Training can start.")
@@ -99,7 +99,7 @@ def test_check_of_damaged_data_exits_with_2(capsys, monkeypatch, tmp_path, sampl
     printed = capsys.readouterr().out
     assert f"  unreadable: Cannot read {alpha}: the file is empty." in printed
     assert "Training cannot start:\n- AIM-500 (test): 1 of 4 samples" in printed
-    # Without evaluations on the way, a training does not read the test set.
+    # A training without evaluations does not read the test set.
     assert main([*words, "train.evaluations=0"]) == 0
     assert main([*words, "--part", "train"]) == 0
     foreground = next((root / "Combined_Dataset/Training_set/combined_fg").iterdir())
@@ -114,14 +114,14 @@ def test_check_of_damaged_data_exits_with_2(capsys, monkeypatch, tmp_path, sampl
     assert "3 of 18 training samples cannot be used, 2 are left out" in capsys.readouterr().out
 
 
-def test_sheets_do_not_go_among_the_pictures(capsys, tmp_path, sample_root):
+def test_sheets_do_not_overwrite_images(capsys, tmp_path, sample_root):
     data = shutil.copytree(sample_root / "AIM-500", tmp_path / "AIM-500")
     pair = f"{{image: {data}/original, alpha: {data}/mask, name: my}}"
     image = next((data / "original").iterdir())
     before = image.read_bytes()
     for words in (
         ["check", pair, "--output", str(data / "mask")],
-        ["sample", pair, *KNOBS, "--output", str(image)],
+        ["sample", pair, *SIZES, "--output", str(image)],
     ):
         assert main(["data", *words]) == 2
         assert "must not be overwritten" in capsys.readouterr().err
@@ -150,30 +150,33 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
             ["list", "dataloader.train.dataset.names=5", SMALL],
             "a name or {image: DIR, alpha: DIR}, not 5",
         ),
-        (["check", "--num-workers", "-1"], "--num-workers must be at least 0, not -1"),
-        (["sample", "--count", "-2"], "--count must be at least 1, not -2"),
-        (["sample", "--seed", "-1"], "seed takes whole numbers of at least 0, not -1"),
+        (["check", "--num-workers", "-1"], "--num-workers must be at least 0; got -1"),
+        (["sample", "--count", "-2"], "--count must be at least 1; got -2"),
+        (
+            ["sample", "dataloader.train.dataset.seed=-1"],
+            "dataloader.train.dataset.seed must be at least 0; got -1.",
+        ),
         (["check", "DIS-646", "--part", "test"], "DIS-646 is no test set"),
-        (["check", "a.py"], "There is no config file a.py."),
-        (["check", SMALL, "b.py"], "'b.py' is one config file too many"),
-        (["list", "{image: a"], "{image: a is no folder pair {image: DIR, alpha: DIR}"),
+        (["check", "a.py"], "Config file a.py not found."),
+        (["check", SMALL, "b.py"], "Only one config file is allowed; got"),
+        (["list", "{image: a"], "{image: a is not a folder pair {image: DIR, alpha: DIR}"),
         (["list", "{image: a}"], "A folder pair needs both folders"),
         (
             ["list", SMALL, "dataloader.test.dataset.names=[]", "--part", "test"],
-            "names no test set",
+            "has no test set",
         ),
         (["sample", "DIS-646"], "Distinctions-646"),
-        (["sample", "--count", "0"], "--count must be at least 1, not 0"),
+        (["sample", "--count", "0"], "--count must be at least 1; got 0"),
         (["sample", "DIS-646", "--output", "x.xyz"], "x.xyz: the suffix must be one of"),
     ],
 )
-def test_mistakes_are_one_sentence(words, sentence, capsys):
+def test_errors_are_one_sentence(words, sentence, capsys):
     assert main(["data", *words]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and sentence in error
 
 
-def test_a_set_that_is_not_there_keeps_training_from_starting(capsys):
+def test_training_cannot_start_without_a_set(capsys):
     assert main(["data", "check", "DIS-646", "-j", "0"]) == 2
     assert "- DIS-646 (training): " in capsys.readouterr().out
 
@@ -181,22 +184,20 @@ def test_a_set_that_is_not_there_keeps_training_from_starting(capsys):
 # ------------------------------------------------------------------------ sample
 
 
-def test_sample_is_what_training_sees_and_follows_the_seed(capsys):
+def test_samples_follow_the_seed(capsys):
     def sheet(name, *words):
         path = Path(name)
-        assert main(["data", "sample", *KNOBS, "--count", "3", "--output", name, *words]) == 0
+        assert main(["data", "sample", *SIZES, "--count", "3", "--output", name, *words]) == 0
         assert f"The sheet is {path}." in capsys.readouterr().out
         return read_image(path)
 
     first = sheet("a.png")
     assert first.shape[1] == 6 * 192 and len(first) == 3 * (18 + 192)
     assert (sheet("b.png") == first).all()
-    assert (sheet("c.png", "--seed", "5") != first).any()
-    seeded = sheet("d.png", "dataloader.train.dataset.seed=5")
-    assert (seeded == read_image("c.png")).all()
+    assert (sheet("c.png", "dataloader.train.dataset.seed=5") != first).any()
     test = sheet("e.png", "--part", "test")
     assert test.shape == first.shape and (test != first).any()
-    assert sheet("f.jpg", "AIM-500").shape == first.shape  # a test set: no other part has it
+    assert sheet("f.jpg", "AIM-500").shape == first.shape  # only a test set
 
 
 # -------------------------------------------------------------- prompts of a test
@@ -214,7 +215,7 @@ def one_thread():
 def test_prompts_are_saved_and_used_again(tmp_path, capsys, one_thread):
     checkpoint = tmp_path / "model.pth"
     torch.save({"model": tiny_model().state_dict()}, checkpoint)
-    words = [SMALL, str(checkpoint), "dataloader.test.num_workers=0", *KNOBS]
+    words = [SMALL, str(checkpoint), "dataloader.test.num_workers=0", *SIZES]
     words += [f"model.pretrained_model_name_or_path={tiny_folder()}", "model.load_weight=False"]
     words += ["test.prompts=[point,mask]"]
 
@@ -240,5 +241,5 @@ def test_prompts_are_saved_and_used_again(tmp_path, capsys, one_thread):
     assert main(["test", *words, "--prompts-from", "kept/p.json"]) == 2
     assert "kept/p.json is for images of 64 pixels" in capsys.readouterr().err
     pair = "dataloader.test.dataset.names=[{image: AIM-500/original, alpha: AIM-500/mask}]"
-    assert main(["test", *words, KNOBS[1], pair, "--prompts-from", "kept/p.json"]) == 2
+    assert main(["test", *words, SIZES[1], pair, "--prompts-from", "kept/p.json"]) == 2
     assert "kept/p.json has no set pair, but AIM-500." in capsys.readouterr().err

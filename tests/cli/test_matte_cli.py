@@ -1,4 +1,4 @@
-"""``matte`` as a user meets it."""
+"""``matte``, for single images and folders."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def matte(model, tmp_path, monkeypatch, capsys, caplog):
-    """Runs the command in a folder of pictures; gives status, output and errors."""
+    """Run the command in a folder of images; return status, output and log."""
     picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for name in ("a.png", "b.jpg"):
         write_image(tmp_path / "in" / name, picture)
@@ -46,7 +46,7 @@ def matte(model, tmp_path, monkeypatch, capsys, caplog):
     return run
 
 
-def test_one_picture(matte):
+def test_one_image(matte):
     box = ("--box", "10", "10", "60", "50")
     status, out, err = matte("in/a.png", *box, "-o", "out/x.png")
     assert (status, out) == (0, "Written: out/x.png")
@@ -65,7 +65,7 @@ def test_one_picture(matte):
     assert matte("in/a.png", *box, "--transparent", "--refine", "tiles", "-o", "y.webp")[0] == 0
 
 
-def test_folders_and_what_goes_wrong_in_them(matte):
+def test_folders_and_failed_images(matte):
     status, out, _ = matte("in", "--mask", "masks", "-o", "out")
     assert (status, out) == (0, "2 mattes written.")
     status, out, _ = matte("in", "--mask", "masks", "-o", "out")
@@ -84,7 +84,7 @@ def test_folders_and_what_goes_wrong_in_them(matte):
     assert (status, out) == (0, "2 mattes written.")
 
 
-def test_what_folders_hold_beside_images_is_counted_and_named(matte):
+def test_other_files_are_counted_and_named(matte):
     for name in ("notes.txt", "layers.psd", ".DS_Store", "Thumbs.db", "day/c.txt"):
         os.makedirs(os.path.dirname(f"in/{name}"), exist_ok=True)
         open(f"in/{name}", "w").close()
@@ -93,14 +93,14 @@ def test_what_folders_hold_beside_images_is_counted_and_named(matte):
     assert (status, out) == (0, "2 mattes written, 3 files left out.")
     assert "in: 2 files left out, not images: layers.psd, notes.txt." in err
     assert "in: 1 image in 1 sub-folder left out: day (1). --recursive includes them." in err
-    # Masks and mattes that are in the folder itself are not images of it.
+    # Masks and mattes inside the folder are not inputs.
     shutil.copytree("masks", "in/masks")
     shutil.copytree("out", "in/out")
     status, out, err = matte("in", "--mask", "in/masks", "-o", "in/out", "--alpha-only")
     assert (status, out) == (0, "0 mattes written, 2 already existed, 3 files left out.")
 
 
-def test_sub_folders_keep_their_places(matte):
+def test_sub_folders_are_kept(matte):
     for name in ("in/day/a.png", "in/day/night/e.png"):
         os.makedirs(os.path.dirname(name), exist_ok=True)
         shutil.copy("in/a.png", name)
@@ -199,23 +199,23 @@ def test_a_checkpoint_without_its_configs_is_named(matte, capsys):
         (["in/a.png", "--auto", "--dtype", "int8"], "dtype must be float32"),
         (["in/a.png", "--auto", "--background", "nowhere.png"], "neither a file nor a color"),
         (["in/a.png", "--auto", "--checkpoint", "x.pth"], "has no checkpoint named x.pth"),
-        (["in/a.png", "--prompts", "x.csv"], "for the pictures of one folder"),
+        (["in/a.png", "--prompts", "x.csv"], "--prompts needs one folder of images"),
         (["in", "--prompts", "x.csv"], "Cannot read x.csv"),
         (["in", "nowhere", "--auto"], "-o FOLDER"),
         (["in", "--auto", "-o", "in"], "in is read by this command and must not be overwritten"),
-        (["in", "--mask", "nowhere"], "--mask nowhere: there is no such file or folder"),
-        (["in/a.png", "--auto", "-o", "in/a.png/x.png"], "in/a.png is no folder"),
+        (["in", "--mask", "nowhere"], "--mask nowhere: file or folder not found"),
+        (["in/a.png", "--auto", "-o", "in/a.png/x.png"], "in/a.png is not a folder"),
         (["in/a.png", "--auto", "-o", "in/a.png"], "in/a.png is read by this command"),
     ],
 )
-def test_mistakes_are_one_sentence(matte, words, sentence):
+def test_errors_are_one_sentence(matte, words, sentence):
     status, _, err = matte(*words)
     assert status == 2
     last = err.splitlines()[-1]
     assert last.startswith("error: ") and sentence in last and "Traceback" not in err
 
 
-def test_a_prompt_is_needed_and_only_one(matte, capsys):
+def test_exactly_one_prompt_is_needed(matte, capsys):
     for words in (["in/a.png"], ["in/a.png", "--auto", "--box", "1", "1", "9", "9"]):
         with pytest.raises(SystemExit) as ended:
             matte(*words)
@@ -223,7 +223,7 @@ def test_a_prompt_is_needed_and_only_one(matte, capsys):
         assert "--box" in capsys.readouterr().err
 
 
-def test_what_is_wrong_is_found_before_anything_is_loaded(tmp_path):
+def test_errors_are_found_before_anything_is_loaded(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     Image.new("RGB", (8, 9)).save(tmp_path / "other.png")
     Image.new("L", (9, 9), 7).save(tmp_path / "7.png")
@@ -253,7 +253,7 @@ print(status, [name for name in ("torch", "diffusers") if name in sys.modules])
         assert "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_a_run_that_was_killed_goes_on(model, tmp_path):
+def test_killed_runs_are_resumed(model, tmp_path):
     for number in range(15):
         picture = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
         write_image(tmp_path / "in" / f"{number:02}.png", picture)
@@ -266,7 +266,7 @@ def test_a_run_that_was_killed_goes_on(model, tmp_path):
     process.wait()
     whole = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.png")}
     assert 3 <= len(whole) < 15
-    (tmp_path / "out" / ".14.png.999999999.tmp").touch()  # if it was killed while it wrote
+    (tmp_path / "out" / ".14.png.999999999.tmp").touch()  # as if killed while writing
     for path in whole:
         assert read_alpha(path).shape == (60, 80)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

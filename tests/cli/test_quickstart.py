@@ -1,4 +1,4 @@
-"""The main job at toy size, from nothing to scores and pictures."""
+"""The quickstart with a tiny sample set and two iterations."""
 
 import json
 import os
@@ -23,8 +23,8 @@ SETTINGS = [
 SAMPLES = {"num_train": 4, "num_test": 3, "size": 96, "num_workers": 1, "progress": False}
 
 
-def test_quickstart_leaves_scores_curves_and_pictures(tmp_path, monkeypatch):
-    monkeypatch.setenv("SDMATTE_DATA_ROOT", "nowhere")  # the user's own, for other data
+def test_quickstart_writes_scores_curves_and_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", "nowhere")  # set by the user for other data
     output, samples = tmp_path / "out", tmp_path / "samples"
     result = quickstart(CONFIG, output, samples, overrides=SETTINGS, sample_settings=SAMPLES)
     names = [
@@ -39,8 +39,8 @@ def test_quickstart_leaves_scores_curves_and_pictures(tmp_path, monkeypatch):
     table = (output / "scores.md").read_text()
     assert "protocol official" in table and all(name in table for name in names)
     assert (output / "train" / "curves.png").is_file()
-    picture = read_image(output / "results.png")
-    assert picture.shape[1] == 2 * 4 * 192 and picture.std() > 20
+    image = read_image(output / "results.png")
+    assert image.shape[1] == 2 * 4 * 192 and image.std() > 20
     trained, _, *baselines = (s for name, s in result.scores.items() if name.endswith("box"))
     better = all(trained[m] < s[m] for s in baselines for m in ("MSE", "SAD"))
     assert result.beats_baselines == better

@@ -1,4 +1,4 @@
-"""``test`` as a user meets it: several models at once, interruptions, predicting and scoring."""
+"""``test``: several models at once, interruptions, predicting and scoring separately."""
 
 import csv
 import hashlib
@@ -29,7 +29,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _place(monkeypatch, tmp_path, sample_root, checkpoints):
-    """A folder of its own with the checkpoints; the tiny sample set as data root."""
+    """A working directory with the checkpoints; the tiny sample set as data root."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
     for path in checkpoints.iterdir():
@@ -98,7 +98,7 @@ def test_models_sets_prompts_and_baselines_in_one_call(tmp_path, sample_root, ca
     names = ["SDMatte_small_a", "SDMatte_small_b", "other_a"]
     tests = {f"{s}/{p}" for s in ("AIM-500", "pair") for p in ("box", "point", "auto")}
     folders = {f"{n}/{test}" for n in names for test in tests}
-    folders |= {f"grabcut/{test}" for test in tests if "auto" not in test}  # it needs a prompt
+    folders |= {f"grabcut/{test}" for test in tests if "auto" not in test}  # needs a prompt
     found = {p.parent.relative_to("out").as_posix() for p in Path("out").rglob("summary.json")}
     assert found == folders
     table = capsys.readouterr().out
@@ -132,11 +132,11 @@ def test_configs_are_followed_by_their_checkpoints():
 # ------------------------------------------------------------------- interruptions
 
 
-def test_a_test_goes_on_where_it_was(caplog):
+def test_interrupted_tests_are_resumed(caplog):
     run("a.pth", "--output", "whole", "test.prompts=[box,mask]")
     run("a.pth", "--output", "half", "test.prompts=[box,mask]")
     whole, half = Path("whole/AIM-500/box"), Path("half/AIM-500/box")
-    # As if it had been killed in the second picture's line, with a third matte just written.
+    # As if killed while writing the second line, after the third matte.
     lines = (half / "progress.jsonl").read_text().splitlines(keepends=True)
     (half / "progress.jsonl").write_text(lines[0])
     (half / "progress.0.jsonl").write_text(lines[1] + lines[2][:-9])
@@ -156,7 +156,7 @@ def test_a_test_goes_on_where_it_was(caplog):
     assert {p.name for p in half.iterdir()} == {p.name for p in whole.iterdir()}
 
 
-def test_gone_on_with_or_shared_out_the_batches_are_the_same():
+def test_resumed_tests_form_the_same_batches():
     """A network's output depends, in the last digits, on what else is in the batch."""
     words = ["a.pth", "test.protocol=corrected", "dataloader.test.batch_size=3"]
     run(*words, "--output", "whole")
@@ -183,7 +183,7 @@ OTHERS = [
 ]
 
 
-def test_results_of_something_else_are_refused_or_replaced(capsys):
+def test_other_results_are_refused_or_replaced(capsys):
     run("a.pth", "--output", "out", "--save-prompts", "p.json")
     before = mattes("out/AIM-500/box"), summary("out/AIM-500/box")
     for words, difference in OTHERS:
@@ -196,13 +196,13 @@ def test_results_of_something_else_are_refused_or_replaced(capsys):
     run(*words, "--restart")
     assert summary("out/AIM-500/box")["num_images"] == 2 == len(mattes("out/AIM-500/box"))
     written = Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns
-    run(*words)  # and these are gone on with
+    run(*words)  # resumed
     assert Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns == written
-    run(*words, "--restart")  # or not
+    run(*words, "--restart")  # replaced
     assert Path("out/AIM-500/box/mattes/0000_tree.png").stat().st_mtime_ns > written
 
 
-def test_changed_files_and_other_code_are_noticed(tmp_path, sample_root, monkeypatch, capsys):
+def test_changed_files_and_code_are_detected(tmp_path, sample_root, monkeypatch, capsys):
     root = shutil.copytree(sample_root, tmp_path / "data")
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(root))
     words = ["--baseline", "prompt", "--output", "out", "dataloader.test.dataset.limit=1"]
@@ -219,16 +219,16 @@ def test_changed_files_and_other_code_are_noticed(tmp_path, sample_root, monkeyp
         path.write_bytes(content + b" ")
         assert_refused(f"{role} files ")
         path.write_bytes(content)
-        run(*words)  # a copy, or the same once more, is the same
+        run(*words)  # equal content is the same file
     monkeypatch.setattr("SDMatte.evaluation.identity.code_hash", lambda: "abc")
     assert_refused("code ")
 
 
-# --------------------------------------------------------- predicting and scoring apart
+# ----------------------------------------------------- predicting and scoring separately
 
 
 @pytest.mark.parametrize("protocol", ["official", "corrected"])
-def test_predicting_and_scoring_apart_gives_the_same(protocol, capsys):
+def test_predicting_and_scoring_separately(protocol, capsys):
     words = ["a.pth", f"test.protocol={protocol}", "test.use_trimap=True"]
     run(*words, "--output", "together")
     run(*words, "--output", "apart", "--only", "predict")
@@ -265,7 +265,7 @@ def test_nothing_that_is_read_is_overwritten(tmp_path, sample_root, capsys):
     assert Path("a.pth").is_symlink() and Path("hard.json").read_text() == "{}"
 
 
-def test_there_must_be_mattes_to_score(capsys):
+def test_scoring_needs_mattes(capsys):
     run("a.pth", "--output", "out", "--only", "score", status=2)
     error = capsys.readouterr().err
     assert "Mattes to score are missing:\n  out/AIM-500/box: 4 of 4, such as 0000_" in error
@@ -274,20 +274,20 @@ def test_there_must_be_mattes_to_score(capsys):
     next(Path("out/AIM-500/box/mattes").iterdir()).unlink()
     run("a.pth", "--output", "out", "--only", "score", status=2)
     assert "1 of 4" in capsys.readouterr().err
-    run("a.pth", "--output", "out")  # predicts what is missing, scores all
+    run("a.pth", "--output", "out")  # predicts missing mattes, scores all
     assert len(scores("out/AIM-500/box")) == 4
 
 
-# ------------------------------------------------------------------------ what is left
+# ------------------------------------------------------------------------------ outputs
 
 
-def test_without_mattes_there_are_scores_all_the_same():
+def test_scores_without_saved_mattes():
     run("a.pth", "--output", "out", "test.save_mattes=False", "test.error_maps=True")
     folder = Path("out/AIM-500/box")
     assert {p.name for p in folder.iterdir()} == {
         "progress.jsonl", "scores.csv", "summary.json", "summary.md"
     }  # fmt: skip
-    run("a.pth", "--output", "out")  # mattes are wanted: predicted once more
+    run("a.pth", "--output", "out")  # mattes are requested: predicted again
     assert len(mattes(folder)) == 4
 
 
@@ -305,7 +305,7 @@ def test_error_maps(sample_root):
         (["--baseline", "grabcut", "test.prompts=[auto]"], "The baseline grabcut supports point,"),
         (["a.pth", "c.pth"], "Checkpoint file c.pth not found."),
         (["a.pth", "a.pth"], "A config and checkpoint are given twice."),
-        (["a.pth", "-j", "-2"], "test.num_workers is a whole number of at least 0; got -2."),
+        (["a.pth", "-j", "-2"], "test.num_workers must be at least 0; got -2."),
         (["a.pth", "test.protocol=x"], "Unknown protocol 'x'"),
         (["a.pth", "test.prompts=[]"], "test.prompts is empty."),
         (["a.pth", "--only", "predict", "test.save_mattes=False"], "needs test.save_mattes=True"),
@@ -328,11 +328,11 @@ def test_error_maps(sample_root):
         ),
         (
             ["configs/SDMatte.py", "a.pth", "configs/SDMatte_small.py", "--save-prompts", "p"],
-            "--save-prompts takes the prompts of one config",
+            "--save-prompts needs a single config",
         ),
     ],
 )
-def test_mistakes_are_one_sentence(tmp_path, capsys, words, sentence):
+def test_errors_are_one_sentence(tmp_path, capsys, words, sentence):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "output" / "SDMatte_small").mkdir(parents=True)
     (tmp_path / "output" / "SDMatte_small" / "model_final.pth").symlink_to(tmp_path / "b.pth")

@@ -1,6 +1,5 @@
 """Scoring of a folder, from Python and on the command line."""
 
-import argparse
 import csv
 import json
 import os
@@ -8,9 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from SDMatte.cli import score as score_command
 from SDMatte.cli.common import run_command
-from SDMatte.cli.main import main
+from SDMatte.cli.main import build_parser, main
 from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha, read_image, read_trimap, write_image
 from SDMatte.scoring import score_folder, score_pair
@@ -29,9 +27,7 @@ def preds(truths):
 
 
 def command(*arguments):
-    parser = argparse.ArgumentParser()
-    score_command.add_parser(parser.add_subparsers())
-    args = parser.parse_args(["score", *map(str, arguments)])
+    args = build_parser("score").parse_args(["score", *map(str, arguments)])
     return run_command(args.run, args)
 
 
