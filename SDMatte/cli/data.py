@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from SDMatte.cli.common import DEFAULT_CONFIG, Removed, is_config, is_setting, print_help
+from SDMatte.cli.common import DEFAULT_CONFIG, Removed, is_config, is_setting
 from SDMatte.errors import ConfigError
 
 PUBLISHED_CONFIG = str(Path(DEFAULT_CONFIG).with_name("SDMatte.py"))
@@ -13,7 +13,6 @@ CANNOT_START = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the actions of the subcommand."""
-    parser.set_defaults(run=print_help(parser))
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
 
     action = actions.add_parser(

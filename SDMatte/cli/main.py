@@ -29,7 +29,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(name, help=text)
         if name == chosen:
             module = importlib.import_module(f"SDMatte.cli.{name.replace('-', '_')}")
-            subparser.set_defaults(run=module.run)
+            subparser.set_defaults(run=getattr(module, "run", print_help(subparser)))
             module.add_arguments(subparser)
     return parser
 

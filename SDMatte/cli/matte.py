@@ -23,7 +23,7 @@ examples:
   sdmatte matte FOLDER --prompts prompts.csv -o MATTES
   sdmatte matte FOLDER --mask MASKS -o MATTES --recursive
 
-The exit status is 0 on success, 1 if some images failed, 2 if all did."""
+The exit status is 0 on success, 1 if some images failed, 2 if none was written."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
