@@ -96,13 +96,14 @@ class GrabCut(Baseline):
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(np.rint(image * 255).astype(np.uint8), size, None, 0, 0, cv2.INTER_AREA)
         labels = self._label(cv2.resize(prompt, size, interpolation=cv2.INTER_NEAREST))
-        foreground = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
-        if foreground.all() or not foreground.any():
+        inside = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
+        if inside.all() or not inside.any():
             return prompt  # no pixels for the second color model
         cv2.setRNGSeed(0)
-        models = np.zeros((1, 65)), np.zeros((1, 65))
+        background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+        rectangle, mode = (0, 0, 0, 0), cv2.GC_INIT_WITH_MASK  # the mode ignores the rectangle
         image = np.ascontiguousarray(image[..., ::-1])  # RGB -> BGR
-        cv2.grabCut(image, labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(image, labels, rectangle, background, foreground, self.iterations, mode)
         alpha = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
         return cv2.resize(alpha, (width, height), interpolation=cv2.INTER_LINEAR)
 

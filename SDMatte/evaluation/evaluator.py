@@ -67,8 +67,8 @@ class MatteEvaluator(DatasetEvaluator):
             target = test.targets[name]
             if image.scores or not with_metrics:
                 # The data may have been moved since.
-                moved = {"alpha_path": target.alpha_path, "image_path": target.image_path}
-                self._ready.append(replace(image, **moved))
+                alpha_path, image_path = target.alpha_path, target.image_path
+                self._ready.append(replace(image, alpha_path=alpha_path, image_path=image_path))
             else:
                 self._unscored.append((target, Path(image.pred_path)))
         protocol = get_protocol(settings.protocol)

@@ -30,14 +30,14 @@ def set_identity(
     data_settings = dataset.settings.model_dump()
     del data_settings["cache_mb"]  # does not affect results
     samples = json.dumps([asdict(sample) for sample in dataset.samples], ensure_ascii=False)
-    samples = unicodedata.normalize("NFC", samples).encode("utf-8", "surrogateescape")
+    samples = unicodedata.normalize("NFC", samples)
     return {
         "code": code_hash(),
         "protocol": settings.protocol,
         "use_trimap": settings.use_trimap,
         "use_captions": settings.use_captions,
         "set": dataset.samples[0].dataset,
-        "samples": hashlib.sha256(samples).hexdigest(),
+        "samples": hashlib.sha256(samples.encode("utf-8", "surrogateescape")).hexdigest(),
         **{f"{role} files": _fingerprint(dataset, role) for role in ("image", "alpha", "trimap")},
         "prompt": prompt.alias,
         "prompt seed": dataset.seed,

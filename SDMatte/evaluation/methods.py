@@ -15,11 +15,12 @@ import torch
 from accelerate import init_empty_weights
 from omegaconf import DictConfig, OmegaConf
 
+from SDMatte import modeling
 from SDMatte.errors import ConfigError
 from SDMatte.evaluation.baselines import BASELINES
 from SDMatte.evaluation.identity import file_hash
 from SDMatte.evaluation.plan import choose_test_sets
-from SDMatte.modeling import SDMatte, hub, weights
+from SDMatte.modeling import hub, weights
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
 from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.devices import choose_device
@@ -94,7 +95,7 @@ def find_methods(
     return methods + [_baseline_method(name, configs[runs[0][0]]) for name in baselines]
 
 
-def load_trained(config: DictConfig, checkpoint: str | Path) -> SDMatte:
+def load_trained(config: DictConfig, checkpoint: str | Path) -> modeling.SDMatte:
     """Build a config's model from a full checkpoint, in evaluation mode.
 
     Args:
@@ -173,7 +174,7 @@ def _baseline_method(name: str, config: DictConfig) -> Method:
 
 def _hash_model_settings(config: DictConfig) -> str:
     """Hash the settings that affect a model's predictions, except for its weights."""
-    settings = OmegaConf.to_container(config.model, resolve=True)
+    settings: Any = OmegaConf.to_container(config.model, resolve=True)
     folder = settings.pop("pretrained_model_name_or_path")
     settings.pop("load_weight", None)  # the checkpoint has all weights
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())

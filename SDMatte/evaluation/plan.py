@@ -132,30 +132,33 @@ def plan_test(
         for prompt in types:
             test = SetTest(name, prompt, loader, config)
             if output_dir is not None:
-                test = replace(test, folder=Path(output_dir) / name / test.label.replace(" ", "_"))
-                test = _look_up_progress(test, identity, restart)
+                folder = Path(output_dir) / name / test.label.replace(" ", "_")
+                test = _plan_output(test, folder, identity, restart)
             plan.append(test)
     return plan
 
 
-def _look_up_progress(test: SetTest, identity: Mapping[str, Any] | None, restart: bool) -> SetTest:
+def _plan_output(
+    test: SetTest, folder: Path, identity: Mapping[str, Any] | None, restart: bool
+) -> SetTest:
+    """Return the test with its folder and, if it has an identity, with what is done there."""
     dataset, settings = test.loader.dataset, test.config.test
     check_not_read(
-        [test.folder, test.folder / SCORES, test.folder / SUMMARY],
+        [folder, folder / SCORES, folder / SUMMARY],
         files_read(dataset),
-        emptied=[test.folder / MATTES, test.folder / ERRORS],
+        emptied=[folder / MATTES, folder / ERRORS],
     )
     if identity is None:
-        return test
+        return replace(test, folder=folder)
     identity = {**identity, **set_identity(dataset, test.prompt, settings)}
-    progress_log = ProgressLog(test.folder, identity)
+    progress_log = ProgressLog(folder, identity)
 
     def read() -> dict[str, ImageScore]:
         done = {} if restart else progress_log.read()
         return {n: i for n, i in done.items() if i.pred_path or not settings.save_mattes}
 
     # Only the main process reads, so that all processes agree on what is done.
-    return replace(test, progress_log=progress_log, done=run_on_main(read))
+    return replace(test, folder=folder, progress_log=progress_log, done=run_on_main(read))
 
 
 def files_read(dataset: MattingDataset) -> Iterator[Path]:

@@ -117,12 +117,13 @@ def _evaluation_mode(model: Any) -> Iterator[None]:
 
 def _prepare_folder(test: SetTest) -> None:
     """Delete results that are not resumed, and start the progress log."""
-    if test.folder is None:
+    folder = test.folder
+    if folder is None:
         return
 
     def prepare() -> None:
         if not test.done:
-            clear_results(test.folder)
+            clear_results(folder)
         if test.progress_log is not None:
             test.progress_log.begin(test.done.values())
 

@@ -75,7 +75,7 @@ def score_folder(
     return EvaluationResult(
         dataset=dataset or Path(truth_dir).resolve().name,
         protocol=protocol,
-        images=outcomes,
+        images=[outcome for outcome in outcomes if isinstance(outcome, ImageScore)],
         prompt=prompt,
         model=model or Path(pred_dir).resolve().name,
         trimap_restricted=trimap_dir is not None,

@@ -115,9 +115,9 @@ def gradient(
         # Farther than half a kernel from any difference, both gradients are bit-identical.
         columns = np.s_[max(0, differs[0] - 2 * _HALF) : differs[-1] + 1 + 2 * _HALF]
         inner = np.s_[y - rows.start : y - rows.start + _BAND]
-        magnitudes = [_gradient_magnitude(p[rows, columns])[inner] for p in (pred, true)]
+        a, b = (_gradient_magnitude(alpha[rows, columns])[inner] for alpha in (pred, true))
         where = None if weight is None else weight[y : y + _BAND, columns].view(np.uint8)
-        total += cv2.norm(*magnitudes, cv2.NORM_L2SQR, where)  # sums in double precision
+        total += cv2.norm(a, b, cv2.NORM_L2SQR, where)  # sums in double precision
     return total / 1000
 
 
@@ -279,7 +279,7 @@ def _steps_connected(pred: np.ndarray, true: np.ndarray, count_background: bool)
         kept = cv2.bitwise_and(kept[window], omega)
         if not cv2.countNonZero(kept):
             break
-        steps += kept
+        np.add(steps, kept, out=steps)
     return result
 
 
