@@ -1,10 +1,11 @@
 """The training step, and the model with its losses."""
 
-import contextlib
 import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import dropwhile
 from typing import Any, NamedTuple
 
@@ -150,6 +151,9 @@ class MatteTrainer(SimpleTrainer):
         self.non_finite = non_finite
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
+        self.autocast = partial(
+            torch.autocast, self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None
+        )
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.amp_dtype == torch.float16
         )
@@ -212,7 +216,7 @@ class MatteTrainer(SimpleTrainer):
     def _close_writers(self) -> None:
         for hook in self._hooks:
             if isinstance(hook, hooks.PeriodicWriter):
-                with contextlib.suppress(OSError):  # a full disk, which is reported already
+                with suppress(OSError):  # a full disk, which is reported already
                     hook.after_train()
 
     def draw_prompt(self, step: int) -> str:
@@ -230,13 +234,15 @@ class MatteTrainer(SimpleTrainer):
         seeds = np.random.SeedSequence((self.seed, self.iter, comm.get_rank()))
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         data_time, names, values = 0.0, [], []
+        no_sync = getattr(self.model, "no_sync", nullcontext)  # of DDP
         self.optimizer.zero_grad()
         for index in range(self.accumulate):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
-            with self._delay_reduction(until_last=index < self.accumulate - 1):
-                with self._autocast():
+            is_last = index == self.accumulate - 1
+            with nullcontext() if is_last else no_sync():
+                with self.autocast():
                     losses = self.model(batch, prompt)
                     loss = sum(losses.values()) / self.accumulate
                 self.scaler.scale(loss).backward()
@@ -263,17 +269,6 @@ class MatteTrainer(SimpleTrainer):
         else:
             self._refuse(problem)
         self.scaler.update()
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.amp_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.amp_dtype)
-
-    def _delay_reduction(self, until_last: bool) -> contextlib.AbstractContextManager:
-        """Keep DDP from exchanging gradients before the last batch of a step."""
-        if until_last and hasattr(self.model, "no_sync"):
-            return self.model.no_sync()
-        return contextlib.nullcontext()
 
     def agree_to_stop(self, received: Sequence[int | None] | None = None) -> None:
         """Set `stop_signal` to the first signal received by any process.
