@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from typing import NoReturn
 
-from SDMatte.errors import DataError
-
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 # Shells and schedulers often signal a process and its parent, which forwards the signal.
@@ -40,41 +38,6 @@ def handling(handler: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous or signal.SIG_DFL)
-
-
-class _TooLong(BaseException):
-    """Not an `Exception`, which the code that hangs might catch."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float, describe: Callable[[], str]) -> Iterator[None]:
-    """Interrupt what is inside after a number of seconds.
-
-    Has no effect outside of the main thread, or inside of uninterruptible system calls.
-
-    Args:
-        seconds: The limit; 0: none.
-        describe: Returns the error message; called when the limit is reached.
-
-    Raises:
-        DataError: The limit was reached.
-    """
-    if not seconds or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(*_: object) -> None:
-        raise _TooLong(describe())
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except _TooLong as late:
-        raise DataError(str(late)) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 class StopRequest:
