@@ -82,7 +82,7 @@ def kill_workers() -> None:
         worker.kill()
 
 
-def spoil() -> None:
+def make_nan() -> None:
     """Make the next loss NaN."""
     from SDMatte.engine.trainer import TrainingModel
 
@@ -101,8 +101,8 @@ class Run:
     Args:
         words: Arguments after ``command``; by default the settings of a training.
         log: File for the output.
-        at: When to call ``deed``: a name of `MOMENTS` and a step; None: never.
-        deed: The failure.
+        at: When to call ``action``: a name of `MOMENTS` and a step; None: never.
+        action: The failure.
         rank: The process that fails.
         num_processes: Number of processes.
         command: The first arguments.
@@ -113,7 +113,7 @@ class Run:
         words,
         log,
         at=None,
-        deed=kill,
+        action=kill,
         rank=0,
         num_processes=1,
         command=("train", CONFIG),
@@ -129,7 +129,7 @@ class Run:
         self.processes = [
             _processes.Process(
                 target=_run,
-                args=([*command, *words], self.log, env, at if r == rank else None, deed),
+                args=([*command, *words], self.log, env, at if r == rank else None, action),
             )
             for r, env in enumerate(environ)
         ]
@@ -152,7 +152,7 @@ def finish(*args, **kwargs) -> str:
     return run.log.read_text()
 
 
-def _run(words, log, environ, at, deed) -> None:
+def _run(words, log, environ, at, action) -> None:
     from SDMatte.cli.main import main
 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -164,7 +164,7 @@ def _run(words, log, environ, at, deed) -> None:
     multiprocessing.set_start_method(None, force=True)  # as in a new process
     if at is not None:
         moment, step = at
-        MOMENTS[moment](step, deed)
+        MOMENTS[moment](step, action)
     raise SystemExit(main(words))
 
 

@@ -38,35 +38,35 @@ def test_it_describes_the_training_and_writes_nothing(capsys, sample_root, tmp_p
     words += ("lr_multiplier.warmup_iter=3",)
     status, captured = dry_run(capsys, *words, "--num-processes", "2")
     assert status == 0
-    told = rows(captured.out)
+    report = rows(captured.out)
     assert captured.out.splitlines()[-1] == "Dry run: nothing was written."
     assert list(tmp_path.iterdir()) == [] and sorted(sample_root.rglob("*")) == before
 
-    total, trained = re.match(r"unet: ([\d,]+) parameters, ([\d,]+) ", told["model"][1]).groups()
+    total, trained = re.match(r"unet: ([\d,]+) parameters, ([\d,]+) ", report["model"][1]).groups()
     assert 0 < int(trained.replace(",", "")) < int(total.replace(",", ""))  # LoRA
-    assert told["model"][2].endswith(" 0 trainable")  # the autoencoder
-    assert told["starts from"] == ["random weights"]
-    assert told["data"] == ["Composition-1K: 18 samples"]
-    assert told["step"] == [
+    assert report["model"][2].endswith(" 0 trainable")  # the autoencoder
+    assert report["starts from"] == ["random weights"]
+    assert report["data"] == ["Composition-1K: 18 samples"]
+    assert report["step"] == [
         "batch 2 x accumulate 2 x processes 2 = 8 images of 64 x 64, lora",
     ]
-    assert told["length"] == [
+    assert report["length"] == [
         "9 steps: 4.00 epochs of 18 samples",
         "learning rate 0.002 after 3 steps of warm-up",
         "a log line every 20 steps",
     ]
-    assert told["evaluations"] == [
+    assert report["evaluations"] == [
         "every 5 steps and after the last; prompts: box",
         "AIM-500: 4 images of 64 x 64",
     ]
-    assert told["checkpoints"][0].startswith("every 5 steps and before evaluations, 0.")
-    assert told["checkpoints"][0].endswith("each; the last 3 are kept")
-    assert told["device"][0].startswith("cpu") and "of 2" in told["device"][0]
-    seconds = float(re.match(r"([\d.]+) s per step, ", told["time"][0]).group(1))
-    hours, minutes, rest = re.match(r"(\d+):(\d+):(\d+) for all", told["time"][1]).groups()
+    assert report["checkpoints"][0].startswith("every 5 steps and before evaluations, 0.")
+    assert report["checkpoints"][0].endswith("each; the last 3 are kept")
+    assert report["device"][0].startswith("cpu") and "of 2" in report["device"][0]
+    seconds = float(re.match(r"([\d.]+) s per step, ", report["time"][0]).group(1))
+    hours, minutes, rest = re.match(r"(\d+):(\d+):(\d+) for all", report["time"][1]).groups()
     all_steps = int(hours) * 3600 + int(minutes) * 60 + int(rest)
     assert all_steps == pytest.approx(seconds * 9, abs=1)
-    assert float(told["memory"][0].split()[0]) > 0.1
+    assert float(report["memory"][0].split()[0]) > 0.1
 
 
 def test_timing_does_not_change_weights():

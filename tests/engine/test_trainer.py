@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from models import make_batch, tiny_model
-from runs import CONFIG, Run, finish, hang, kill_workers, records, settings, spoil
+from runs import CONFIG, Run, finish, hang, kill_workers, make_nan, records, settings
 from tiny_runs import TinyRun
 
 from SDMatte.cli.main import main
@@ -166,7 +166,7 @@ def test_processes_skip_a_step_together(sample_root, tmp_path):
     words = settings(sample_root, tmp_path / "run", "train.max_iter=3", "train.evaluations=0")
     words += ["train.non_finite=skip", "train.log_period=1"]
     log = finish(
-        words, tmp_path / "log", at=("before step", 1), deed=spoil, rank=1, num_processes=2
+        words, tmp_path / "log", at=("before step", 1), action=make_nan, rank=1, num_processes=2
     )
     assert "The step is skipped." in log and "loss is not finite at step 1" in log
     # No loss of that step is recorded, and all weights stay finite.
@@ -179,7 +179,7 @@ def test_processes_skip_a_step_together(sample_root, tmp_path):
 def test_a_hung_loader_ends_the_run_with_a_message(sample_root, tmp_path):
     words = settings(sample_root, tmp_path / "run", "dataloader.train.timeout=1")
     words += ["dataloader.train.num_workers=1", "train.evaluations=0"]
-    run = Run(words, tmp_path / "log", at=("before step", 0), deed=hang)
+    run = Run(words, tmp_path / "log", at=("before step", 0), action=hang)
     assert run.wait() == [2], run.log.read_text()
     last = run.log.read_text().splitlines()[-1]
     assert last.startswith("error: ") and "gave no batch for 1 s (timeout)" in last
@@ -188,7 +188,7 @@ def test_a_hung_loader_ends_the_run_with_a_message(sample_root, tmp_path):
 
 def test_a_killed_worker_ends_the_run_with_a_message(sample_root, tmp_path):
     words = settings(sample_root, tmp_path / "run", "dataloader.train.num_workers=1")
-    run = Run(words, tmp_path / "log", at=("step", 2), deed=kill_workers)
+    run = Run(words, tmp_path / "log", at=("step", 2), action=kill_workers)
     assert run.wait() == [2], run.log.read_text()
     last = run.log.read_text().splitlines()[-1]
     assert last.startswith("error: ") and "orker" in last and "killed" in last

@@ -220,7 +220,7 @@ def test_the_original_error_is_reported(reported, died, hung, received, error, m
 
 def test_a_silent_process_ends_the_run_with_a_message(sample_root, tmp_path):
     words = settings(sample_root, tmp_path / "run", "train.ddp.timeout=5", "train.evaluations=0")
-    run = Run(words, tmp_path / "log", ("before step", 1), deed=pause, rank=1, num_processes=2)
+    run = Run(words, tmp_path / "log", ("before step", 1), action=pause, rank=1, num_processes=2)
     first, second = run.processes
     first.join(100)
     second.kill()

@@ -15,10 +15,10 @@ def test_a_run_stopped_twice_ends_as_one_that_was_not(whole, stateful, tmp_path)
     output, log = tmp_path / "run", tmp_path / "log"
     words = [*stateful(output), "--resume"]
     # What is before an evaluation is saved, so it need not be waited for.
-    assert Run(words, log, at=("evaluation", 2), deed=interrupt).wait() == [130]
+    assert Run(words, log, at=("evaluation", 2), action=interrupt).wait() == [130]
     assert "Stopped by SIGINT after step 3 of 6; all is saved in" in last_line(log)
     assert not [line for line in records(output) if "AIM-500/box/SAD" in line]
-    assert Run(words, log, at=("before step", 4), deed=terminate).wait() == [143]
+    assert Run(words, log, at=("before step", 4), action=terminate).wait() == [143]
     assert "Stopped by SIGTERM after step 5 of 6; all is saved in" in last_line(log)
     assert (output / "last_checkpoint").read_text() == "model_0000004.pth"
     assert "Traceback" not in log.read_text()
