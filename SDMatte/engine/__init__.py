@@ -1,1 +1,1 @@
-"""Training and testing on detectron2."""
+"""Training on detectron2."""

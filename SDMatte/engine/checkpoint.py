@@ -137,6 +137,11 @@ class MatteCheckpointer(Checkpointer):
         logger.info("Resuming from %s", path)
         return True
 
+    def is_complete(self) -> bool:
+        """Return whether the final weights are newer than the last checkpoint."""
+        final, last = Path(self.save_dir) / hub.FINAL_CHECKPOINT, Path(self.get_checkpoint_file())
+        return final.is_file() and final.stat().st_mtime_ns >= last.stat().st_mtime_ns
+
     def _find_last(self) -> Path | None:
         candidates = self.get_all_checkpoint_files()[::-1]
         if self.has_checkpoint():

@@ -49,7 +49,7 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
     Raises:
         SDMatteError: A setting is invalid, or the data or the weights cannot be used.
     """
-    # Everything that can be refused is refused before a file is written.
+    # Checks that need no model come before the first file is written.
     config = load_config(config_file, overrides)
     output_dir = Path(config.train.output_dir)
     final = output_dir / hub.FINAL_CHECKPOINT
@@ -76,7 +76,7 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         resumed = resume and checkpointer.resume()
         if resumed:
             start = trainer.iter + 1
-            if start >= plan.max_iter and is_newer(final, checkpointer.get_checkpoint_file()):
+            if start >= plan.max_iter and checkpointer.is_complete():
                 logger.info("The run in %s is already complete.", output_dir)
                 return
         elif init_checkpoint is not None:
@@ -92,12 +92,6 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         if comm.is_main_process():
             used = output_dir / CONFIG  # includes the overrides, unlike config_file
             logger.info("Done. To test: bash script/test.sh %s %s", used, final)
-
-
-def is_newer(path: str | Path, than: str | Path) -> bool:
-    """Return whether a file exists and was written after another one."""
-    path = Path(path)
-    return path.is_file() and path.stat().st_mtime_ns >= Path(than).stat().st_mtime_ns
 
 
 def register_hooks(
