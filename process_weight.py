@@ -16,7 +16,7 @@ def main(args: argparse.Namespace) -> None:
     from SDMatte.modeling.pretrained import process_pretrained
 
     if (args.output is None) == (not args.in_place):
-        raise ConfigError("Say either --output FOLDER, or --in-place to change the input folder.")
+        raise ConfigError("Pass either --output FOLDER or --in-place.")
     process_pretrained(args.input, args.output, vae=args.vae, init=args.init, config=args.config)
 
 
@@ -38,13 +38,14 @@ if __name__ == "__main__":
     parser.add_argument(
         "--config",
         type=path_or_name,
-        help="for a single file: a folder or hub id with the component configs and the tokenizer "
-        "(default: those beside the file, or LongfeiHuang/SDMatte)",
+        help="for a single file: folder or hub id of the component configs and the tokenizer "
+        "(default: the file's folder, or LongfeiHuang/SDMatte)",
     )
     parser.add_argument(
         "--init",
         choices=("default", "zeros"),
         default="default",
-        help="default: trainable; zeros: as in the reference, coordinates cannot be learnt",
+        help="initialization of the new coordinate layers: default is trainable; zeros, as in the "
+        "reference, is not",
     )
     sys.exit(run_command(main, parser.parse_args()))

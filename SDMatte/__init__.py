@@ -1,6 +1,6 @@
 """SDMatte: interactive image matting with a one-step Stable Diffusion.
 
-The public names are imported when they are first used, so that importing the package is fast::
+The public names are imported on first use, so that importing the package is fast::
 
     from SDMatte import MattePredictor
 """

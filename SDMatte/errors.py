@@ -1,8 +1,8 @@
-"""Errors that a user can cause: one sentence that names the thing and what is allowed.
+"""Errors caused by user input; the message is one sentence that says what is wrong and allowed.
 
-Each is also the standard exception that Python code expects, so that ``except ValueError`` around
-a prediction catches a bad prompt. The command line prints such an error without a stack trace and
-exits with status 2; any other exception is a bug and keeps its trace.
+Each is also the matching standard exception: ``except ValueError`` around a prediction catches an
+invalid prompt. The command line prints these errors without a traceback and exits with status 2;
+any other exception is a bug.
 """
 
 
@@ -15,7 +15,7 @@ class ConfigError(SDMatteError, ValueError):
 
 
 class DataError(SDMatteError, ValueError):
-    """A folder, list or image is unreadable or does not match its partner."""
+    """A folder, list or image is unreadable or does not match another one."""
 
 
 class MissingFileError(DataError, FileNotFoundError):
@@ -23,7 +23,7 @@ class MissingFileError(DataError, FileNotFoundError):
 
 
 class CheckpointError(SDMatteError, ValueError):
-    """Weights are truncated, of another model or of another shape."""
+    """Weights are truncated or do not fit the model."""
 
 
 class MissingCheckpointError(CheckpointError, FileNotFoundError):
@@ -31,7 +31,7 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
 
 
 class PromptError(SDMatteError, ValueError):
-    """A visual prompt is unknown or does not fit its image."""
+    """A visual prompt is invalid or does not fit its image."""
 
 
 class DependencyError(SDMatteError, ImportError):
@@ -39,18 +39,18 @@ class DependencyError(SDMatteError, ImportError):
 
 
 class OutputError(SDMatteError, OSError):
-    """A folder or a file cannot be written."""
+    """A file or folder cannot be written."""
 
 
 class ProcessError(SDMatteError, RuntimeError):
-    """A process of a run died, or no longer answers."""
+    """A process of a run died or does not answer."""
 
 
 class RunStopped(SDMatteError):
-    """A signal asked the run to stop.
+    """A signal stopped the run.
 
     Attributes:
-        status: The exit status: 128 plus the signal's number, as shells have it.
+        status: The exit status, 128 plus the signal's number.
     """
 
     def __init__(self, message: str, status: int):
@@ -58,5 +58,5 @@ class RunStopped(SDMatteError):
         self.status = status
 
     def __reduce__(self) -> tuple:
-        """Keep the status when the error crosses from one process to another."""
+        """Pickle the status with the message."""
         return type(self), (str(self), self.status)

@@ -285,7 +285,7 @@ def test_command_line(stable_diffusion, tmp_path, capsys, monkeypatch):
         config=None,
     )
     assert run_command(process_weight.main, args) == 2
-    assert "error: Say either --output FOLDER, or --in-place" in capsys.readouterr().err
+    assert "error: Pass either --output FOLDER or --in-place" in capsys.readouterr().err
     args.output = tmp_path / "out"
     assert run_command(process_weight.main, args) == 0
     SDMatte(tmp_path / "out")

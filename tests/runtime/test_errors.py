@@ -1,4 +1,4 @@
-"""Each error is what Python code expects to catch, and survives the way between processes."""
+"""Errors are standard exceptions too, and can be pickled."""
 
 import pickle
 
@@ -36,6 +36,6 @@ def test_bases_text_and_pickling(name, base):
     assert copy.__dict__ == error.__dict__
 
 
-def test_missing_files_are_errors_of_their_kind_too():
+def test_missing_files_are_errors_of_their_kind():
     assert issubclass(errors.MissingFileError, errors.DataError)
     assert issubclass(errors.MissingCheckpointError, errors.CheckpointError)

@@ -1,4 +1,4 @@
-"""Names in any spelling, files written in one piece, and inputs that stay."""
+"""Names in any spelling, atomic writing, and inputs that are not overwritten."""
 
 import os
 import subprocess
@@ -19,14 +19,14 @@ from SDMatte.runtime.files import (
     write_text,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NFC = unicodedata.normalize("NFC", "café")
 NFD = unicodedata.normalize("NFD", "café")
 
 
 @pytest.fixture
 def tell_apart(tmp_path):
-    """Skips where the file system takes both spellings for one name."""
+    """Skip where the file system normalizes names."""
     (tmp_path / NFC).touch()
     if (tmp_path / NFD).exists():
         pytest.skip("this file system normalizes names")
@@ -67,7 +67,7 @@ def test_files_are_found_in_another_spelling(tmp_path, tell_apart):
 # --------------------------------------------------------------------- writing
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_files_are_replaced_atomically(tmp_path):
     path = tmp_path / "new" / "a.txt"
     write_text(path, "one")
     with pytest.raises(KeyError), replace_file(path) as temporary:
@@ -84,7 +84,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         write_text(tmp_path / "file" / "a.txt", "in the way")
 
 
-def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
+def test_files_of_killed_processes_are_deleted(tmp_path):
     code = """
 import os, signal, sys
 from SDMatte.runtime.files import replace_file
@@ -111,7 +111,7 @@ with replace_file(sys.argv[1]) as temporary:
 # ------------------------------------------------------- what a command reads
 
 
-def test_inputs_are_no_outputs_by_any_name(tmp_path, monkeypatch):
+def test_inputs_are_protected_under_any_name(tmp_path, monkeypatch):
     touch(tmp_path, "in/a.png", "out/b.png")
     source = tmp_path / "in" / "a.png"
     (tmp_path / "out" / "soft.png").symlink_to(source)
@@ -133,8 +133,8 @@ def test_inputs_are_no_outputs_by_any_name(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------- numba
 
 
-def test_numba_compiles_where_no_cache_can_be_written(tmp_path):
-    """A file stands where numba wants its folder, for permissions do not bind root."""
+def test_numba_compiles_without_a_cache(tmp_path):
+    """A file blocks numba's folder: permissions do not apply to root."""
     (tmp_path / "compiled.py").write_text(
         'from numba import njit\n@njit("f8(f8)", cache=True)\ndef double(x):\n    return 2 * x\n'
     )
