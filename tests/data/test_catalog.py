@@ -1,4 +1,4 @@
-"""Layouts of the sets, as trees on disk, and folder pairs: data/README.md, tables."""
+"""Layouts of the known sets and folder pairs as trees on disk; missing files and mistakes."""
 
 import json
 import os
@@ -9,24 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_trees import write_aim, write_backgrounds, write_composition, write_pairs
+from data_trees import PAIR, touch, write_aim, write_backgrounds, write_composition, write_pairs
 
 from SDMatte.data import MattingDataset
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, list_samples
 from SDMatte.data.check import check_set, list_set
 from SDMatte.data.listing import Sample
-from SDMatte.errors import DataError, MissingFileError
+from SDMatte.errors import ConfigError, DataError, MissingFileError
 from SDMatte.images.formats import IMAGE_EXTENSIONS
 from SDMatte.images.io import write_image
 from SDMatte.runtime.config import build, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-def touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
 
 
 def test_data_root(monkeypatch):
@@ -65,7 +59,7 @@ def test_aim(tmp_path):
 
 
 def write_full_size_trees(root):
-    """Trees of the published sizes (data/README.md); all files are links to one of 1 x 1 pixel."""
+    """Write trees of the published sizes; all files are links to one of 1 x 1 pixel."""
     write_image(root / "one.png", np.full((1, 1), 255, np.uint8))
 
     def fill(folder, stems, **parts):
@@ -101,13 +95,13 @@ def test_the_published_schedule_has_24401_samples(tmp_path):
         "UHRSD": 4932 + 988,
     }
     assert len(dataset) == 24_401
-    for i in range(0, len(dataset), 2000):  # some of each
+    for i in range(0, len(dataset), 2000):
         assert (dataset[i]["alpha"].max(), dataset[i]["image"].min()) == (1, 1)
 
     refmatte = [s for s in dataset.samples if s.dataset == "RefMatte"]
     assert all(Path(s.image).stem == Path(s.alpha).stem.rpartition("_")[0] for s in refmatte)
     assert len({s.alpha for s in refmatte}) == 10_000
-    assert refmatte == list_samples("RefMatte", tmp_path)  # drawn once and for all
+    assert refmatte == list_samples("RefMatte", tmp_path)  # with a fixed seed
     released = [{"name": "AM-2K", "composites": 4} if name == "AM-2K" else name for name in names]
     assert len(list_samples(released, tmp_path)) == 28_001
     star = load_config(CONFIGS / "SDMatte_star.py").dataloader.train.dataset.names
@@ -129,7 +123,7 @@ def test_am2k_natural_and_composite(tmp_path):
 def test_trans460(tmp_path):
     write_pairs(tmp_path / "Transparent-460/Train", ["t"], "fg", "alpha")
     write_backgrounds(tmp_path)
-    touch(tmp_path, "txt/Trans-460_transparent_samples.txt")  # nothing on the list: no matter
+    touch(tmp_path, "txt/Trans-460_transparent_samples.txt")  # an empty list has no effect
     samples = list_samples("Trans-460", tmp_path)
     assert [bool(s.background) for s in samples] == [False] + [True] * 5
     assert all(s.is_trans == 1 and s.image.endswith("fg/t.jpg") for s in samples)
@@ -163,7 +157,7 @@ def test_test_sets_with_trimap(tmp_path, name):
     assert sample.is_trans == {"AM-2K": 0, "Trans-460": 1, "Composition-1K": None}[name]
 
 
-def test_a_data_root_with_spaces_and_other_letters(tmp_path, monkeypatch):
+def test_a_data_root_with_spaces_and_non_ascii_letters(tmp_path, monkeypatch):
     root = write_composition(tmp_path / "my sets/köln 東京", ("b c", "ä"))
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(root))
     samples = list_samples("Composition-1K", "elsewhere")
@@ -191,7 +185,7 @@ def test_refmatte_list_file(tmp_path):
     ]
     with pytest.raises(DataError, match="none.txt"):
         list_samples([{"name": "RefMatte", "list_file": "none.txt"}], tmp_path)
-    # As an editor of another system saves it, and by its own path.
+    # As saved by an editor on Windows, and given by its own path.
     text = "\ufeffrim_train_00000001_1.png\r\n"
     (tmp_path / "its.txt").write_bytes(text.encode())
     (sample,) = list_samples({"name": "RefMatte", "list_file": f"{tmp_path}/its.txt"}, tmp_path)
@@ -203,14 +197,14 @@ def test_missing_masks_of_a_list_file(tmp_path, caplog):
     touch(tmp_path, f"{base}/img/rim_train_1.jpg", f"{base}/mask/rim_train_1_0.png")
     item = {"name": "RefMatte", "list_file": "my.txt"}
     (tmp_path / "my.txt").write_text("rim_train_1_0.png\nrim_train_1_7.png\n/old/rim_train_1_8.png")
-    assert len(list_samples(item, tmp_path)) == 3  # two are met, and counted, when loaded
+    assert len(list_samples(item, tmp_path)) == 3  # two are counted when they are loaded
     assert "2 files are missing" in caplog.text and "/old/rim_train_1_8.png" in caplog.text
     (tmp_path / "my.txt").write_text("/old/rim_train_1_0.png\n")
-    with pytest.raises(DataError, match="1 files are missing.* /old/rim_train_1_0.png"):
+    with pytest.raises(DataError, match="1 file is missing.* /old/rim_train_1_0.png"):
         list_samples(item, tmp_path)
 
 
-def test_opacity_of_refmatte_follows_from_its_alphas(tmp_path):
+def test_transparency_of_refmatte_depends_on_its_alphas(tmp_path):
     base = "RefMatte/RefMatte/train"
     touch(tmp_path, f"{base}/img/rim_train_00000001.jpg")
     touch(tmp_path, *(f"{base}/mask/rim_train_00000001_{k}.png" for k in range(2)))
@@ -225,7 +219,7 @@ def test_number_of_masks_drawn(tmp_path):
     base = "RefMatte/RefMatte/train"
     touch(tmp_path, *(f"{base}/img/rim_train_{i}.jpg" for i in range(9)))
     touch(tmp_path, *(f"{base}/mask/rim_train_{i}_0.png" for i in range(9)))
-    # Which four, must not change: published numbers are of the masks drawn.
+    # The draw must not change: published numbers depend on it.
     for count, expected in ((4, (2, 4, 5, 7)), (20, range(9)), (None, range(9))):
         samples = list_samples({"name": "RefMatte", "count": count}, tmp_path)
         assert [s.alpha for s in samples] == [f"{base}/mask/rim_train_{i}_0.png" for i in expected]
@@ -273,7 +267,7 @@ def test_refmatte_rw100(tmp_path):
         assert first.image == second.image == "RefMatte_RW_100/image/p1.jpg"
         assert first.dataset == "RefMatte-RW-100"
         assert (first.caption, second.caption) == ("the man on the left", "")
-    labels["p1_1"]["expressions"] = "the other man"  # a text is a caption, not a list of letters
+    labels["p1_1"]["expressions"] = "the other man"  # a string is one caption
     (folder / "refmatte_rw100_label.json").write_text(json.dumps(labels))
     captions = [s.caption for s in list_samples("RefMatte-RW-100", tmp_path, training=False)]
     assert captions == ["the man on the left", "the other man"]
@@ -337,15 +331,14 @@ def test_folder_pair_with_trimap_and_with_composites(tmp_path):
     write_pairs(tmp_path, ["1"], "image", "alpha")
     touch(tmp_path, "trimap/1.png")
     write_backgrounds(tmp_path, 2, "back")
-    pair = {"image": "image", "alpha": "alpha"}
-    (sample,) = list_samples({**pair, "trimap": "trimap"}, tmp_path)
+    (sample,) = list_samples({**PAIR, "trimap": "trimap"}, tmp_path)
     assert sample.trimap == "trimap/1.png"
-    samples = list_samples({**pair, "composites": 3, "background": "back"}, tmp_path)
+    samples = list_samples({**PAIR, "composites": 3, "background": "back"}, tmp_path)
     assert [s.background for s in samples] == ["back/b00.jpg", "back/b01.jpg", "back/b00.jpg"]
     assert {s.image for s in samples} == {"image/1.jpg"}
 
 
-def test_mix(tmp_path):
+def test_several_sets(tmp_path):
     write_composition(tmp_path)
     write_pairs(tmp_path / "own", ["1"])
     names = ["Composition-1K", {"image": "own/image", "alpha": "own/alpha", "name": "own"}]
@@ -356,9 +349,9 @@ def test_mix(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [s for s in IMAGE_EXTENSIONS if s != ".jpg"] + [".JPG", ".Png"])
-def test_any_extension_of_the_image(tmp_path, suffix):
+def test_any_image_extension(tmp_path, suffix):
     touch(tmp_path, f"image/a{suffix}", "alpha/a.tif")
-    (sample,) = list_samples({"image": "image", "alpha": "alpha"}, tmp_path)
+    (sample,) = list_samples(PAIR, tmp_path)
     assert (sample.image, sample.alpha) == (f"image/a{suffix}", "alpha/a.tif")
 
 
@@ -373,7 +366,7 @@ def test_symlinked_folders(tmp_path):
     assert list_samples("Composition-1K", tmp_path / "mixed") == expected
 
 
-def test_links_to_files_and_links_that_lead_back(tmp_path):
+def test_links_to_files_and_circular_links(tmp_path):
     write_composition(tmp_path / "real")
     for path in sorted((tmp_path / "real").rglob("*")):
         link = tmp_path / "links" / path.relative_to(tmp_path / "real")
@@ -385,7 +378,7 @@ def test_links_to_files_and_links_that_lead_back(tmp_path):
     assert [dataset[i]["image_name"] for i in (0, 3, 6)] == ["x.png", "y.png", "z.png"]
 
 
-def test_names_are_matched_in_any_spelling(tmp_path):
+def test_names_are_matched_in_any_unicode_normalization(tmp_path):
     nfc, nfd = "caf\xe9", "cafe\u0301"
     touch(tmp_path, f"image/{nfd}.JPG", f"alpha/{nfc}.Png", f"trimap/{nfd}.png")
     folders = {key: str(tmp_path / key) for key in ("image", "alpha", "trimap")}
@@ -399,7 +392,7 @@ def test_names_are_matched_in_any_spelling(tmp_path):
     assert (sample.image, sample.alpha) == (f"{base}/img/{nfd}.jpg", f"{base}/mask/{nfd}_0.png")
 
 
-def test_what_is_left_out_of_folders_is_logged(tmp_path, caplog):
+def test_files_left_out_are_logged(tmp_path, caplog):
     names = [
         "a/x.jpg",
         "a/x.txt",
@@ -421,12 +414,11 @@ def test_what_is_left_out_of_folders_is_logged(tmp_path, caplog):
     ]
 
 
-def test_a_link_to_nowhere_is_named(tmp_path):
+def test_a_dangling_link_is_named(tmp_path):
     write_pairs(tmp_path, ["1", "2"])
     (tmp_path / "image/2.jpg").unlink()
     (tmp_path / "image/2.jpg").symlink_to(tmp_path / "gone.jpg")
-    pair = {"image": "image", "alpha": "alpha"}
-    dataset = MattingDataset(pair, root=tmp_path, size=8, training=False)
+    dataset = MattingDataset(PAIR, root=tmp_path, size=8, training=False)
     assert dataset[0]["image_name"] == "1.png"
     with pytest.raises(DataError, match=r"image/2\.jpg: the file does not exist"):
         dataset[1]
@@ -434,7 +426,7 @@ def test_a_link_to_nowhere_is_named(tmp_path):
 
 @pytest.fixture
 def other_user():
-    """Makes root, to whom no permission is denied, somebody else."""
+    """Drop root's rights, which no permission denies."""
     if os.geteuid():
         yield
         return
@@ -445,8 +437,8 @@ def other_user():
 
 @pytest.mark.parametrize("forbidden", ["AIM-500/mask", "AIM-500", "."])
 @pytest.mark.parametrize("mode", [0o000, 0o444])
-def test_folders_that_may_not_be_read(forbidden, mode, other_user):
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folder is closed to others
+def test_folders_without_permission(forbidden, mode, other_user):
+    with tempfile.TemporaryDirectory() as name:  # pytest's folder is private
         root = write_aim(Path(name) / "root")
         pair = {"image": f"{root}/AIM-500/original", "alpha": f"{root}/AIM-500/mask"}
         dataset = MattingDataset("AIM-500", root=root, size=16, training=False)
@@ -455,7 +447,7 @@ def test_folders_that_may_not_be_read(forbidden, mode, other_user):
             with pytest.raises(DataError, match="permissions forbid it"):
                 dataset[0]
             listed = list_set("AIM-500", root, training=False)
-            if mode == 0o444 and forbidden == "AIM-500/mask":  # names can be read
+            if mode == 0o444 and forbidden == "AIM-500/mask":  # names can be listed
                 texts = [finding.text for finding in check_set(listed, 1).findings]
                 assert len(texts) == 3 and all("permissions forbid it" in text for text in texts)
                 return
@@ -468,7 +460,7 @@ def test_folders_that_may_not_be_read(forbidden, mode, other_user):
 
 
 def test_nothing_is_written_to_the_data_root(tmp_path):
-    """So that it may be read-only."""
+    """It may be read-only."""
     write_composition(tmp_path)
     for path in [*tmp_path.rglob("*"), tmp_path]:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -481,19 +473,18 @@ def test_nothing_is_written_to_the_data_root(tmp_path):
         dataset = MattingDataset("Composition-1K", root=tmp_path, size=8, max_bad_samples=0)
         assert len([dataset[i] for i in range(len(dataset))]) == 9
         assert state() == before
-    finally:  # pytest has to take it away again
+    finally:  # for pytest to delete it
         for path in [tmp_path, *tmp_path.rglob("*")]:
             path.chmod(0o755)
 
 
-def test_pictures_without_an_alpha_are_told_of(tmp_path, caplog):
+def test_images_without_an_alpha_are_logged(tmp_path, caplog):
     write_pairs(tmp_path, ["1", "2"])
-    pair = {"image": "image", "alpha": "alpha"}
-    list_samples(pair, tmp_path)
+    list_samples(PAIR, tmp_path)
     assert "no alpha" not in caplog.text
     touch(tmp_path, "image/0.jpg", "image/9.png")
-    assert [Path(s.image).name for s in list_samples(pair, tmp_path)] == ["1.jpg", "2.jpg"]
-    assert "2 pictures have no alpha and are left out: image/0.jpg" in caplog.text
+    assert [Path(s.image).name for s in list_samples(PAIR, tmp_path)] == ["1.jpg", "2.jpg"]
+    assert "2 images have no alpha and are left out: image/0.jpg" in caplog.text
 
 
 # -------------------------------------------------------------------- mistakes
@@ -503,53 +494,77 @@ def test_pictures_without_an_alpha_are_told_of(tmp_path, caplog):
     ("names", "training", "reason"),
     [
         ("Composition-2K", True, "Unknown training set 'Composition-2K'; known are Composition-1K"),
-        ("AIM-500", True, "AIM-500 is no training set"),
+        ("AIM-500", True, "AIM-500 is not a training set"),
         ("RefMatte", False, "known are AIM-500, AM-2K, P3M-500-NP"),
         ([], True, "No data set is named; known are Composition-1K"),
-        (3, True, "a list of names and folder pairs, not 3"),
-        ([["AM-2K"]], True, "A data set is a name or {image: DIR, alpha: DIR}, not \\['AM-2K'\\]"),
-        ([{"name": "AM-2K", "composites": True}], True, "composites must be a number from 0"),
-        ([{"name": "AM-2K", "background": 5}], True, "AM-2K: background must be a path, not 5"),
-        ([{"name": "RefMatte", "list_file": 5}], True, "RefMatte: list_file must be a path"),
-        ([{"image": ["x"], "alpha": "y"}], True, "pair: image must be a path"),
+        (3, True, "a list of names and folder pairs; got 3"),
+        ([["AM-2K"]], True, "A data set is a name or {image: DIR, alpha: DIR}; got \\['AM-2K'\\]"),
+        (
+            [{"name": "AM-2K", "composites": True}],
+            True,
+            "AM-2K.composites must be an integer; got True",
+        ),
+        ([{"name": "AM-2K", "background": 5}], True, "AM-2K.background must be a string; got 5"),
+        ([{"name": "RefMatte", "list_file": 5}], True, "RefMatte.list_file must be a string"),
+        ([{"image": ["x"], "alpha": "y"}], True, "pair.image must be a string"),
         ([{"image": "x", "alpha": None}], True, "needs both folders"),
-        ([{"image": "x", "alpha": "y", 1: 2}], True, "unknown 1"),
+        ([{"image": "x", "alpha": "y", 1: 2}], True, "no setting pair.1"),
         (
             [{"image": "x", "alpha": "y", "trimap": "z", "composites": 2}],
             True,
-            "pair has no use for trimap",
+            "pair does not use trimap",
         ),
-        ([{"image": "x", "alpha": "y", "background": "z"}], True, "pair has no use for background"),
+        ([{"image": "x", "alpha": "y", "background": "z"}], True, "pair does not use background"),
         ([{"nam": "AIM-500"}], True, "Unknown training set ''"),
-        ([{"name": "AM-2K", "composite": 4}], True, "AM-2K: unknown composite; known are"),
-        ([3], True, "A data set is a name or {image: DIR, alpha: DIR}, not 3"),
-        ([{"name": "AM-2K", "composites": "4"}], True, "AM-2K: composites must be a number"),
-        ([{"name": "AM-2K", "composites": -1}], True, "AM-2K: composites must be a number"),
-        ([{"name": "P3M-10K", "composites": 2}], True, "P3M-10K has no use for composites"),
+        (
+            [{"name": "AM-2K", "composite": 4}],
+            True,
+            "no setting AM-2K.composite; did you mean composites",
+        ),
+        ([3], True, "A data set is a name or {image: DIR, alpha: DIR}; got 3"),
+        ([{"name": "AM-2K", "composites": "4"}], True, "AM-2K.composites must be an integer"),
+        ([{"name": "AM-2K", "composites": -1}], True, "AM-2K.composites must be greater"),
+        ([{"name": "P3M-10K", "composites": 2}], True, "P3M-10K does not use composites"),
         ([{"name": "DIS-646", "composites": 0}], True, "DIS-646 has foregrounds only"),
-        ([{"name": "DIS-646", "is_trans": 2}], True, "is_trans must be 0, 1 or null, not 2"),
-        ([{"name": "RefMatte", "count": 1.5}], True, "count must be a number from 0, not 1.5"),
-        ([{"name": "RefMatte", "remap": "/a:/b"}], True, "remap must be two prefixes"),
-        ([{"name": "COCO-Matting", "count": 5}], True, "COCO-Matting has no use for count"),
-        ([{"name": "UHRSD", "list_file": "x"}], True, "UHRSD has no use for list_file"),
-        ([{"image": "x", "alpha": "y", "is_trans": "no"}], True, "pair: is_trans must be 0, 1"),
+        (
+            [{"name": "DIS-646", "is_trans": 2}],
+            True,
+            "is_trans must be less than or equal to 1; got 2",
+        ),
+        ([{"name": "RefMatte", "count": 1.5}], True, "count must be an integer; got 1.5"),
+        ([{"name": "RefMatte", "remap": "/a:/b"}], True, "remap must be a tuple"),
+        ([{"name": "COCO-Matting", "count": 5}], True, "COCO-Matting does not use count"),
+        ([{"name": "UHRSD", "list_file": "x"}], True, "UHRSD does not use list_file"),
+        (
+            [{"image": "x", "alpha": "y", "is_trans": "no"}],
+            True,
+            "pair.is_trans must be an integer",
+        ),
         ([{"image": "x"}], True, "needs both folders"),
-        ([{"image": "x", "alpha": "y", "name": "../../esc"}], False, "'../../esc' cannot"),
-        ([{"image": "x", "alpha": "y", "name": ".."}], True, "also names folders; '..' cannot"),
-        ([{"image": "x", "alpha": "y", "name": "a/b"}], True, "'a/b' cannot"),
-        ([{"image": "x", "alpha": "y", "alhpa": "z"}], True, "unknown alhpa"),
+        (
+            [{"image": "x", "alpha": "y", "name": "../../esc"}],
+            False,
+            "must not be a path.*; got '../../esc'",
+        ),
+        ([{"image": "x", "alpha": "y", "name": ".."}], True, "also names folders; got '..'"),
+        ([{"image": "x", "alpha": "y", "name": "a/b"}], True, "got 'a/b'"),
+        (
+            [{"image": "x", "alpha": "y", "alhpa": "z"}],
+            True,
+            "no setting pair.alhpa; did you mean alpha",
+        ),
         ([{"image": "x", "alpha": "y"}], True, "/x does not exist"),
         ("Composition-1K", True, "combined_fg does not exist"),
         ("COCO-Matting", True, r"COCO_Matte\.json: No such file"),
     ],
 )
-def test_mistakes_get_a_sentence(tmp_path, names, training, reason):
-    with pytest.raises(DataError, match=reason) as caught:
+def test_mistakes(tmp_path, names, training, reason):
+    with pytest.raises((ConfigError, DataError), match=reason) as caught:
         list_samples(names, tmp_path, training)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_data_root_says_how_to_set_it(tmp_path):
+def test_a_missing_data_root(tmp_path):
     with pytest.raises(DataError, match="nowhere does not exist.*SDMATTE_DATA_ROOT"):
         list_samples("Composition-1K", tmp_path / "nowhere")
 
@@ -564,8 +579,8 @@ def test_every_known_name_is_listed(tmp_path):
 def test_empty_set_and_no_backgrounds(tmp_path):
     (tmp_path / "image").mkdir()
     (tmp_path / "alpha").mkdir()
-    with pytest.raises(DataError, match=r"pair is empty: no picture in .*alpha"):
-        list_samples({"image": "image", "alpha": "alpha"}, tmp_path)
+    with pytest.raises(DataError, match=r"pair is empty: no image in .*alpha"):
+        list_samples(PAIR, tmp_path)
     write_composition(tmp_path, backgrounds=0)
     with pytest.raises(DataError, match=r"need backgrounds.*BG-20K"):
         list_samples("Composition-1K", tmp_path)
@@ -578,7 +593,7 @@ def test_missing_partners(tmp_path, caplog):
     (tmp_path / "AIM-500/trimap/o_3.png").unlink()
     with pytest.raises(DataError, match=r"2 files are missing.*o_2\.jpg.*trimap/o_3\.png\.$"):
         list_samples("AIM-500", tmp_path, training=False)
-    assert len(list_samples(pair, tmp_path)) == 3  # met, and counted, when it is loaded
+    assert len(list_samples(pair, tmp_path)) == 3  # counted when it is loaded
     assert "o_2.jpg" in caplog.text
     for path in (tmp_path / "AIM-500/original").iterdir():
         path.unlink()
@@ -599,17 +614,17 @@ def test_a_part_is_held_out_by_name(tmp_path):
     touch(tmp_path, *(f"image/{n}.jpg" for n in names), *(f"alpha/{n}.png" for n in names))
     quarter, seven = held_out(tmp_path, 0.25), held_out(tmp_path, 7)
     assert 3 < len(quarter) < 20 and len(seven) == 7
-    assert seven <= quarter or quarter <= seven  # both by the same order
+    assert seven <= quarter or quarter <= seven  # both follow the same order
     assert held_out(tmp_path, 0.25, training=True) == set(names) - quarter
     assert held_out(tmp_path, 7, training=True) == set(names) - seven
-    # Files that come later leave the others where they are.
+    # Files that are added later do not move the others.
     touch(tmp_path, *(f"{d}/later{i}.png" for d in ("image", "alpha") for i in range(20)))
     assert held_out(tmp_path, 0.25) & set(names) == quarter
-    # Frozen: other machines and later versions divide in the same way.
+    # The same on other machines and in later versions.
     assert sorted(seven) == ["n07", "n08", "n23", "n25", "n26", "n34", "n36"]
 
 
-def test_names_of_either_normalisation_belong_to_the_same_part(tmp_path):
+def test_unicode_normalization_does_not_move_a_pair(tmp_path):
     stems = [f"caf\u00e9{i}" for i in range(12)]
     parts = []
     for form in ("NFC", "NFD"):
@@ -623,30 +638,36 @@ def test_names_of_either_normalisation_belong_to_the_same_part(tmp_path):
 @pytest.mark.parametrize(
     ("holdout", "sentence"),
     [
-        *((value, "must be a fraction between 0 and 1 or a number") for value in (0, -1, 1.0)),
-        *((value, "must be a fraction between 0 and 1 or a number") for value in (-0.1, True, "x")),
-        (3, "holdout: 3 of 3 images holds all out"),
-        (4, "holdout: 4 of 3 images holds all out"),
-        (0.999999, "holdout: 0.999999 of 3 images holds all out"),
-        (0.000001, "holdout: 1e-06 of 3 images holds none out; take a larger fraction, or a"),
+        *(
+            (value, "pair.holdout must be a fraction between 0 and 1 or a number")
+            for value in (0, 1.0)
+        ),
+        *(
+            (value, "must be a fraction between 0 and 1 or a number")
+            for value in (-1, -0.1, True, "x")
+        ),
+        (3, "holdout: 3 of 3 images holds out all"),
+        (4, "holdout: 4 of 3 images holds out all"),
+        (0.999999, "holdout: 0.999999 of 3 images holds out all"),
+        (0.000001, "holdout: 1e-06 of 3 images holds out none; use a larger fraction, or a"),
     ],
 )
-def test_a_part_that_cannot_be_held_out(holdout, sentence, tmp_path):
+def test_invalid_holdouts(holdout, sentence, tmp_path):
     touch(tmp_path, *(f"{d}/{n}.png" for d in ("image", "alpha") for n in "abc"))
     for training in (True, False):
-        with pytest.raises(DataError, match=sentence):
+        with pytest.raises((ConfigError, DataError), match=sentence):
             held_out(tmp_path, holdout, training)
 
 
-def test_composites_and_known_sets_hold_nothing_out(tmp_path):
+def test_composites_and_known_sets_have_no_holdout(tmp_path):
     pair = {"image": "a", "alpha": "b", "composites": 2, "holdout": 0.1}
     with pytest.raises(DataError, match="hold out a pair of images and alphas instead"):
         list_samples(pair, tmp_path)
-    with pytest.raises(DataError, match="AM-2K: unknown holdout"):
+    with pytest.raises(ConfigError, match="no setting AM-2K.holdout"):
         list_samples({"name": "AM-2K", "holdout": 0.1}, tmp_path)
 
 
-def test_a_label_file_that_is_not_there_is_missing(tmp_path):
+def test_a_missing_label_file(tmp_path):
     touch(tmp_path, "COCO_Matting/alpha/a.png")
     with pytest.raises(MissingFileError, match="COCO_Matte.json: No such file"):
         list_samples("COCO-Matting", tmp_path)

@@ -1,14 +1,13 @@
-"""Listing and checking sets: what is there, and every kind of thing that can be wrong."""
+"""Listing and checking sets: what is found, and every kind of problem."""
 
 import shutil
 
 import numpy as np
 import pytest
-from data_trees import disc, picture, write_aim, write_backgrounds, write_pairs
+from data_trees import PAIR, SETTINGS, disc, random_image, write_aim, write_backgrounds, write_pairs
 
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS
 from SDMatte.data.check import (
-    catalogue,
     check_set,
     list_set,
     list_table,
@@ -18,10 +17,8 @@ from SDMatte.data.check import (
 )
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.sheets import sample_sheet, source_sheet
-from SDMatte.errors import DataError
+from SDMatte.errors import ConfigError, DataError
 from SDMatte.images.io import read_image, write_image
-
-PAIR = {"image": "image", "alpha": "alpha"}
 
 
 def check(item, root, training=True, workers=0):
@@ -29,7 +26,7 @@ def check(item, root, training=True, workers=0):
 
 
 def findings(report):
-    return {(f.kind, f.text.replace(f"{report.listed.root}/", "")) for f in report.findings}
+    return {(f.kind, f.text.replace(f"{report.root}/", "")) for f in report.findings}
 
 
 # ----------------------------------------------------------------------- listing
@@ -37,13 +34,12 @@ def findings(report):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_every_known_set_is_listed_and_checked(layout_root, training):
-    for name in catalogue(training):
+    for name in TRAIN_SETS if training else TEST_SETS:
         listed = list_set(name, layout_root, training)
         assert listed.state == "yes" and listed.samples, name
         report = check_set(listed, num_workers=0)
         assert report.findings == () and report.num_bad == 0, name
         assert obstacles([report], 0) == []
-    assert catalogue(training) == list(TRAIN_SETS if training else TEST_SETS)
 
 
 def test_expected_numbers_are_those_of_the_published_schedule(tmp_path):
@@ -62,13 +58,13 @@ def test_kinds_and_folders(layout_root, tmp_path):
     assert list_set("AM-2K", layout_root).kind == "natural + composite"
     assert list_set("DIS-646", layout_root).kind == "composite"
     assert list_set("RefMatte", layout_root).kind == "natural"
-    assert list_set("UHRSD", tmp_path).folders == ("UHRSD/UHRSD_TR_2K", "UHRSD/UHRSD_TE_2K")
+    assert list_set("UHRSD", tmp_path).entry.folders == ("UHRSD/UHRSD_TR_2K", "UHRSD/UHRSD_TE_2K")
     write_pairs(tmp_path, ["a"])
     pair = list_set({**PAIR, "name": "mine"}, tmp_path)
-    assert (pair.name, pair.folders, pair.expected) == ("mine", ("image", "alpha"), None)
+    assert (pair.name, pair.entry.folders, pair.expected) == ("mine", ("image", "alpha"), None)
 
 
-def test_what_is_not_there(tmp_path):
+def test_missing_and_incomplete_sets(tmp_path):
     listed = list_set("AIM-500", tmp_path, training=False)
     assert (listed.state, listed.samples) == ("no", ())
     write_aim(tmp_path, ["a"])
@@ -87,14 +83,14 @@ def test_parts_of_a_name():
     assert parts_of("RefMatte_RW_100") == ["test"]
     assert parts_of("AM-2K", "test") == ["test"]
     assert parts_of({"name": "AM-2K", "weight": 2}) == ["train"]  # a test has no weights
-    with pytest.raises(DataError, match="AM-2K: unknown shares"):
+    with pytest.raises(ConfigError, match="no setting AM-2K.shares"):
         parts_of({"name": "AM-2K", "shares": 2})
     assert parts_of(PAIR) == ["train"] and parts_of(PAIR, "test") == ["test"]
     with pytest.raises(DataError, match="Unknown set 'AIM'; known are Comp.*, AIM-500, P3M"):
         parts_of("AIM")
-    with pytest.raises(DataError, match="DIS-646 is no test set"):
+    with pytest.raises(DataError, match="DIS-646 is not a test set"):
         parts_of("DIS-646", "test")
-    with pytest.raises(DataError, match="unknown composits"):
+    with pytest.raises(ConfigError, match="AM-2K.composits; did you mean composites"):
         parts_of({"name": "AM-2K", "composits": 4})
 
 
@@ -103,7 +99,7 @@ def test_parts_of_a_name():
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Nine pairs of which six have something, and a picture without an alpha."""
+    """Nine pairs, six of them with a problem, and an image without an alpha."""
     write_pairs(tmp_path, [f"{i}" for i in range(9)])
     (tmp_path / "image/0.jpg").unlink()
     (tmp_path / "alpha/1.png").write_bytes((tmp_path / "alpha/1.png").read_bytes()[:60])
@@ -111,7 +107,7 @@ def damaged(tmp_path):
     write_image(tmp_path / "alpha/3.png", disc(40, 50))
     write_image(tmp_path / "alpha/4.png", np.zeros((40, 60)))
     write_image(tmp_path / "alpha/5.png", np.ones((40, 60)))
-    write_image(tmp_path / "image/extra.jpg", picture(0))
+    write_image(tmp_path / "image/extra.jpg", random_image(0))
     return tmp_path
 
 
@@ -139,14 +135,14 @@ def test_every_kind_of_damage_is_found(damaged, workers):
     assert row == ["pair", "training", "9", "1", "2", "1", "1", "1", "1", "4"]
 
 
-def test_what_the_check_calls_bad_is_what_training_leaves_out(damaged):
+def test_training_leaves_out_what_the_check_finds(damaged):
     report = check(PAIR, damaged)
     options = {"root": damaged, "size": 16, "settings": {"kernel_sizes": [3, 5]}}
     assert obstacles([report], 4) == []
     dataset = MattingDataset(PAIR, max_bad_samples=4, **options)
     names = {dataset[i]["alpha_path"] for i in range(len(dataset))}
     assert names == {str(damaged / sample.alpha) for sample in report.usable}
-    assert "4 of 9 training samples cannot be used, 3 are" in obstacles([report], 3)[0]
+    assert "4 of 9 training samples cannot be used; at most 3 may" in obstacles([report], 3)[0]
     dataset = MattingDataset(PAIR, max_bad_samples=3, **options)
     with pytest.raises(DataError, match="4 training samples cannot be read, 3 are allowed"):
         [dataset[i] for i in range(len(dataset))]
@@ -158,11 +154,11 @@ def test_the_limit_holds_over_all_training_sets(damaged):
     assert "8 of 18 training samples" in obstacles(reports, 7)[0]
 
 
-def test_a_test_set_must_be_whole(damaged):
+def test_a_test_set_must_be_complete(damaged):
     report = check(PAIR, damaged, training=False)
     (text,) = obstacles([report], 100)
-    assert "1 files are missing" in text and "image/0.jpg" in text
-    write_image(damaged / "image/0.jpg", picture(0))
+    assert "1 file is missing" in text and "image/0.jpg" in text
+    write_image(damaged / "image/0.jpg", random_image(0))
     (text,) = obstacles([check(PAIR, damaged, training=False)], 100)
     assert text == ("pair (test): 3 of 9 samples cannot be used; a test stops at the first.")
 
@@ -170,11 +166,11 @@ def test_a_test_set_must_be_whole(damaged):
 def test_composites_and_trimaps(tmp_path):
     write_pairs(tmp_path, ["a", "b"])
     write_backgrounds(tmp_path, 2)
-    (tmp_path / "BG-20K/train/b01.jpg").write_bytes(b"no picture")
+    (tmp_path / "BG-20K/train/b01.jpg").write_bytes(b"not an image")
     report = check({**PAIR, "composites": 3}, tmp_path)
     # Backgrounds 0, 1, 0 of the one foreground, and 1, 0, 1 of the other.
     assert report.num_bad == 3 and [f.kind for f in report.findings] == ["unreadable"]
-    assert report.listed.kind == "composite" and len(report.listed.samples) == 6
+    assert report.kind == "composite" and len(report.samples) == 6
 
     write_aim(tmp_path, ["a", "b"])
     write_image(tmp_path / "AIM-500/trimap/b.png", np.zeros((30, 60)))
@@ -191,7 +187,7 @@ def test_without_any_usable_sample(tmp_path):
 # ------------------------------------------------------------------------ sheets
 
 
-def test_the_sheet_of_a_set_shows_pictures_beside_their_alphas(tmp_path):
+def test_the_sheet_of_a_set_shows_images_beside_their_alphas(tmp_path):
     for i, value in enumerate((30, 60, 90)):
         write_image(tmp_path / f"image/{i}.png", np.full((20, 20, 3), value, np.uint8))
         write_image(tmp_path / f"alpha/{i}.png", np.full((20, 20), value + 100, np.uint8))
@@ -200,14 +196,13 @@ def test_the_sheet_of_a_set_shows_pictures_beside_their_alphas(tmp_path):
     rows = sheet[18 + 16 :: 18 + 32, 16::32, 0]
     assert rows[0].tolist() == [30, 130, 60, 160] and rows[1, :2].tolist() == [90, 190]
     few = source_sheet(samples, tmp_path, count=2, columns=4, tile=32)
-    assert few[18 + 16, 16::32, 0].tolist() == [30, 130, 90, 190]  # the ends, not the beginning
+    assert few[18 + 16, 16::32, 0].tolist() == [30, 130, 90, 190]  # evenly spaced
 
 
 def test_the_sheet_of_samples_draws_every_prompt(tmp_path):
     root = write_pairs(tmp_path, ["a", "b"], shape=(48, 48))
     write_image(root / "image/a.jpg", np.full((48, 48, 3), 200, np.uint8))
-    knobs = {"kernel_sizes": [3, 5], "point_radius": 3, "gray_prob": 0}
-    dataset = MattingDataset(PAIR, root=root, size=64, training=False, settings=knobs)
+    dataset = MattingDataset(PAIR, root=root, size=64, training=False, settings=SETTINGS)
     sheet = sample_sheet(dataset, [0], tile=64 + 4)
     cells = np.split(sheet[18 + 2 : -2], 6, axis=1)
     image, box, points, mask, trimap, alpha = (cell[:, 2:-2].astype(int) for cell in cells)
@@ -228,14 +223,14 @@ def test_the_sheet_of_samples_draws_every_prompt(tmp_path):
         assert (lit & ~inside).sum() == 0 and least < lit.sum() / inside.sum() <= 1
     shown = (sample["point_coords"].numpy() * 64).round().astype(int).reshape(-1, 2)
     assert all((points[y, x] == (255, 210, 0)).all() for x, y in shown)
-    with pytest.raises(DataError, match="no sample"):
+    with pytest.raises(DataError, match="No sample"):
         sample_sheet(dataset, [])
 
 
-def test_prompts_are_drawn_in_their_places_where_pictures_keep_their_aspect(tmp_path):
+def test_prompts_are_drawn_at_their_positions_with_keep_aspect(tmp_path):
     root = write_pairs(tmp_path, ["a"], shape=(40, 80))
-    knobs = {"kernel_sizes": [3, 5], "point_radius": 3, "keep_aspect": True, "size_multiple": 8}
-    dataset = MattingDataset(PAIR, root=root, size=32, training=False, settings=knobs)
+    settings = {**SETTINGS, "keep_aspect": True, "size_multiple": 8}
+    dataset = MattingDataset(PAIR, root=root, size=32, training=False, settings=settings)
     height, width = dataset[0]["alpha"].shape[1:]
     assert height < width
     sheet = sample_sheet(dataset, [0], tile=width + 4)
@@ -247,7 +242,7 @@ def test_prompts_are_drawn_in_their_places_where_pictures_keep_their_aspect(tmp_
     assert yellow[y0, x0 : x1 + 1].all() and yellow[y0 : y1 + 1, x1].all()
 
 
-def test_samples_without_points_are_drawn_too(tmp_path):
+def test_the_sheet_of_a_sample_without_points(tmp_path):
     root = write_pairs(tmp_path, ["a"])
     write_image(root / "alpha/a.png", np.zeros((40, 60)))
     dataset = MattingDataset(PAIR, root=root, size=32, settings={"kernel_sizes": [3, 5]})

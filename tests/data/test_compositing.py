@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from SDMatte.data import MattingDataset
-from SDMatte.data.augment import crop_window
 from SDMatte.data.compositing import composite
 from SDMatte.data.listing import Sample
 from SDMatte.data.settings import DataSettings
+from SDMatte.data.transforms import crop_window
 from SDMatte.errors import DataError
 from SDMatte.images.io import write_image
 from SDMatte.images.resize import resize_bilinear
@@ -40,7 +40,7 @@ def sources(height, width):
 @pytest.mark.parametrize("shape", [(150, 200), (33, 20), (64, 64)])
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("probability", [0, 1])
-def test_is_the_literal_formula(shape, seed, probability):
+def test_equals_the_literal_formula(shape, seed, probability):
     fg, alpha, background = sources(*shape)
     settings = DataSettings(duplicate_prob=probability)
     image, target, hw = composite(fg, alpha, background, 32, np.random.default_rng(seed), settings)
@@ -57,7 +57,7 @@ def test_is_the_literal_formula(shape, seed, probability):
 
 
 def test_by_hand():
-    # A white object with alpha 1, .5 on black 2 x 2 pixels; nothing is resized: 4 x 4 picture.
+    # A white object with alpha 1, 0.5 on black; the 4 x 4 result is not resized.
     fg = np.full((4, 2, 3), 255, np.uint8)
     alpha = np.array([[1, 0.5]] * 4, np.float32)
     black = np.zeros((9, 9, 3), np.uint8)
@@ -69,7 +69,7 @@ def test_by_hand():
     assert seen == {(1, 0.5, 0, 0), (0, 0, 1, 0.5)}
 
 
-def test_what_is_drawn_and_how_often():
+def test_choices_have_their_probabilities():
     fg = np.zeros((4, 4, 3), np.uint8)
     alpha = np.ones((4, 4), np.float32)
     alpha[:, 0] = 0
@@ -89,8 +89,8 @@ def test_what_is_drawn_and_how_often():
     assert abs(blurred / (2000 - single) - 0.5) < 0.05
 
 
-def test_blur_sizes_are_drawn_alike():
-    # All background, with a step in the middle: a blur of k pixels leaves k - 1 values between.
+def test_blur_sizes_are_uniform():
+    # Background only, with a step in the middle: a blur of k pixels leaves k - 1 values between.
     clear = np.zeros((200, 200), np.float32)
     step = np.zeros((200, 200, 3), np.uint8)
     step[:, 100:] = 255
@@ -105,7 +105,7 @@ def test_blur_sizes_are_drawn_alike():
     np.testing.assert_allclose(counts, 80, atol=32)
 
 
-def test_alphas_of_8_bits_and_floating_ones_are_alike():
+def test_alphas_of_8_bits_and_floats_give_the_same():
     fg, alpha, background = sources(150, 200)
     eight_bit = np.round(alpha * 255).astype(np.uint8)
     results = [
@@ -116,23 +116,23 @@ def test_alphas_of_8_bits_and_floating_ones_are_alike():
     np.testing.assert_array_equal(results[0][1], results[1][1])
 
 
-def test_of_reduced_pictures_the_blur_is_reduced_too():
+def test_reduced_images_get_a_reduced_blur():
     step = np.zeros((100, 100, 3), np.uint8)
     step[:, 50:] = 255
     settings = DataSettings(duplicate_prob=0, blur_prob=1, blur_sizes=[40])
     clear = np.zeros((100, 100), np.float32)
-    for background, share in ((step, 4), (step.transpose(1, 0, 2), 2)):  # across, down
+    for background, factor in ((step, 4), (step.transpose(1, 0, 2), 2)):  # across, down
         image, _, hw = composite(
             step, clear, background, 100, np.random.default_rng(0), settings, hw=(199, 400)
         )
-        line = image[50, :, 0] if share == 4 else image[:, 50, 0]
-        assert ((line > 0) & (line < 1)).sum() == 40 // share - 1
+        line = image[50, :, 0] if factor == 4 else image[:, 50, 0]
+        assert ((line > 0) & (line < 1)).sum() == 40 // factor - 1
         assert hw == (199, 400)
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (100, 40)])
 @pytest.mark.parametrize("duplicate", [0, 1])
-def test_keep_aspect_puts_the_objects_into_a_square(shape, duplicate):
+def test_keep_aspect_puts_the_objects_in_a_square(shape, duplicate):
     height, width = shape
     total = width * (1 + duplicate)
     side = max(height, total)
@@ -161,7 +161,7 @@ def test_keep_aspect_takes_the_middle_of_the_background():
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (200, 60)])
-def test_a_crop_is_a_part_of_the_whole(shape):
+def test_a_crop_equals_a_part_of_the_whole(shape):
     fg, _, background = sources(*shape)
     alpha = np.zeros(shape, np.float32)
     alpha[10:30, 20:50] = 1
@@ -182,13 +182,13 @@ def test_a_crop_is_a_part_of_the_whole(shape):
         assert hw == (window.height, window.width)
         np.testing.assert_allclose(image, resize_bilinear(window.cut(whole), 32), atol=1e-5)
         np.testing.assert_allclose(target, resize_bilinear(window.cut(whole_target), 32), atol=1e-5)
-        assert window.cut(whole_target).sum() == alpha.sum()  # all of the object is in it
+        assert window.cut(whole_target).sum() == alpha.sum()  # the whole object
         found.add(window)
     assert len(found) > 6
 
 
-def test_no_square_around_a_strip(tmp_path):
-    """A square of 40,000 pixels a side would fill the memory; the picture is a bad sample."""
+def test_a_foreground_that_is_too_long_for_keep_aspect(tmp_path):
+    """A square of 40,000 pixels a side would fill the memory."""
     write_image(tmp_path / "fg/a.png", np.zeros((2, 20_000, 3), np.uint8))
     write_image(tmp_path / "alpha/a.png", np.full((2, 20_000), 255, np.uint8))
     write_image(tmp_path / "bg/b.png", np.zeros((2, 3, 3), np.uint8))
@@ -200,7 +200,7 @@ def test_no_square_around_a_strip(tmp_path):
     assert MattingDataset(**options)[0]["hw"].tolist() == [2, 40_000]
 
 
-def test_inputs_are_left_alone():
+def test_inputs_are_not_modified():
     arrays = sources(40, 50)
     copies = [a.copy() for a in arrays]
     composite(*arrays, 16, np.random.default_rng(0), SETTINGS)

@@ -1,4 +1,4 @@
-"""configs/common/data.py: loads without a disk, takes other sets from the command line."""
+"""configs/common/data.py: loads without a disk, and accepts overrides."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def override(config, *overrides):
     return LazyConfig.apply_overrides(config, list(overrides))
 
 
-def test_loading_touches_no_disk(monkeypatch):
+def test_loading_reads_no_data(monkeypatch):
     monkeypatch.setenv("SDMATTE_DATA_ROOT", "/not/there")
     data = LazyConfig.load(str(CONFIG)).dataloader
     assert data.train.dataset.names == [

@@ -1,19 +1,26 @@
-"""Samples as the model gets them: keys, shapes, ranges, seeds, bad files."""
+"""Samples: keys, shapes, ranges, seeds, bad files."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_trees import disc, picture, write_aim, write_backgrounds, write_composition, write_pairs
+from data_trees import (
+    PAIR,
+    SETTINGS,
+    disc,
+    random_image,
+    write_aim,
+    write_backgrounds,
+    write_composition,
+    write_pairs,
+)
 
 from SDMatte.data import MattingDataset, Sample
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.images.resize import resize_bilinear
 from SDMatte.prompts.types import PROMPT_TYPES
-
-SETTINGS = {"kernel_sizes": [3, 5], "point_radius": 3}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +84,7 @@ def test_keys_shapes_and_ranges(root, make):
     }
 
 
-def test_test_sample_is_the_resized_files(root):
+def test_test_samples_are_the_resized_files(root):
     sample = test_set(root)[1]
     folder = root / "AIM-500"
     image = resize_bilinear(read_image(folder / "original/o_2.jpg"), 32)
@@ -107,7 +114,7 @@ def test_composite_holds_two_copies_and_one_target(root):
         x0, _, x1, _ = sample["bbox_coords"].tolist()
         assert (x0 >= 0.5) == (x1 >= 0.5) == bool(side)
         image = (sample["image"][:, 10:22] + 1) / 2  # both copies show the foreground's middle
-        fg = resize_bilinear(picture(1), 32)[10:22] / 255
+        fg = resize_bilinear(random_image(1), 32)[10:22] / 255
         np.testing.assert_allclose(image[:, :, 8].T, fg[:, 16], atol=0.15)
         np.testing.assert_allclose(image[:, :, 24].T, fg[:, 16], atol=0.15)
     assert sides == {0, 1}
@@ -119,7 +126,7 @@ def test_transparency_by_list_rule_and_record(root, tmp_path):
     assert [int(train_set(root)[i]["is_trans"]) for i in (0, 3, 6)] == [0, 1, 0]
     write_image(tmp_path / "glass.png", disc() * 0.5)
     write_image(tmp_path / "wood.png", disc())
-    write_image(tmp_path / "i.png", picture(0))
+    write_image(tmp_path / "i.png", random_image(0))
     samples = [
         Sample("s", "i.png", "glass.png"),
         Sample("s", "i.png", "wood.png"),
@@ -132,11 +139,10 @@ def test_transparency_by_list_rule_and_record(root, tmp_path):
 
 def test_gray_only_in_training(tmp_path):
     write_pairs(tmp_path, [f"{i:02d}" for i in range(5)])
-    pair = {"image": "image", "alpha": "alpha"}
 
     def count(training, epochs, **settings):
         dataset = MattingDataset(
-            pair, root=tmp_path, size=8, training=training, settings={**SETTINGS, **settings}
+            PAIR, root=tmp_path, size=8, training=training, settings={**SETTINGS, **settings}
         )
         samples = [dataset[epoch, i]["image"] for epoch in range(epochs) for i in range(5)]
         return sum(bool((image == image[:1]).all()) for image in samples)
@@ -146,16 +152,16 @@ def test_gray_only_in_training(tmp_path):
     assert count(True, 4, gray_prob=1) == 20
 
 
-def test_natural_training_sample_keeps_aspect_out_and_hw_in(tmp_path):
+def test_training_samples_are_squares_and_keep_hw(tmp_path):
     write_pairs(tmp_path, ["a"], shape=(50, 20))
-    dataset = MattingDataset({"image": "image", "alpha": "alpha"}, root=tmp_path, size=16)
+    dataset = MattingDataset(PAIR, root=tmp_path, size=16)
     assert dataset[0]["hw"].tolist() == [50, 20] and dataset[0]["image"].shape == (3, 16, 16)
 
 
 # ------------------------------------------------------------------ randomness
 
 
-def test_a_sample_depends_on_seed_epoch_and_index_alone(root):
+def test_a_sample_depends_only_on_seed_epoch_and_index(root):
     dataset, again = train_set(root, seed=5), train_set(root, seed=5)
     np.random.seed(1)
     torch.manual_seed(1)
@@ -168,7 +174,7 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone(root):
         assert not torch.equal(other["point_coords"], first[4]["point_coords"])
 
 
-def test_draws_of_one_stage_leave_the_others_alone(root):
+def test_stages_draw_independently(root):
     plain = train_set(root)[1, 2]
     other = train_set(root, settings={**SETTINGS, "psm": "circle", "gray_prob": 1})[1, 2]
     for key in ("alpha", "trimap", "mask", "bbox_mask", "point_coords"):
@@ -176,23 +182,23 @@ def test_draws_of_one_stage_leave_the_others_alone(root):
     assert not torch.equal(plain["point_mask"], other["point_mask"])
 
 
-def test_streams_are_the_sample_s(root):
+def test_streams_are_seeded_by_the_sample(root):
     dataset = train_set(root, seed=5)
     draws = dataset.streams(4, 2)
     assert draws["box"].random() == dataset.streams(4, 2)["box"].random()
     firsts = {name: rng.random() for name, rng in dataset.streams(4, 2).items()}
     assert len(set(firsts.values())) == len(firsts)
-    # The streams of new stages come behind: those of the published steps stay as they are.
+    # New stages are appended: the streams of the published steps do not change.
     seeds = np.random.SeedSequence((0, 5, 2, 4)).spawn(6)
     expected = [np.random.default_rng(seed).random() for seed in seeds]
     steps = ("composite", "trimap", "mask", "box", "point", "gray")
     assert [firsts[step] for step in steps] == expected
 
 
-def test_test_prompts_depend_on_the_name_alone(root, tmp_path):
+def test_test_prompts_depend_only_on_the_name(root, tmp_path):
     dataset = test_set(root)
     whole = {s["image_name"]: s for s in (dataset[i] for i in range(3))}
-    assert_same(dataset[7, 1], whole["o_2.png"])  # whatever the epoch
+    assert_same(dataset[7, 1], whole["o_2.png"])  # in any epoch
     part = MattingDataset(samples=dataset.samples[1:2], root=root, size=32, training=False)
     part.settings = dataset.settings
     assert_same(part[0], whole["o_2.png"])
@@ -209,10 +215,10 @@ def bad_tree(root):
     (root / "image/1.jpg").write_bytes((root / "image/1.jpg").read_bytes()[:300])
     (root / "alpha/2.png").write_bytes(b"")
     write_image(root / "alpha/4.png", disc(41, 60))
-    return {"image": "image", "alpha": "alpha"}
+    return PAIR
 
 
-def test_training_takes_the_next_good_sample(tmp_path, caplog):
+def test_training_uses_the_next_readable_sample(tmp_path, caplog):
     dataset = MattingDataset(bad_tree(tmp_path), root=tmp_path, size=16, max_bad_samples=3)
     names = [dataset[1, i]["image_name"] for i in range(6)]
     assert names == ["0.png", "3.png", "3.png", "3.png", "5.png", "5.png"]
@@ -222,15 +228,15 @@ def test_training_takes_the_next_good_sample(tmp_path, caplog):
     assert "60x40 pixels, but its alpha" in caplog.text
 
 
-def test_training_gives_up_at_the_limit(tmp_path):
+def test_training_fails_at_the_limit(tmp_path):
     dataset = MattingDataset(bad_tree(tmp_path), root=tmp_path, size=16, max_bad_samples=2)
     for _ in range(3):
-        assert dataset[1]["image_name"] == "3.png"  # the same ones count once
+        assert dataset[1]["image_name"] == "3.png"  # each counts once
     with pytest.raises(DataError, match=r"3 training samples cannot be read, 2 are allowed.*4"):
         dataset[4]
 
 
-def test_training_ends_if_nothing_is_readable(tmp_path):
+def test_training_fails_if_nothing_is_readable(tmp_path):
     pair = bad_tree(tmp_path)
     for path in (tmp_path / "alpha").iterdir():
         path.write_text("x")
@@ -238,15 +244,15 @@ def test_training_ends_if_nothing_is_readable(tmp_path):
         MattingDataset(pair, root=tmp_path, size=16)[0]
 
 
-def test_a_file_that_disappears(tmp_path):
+def test_a_file_that_was_deleted(tmp_path):
     write_pairs(tmp_path, ["0", "1"])
-    dataset = MattingDataset({"image": "image", "alpha": "alpha"}, root=tmp_path, size=16)
+    dataset = MattingDataset(PAIR, root=tmp_path, size=16)
     (tmp_path / "image/0.jpg").unlink()
     assert dataset[0]["image_name"] == "1.png"
 
 
 @pytest.mark.parametrize(("index", "name"), [(1, "1.jpg"), (2, "2.png"), (4, "4.jpg")])
-def test_evaluation_stops_with_the_name(tmp_path, index, name):
+def test_a_test_fails_with_the_name(tmp_path, index, name):
     dataset = MattingDataset(bad_tree(tmp_path), root=tmp_path, size=16, training=False)
     with pytest.raises(DataError, match=name):
         dataset[index]
@@ -267,7 +273,7 @@ def test_a_trimap_of_another_size_is_refused(tmp_path):
 
 
 def test_empty_and_full_alphas(tmp_path):
-    write_image(tmp_path / "i.png", picture(0))
+    write_image(tmp_path / "i.png", random_image(0))
     write_image(tmp_path / "empty.png", np.zeros((40, 60), np.uint8))
     write_image(tmp_path / "full.png", np.full((40, 60), 255, np.uint8))
     write_backgrounds(tmp_path, 1, "back")
@@ -285,7 +291,7 @@ def test_empty_and_full_alphas(tmp_path):
 # ---------------------------------------------------------------- construction
 
 
-def test_environment_wins_over_the_config(root, monkeypatch):
+def test_the_environment_overrides_the_config(root, monkeypatch):
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(root))
     assert train_set("/not/there")[0]["alpha_path"].startswith(str(root))
 
@@ -301,19 +307,17 @@ def test_limit_and_index_range(root):
     ("options", "reason"),
     [
         ({"settings": {"psm": "square"}}, "psm must be"),
-        ({"size": 0}, "size takes whole numbers of at least 1, not 0"),
-        ({"size": "512"}, "size takes whole numbers of at least 1, not '512'"),
-        ({"size": 64.5}, "size takes whole numbers"),
-        ({"seed": -1}, "seed takes whole numbers of at least 0, not -1"),
-        ({"seed": None}, "seed takes whole numbers of at least 0, not None"),
-        ({"limit": 0}, "limit takes whole numbers of at least 1, not 0"),
-        ({"limit": -1}, "limit takes whole numbers"),
-        ({"max_bad_samples": "x"}, "max_bad_samples takes whole numbers of at least 0"),
-        ({"settings": 5}, "data settings are a mapping of names to values: 5"),
+        ({"size": 0}, "size must be greater than or equal to 1; got 0"),
+        ({"size": "512"}, "size must be an integer; got '512'"),
+        ({"seed": -1}, "seed must be greater than or equal to 0; got -1"),
+        ({"seed": None}, "seed must be an integer; got None"),
+        ({"limit": 0}, "limit must be greater than or equal to 1; got 0"),
+        ({"max_bad_samples": "x"}, "max_bad_samples must be an integer"),
+        ({"settings": 5}, "dataset.settings must be a mapping; got 5"),
         ({"samples": []}, "either names or samples"),
     ],
 )
-def test_wrong_settings(root, options, reason):
+def test_invalid_settings(root, options, reason):
     with pytest.raises(ConfigError, match=reason):
         train_set(root, **options)
 

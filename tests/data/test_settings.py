@@ -1,9 +1,13 @@
-"""The knobs: defaults, what is refused, and in which words."""
+"""DataSettings: defaults, what is refused and how, and the table in data/README.md."""
+
+from pathlib import Path
 
 import pytest
 
 from SDMatte.data import DataSettings
 from SDMatte.errors import ConfigError
+
+README = Path(__file__).resolve().parents[2] / "data/README.md"
 
 
 def test_defaults_are_the_published_ones():
@@ -16,10 +20,10 @@ def test_defaults_are_the_published_ones():
     assert (settings.radius(True), settings.radius(False)) == (25, 35)
 
 
-def test_what_is_not_published_is_off():
+def test_extensions_are_off():
     settings = DataSettings()
-    for name in ("flip_prob", "brightness", "contrast", "saturation", "hue", "soften_prob",
-                 "jpeg_prob", "box_loosen", "cache_mb"):  # fmt: skip
+    for name in ("flip_prob", "brightness", "contrast", "saturation", "hue", "box_loosen",
+                 "cache_mb"):  # fmt: skip
         assert getattr(settings, name) == 0, name
     assert settings.decode == "full" and not settings.keep_aspect
 
@@ -34,42 +38,47 @@ def test_own_values_and_lists():
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("duplicate", 1, "Unknown data settings duplicate; known are duplicate_prob, "),
-        ("duplicate_prob", 2, "duplicate_prob is a probability, 2 is not"),
-        ("flip_prob", -0.1, "flip_prob is a probability"),
-        ("jpeg_prob", None, "jpeg_prob is a probability, None"),
-        ("soften_prob", "often", "soften_prob is a probability, 'often'"),
-        ("gray_prob", float("nan"), "gray_prob is a probability"),
-        ("blur_sizes", 20, "blur_sizes must be a list of numbers"),
-        ("blur_sizes", [], "blur_sizes must be a list of numbers"),
-        ("blur_sizes", [20, 0], "blur_sizes takes whole numbers from 1 to 10000, not 0"),
-        ("kernel_sizes", [9, 3], "kernel_sizes must be a smallest and a largest value"),
-        ("kernel_sizes", [3, 5, 7], "kernel_sizes must be a smallest and a largest value"),
-        ("kernel_sizes", [2.5, 3], "kernel_sizes takes whole numbers of at least 1, not 2.5"),
-        ("mask_threshold", [0, 1], "mask_threshold must be a smallest"),
-        ("soften_sigma", "12", "soften_sigma must be a list of numbers"),
-        ("jpeg_quality", [50, 101], r"at most 100, not \(50, 101\)"),
-        ("jpeg_quality", [50.5, 60], "jpeg_quality takes whole numbers of at least 1, not 50.5"),
-        ("mask_threshold", [0.5, 1.5], r"above 0 and at most 1, not \(0.5, 1.5\)"),
-        ("kernel_sizes", [15, 10**6], "kernel_sizes must be .* at most 1000"),
-        ("blur_sizes", [10**9], "blur_sizes takes whole numbers from 1 to 10000"),
-        ("blur_sizes", [True], "blur_sizes must be a list of numbers"),
-        ("point_radius", 1e9, "at most 10000"),
-        ("size_multiple", 0, "size_multiple takes whole numbers of at least 1"),
-        ("psm", "square", "psm must be 'gauss' or 'circle', not 'square'"),
-        ("decode", "fast", "decode must be 'full' or 'reduced', not 'fast'"),
-        ("keep_aspect", 1, "keep_aspect must be true or false, not 1"),
-        ("point_radius", 0, "point_radius must be larger than 0 and at most 10000, not 0"),
-        ("point_radius", "25", "point_radius must be larger than 0 and at most 10000, not '25'"),
-        ("box_jitter", 3, r"box_jitter must lie in \[0, 1\], not 3"),
-        ("box_loosen", -1, r"box_loosen must lie in \[0, 10\], not -1"),
-        ("box_loosen", None, r"box_loosen must lie in \[0, 10\], not None"),
-        ("brightness", 1.5, r"brightness must lie in \[0, 1\]"),
-        ("hue", 0.6, r"hue must lie in \[0, 0.5\], not 0.6"),
-        ("cache_mb", -1, "cache_mb must be at least 0, not -1"),
+        ("duplicate", 1, "no setting data.duplicate; did you mean duplicate_prob"),
+        ("duplicate_prob", 2, "data.duplicate_prob must be less than or equal to 1; got 2"),
+        ("flip_prob", -0.1, "flip_prob must be greater than or equal to 0"),
+        ("gray_prob", float("nan"), "gray_prob must be a finite number"),
+        ("gray_prob", "often", "gray_prob must be a number; got 'often'"),
+        ("blur_sizes", 20, "blur_sizes must be a tuple; got 20"),
+        ("blur_sizes", [], "blur_sizes .*at least 1 item"),
+        ("blur_sizes", [20, 0], "blur_sizes.1 must be greater than or equal to 1; got 0"),
+        ("blur_sizes", [10**9], "blur_sizes.* must be less than or equal to 10000"),
+        ("blur_sizes", [True], "blur_sizes.* must be an integer"),
+        ("kernel_sizes", [9, 3], "kernel_sizes must be the smallest and the largest value"),
+        ("kernel_sizes", [3, 5, 7], "kernel_sizes .*at most 2 items"),
+        ("kernel_sizes", [2.5, 3], "kernel_sizes.* must be an integer; got 2.5"),
+        ("kernel_sizes", [15, 10**6], "kernel_sizes.1 must be less than or equal to 1000"),
+        ("mask_threshold", [0, 1], "mask_threshold.* must be greater than 0"),
+        ("mask_threshold", [0.5, 1.5], "mask_threshold.1 must be less than or equal to 1"),
+        ("size_multiple", 0, "size_multiple must be greater than or equal to 1"),
+        ("psm", "square", "psm must be 'gauss' or 'circle'; got 'square'"),
+        ("decode", "fast", "decode must be 'full' or 'reduced'; got 'fast'"),
+        ("keep_aspect", 1, "keep_aspect must be True or False; got 1"),
+        ("point_radius", 0, "point_radius must be greater than 0; got 0"),
+        ("point_radius", 1e9, "point_radius must be less than or equal to 10000"),
+        ("box_jitter", 3, "box_jitter must be less than or equal to 1; got 3"),
+        ("box_loosen", None, "box_loosen must be a number; got None"),
+        ("hue", 0.6, "hue must be less than or equal to 0.5; got 0.6"),
+        ("cache_mb", -1, "cache_mb must be greater than or equal to 0; got -1"),
+        ("jpeg_prob", 0.5, "data no longer has jpeg_prob: remove it, or set it to 0"),
     ],
 )
-def test_refuses(name, value, reason):
+def test_invalid_values(name, value, reason):
     with pytest.raises(ConfigError, match=reason) as caught:
-        DataSettings.of({name: value})
+        DataSettings.of({name: value}, "data")
     assert "\n" not in str(caught.value)
+
+
+def test_removed_settings_of_older_runs_are_accepted_where_they_were_off():
+    old = {"soften_prob": 0.0, "soften_sigma": [0.5, 2.0], "jpeg_prob": 0, "jpeg_quality": [50, 95]}
+    assert DataSettings.of({**old, "hue": 0.1}) == DataSettings(hue=0.1)
+
+
+def test_the_readme_has_every_setting():
+    text = README.read_text(encoding="utf-8")
+    for name, field in DataSettings.model_fields.items():
+        assert f"| `{name}` | `{field.default}` | {field.description} |" in text, name

@@ -1,26 +1,18 @@
-"""Resizing, trimaps, gray, tensors: data/README.md, steps 3, 4, 8, 9."""
+"""Trimaps, gray images, crops and color changes."""
 
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from SDMatte.data.transforms import make_trimap, to_gray
-from SDMatte.images.resize import (
-    BilinearGrid,
-    Window,
-    aspect_shape,
-    pick,
-    resize_bilinear,
-    resize_trimap,
-    to_tensor,
-    unit,
-)
+from SDMatte.data import DataSettings
+from SDMatte.data.transforms import change_colors, crop_window, make_trimap, to_gray
 from SDMatte.prompts.maps import draw_size, ellipse
+
+IMAGE = np.random.default_rng(0).random((12, 16, 3), np.float32)
 
 
 class FixedSizes:
-    """Stands in for a generator where a test says which sizes are drawn."""
+    """A generator that draws given sizes."""
 
     def __init__(self, *sizes):
         self.sizes = list(sizes)
@@ -31,99 +23,7 @@ class FixedSizes:
         return size
 
 
-def test_resize_by_hand():
-    # Centres of 2 out of 4 pixels lie between pixels 0, 1 and 2, 3.
-    row = np.array([[0, 10, 20, 40]], np.uint8)
-    np.testing.assert_allclose(resize_bilinear(np.repeat(row, 4, 0), 2), [[5, 30]] * 2, rtol=1e-6)
-    # One out of three takes the middle one alone: nothing is smoothed.
-    middle = resize_bilinear(np.array([[7, 9, 200]] * 3, np.uint8), 1)
-    np.testing.assert_allclose(middle, [[9]], rtol=1e-6)
-    assert resize_bilinear(np.zeros((5, 9, 3), np.uint8), 4).shape == (4, 4, 3)
-
-
-def test_resize_to_any_shape():
-    image = np.arange(12, dtype=np.uint8).reshape(2, 6)
-    expected = [[0.5, 2.5, 4.5], [6.5, 8.5, 10.5]]
-    np.testing.assert_allclose(resize_bilinear(image, (2, 3)), expected, rtol=1e-6)
-    assert resize_trimap(np.zeros((5, 9), np.uint8), (3, 4)).shape == (3, 4)
-
-
-def resize_by_grid(array, window, size):
-    grid = BilinearGrid(window, size)
-    return grid.combine(pick(array, grid.rows, grid.columns))
-
-
-@pytest.mark.numerics
-@pytest.mark.parametrize("shape", [(97, 131), (40, 300), (300, 40), (20, 30), (64, 64), (1, 9000)])
-@pytest.mark.parametrize("channels", [(), (3,)])
-def test_grid_is_the_resize(shape, channels):
-    array = np.random.default_rng(0).random((*shape, *channels), np.float32)
-    resized = resize_by_grid(array, Window.whole(array.shape), 32)
-    np.testing.assert_allclose(resized, resize_bilinear(array, 32), atol=2e-6)
-
-
-@pytest.mark.parametrize("size", [(24, 40), (40, 24), (1000, 7)])
-def test_grid_of_any_shape(size):
-    array = np.random.default_rng(0).random((97, 331), np.float32)
-    resized = resize_by_grid(array, Window.whole(array.shape), size)
-    np.testing.assert_allclose(resized, resize_bilinear(array, size), atol=2e-6)
-
-
-@pytest.mark.numerics
-@pytest.mark.parametrize(("length", "size"), [(9999, 1000), (3001, 512), (13_000, 1000)])
-def test_grid_weighs_as_the_resize_does_far_out(length, size):
-    """Places as float32 would be wrong by .0005 of a pixel there."""
-    array = np.random.default_rng(0).random((9, length), np.float32)
-    resized = resize_by_grid(array, Window.whole(array.shape), (1, size))
-    np.testing.assert_allclose(resized, resize_bilinear(array, (1, size)), atol=2e-6)
-
-
-@pytest.mark.parametrize("window", [Window(3, 5, 90, 90), Window(20, 0, 20, 20)])
-def test_grid_of_a_window_is_the_resize_of_the_part(window):
-    array = np.random.default_rng(0).random((97, 131), np.float32)
-    part = array[window.top :, window.left :][: window.height, : window.width]
-    np.testing.assert_array_equal(window.cut(array), part)
-    resized = resize_by_grid(array, window, 32)
-    np.testing.assert_allclose(resized, resize_bilinear(part, 32), atol=2e-6)
-
-
-def test_grid_reads_few_pixels():
-    grid = BilinearGrid(Window(100, 0, 2000, 3000), 32)
-    assert len(grid.rows) == len(grid.columns) == 64
-    assert grid.rows.min() >= 100 and grid.rows.max() < 2100
-
-
-def test_window_in_another_size():
-    assert Window(10, 20, 30, 40).scaled((100, 200), (50, 50)) == Window(5, 5, 15, 10)
-    whole = Window.whole((34, 51, 3))
-    assert whole == (0, 0, 34, 51)
-    assert whole.scaled((34, 51), (67, 101)) == Window.whole((67, 101))
-    assert Window(1, 2, 3, 4).scaled((9, 9), (9, 9)) == Window(1, 2, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("shape", "size", "multiple", "expected"),
-    [
-        ((2000, 2000), 1024, 64, (1024, 1024)),
-        ((1000, 4000), 1024, 64, (512, 2048)),
-        ((4000, 1000), 1024, 64, (2048, 512)),
-        ((2000, 3000), 1024, 64, (832, 1280)),  # 836.1 and 1254.1
-        ((10, 10_000), 128, 32, (32, 4032)),  # 4.05 becomes one multiple; 4047.7
-    ],
-)
-def test_aspect_shape(shape, size, multiple, expected):
-    assert aspect_shape(shape, size, multiple) == expected
-
-
-def test_unit():
-    np.testing.assert_array_equal(
-        unit(np.array([[0, 51, 255]], np.uint8)), np.float32([[0, 0.2, 1]])
-    )
-    floating = np.array([[0.25]], np.float32)
-    assert unit(floating) is floating
-
-
-def test_sizes_are_drawn_with_both_ends():
+def test_sizes_include_both_ends():
     rng = np.random.default_rng(0)
     counts = np.bincount([draw_size(rng, (15, 29)) for _ in range(3000)], minlength=30)
     assert not counts[:15].any() and len(counts) == 30
@@ -156,12 +56,12 @@ def test_trimap_of_an_even_kernel():
 @pytest.mark.parametrize("value", [0.0, 0.04, 0.0500, 0.06, 0.5, 0.94, 0.9500, 0.96, 1.0])
 def test_trimap_thresholds(value):
     trimap = make_trimap(np.full((40, 40), value, np.float32), np.random.default_rng(0))
-    # The 1e-5 on top lets .95 itself count as foreground, and .05 as background.
+    # Adding 1e-5 makes 0.95 itself foreground, and 0.05 background.
     expected = 1 if value >= 0.95 else 0 if value <= 0.05 else 0.5
     assert (trimap == expected).all()
 
 
-def test_trimap_is_the_literal_formula():
+def test_trimap_equals_the_literal_formula():
     rng = np.random.default_rng(3)
     alpha = cv2.GaussianBlur((rng.random((80, 90)) > 0.5).astype(np.float32), (0, 0), 6)
     alpha = np.clip((alpha - 0.5) * 40 + 0.5, 0, 1)
@@ -172,7 +72,7 @@ def test_trimap_is_the_literal_formula():
     np.testing.assert_array_equal(make_trimap(alpha, FixedSizes(5, 4), (3, 9)), expected)
 
 
-def test_trimap_sizes_are_all_drawn_alike():
+def test_trimap_sizes_are_uniform():
     alpha = np.zeros((4, 80), np.float32)
     alpha[:, 40:] = 1
     rng = np.random.default_rng(0)
@@ -184,14 +84,6 @@ def test_trimap_sizes_are_all_drawn_alike():
     np.testing.assert_allclose(counts[8:], 400, atol=85)
 
 
-def test_given_trimap_by_nearest():
-    trimap = np.array([[0, 0, 128, 128], [0, 0, 128, 128], [255] * 4, [255] * 4], np.uint8)
-    np.testing.assert_array_equal(resize_trimap(trimap, 2), [[0, 0.5], [1, 1]])
-    near = resize_trimap(np.array([[0, 1, 127, 129, 254, 255]] * 6, np.uint8), 6)
-    np.testing.assert_array_equal(near[0], [0, 0, 0.5, 0.5, 1, 1])
-    assert near.dtype == np.float32
-
-
 def test_gray():
     image = np.zeros((1, 3, 3), np.float32)
     image[0, 0, 0] = image[0, 1, 1] = image[0, 2, 2] = 1
@@ -200,9 +92,89 @@ def test_gray():
     assert (gray[..., :1] == gray).all() and gray.shape == image.shape
 
 
-def test_tensor():
-    image = np.random.default_rng(0).random((2, 5, 3), np.float32)
-    tensor = to_tensor(image)
-    assert tensor.shape == (3, 2, 5) and tensor.dtype == torch.float32 and tensor.is_contiguous()
-    np.testing.assert_allclose(tensor.permute(1, 2, 0), image * 2 - 1, atol=1e-6)
-    assert to_tensor(np.array([[0, 0.5, 1]], np.float32)).tolist() == [[[-1, 0, 1]]]
+# ------------------------------------------------------------------------ crops
+
+
+def windows_of(box, shape, count=400):
+    return [crop_window(box, shape, np.random.default_rng(i)) for i in range(count)]
+
+
+@pytest.mark.parametrize("box", [(10, 20, 29, 49), (0, 0, 0, 0), (150, 80, 199, 99), None])
+def test_crops_are_squares_that_hold_the_object(box):
+    windows = windows_of(box, (100, 200))
+    for top, left, height, width in windows:
+        assert height == width and 50 <= height <= 100
+        assert 0 <= top <= 100 - height and 0 <= left <= 200 - width
+        if box is not None:
+            assert left <= box[0] and box[2] < left + width
+            assert top <= box[1] and box[3] < top + height
+    sides = {window.height for window in windows}
+    assert {50, 100} <= sides  # both ends
+    lefts = {window.left for window in windows}
+    if box is None:
+        assert {0, 100} <= lefts
+    else:  # at either edge of the object
+        assert box[0] in lefts and len(lefts) > (10 if box[0] else 0)
+
+
+def test_a_crop_is_not_smaller_than_the_object():
+    sides = [window.height for window in windows_of((20, 10, 99, 39), (100, 200))]
+    assert min(sides) == 80 and max(sides) == 100
+
+
+def test_a_crop_of_a_wide_object_lies_within_it():
+    windows = windows_of((20, 40, 179, 59), (100, 200))
+    assert {w.height for w in windows} == {100} and {w.top for w in windows} == {0}
+    lefts = {w.left for w in windows}
+    assert min(lefts) == 20 and max(lefts) == 80 and len(lefts) > 50
+
+
+def test_crops_of_a_pixel_and_of_a_whole_object():
+    assert crop_window(None, (1, 1), np.random.default_rng(0)) == (0, 0, 1, 1)
+    assert crop_window((0, 0, 19, 9), (10, 20), np.random.default_rng(0)).height == 10
+
+
+# ----------------------------------------------------------------------- colors
+
+
+def changed(image, seed=0, **settings):
+    return change_colors(image, np.random.default_rng(seed), DataSettings(**settings))
+
+
+def test_the_defaults_change_nothing():
+    assert changed(IMAGE) is IMAGE
+
+
+def test_brightness_by_hand():
+    factors = []
+    for seed in range(300):
+        result = changed(np.full((2, 2, 3), 0.4, np.float32), seed, brightness=0.5)
+        assert np.ptp(result) == 0
+        factors.append(result[0, 0, 0] / 0.4)
+    quartiles = np.quantile(factors, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(quartiles, [0.5, 0.75, 1, 1.25, 1.5], atol=0.08)
+
+
+def test_contrast_saturation_and_hue_by_their_invariants():
+    weights = np.float32([0.299, 0.587, 0.114])
+    dull = IMAGE * 0.2 + 0.4
+    contrast = changed(dull, contrast=0.9)
+    assert abs((contrast @ weights).mean() - (dull @ weights).mean()) < 0.01
+    assert abs(contrast.std() / dull.std() - 1) > 0.05
+    gray = np.repeat(IMAGE[..., :1], 3, axis=2)
+    for settings in ({"saturation": 0.9}, {"hue": 0.4}):
+        np.testing.assert_allclose(changed(gray, **settings), gray, atol=1e-3)
+        assert abs(changed(IMAGE, **settings) - IMAGE).mean() > 0.01
+    shifted = changed(IMAGE, hue=0.4)
+    np.testing.assert_allclose(shifted.max(axis=2), IMAGE.max(axis=2), atol=1e-5)  # the value
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 30, 3), (12, 16, 3)])
+def test_colors_of_any_shape_stay_in_range(shape):
+    image = np.random.default_rng(0).random(shape, np.float32)
+    copy = image.copy()
+    for seed in range(5):
+        result = changed(image, seed, brightness=1, contrast=1, saturation=1, hue=0.5)
+        assert result.shape == shape and result.dtype == np.float32
+        assert 0 <= result.min() and result.max() <= 1
+    np.testing.assert_array_equal(image, copy)

@@ -1,4 +1,4 @@
-"""Lists of transparent samples, the rule where there is none, and the script that writes lists."""
+"""Lists of transparent samples, the rule without one, and the tool that writes lists."""
 
 import importlib.util
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from data_trees import disc, write_aim, write_composition
 
-from SDMatte.data import catalog, transparency
+from SDMatte.data import catalog, listing
+from SDMatte.data.listing import read_transparent_list
 from SDMatte.data.transparency import (
     is_transparent_alpha,
-    read_transparent_list,
-    transparent_share,
-    transparent_shares,
+    transparent_fraction,
+    transparent_fractions,
 )
 from SDMatte.errors import DataError
 from SDMatte.images.io import read_image, write_image
@@ -22,7 +22,7 @@ NAME = "Composition-1K_transparent_samples.txt"
 
 
 def test_list(tmp_path, monkeypatch):
-    monkeypatch.setattr(transparency, "REPOSITORY_LISTS", tmp_path / "repository")
+    monkeypatch.setattr(listing, "REPOSITORY_LISTS", tmp_path / "repository")
     assert read_transparent_list("Composition-1K", tmp_path) is None
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / NAME).write_text("x.png\n")
@@ -50,7 +50,7 @@ def test_list_decides(tmp_path):
 
 
 def hairs(size=300):
-    """A head with a wide rim of strands, as fur and hair have it."""
+    """A head with a wide rim of strands, like fur or hair."""
     rng = np.random.default_rng(0)
     canvas = (disc(size, size, size * 0.25) * 255).astype(np.uint8)
     for angle in rng.uniform(0, 2 * np.pi, 500):
@@ -88,27 +88,27 @@ def test_rule_at_any_size(shape):
 
 
 def half_glass(part, size=256):
-    """A square, of whose interior about a part is glass: its upper rows."""
+    """A square whose upper rows, this fraction of it, are glass."""
     alpha = np.ones((size, size), np.float32)
     alpha[: round(part * size)] = 0.5
     return alpha
 
 
 @pytest.mark.parametrize("part", [0, 0.2, 0.5, 1])
-def test_share(part):
-    assert transparent_share(half_glass(part)) == pytest.approx(part, abs=0.01)
+def test_fraction(part):
+    assert transparent_fraction(half_glass(part)) == pytest.approx(part, abs=0.01)
     assert is_transparent_alpha(half_glass(part)) == (part > 0.25)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_shares_of_files(tmp_path, num_workers):
+def test_fractions_of_files(tmp_path, num_workers):
     parts = [0.1, 0.3, 0.6, 0.9] * 3
     paths = [write_image(tmp_path / f"{i}.png", half_glass(p)) for i, p in enumerate(parts)]
     paths[5].write_bytes(b"")
-    shares = list(transparent_shares(paths, num_workers))
-    error = shares.pop(5)
+    fractions = list(transparent_fractions(paths, num_workers))
+    error = fractions.pop(5)
     parts.pop(5)
-    assert shares == pytest.approx(parts, abs=0.01)
+    assert fractions == pytest.approx(parts, abs=0.01)
     assert isinstance(error, DataError) and str(paths[5]) in str(error)
 
 
@@ -116,7 +116,7 @@ def test_shares_of_files(tmp_path, num_workers):
 
 
 @pytest.fixture(scope="module")
-def script():
+def tool():
     path = Path(__file__).resolve().parents[2] / "tools/make_transparent_list.py"
     spec = importlib.util.spec_from_file_location("make_transparent_list", path)
     module = importlib.util.module_from_spec(spec)
@@ -126,41 +126,41 @@ def script():
 
 @pytest.fixture
 def alphas(tmp_path):
-    """Alphas whose shares are their names, one that cannot be read, and no picture at all."""
+    """Alphas named by their fractions, one that cannot be read, and a text file."""
     folder = tmp_path / "GT"
     for part in (0.0, 0.1, 0.2, 0.3, 0.9):
         write_image(folder / f"ä {part:.1f}.png", half_glass(part))
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"not an image")
     (folder / "notes.txt").write_text("")
     return folder
 
 
-def test_script_writes_list_and_sheet(script, alphas, tmp_path, caplog):
+def test_tool_writes_list_and_sheet(tool, alphas, tmp_path, caplog):
     out, sheet = tmp_path / "new/txt" / NAME, tmp_path / "sheet.png"
     argv = [str(alphas), str(out), "--sheet", str(sheet), "--num-workers", "2"]
-    assert script(argv) == 0
+    assert tool(argv) == 0
     assert out.read_text(encoding="utf-8") == "ä 0.3.png\nä 0.9.png\n"
     assert read_transparent_list("Composition-1K", tmp_path / "new") == {"ä 0.3", "ä 0.9"}
     assert "broken.png: it is not an image" in caplog.text
     # The two that are listed, and the one that nearly is: white below the glass.
-    picture = read_image(sheet)
-    upper = picture[60:70]  # of the first row of 160 pixels, below a line of labels
+    image = read_image(sheet)
+    upper = image[60:70]  # of the first row of 160 pixels, below a line of labels
     glass = [bool((upper[:, x : x + 120] == 128).all()) for x in range(20, 1280, 160)]
     assert glass == [True, False, False, False, False, False, False, False]
-    lower = picture[158:164]
+    lower = image[158:164]
     white = [bool((lower[:, x : x + 120] == 255).all()) for x in range(20, 1280, 160)]
     assert white == [False, True, True, False, False, False, False, False]
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
 
 
-def test_script_with_another_threshold(script, alphas, tmp_path, caplog):
+def test_tool_with_another_threshold(tool, alphas, tmp_path, caplog):
     out, sheet = tmp_path / "list.txt", tmp_path / "sheet.png"
     more = ["--threshold", "0.15", "--sheet", str(sheet), "--most", "2"]
     caplog.set_level("INFO")
-    assert script([str(alphas), str(out), *more]) == 0
+    assert tool([str(alphas), str(out), *more]) == 0
     assert out.read_text(encoding="utf-8") == "ä 0.2.png\nä 0.3.png\nä 0.9.png\n"
     assert "shows 2 of 4" in caplog.text
-    assert script([str(alphas), str(out), "--threshold", "1", "--sheet", str(sheet)]) == 0
+    assert tool([str(alphas), str(out), "--threshold", "1", "--sheet", str(sheet)]) == 0
     assert out.read_text(encoding="utf-8") == ""
 
 
@@ -168,42 +168,42 @@ def test_script_with_another_threshold(script, alphas, tmp_path, caplog):
     ("folder", "more", "sentence"),
     [
         ("nowhere", [], "nowhere does not exist"),
-        ("broken", [], "There is no readable picture in"),
-        ("GT", ["--threshold", "25"], "--threshold is a share in [0, 1], not 25.0."),
-        ("GT", ["--most", "0"], "--most takes whole numbers of at least 1, not 0."),
-        ("GT", ["--num-workers", "-2"], "--num-workers takes whole numbers of at least 0"),
+        ("broken", [], "No readable alpha in"),
+        ("GT", ["--threshold", "25"], "--threshold 25.0: must be from 0 to 1."),
+        ("GT", ["--most", "0"], "--most 0: must be at least 1."),
+        ("GT", ["--num-workers", "-2"], "--num-workers -2: must be at least 0"),
         ("GT", ["--sheet", "sheet.gif"], "Cannot write sheet.gif: the suffix must be one of"),
     ],
 )
-def test_script_keeps_the_old_list_when_it_fails(
-    script, alphas, tmp_path, capsys, folder, more, sentence
+def test_tool_keeps_the_old_list_when_it_fails(
+    tool, alphas, tmp_path, capsys, folder, more, sentence
 ):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/1.png").write_bytes(b"")
     out = tmp_path / "list.txt"
     out.write_text("mine.png\n")
-    assert script([str(tmp_path / folder), str(out), *more]) == 2
+    assert tool([str(tmp_path / folder), str(out), *more]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and sentence in error
     assert out.read_text() == "mine.png\n"
 
 
-def test_script_overwrites_no_alpha_and_says_what_it_leaves_out(script, alphas, capsys, caplog):
+def test_tool_overwrites_no_alpha_and_logs_what_it_leaves_out(tool, alphas, capsys, caplog):
     sheet = alphas / "ä 0.9.png"
     before = sheet.read_bytes()
-    assert script([str(alphas), str(alphas / "list.txt"), "--sheet", str(sheet)]) == 2
+    assert tool([str(alphas), str(alphas / "list.txt"), "--sheet", str(sheet)]) == 2
     assert "must not be overwritten" in capsys.readouterr().err
     assert sheet.read_bytes() == before and not (alphas / "list.txt").exists()
     assert "1 file left out, not images: notes.txt" in caplog.text
 
 
-def test_lists_in_another_spelling(tmp_path):
+def test_lists_in_another_unicode_normalization(tmp_path):
     (tmp_path / "txt").mkdir()
     (tmp_path / "txt" / NAME).write_text("cafe\u0301.PNG\n", encoding="utf-8")
     assert read_transparent_list("Composition-1K", tmp_path) == {"caf\xe9"}
 
 
-def test_script_names_a_list_that_cannot_be_written(script, alphas, tmp_path, capsys):
+def test_tool_names_a_list_that_cannot_be_written(tool, alphas, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert script([str(alphas), str(tmp_path / "file/list.txt")]) == 2
+    assert tool([str(alphas), str(tmp_path / "file/list.txt")]) == 2
     assert "Cannot write" in capsys.readouterr().err
