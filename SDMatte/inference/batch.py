@@ -266,6 +266,7 @@ class Batch:
                         encoded = None  # free its memory before the next image is encoded
                         encoded = job.image, predictor.encode(job.image, ignore_alpha=ignore_alpha)
                     result = predictor.predict(**arguments, refine=refine, image=encoded[1])
+                    assert not isinstance(result, list)  # of one prompt
                     metadata = None if self.settings.kind == "alpha" else read_metadata(job.image)
                     write_image(job.output, self.settings.render(result), metadata)
                     self.done.append(job.output)

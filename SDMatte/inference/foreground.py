@@ -78,10 +78,11 @@ def _load_estimator() -> Callable[..., np.ndarray]:
             )
         path = Path(package.submodule_search_locations[0], *_MODULE.split(".")[1:])
         spec = importlib.util.spec_from_file_location(_MODULE, path.with_suffix(".py"))
-        module = importlib.util.module_from_spec(spec)
+        assert spec is not None and spec.loader is not None  # a .py file has a loader
+        module, loader = importlib.util.module_from_spec(spec), spec.loader
         sys.modules[_MODULE] = module  # numba looks it up there
         try:
-            load_compiled(lambda: spec.loader.exec_module(module))
+            load_compiled(lambda: loader.exec_module(module))
         except BaseException:
             del sys.modules[_MODULE]
             raise

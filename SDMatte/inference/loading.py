@@ -101,7 +101,8 @@ def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None)
     """
     path = Path(path_or_hub_id)
     hub_name = None if path.exists() else hub.HubName.parse(path_or_hub_id)
-    name, file = path_or_hub_id, None
+    name: str | Path = path_or_hub_id
+    file: str | Path | None = None
     if path.is_file():
         name, file = path.parent, path.absolute()
     elif hub_name is not None and hub_name.file is not None:
@@ -140,7 +141,7 @@ def _find_in_run(folder: Path, checkpoint: str | Path | None) -> ModelSource:
     """Describe the model of a training run; it processes images as in the run's tests."""
     path = folder / RUN_CONFIG
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         arguments = dict(config["model"])
         test = config["dataloader"]["test"]["dataset"]
         settings = test.get("settings") or {}
@@ -188,4 +189,4 @@ def offload_model(model: SDMatte, device: torch.device) -> None:
     _, unet_hook = cpu_offload_with_hook(model.unet, device, prev_module_hook=vae_hook)
     vae_hook.hook.prev_module_hook = unet_hook
     # The model calls this layer directly, before the U-Net.
-    cpu_offload_with_hook(model.unet.aux_conv_in, device)
+    cpu_offload_with_hook(model.get_submodule("unet.aux_conv_in"), device)

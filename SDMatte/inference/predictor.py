@@ -94,7 +94,7 @@ class MattePredictor:
     ):
         defaults = defaults or InferenceDefaults()
         self.model = model.eval()
-        self.device = device or model.unet.device
+        self.device = device or next(model.get_submodule("unet").parameters()).device
         self.resolution = defaults.resolution if resolution is None else resolution
         self.keep_aspect = defaults.keep_aspect if keep_aspect is None else keep_aspect
         self.batch_size = batch_size
@@ -386,7 +386,9 @@ class MattePredictor:
         """Return the matte as a mask prompt, or as a box if the model takes no masks."""
         if "mask" in self.prompts:
             return PixelPrompt(get_prompt_type("mask"), matte.shape, matte)
-        x0, y0, x1, y1 = extent(matte >= min(0.5, float(matte.max())))
+        bounds = extent(matte >= min(0.5, float(matte.max())))
+        assert bounds is not None  # the pixels at the maximum are inside
+        x0, y0, x1, y1 = bounds
         box = np.array([x0, y0, x1 + 1, y1 + 1], np.float64)
         return PixelPrompt(get_prompt_type("box"), matte.shape, box)
 

@@ -63,8 +63,9 @@ def _assemble(coarse: np.ndarray, details: list[np.ndarray], size: tuple[int, in
     """Resize the first pass and the details to a width and height, and add them."""
     alpha = cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR)
     for detail in details:
-        same = detail.shape == alpha.shape
-        alpha += detail if same else cv2.resize(detail, size, interpolation=cv2.INTER_LINEAR)
+        if detail.shape != alpha.shape:
+            detail = cv2.resize(detail, size, interpolation=cv2.INTER_LINEAR)
+        np.add(alpha, detail, out=alpha)
     return np.clip(alpha, 0, 1, out=alpha)
 
 
