@@ -196,7 +196,7 @@ def _as_unit_range(alpha: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} is {alpha.dtype}; it must be uint8, bool or floating point.")
     low, high = float(alpha.min()), float(alpha.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name} holds NaN or infinite values.")
+        raise ValueError(f"{name} has NaN or infinite values.")
     if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
         raise ValueError(
             f"{name} is in [{low:g}, {high:g}]; floating-point alpha must be in [0, 1]."

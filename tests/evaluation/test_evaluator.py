@@ -91,7 +91,7 @@ def test_lists_all_problems(truths):
     text = str(caught.value)
     for part in (
         "t0.png: The prediction is 7x7",
-        "t2.png: A prediction holds NaN",
+        "t2.png: A prediction has NaN",
         "t3.png: Cannot read",
         "4 images were predicted, the data set has 5",
     ):
