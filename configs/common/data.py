@@ -1,15 +1,18 @@
-"""Training and test data.
+"""Training and test data: names of the catalog (SDMatte.data.catalog) or folder pairs.
 
-Names are those of SDMatte.data.catalog, or folder pairs. With weights, each set has its fraction of
-an epoch, whatever its size; either all sets have one or none. A held-out part (a fraction or a
-number of images) is left out of the training and tested on in addition to the test sets:
+dataloader.train.dataset.names=[{image:DIR,alpha:DIR}]
 
-    dataloader.train.dataset.names=[{image:DIR,alpha:DIR}]
-    dataloader.train.dataset.names=[{name:Composition-1K,weight:2},{image:DIR,alpha:DIR,weight:1}]
-    dataloader.train.dataset.names=[{image:DIR,alpha:DIR,holdout:0.1}]
+With weights, each training set gets a fraction of an epoch, whatever its size. An epoch is as long
+as all sets together, and either all sets have a weight or none:
 
-SDMatte.data.settings.DataSettings documents the settings of samples; its defaults are the published
-ones. SDMATTE_DATA_ROOT overrides the root.
+dataloader.train.dataset.names=[{name:Composition-1K,weight:2},{image:DIR,alpha:DIR,weight:1}]
+
+A folder pair may hold out a fraction or a number of its images for test:
+
+dataloader.train.dataset.names=[{image:DIR,alpha:DIR,holdout:0.1}]
+
+SDMatte.data.settings.DataSettings explains the settings of samples. The environment variable
+SDMATTE_DATA_ROOT overrides the data root.
 """
 
 from detectron2.config import LazyCall as L
