@@ -253,18 +253,26 @@ def build(node: DictConfig, **extra: Any) -> Any:
 
 
 def _check_arguments(node: Any) -> None:
-    """Refuse settings that the callable of a `LazyCall`, or of a nested one, does not take."""
+    """Refuse unknown and missing settings of a `LazyCall` and of those nested in it."""
     if not isinstance(node, DictConfig):
         return
     if "_target_" in node:
-        known = _parameters(node["_target_"])
+        target = node["_target_"]
+        target = locate(target) if isinstance(target, str) else target
+        known = _parameters(target)
         unknown = [name for name in node if not name.startswith("_") and name not in known]
         if unknown and "kwargs" not in known:
-            target = node["_target_"]
-            name = target if isinstance(target, str) else target.__qualname__
             raise ConfigError(
-                f"{name} has no setting {', '.join(unknown)}; known are {', '.join(known)}."
+                f"{target.__qualname__} has no setting {', '.join(unknown)}; known are "
+                f"{', '.join(known)}."
             )
+        parameters = inspect.signature(target).parameters
+        required = [
+            n for n in known if n in parameters and parameters[n].default is inspect.Parameter.empty
+        ]
+        missing = [n for n in required if n not in node and n not in ("args", "kwargs")]
+        if missing:
+            raise ConfigError(f"{target.__qualname__} lacks the setting {', '.join(missing)}.")
     for name in node:
         if not OmegaConf.is_missing(node, name):
             _check_arguments(node[name])

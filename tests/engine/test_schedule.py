@@ -80,3 +80,10 @@ def test_warm_up_takes_at_most_half_of_the_run(max_iter, warmup_iter):
 def test_a_run_has_at_least_one_step():
     with pytest.raises(ConfigError, match="epochs=0.0001 of 24401 samples are less than one step"):
         plan("train.epochs=0.0001")
+
+
+def test_missing_settings_are_named():
+    config = load_config(CONFIGS / "SDMatte.py")
+    del config.lr_multiplier["decay"]
+    with pytest.raises(ConfigError, match="exponential_schedule lacks the setting decay."):
+        build(config.lr_multiplier, max_iter=10)
