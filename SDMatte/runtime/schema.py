@@ -68,7 +68,7 @@ class Settings(BaseModel):
             return f"The setting {name} is missing."
         if first["type"] == "extra_forbidden":
             *parents, last = map(str, first["loc"])
-            group = cls._group(parents)
+            group = cls.group(*parents)
             if last in group.renamed:
                 return f"{name} is now called {group.renamed[last]}."
             return unknown_setting(name, list(group.model_fields))
@@ -78,9 +78,11 @@ class Settings(BaseModel):
         return f"{name} {message}; got {first['input']!r:.80}."
 
     @classmethod
-    def _group(cls, parents: list[str]) -> type["Settings"]:
-        """Return the model of a nested group."""
-        return cls.model_fields[parents[0]].annotation._group(parents[1:]) if parents else cls
+    def group(cls, *names: str) -> "type[Settings]":
+        """Return the class of a nested group of settings."""
+        for name in names:
+            cls = cls.model_fields[name].annotation
+        return cls
 
 
 def unknown_setting(name: str, known: Sequence[str]) -> str:

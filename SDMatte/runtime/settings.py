@@ -42,7 +42,7 @@ class LoraSettings(Settings):
         "all others are frozen. Checkpoints hold the merged weights."
     )
     rank: AtLeastOne = Field(description="Rank of the adapters.")
-    alpha: Positive = Field(description="Scale of the adapters, times `rank`.")
+    alpha: Positive = Field(description="Adapters are scaled by `alpha / rank`.")
     dropout: Decay = Field(description="Dropout of the adapters' inputs.")
     target_modules: list[Text] = Field(description="Suffixes of the layers that get adapters.")
 
@@ -112,7 +112,7 @@ class TrainSettings(Settings):
         description="Metric whose lowest value selects `model_best.pth`, such as `AIM-500/box/SAD`."
     )
     log_period: AtLeastOne = Field(description="Iterations between two log lines.")
-    num_images: Count = Field(description="Images per TensorBoard strip.")
+    num_images: Count = Field(description="Images per TensorBoard sheet.")
     ddp: DdpSettings
 
 
@@ -157,7 +157,7 @@ class TestLoaderSettings(_CallSettings):
     num_workers: Count = Field(default=0, description="Loader processes; 0: load in this one.")
     timeout: NotNegative = Field(
         default=0,
-        description="Seconds without a batch after which the workers count as hung; 0: no limit.",
+        description="Seconds to wait for a batch before the run fails; 0: no limit.",
     )
 
 
