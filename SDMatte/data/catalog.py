@@ -230,20 +230,7 @@ def list_samples(
     root: str | Path | None = None,
     training: bool = True,
 ) -> list[Sample]:
-    """List the samples of data sets and folder pairs.
-
-    Args:
-        names: One or more sets; see `list_sets`.
-        root: The data root of the config; see `data_root`.
-        training: Whether to look up names in `TRAIN_SETS` or in `TEST_SETS`.
-
-    Returns:
-        Samples in the order of ``names``, within a set sorted by alpha.
-
-    Raises:
-        ConfigError: A setting is unknown or not allowed.
-        DataError: See `list_sets`.
-    """
+    """List the samples of `list_sets` one set after the other, within a set sorted by alpha."""
     return [s for _, samples in list_sets(names, root, training) for s in samples]
 
 
@@ -287,15 +274,7 @@ def is_known(name: Any) -> bool:
 
 
 def is_there(item: str | Mapping[str, Any], root: str | Path | None = None) -> bool:
-    """Return whether a folder of a test set exists, complete or not.
-
-    Args:
-        item: The set, as the config has it.
-        root: The data root of the config.
-
-    Raises:
-        ConfigError, DataError: See `resolve_set`.
-    """
+    """Return whether a test set of the config has a folder, complete or not; see `resolve_set`."""
     base = data_root(root)
     return resolve_set(item, base, training=False).exists(base)
 

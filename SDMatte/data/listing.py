@@ -57,25 +57,20 @@ class Sample:
 class Entry:
     """Where a data set keeps its files, and how samples are made of them.
 
+    The settings that a config can change, from composites to weight, are those of
+    `SDMatte.data.catalog.KnownSet` and `SDMatte.data.catalog.FolderPair`.
+
     Attributes:
         folder: Folder, or folders, of the set under the data root; "" for a folder pair.
         alpha: Sub-folder of the alphas; each alpha becomes one or more samples.
         image: Sub-folder of the natural images, or "".
         fg: Sub-folder of the foregrounds for composites, or "".
         trimap: Sub-folder of the trimaps; "": trimaps are made from the alphas.
-        composites: Number of composites of each foreground.
-        background: Folder of the backgrounds under the data root.
         is_trans: 1: all transparent; 0: opaque except for those on the set's list; None: by the
             list, and without a list from the alpha.
         image_stem: Maps the stem of an alpha to that of its image.
         files: Lists the samples of a set that a file describes.
-        count: Number of alphas to draw, with a fixed seed; None: all.
-        list_file: A text file with one alpha path per line.
-        remap: (old, new): replaces a prefix of the lines of ``list_file``.
         expected: Number of alphas of the published set, if known.
-        holdout: Pairs that are for test and not for training: a fraction, or a number of them.
-        name: Name of the set.
-        weight: Weight in the training mix.
     """
 
     folder: str | tuple[str, ...]

@@ -114,11 +114,11 @@ def build_test_loader(
     timeout: float = 600,
     wanted: Collection[int] | None = None,
 ) -> MattingLoader:
-    """Build the loader of this rank's part of a test set.
+    """Build the loader of this rank's part of a test set; the last batch may be smaller.
 
     Args:
         dataset: The samples.
-        batch_size: Samples per batch; the last one may be smaller.
+        batch_size: Samples per batch.
         num_workers: Processes that prepare batches; 0: the main process does.
         rank: Rank of this process; None: that of torch.distributed.
         world_size: Number of processes; None: that of torch.distributed.
