@@ -78,7 +78,7 @@ def apply() -> None:
         placeholder.__spec__ = importlib.machinery.ModuleSpec(_OPS, loader=None)
         sys.modules[_OPS] = placeholder
     if not hasattr(Image, "LINEAR"):
-        Image.LINEAR = Image.Resampling.BILINEAR
+        Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]
     _silence()
 
 

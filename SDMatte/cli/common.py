@@ -76,8 +76,8 @@ def path_or_name(text: str) -> str:
 class Removed(argparse.Action):
     """An option of earlier versions: refused with a sentence that says what to do instead."""
 
-    def __init__(self, *args, instead: str, **kwargs):
-        super().__init__(*args, nargs="?", help=argparse.SUPPRESS, **kwargs)
+    def __init__(self, option_strings, dest, instead: str, **kwargs):
+        super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
         self.instead = instead
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -173,7 +173,7 @@ def split_runs(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list
         Pairs of config and checkpoint, None for a config without checkpoints; and the overrides.
     """
     overrides = [word for word in words if is_setting(word)]
-    configs: list[tuple[str, list[str]]] = []
+    configs: list[tuple[str, list[str | None]]] = []
     for word in words:
         if is_setting(word):
             continue

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-
-import SDMatte.compat  # noqa: F401
+from typing import Any
 
 import cv2
 import numpy as np
@@ -74,7 +73,7 @@ def quickstart(
     samples: str | Path,
     fresh: bool = False,
     overrides: Sequence[str] = (),
-    sample_settings: Mapping[str, int] | None = None,
+    sample_settings: Mapping[str, Any] | None = None,
 ) -> QuickstartResult:
     """Create the sample set, train, test against baselines, and draw the results.
 

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import SDMatte.compat  # noqa: F401
 
@@ -180,15 +180,19 @@ def _expand_paths(config: DictConfig) -> None:
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(config, section)
         if isinstance(node, DictConfig) and name in node:
-            node[name] = _expand(OmegaConf.to_container(node, resolve=False)[name], config)
+            node[name] = _expand(_unresolved(node)[name], config)
     for part in ("train", "test"):
         node = OmegaConf.select(config, f"dataloader.{part}.dataset")
         if isinstance(node, DictConfig) and "names" in node:
-            names = OmegaConf.to_container(node, resolve=False)["names"]
+            names = _unresolved(node)["names"]
             for item in names if isinstance(names, list) else [names]:
                 if isinstance(item, dict):
                     item.update({k: _expand(item[k], config) for k in PATH_KEYS if k in item})
             node.names = names
+
+
+def _unresolved(node: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
 
 
 def _expand(value: Any, config: DictConfig) -> Any:
@@ -260,7 +264,9 @@ def _check_arguments(node: Any) -> None:
         target = node["_target_"]
         target = locate(target) if isinstance(target, str) else target
         known = _parameters(target)
-        unknown = [name for name in node if not name.startswith("_") and name not in known]
+        unknown = [
+            name for name in map(str, node) if not name.startswith("_") and name not in known
+        ]
         if unknown and "kwargs" not in known:
             raise ConfigError(
                 f"{target.__qualname__} has no setting {', '.join(unknown)}; known are "

@@ -223,8 +223,9 @@ def check_not_read(
     ]
     written = {key: path for path in outputs if (key := _identity(path)) is not None}
     for path in inputs if written else ():
-        output = written.get(_identity(path)) if path is not None else None
-        if output is not None:
+        key = None if path is None else _identity(path)
+        if key in written:
+            output = written[key]
             same = str(output) == str(path)
             raise OutputError(
                 f"{output} {'' if same else f'is {path}, which '}is read by this command and must "

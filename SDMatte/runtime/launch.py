@@ -190,8 +190,13 @@ def _read_process(
 ) -> ProcessInfo:
     if environ.get("MASTER_PORT"):
         _integer(environ, "MASTER_PORT")
-    numbers = (_integer(environ, name, 0) for name in (rank, size, local, machine))
-    info = ProcessInfo(*numbers, address)
+    info = ProcessInfo(
+        rank=_integer(environ, rank, 0),
+        world_size=_integer(environ, size, 0),
+        local_rank=_integer(environ, local, 0),
+        machine=_integer(environ, machine, 0),
+        address=address,
+    )
     if info.rank >= info.world_size:
         raise ConfigError(
             f"The environment has {rank}={info.rank} and {size}={info.world_size}; ranks start "
@@ -241,8 +246,7 @@ def run_on_main(function: Callable[[], _Result]) -> _Result:
 
 def _first_host(hosts: str) -> str:
     """Return the first host of a SLURM node list such as ``gpu[07-09,12]-ib,login``."""
-    name = re.match(r"([^,\[]*)(?:\[([^\],-]*)[^\]]*\])?([^,\[]*)", hosts)
-    return "".join(part or "" for part in name.groups())
+    return "".join(re.findall(r"([^,\[]*)(?:\[([^\],-]*)[^\]]*\])?([^,\[]*)", hosts)[0])
 
 
 def _join(
@@ -308,7 +312,7 @@ def _meet(info: ProcessInfo, patience: datetime.timedelta, announce: bool) -> di
     listens = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     say(f"listens at {address}" if listens else f"connects to process 0 at {address}")
     try:
-        store = dist.TCPStore(
+        server = dist.TCPStore(
             host.strip("[]"), int(port), None, listens, patience, wait_for_workers=False
         )
     except dist.DistError as error:
@@ -323,7 +327,7 @@ def _meet(info: ProcessInfo, patience: datetime.timedelta, announce: bool) -> di
             f"MASTER_ADDR and MASTER_PORT), or a firewall blocks it."
         ) from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"SDMatte/{attempt}", store)
+    store = dist.PrefixStore(f"SDMatte/{attempt}", server)
     store.set(f"joined/{info.rank}", "")
     awaited, told = list(range(info.world_size)), 0
     while awaited := [rank for rank in awaited if not store.check([f"joined/{rank}"])]:

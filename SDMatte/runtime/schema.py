@@ -48,12 +48,13 @@ class Settings(BaseModel):
         """
         if isinstance(values, cls):
             return values
+        given: Any = values
         try:
-            if isinstance(values, DictConfig):
-                values = OmegaConf.to_container(values, resolve=True)
-            if not isinstance(values, Mapping | None):
-                raise ConfigError(f"{name or cls.__name__} must be a mapping; got {values!r:.80}.")
-            return cls.model_validate(dict(values or {}))
+            if isinstance(given, DictConfig):
+                given = OmegaConf.to_container(given, resolve=True)
+            if not isinstance(given, Mapping | None):
+                raise ConfigError(f"{name or cls.__name__} must be a mapping; got {given!r:.80}.")
+            return cls.model_validate(dict(given or {}))
         except ValidationError as error:
             raise ConfigError(cls._describe(error, name)) from error
         except OmegaConfBaseException as error:
@@ -80,9 +81,10 @@ class Settings(BaseModel):
     @classmethod
     def group(cls, *names: str) -> "type[Settings]":
         """Return the class of a nested group of settings."""
+        group: Any = cls
         for name in names:
-            cls = cls.model_fields[name].annotation
-        return cls
+            group = group.model_fields[name].annotation
+        return group
 
 
 def unknown_setting(name: str, known: Sequence[str]) -> str:

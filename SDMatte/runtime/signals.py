@@ -76,9 +76,13 @@ class StopRequest:
 
 def end_with_parent() -> None:
     """End this process when its parent ends, even if the parent was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
 
     def watch() -> None:
-        wait([multiprocessing.parent_process().sentinel])
+        wait([sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
