@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 PUBLISHED = "LongfeiHuang/SDMatte"
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
 TOKENIZER = tuple(f"tokenizer/{path.name}" for path in (tiny_folder() / "tokenizer").iterdir())
-LIMIT = 5.0
+MAX_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -259,47 +259,49 @@ def test_the_command_as_users_run_it(hub, stable_diffusion, tmp_path):  # noqa: 
     assert not (tmp_path / "out").exists()
 
 
-def refused(error, sentence, function=resolve_checkpoint, name="some/model"):
+def assert_refused(error, message, function=resolve_checkpoint, name="some/model"):
     start = time.perf_counter()
-    with pytest.raises(error, match=sentence) as caught:
+    with pytest.raises(error, match=message) as caught:
         function(name)
-    assert time.perf_counter() - start < LIMIT
+    assert time.perf_counter() - start < MAX_SECONDS
     assert "\n" not in str(caught.value)
 
 
-def test_refusals(published, monkeypatch):
+def test_errors_of_the_hub(published, monkeypatch):
     not_found = "not found locally or in the hub's cache .* has no repository some/model"
-    for function in (resolve_checkpoint, resolve_folder, process_pretrained):
-        function = (
-            function
-            if function is not process_pretrained
-            else lambda name: process_pretrained(name, "out")
-        )
-        refused(MissingCheckpointError, not_found, function)
+    process = lambda name: process_pretrained(name, "out")  # noqa: E731
+    for function in (resolve_checkpoint, resolve_folder, process):
+        assert_refused(MissingCheckpointError, not_found, function)
     gone = "Stability AI removed .* README.md, .*LongfeiHuang/SDMatte alone"
-    refused(MissingCheckpointError, gone, resolve_folder, "stabilityai/stable-diffusion-2")
+    assert_refused(MissingCheckpointError, gone, resolve_folder, "stabilityai/stable-diffusion-2")
     published.gated.add(PUBLISHED)
-    refused(CheckpointError, "SDMatte is gated on .*: accept its terms at http", name=PUBLISHED)
+    assert_refused(
+        CheckpointError, "SDMatte is gated on .*: accept its terms at http", name=PUBLISHED
+    )
     published.gated.clear()
-    refused(MissingCheckpointError, "has no revision v9", name=f"{PUBLISHED}@v9")
+    assert_refused(MissingCheckpointError, "has no revision v9", name=f"{PUBLISHED}@v9")
     message = r"has no checkpoint named a.pth; it has SDMatte.pth, SDMatte_plus.pth\."
-    refused(MissingCheckpointError, message, name=f"{PUBLISHED}/a.pth")
+    assert_refused(MissingCheckpointError, message, name=f"{PUBLISHED}/a.pth")
     published.broken = 503
-    refused(MissingCheckpointError, "responded with status 503: try again later")
+    assert_refused(MissingCheckpointError, "responded with status 503: try again later")
     published.broken = None
     cache = constants.HF_HUB_CACHE
     Path("file").touch()
     use_environ(monkeypatch, {"HF_HUB_CACHE": str(Path("file").absolute())})
-    refused(OutputError, "Cannot save .* in the hub's cache .*Set HF_HOME", name=PUBLISHED)
+    assert_refused(OutputError, "Cannot save .* in the hub's cache .*Set HF_HOME", name=PUBLISHED)
     use_environ(monkeypatch, {"HF_HUB_CACHE": cache, "HF_ENDPOINT": "http://127.0.0.1:9"})
-    refused(MissingCheckpointError, r"127.0.0.1:9\) cannot be reached .*: check the network")
+    assert_refused(MissingCheckpointError, r"127.0.0.1:9\) cannot be reached .*: check the network")
     go_offline(monkeypatch, published)
-    refused(MissingCheckpointError, "HF_HUB_OFFLINE is set: nothing is fetched", name=PUBLISHED)
+    assert_refused(
+        MissingCheckpointError, "HF_HUB_OFFLINE is set: nothing is fetched", name=PUBLISHED
+    )
 
 
 def test_a_hub_that_does_not_answer(published, monkeypatch):
     published.silent = threading.Event()
-    refused(MissingCheckpointError, "cannot be reached .no answer within 4 seconds|timed out")
+    assert_refused(
+        MissingCheckpointError, "cannot be reached .no answer within 4 seconds|timed out"
+    )
 
 
 def test_the_cache_is_used_when_the_hub_is_unavailable(published, monkeypatch, caplog):

@@ -228,10 +228,10 @@ def test_errors_of_files(original, configs, folder, tmp_path, monkeypatch):
         (without(original, "cond_stage_model."), "text_encoder in .* does not fit"),
         (without(original, "model.diffusion_model.out."), "do not fit its config.json: .* missing"),
     ]
-    for index, (tensors, sentence) in enumerate(cases):
+    for index, (tensors, message) in enumerate(cases):
         file = tmp_path / f"{index}.safetensors"
         save_file(tensors, file)
-        with pytest.raises(CheckpointError, match=sentence):
+        with pytest.raises(CheckpointError, match=message):
             process_pretrained(file, tmp_path / "out", config=configs)
     with pytest.raises(CheckpointError, match="is not a local folder"):
         process_pretrained(file)
