@@ -140,8 +140,8 @@ def samples_of_set(
     """
     if entry.folder and not os.path.isdir(root):
         raise MissingFileError(
-            f"{entry.name}: the data root {root} does not exist; set root in the config, or the "
-            f"environment variable SDMATTE_DATA_ROOT."
+            f"{entry.name}: data root {root} not found. Set root in the config, or the environment "
+            f"variable SDMATTE_DATA_ROOT."
         )
     listed = None if entry.is_trans == 1 else read_transparent_list(entry.name, root)
 

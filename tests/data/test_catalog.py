@@ -444,12 +444,12 @@ def test_folders_without_permission(forbidden, mode, other_user):
         dataset = MattingDataset("AIM-500", root=root, size=16, training=False)
         (root / forbidden).chmod(mode)
         try:
-            with pytest.raises(DataError, match="permissions forbid it"):
+            with pytest.raises(DataError, match="permission denied"):
                 dataset[0]
             listed = list_set("AIM-500", root, training=False)
             if mode == 0o444 and forbidden == "AIM-500/mask":  # names can be listed
                 texts = [finding.text for finding in check_set(listed, 1).findings]
-                assert len(texts) == 3 and all("permissions forbid it" in text for text in texts)
+                assert len(texts) == 3 and all("permission denied" in text for text in texts)
                 return
             assert "Permission denied" in listed.problem
             for names in ("AIM-500", pair):
@@ -523,13 +523,13 @@ def test_images_without_an_alpha_are_logged(tmp_path, caplog):
         ),
         ([3], True, "A data set is a name or {image: DIR, alpha: DIR}; got 3"),
         ([{"name": "AM-2K", "composites": "4"}], True, "AM-2K.composites must be an integer"),
-        ([{"name": "AM-2K", "composites": -1}], True, "AM-2K.composites must be greater"),
+        ([{"name": "AM-2K", "composites": -1}], True, "AM-2K.composites must be at least 0"),
         ([{"name": "P3M-10K", "composites": 2}], True, "P3M-10K does not use composites"),
         ([{"name": "DIS-646", "composites": 0}], True, "DIS-646 has foregrounds only"),
         (
             [{"name": "DIS-646", "is_trans": 2}],
             True,
-            "is_trans must be less than or equal to 1; got 2",
+            "is_trans must be at most 1; got 2",
         ),
         ([{"name": "RefMatte", "count": 1.5}], True, "count must be an integer; got 1.5"),
         ([{"name": "RefMatte", "remap": "/a:/b"}], True, "remap must be a tuple"),
@@ -553,8 +553,8 @@ def test_images_without_an_alpha_are_logged(tmp_path, caplog):
             True,
             "no setting pair.alhpa; did you mean alpha",
         ),
-        ([{"image": "x", "alpha": "y"}], True, "/x does not exist"),
-        ("Composition-1K", True, "combined_fg does not exist"),
+        ([{"image": "x", "alpha": "y"}], True, "/x not found"),
+        ("Composition-1K", True, "combined_fg not found"),
         ("COCO-Matting", True, r"COCO_Matte\.json: No such file"),
     ],
 )
@@ -565,7 +565,7 @@ def test_mistakes(tmp_path, names, training, reason):
 
 
 def test_a_missing_data_root(tmp_path):
-    with pytest.raises(DataError, match="nowhere does not exist.*SDMATTE_DATA_ROOT"):
+    with pytest.raises(DataError, match="nowhere not found.*SDMATTE_DATA_ROOT"):
         list_samples("Composition-1K", tmp_path / "nowhere")
 
 

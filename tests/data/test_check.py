@@ -70,9 +70,9 @@ def test_missing_and_incomplete_sets(tmp_path):
     write_aim(tmp_path, ["a"])
     shutil.rmtree(tmp_path / "AIM-500/trimap")
     half = list_set("AIM-500", tmp_path, training=False)
-    assert half.state == "incomplete" and "trimap does not exist" in half.problem
+    assert half.state == "incomplete" and "trimap not found" in half.problem
     table = list_table([listed, half])
-    assert "no " in table and "incomplete" in table and "trimap does not exist" in table
+    assert "no " in table and "incomplete" in table and "trimap not found" in table
     report = check_set(listed, num_workers=0)
     assert obstacles([report], 100) == [f"AIM-500 (test): {listed.problem}"]
 

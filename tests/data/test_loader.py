@@ -214,13 +214,13 @@ def test_spawned_workers(root):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"batch_size": 0}, "batch_size must be greater than or equal to 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"batch_size": "2"}, "batch_size must be an integer; got '2'"),
-        ({"num_workers": -1}, "num_workers must be greater than or equal to 0; got -1"),
+        ({"num_workers": -1}, "num_workers must be at least 0; got -1"),
         ({"num_workers": 1.5}, "num_workers must be an integer"),
-        ({"timeout": -1}, "timeout must be greater than or equal to 0"),
+        ({"timeout": -1}, "timeout must be at least 0"),
         ({"timeout": "long"}, "timeout must be a number; got 'long'"),
-        ({"seed": -1}, "seed must be greater than or equal to 0; got -1"),
+        ({"seed": -1}, "seed must be at least 0; got -1"),
         ({"seed": 0.5}, "seed must be an integer"),
     ],
 )

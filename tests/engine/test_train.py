@@ -179,7 +179,7 @@ def test_only_optional_sets_are_left_out(no_sets, sample_root, tmp_path, capsys)
     words = settings(tmp_path / "run", own_pair(sample_root), *TINY)
     named = ["dataloader.test.dataset.names=[AIM-500]"]
     assert main(["train", CONFIG, *words, *named]) == 2
-    assert "AIM-500: the data root data/samples does not exist" in capsys.readouterr().err
+    assert "AIM-500: data root data/samples not found" in capsys.readouterr().err
     assert main(["train", CONFIG, *words, "train.best_metric=AIM-500/box/SAD"]) == 2
     assert "'AIM-500/box/SAD', but there is no test set. Name a" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
