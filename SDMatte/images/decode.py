@@ -114,6 +114,8 @@ def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
     """
 
     def hw(image: Image.Image) -> tuple[int, int]:
+        if image.format == "TIFF":  # Pillow opens it with the size of the upright image
+            return image.size[::-1]
         if exact:
             image.load()
         # Pillow would decode a PNG without EXIF in its header to look for it.

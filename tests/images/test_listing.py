@@ -33,7 +33,7 @@ def touch(folder, *names):
 def test_list_names_is_sorted_and_skips_hidden_files(tmp_path):
     touch(tmp_path, "b.png", "a.JPG", ".hidden.png", "._a.jpg", "notes.txt", "c c.webp", "d.png/x")
     assert list_names(tmp_path) == ["a.JPG", "b.png", "c c.webp"]
-    with pytest.raises(DataError, match="nowhere does not exist"):
+    with pytest.raises(DataError, match="nowhere not found"):
         list_names(tmp_path / "nowhere")
     with pytest.raises(DataError, match="Cannot list"):
         list_names(tmp_path / "b.png")
