@@ -103,6 +103,7 @@ def distributions_by_import():
         ("configs", REQUIREMENTS),
         ("script", REQUIREMENTS),
         ("tools", REQUIREMENTS),
+        ("examples", REQUIREMENTS),
         ("tests", REQUIREMENTS + DEVELOPMENT),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

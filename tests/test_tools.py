@@ -1,24 +1,20 @@
-"""The ablations at toy size: what differs between the variants, and the tables."""
+"""The scripts of tools/ at toy size, and the images of the docs that they make."""
 
 import json
+import re
 import sys
 
 import pytest
 from safetensors.torch import load_file
-from scripts import load_script
+from scripts import ROOT, load_script
 
 from SDMatte.samples import make_sample_set
 
 
-@pytest.fixture(scope="module")
-def ablations():
-    return load_script("tools/ablations.py")
-
-
-def test_variants_differ_in_one_thing_and_are_tabled(ablations, tmp_path, monkeypatch, capsys):
+def test_ablations(tmp_path, monkeypatch, capsys):
+    ablations = load_script("tools/ablations.py")
     samples, output = tmp_path / "samples", tmp_path / "output"
-    small = {"num_train": 3, "num_test": 2, "size": 64, "num_workers": 1, "progress": False}
-    make_sample_set(samples, **small)
+    make_sample_set(samples, num_train=3, num_test=2, size=64, num_workers=1, progress=False)
     monkeypatch.setattr(ablations, "make_sample_set", lambda *args, **kwargs: None)
     command = ["ablations.py", "--output", str(output)]
     settings = ["--steps", "1", "--size", "64", "--batch-size", "1", "--samples", str(samples)]
@@ -48,3 +44,17 @@ def test_variants_differ_in_one_thing_and_are_tabled(ablations, tmp_path, monkey
     }
     assert all(s.keys() == {f"AIM-500/{p}" for p in ablations.PROMPTS} for s in scores.values())
     assert "Variants, MSE x1000, protocol official" in capsys.readouterr().out
+
+
+def test_the_guide_prints_the_commands_behind_its_images():
+    text = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+    text = " ".join(text.replace("\\\n", " ").split())
+    for command in load_script("tools/make_docs_images.py").COMMANDS:
+        assert command in text
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(p.name for p in ROOT.glob("docs/*.md"))])
+def test_images_of_pages_exist_and_are_small(page):
+    path = ROOT / page if page == "README.md" else ROOT / "docs" / page
+    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        assert 0 < (path.parent / name).stat().st_size < 200_000
