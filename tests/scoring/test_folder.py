@@ -83,7 +83,7 @@ def test_lists_wrong_sizes(truths, preds):
 
 
 def test_missing_and_empty_folders(truths, preds):
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="not found"):
         score_folder(truths / "nothing", truths / "truth")
     (truths / "empty").mkdir()
     with pytest.raises(DataError, match="No images found in"):
@@ -154,7 +154,7 @@ def test_trimap_values_are_converted_or_refused(truths, preds, protocol, capsys)
     ):
         write_image(path, np.select([unknown, fg], values[1:], 0).astype(np.uint8))
         assert command(preds, truths / "truth", *words) == 2
-        assert f"t1.png holds {sentence}" in capsys.readouterr().err
+        assert f"t1.png has {sentence}" in capsys.readouterr().err
 
 
 def test_masks_of_0_and_1_are_not_scored_as_black(truths, preds, tmp_path, caplog):
