@@ -182,7 +182,7 @@ def make_batch(size: int) -> dict[str, Any]:
 def case_parser(
     description: str, cases: Iterable[str], default_cases: Sequence[str], default_sizes: str
 ) -> argparse.ArgumentParser:
-    """Return a parser with the options that `measure_apart` passes on."""
+    """Return a parser with the options that `measure_in_subprocess` passes on."""
     parser = argparse.ArgumentParser(
         description=description.splitlines()[0],
         epilog=description.partition("\n")[2],
@@ -197,8 +197,10 @@ def case_parser(
     return parser
 
 
-def measure_apart(script: str, case: str, size: int, *options: str) -> dict[str, Any] | None:
-    """Measure one case in a process of its own, so that its peak memory is its own.
+def measure_in_subprocess(
+    script: str, case: str, size: int, *options: str
+) -> dict[str, Any] | None:
+    """Measure one case in a separate process, so that its peak memory is not shared.
 
     Returns:
         What the script printed as JSON on its last line; None if it ran out of memory.

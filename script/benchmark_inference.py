@@ -2,8 +2,9 @@
 
 The plain path computes in float32, materializes all attention scores, encodes image and prompt
 separately, and encodes the empty caption in every call. The others are `MattePredictor`, loaded
-from a file of float32 weights like the published ones. Each case runs in a process of its own; its
-peak memory includes loading. The image is noise, the prompt a box of 30 % of it; batch size 1::
+from a file of float32 weights like the published ones. Each case runs in a separate process, and
+its peak memory includes loading. The image is noise, the prompt a box of 30 % of it; batch size
+1::
 
     python script/benchmark_inference.py                      # 512 and 1024 pixels
     python script/benchmark_inference.py --model lite
@@ -29,7 +30,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark_common import PlainLite, PlainModel, build, case_parser, measure_apart, synchronize
+from benchmark_common import (
+    PlainLite,
+    PlainModel,
+    build,
+    case_parser,
+    measure_in_subprocess,
+    synchronize,
+)
 from PIL import Image
 
 from SDMatte import MattePredictor
@@ -140,12 +148,14 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def run_apart(case: str, folder: str, size: int, args: argparse.Namespace) -> Measurement | None:
-    """Measure one case in a process of its own; None if it ran out of memory."""
+def run_in_subprocess(
+    case: str, folder: str, size: int, args: argparse.Namespace
+) -> Measurement | None:
+    """Measure one case in a separate process; None if it ran out of memory."""
     with tempfile.TemporaryDirectory() as scratch:
         result = f"{scratch}/alpha.npy"
-        options = ["--runs", str(args.runs), "--device", args.device, "--apart", folder, result]
-        measured = measure_apart(__file__, case, size, *options)
+        options = ["--runs", str(args.runs), "--device", args.device, "--child", folder, result]
+        measured = measure_in_subprocess(__file__, case, size, *options)
         return measured and Measurement(**measured, alpha=np.load(result))
 
 
@@ -229,12 +239,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="repetitions to take the median of")
     parser.add_argument("--start-up", action="store_true")
     parser.add_argument("--types", nargs=2, metavar=("MODEL", "IMAGES"))
-    parser.add_argument("--apart", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = args.sizes or ([64] if args.tiny else [512, 1024])
     device = choose_device(args.device)
-    if args.apart:
-        folder, result = args.apart
+    if args.child:
+        folder, result = args.child
         measured = vars(measure(args.cases[0], Path(folder), sizes[0], args.runs, device))
         np.save(result, measured.pop("alpha"))
         print(json.dumps(measured))
@@ -249,7 +259,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             build(MODELS[args.model], args.tiny).save_pretrained(folder)
             for size in sizes:
-                found = {case: run_apart(case, folder, size, args) for case in args.cases}
+                found = {case: run_in_subprocess(case, folder, size, args) for case in args.cases}
                 print("\n".join(table(size, found)), flush=True)
                 check(found)
 

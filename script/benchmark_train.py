@@ -3,7 +3,7 @@
 The steps of `SDMatte.engine.trainer`, in float32 and bfloat16, with and without gradient
 checkpointing, next to a plain loop that materializes all attention scores, encodes the empty
 caption in every step, and keeps default memory formats and the default optimizer. Each case runs
-in a process of its own, so its peak memory is its own; batch size 1::
+in a separate process, so that peak memory is measured per case; batch size 1::
 
     python script/benchmark_train.py                      # 256 and 512 pixels, all cases
     python script/benchmark_train.py --sizes 256 --cases plain float32
@@ -29,7 +29,7 @@ from benchmark_common import (
     build,
     case_parser,
     make_batch,
-    measure_apart,
+    measure_in_subprocess,
     synchronize,
 )
 from detectron2.utils.events import EventStorage
@@ -111,11 +111,11 @@ def trainer_steps(trainer: MatteTrainer, steps: int) -> tuple[list[float], list[
     return losses, seconds
 
 
-def run_apart(case: str, size: int, args: argparse.Namespace) -> Measurement | None:
-    """Measure one case in a process of its own; None if it ran out of memory."""
-    options = ["--apart", "--steps", str(args.steps), "--device", args.device]
+def run_in_subprocess(case: str, size: int, args: argparse.Namespace) -> Measurement | None:
+    """Measure one case in a separate process; None if it ran out of memory."""
+    options = ["--child", "--steps", str(args.steps), "--device", args.device]
     options += ["--limit", str(args.limit)] + ["--tiny"] * args.tiny
-    measured = measure_apart(__file__, case, size, *options)
+    measured = measure_in_subprocess(__file__, case, size, *options)
     return measured and Measurement(**measured)
 
 
@@ -154,11 +154,11 @@ def main() -> None:
         default=psutil.virtual_memory().available / 2**30,
         help="GiB that a case may take on a CPU (default: what is available)",
     )
-    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = args.sizes or ([64] if args.tiny else [256, 512])
     device = choose_device(args.device)
-    if args.apart:
+    if args.child:
         if not torch.cuda.is_available():
             limit = int(args.limit * 2**30)
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -166,7 +166,7 @@ def main() -> None:
         return
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}; batch 1")
     for size in sizes:
-        found = {case: run_apart(case, size, args) for case in args.cases}
+        found = {case: run_in_subprocess(case, size, args) for case in args.cases}
         check(found)
         print("\n".join(table(size, found, args.limit)), flush=True)
 

@@ -1,7 +1,7 @@
 """Train the small autoencoder shipped in SDMatte/assets/small/vae.
 
-It learns to reconstruct mattes, photographs and prompt maps, on the training part of a sample set
-of its own. ``python tools/train_small_vae.py`` made the shipped weights in ten minutes on two CPU
+It learns to reconstruct mattes, photographs and prompt maps, from the training part of a separate
+sample set. ``python tools/train_small_vae.py`` made the shipped weights in ten minutes on two CPU
 cores.
 """
 
