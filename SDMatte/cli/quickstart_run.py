@@ -24,6 +24,7 @@ from SDMatte.evaluation.run import run_test
 from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.images.sheets import PAGE, contact_sheet
 from SDMatte.inference.predictor import MattePredictor
+from SDMatte.inference.result import MatteResult
 from SDMatte.modeling import SDMatte, hub
 from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.files import check_not_read, write_text
@@ -165,18 +166,22 @@ def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:
         x0, y0, x1, y1 = loader.dataset[index]["bbox_coords"].tolist()
         height, width = truth.shape
         box = (x0 * width, y0 * height, x1 * width, y1 * height)
-        prediction = predictor.predict(box=box, image=predictor.encode(image)).alpha
-        rows.append([image, _prompted(image, box), prediction, truth])
+        rows.append([image, _prompted(image, box), _predict(predictor, image, box), truth])
     for photograph in real_photographs():
         if photograph.box is not None:
             image, box = np.array(photograph.load()), photograph.box
-            prediction = predictor.predict(box=box, image=predictor.encode(image)).alpha
-            rows.append([image, _prompted(image, box), prediction, _BLANK])
+            rows.append([image, _prompted(image, box), _predict(predictor, image, box), _BLANK])
     half = (len(rows) + 1) // 2
     sides = zip_longest(rows[:half], rows[half:], fillvalue=[_BLANK] * 4)
     tiles = [cell for pair in sides for row in pair for cell in row]
     labels = ["image", "box prompt", "prediction", "truth"] * 2
     write_image(path, contact_sheet(tiles, labels, columns=8))
+
+
+def _predict(predictor: MattePredictor, image: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    result = predictor.predict(box=box, image=predictor.encode(image))
+    assert isinstance(result, MatteResult)  # a single box
+    return result.alpha
 
 
 def _prompted(image: np.ndarray, box: Sequence[float]) -> np.ndarray:

@@ -264,19 +264,23 @@ def _check_arguments(node: Any) -> None:
         target = node["_target_"]
         target = locate(target) if isinstance(target, str) else target
         known = _parameters(target)
+        parameters = inspect.signature(target).parameters.values()
         unknown = [
             name for name in map(str, node) if not name.startswith("_") and name not in known
         ]
-        if unknown and "kwargs" not in known:
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        if unknown and (not takes_any or hasattr(target, "setting_names")):
             raise ConfigError(
                 f"{target.__qualname__} has no setting {', '.join(unknown)}; known are "
                 f"{', '.join(known)}."
             )
-        parameters = inspect.signature(target).parameters
-        required = [
-            n for n in known if n in parameters and parameters[n].default is inspect.Parameter.empty
+        missing = [
+            p.name
+            for p in parameters
+            if p.default is p.empty
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            and p.name not in node
         ]
-        missing = [n for n in required if n not in node and n not in ("args", "kwargs")]
         if missing:
             raise ConfigError(f"{target.__qualname__} lacks the setting {', '.join(missing)}.")
     for name in node:
