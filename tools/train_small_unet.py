@@ -155,7 +155,8 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = LEARNING_RATE * min(1, step / 100)
         size = args.sizes[step % len(args.sizes)]
         count = max(1, round(args.pixels / size**2))
-        prompt = model.aux_input_list[random.integers(len(model.aux_input_list))]
+        mix = model.settings.aux_input_list
+        prompt = mix[random.integers(len(mix))]
         batch = compositor.batch(prompt, size, count, random)
         alpha = model(batch, aux_input=prompt)
         losses = MattingCriterion(LOSSES, size)(alpha, (batch["alpha"] + 1) / 2, batch["trimap"])
