@@ -1,4 +1,4 @@
-"""What the processes of a launch do in tests. Light, for each of them imports this anew."""
+"""Functions that test processes run; light, since each process imports this module."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from SDMatte.runtime.signals import StopRequest, exit_status
 
 
 def describe(folder: str) -> None:
-    """Writes who it is, and the sum of all ranks."""
+    """Write the rank and sizes of this process, and the sum of all ranks."""
     total = torch.tensor(comm.get_rank())
     dist.all_reduce(total)
     content = {
@@ -31,7 +31,7 @@ def describe(folder: str) -> None:
 
 
 def end(how: str, folder: str) -> None:
-    """Has rank 1 killed while rank 0 waits for it; or has it stop the process that started both."""
+    """Kill rank 1 while rank 0 waits for it, or have it stop their parent."""
     describe(folder)
     if how == "stopped":
         stop = StopRequest()
@@ -48,18 +48,18 @@ def end(how: str, folder: str) -> None:
 
 
 def wait_forever(folder: str) -> None:
-    """Says who it is, and hangs."""
+    """Write the process id and hang."""
     (Path(folder) / str(comm.get_rank())).write_text(str(os.getpid()))
     time.sleep(1000)
 
 
 def starter(folder: str) -> None:
-    """Is a process that starts others, with SIGINT ignored as ``nohup`` in a script has it."""
+    """Launch two processes, with SIGINT ignored as by ``nohup``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     launch(wait_forever, num_processes=2, args=(folder,), device="cpu")
 
 
 def as_task(environ: dict[str, str], folder: str) -> None:
-    """Is a process that a cluster's launcher started."""
+    """Run as a process of a cluster's launcher."""
     os.environ.update(environ)
     launch(describe, args=(folder,), device="cpu")

@@ -205,7 +205,7 @@ def test_samples_follow_the_seed(capsys):
 
 @pytest.fixture
 def one_thread():
-    """For a second one only waits, on pictures this small."""
+    """One thread: a second one only waits on images this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Training and testing on every set of the catalogue, by the command line, on miniature trees."""
+"""Train and test on every known data set through the command line, on miniature trees."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ SMALL = str(CONFIGS / "SDMatte_small.py")
 
 @pytest.fixture(autouse=True, scope="module")
 def _surroundings(layout_root):
-    """The trees as data root; one thread, for a second one only waits on pictures this small."""
+    """The trees as data root; one thread, since a second one only waits on images this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -29,7 +29,7 @@ def _surroundings(layout_root):
 
 
 def settings(output: Path, *more: str) -> list[str]:
-    """A model smaller than the small one, on pictures of 64 pixels; a bad sample ends the run."""
+    """A tiny model on images of 64 pixels; a bad sample ends the run."""
     return [
         f"model.pretrained_model_name_or_path={tiny_folder()}",
         "model.load_weight=False",
@@ -57,7 +57,7 @@ def losses(output: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, layout_root) -> Path:
-    """A run that has seen each sample of each training set once, in two steps."""
+    """A run that has used each sample of each training set once, in two steps."""
     output = tmp_path_factory.mktemp("run") / "run"
     names = ",".join(TRAIN_SETS)
     count = len(list_samples(list(TRAIN_SETS), layout_root))
@@ -72,12 +72,12 @@ def trained(tmp_path_factory, layout_root) -> Path:
     return output
 
 
-def test_train_on_all_sets_in_one_mix(trained):
+def test_train_on_a_mix_of_all_sets(trained):
     assert len(losses(trained)) == 2 and np.isfinite(losses(trained)).all()
 
 
 @pytest.mark.parametrize("name", TRAIN_SETS)
-def test_train_on_a_set_alone(tmp_path, name):
+def test_train_on_a_single_set(tmp_path, name):
     more = [f"dataloader.train.dataset.names=[{name}]", "train.max_iter=1"]
     words = settings(tmp_path, *more, "dataloader.train.batch_size=2")
     assert main(["train", SMALL, *words]) == 0

@@ -27,10 +27,10 @@ def model(tmp_path_factory):
 @pytest.fixture
 def matte(model, tmp_path, monkeypatch, capsys, caplog):
     """Run the command in a folder of images; return status, output and log."""
-    picture = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for name in ("a.png", "b.jpg"):
-        write_image(tmp_path / "in" / name, picture)
-        write_image(tmp_path / "masks" / f"{name[0]}.png", (picture[..., 0] > 128))
+        write_image(tmp_path / "in" / name, image)
+        write_image(tmp_path / "masks" / f"{name[0]}.png", (image[..., 0] > 128))
     write_image(tmp_path / "black.png", np.zeros((60, 80), np.uint8))
     monkeypatch.chdir(tmp_path)
 
@@ -255,8 +255,8 @@ print(status, [name for name in ("torch", "diffusers") if name in sys.modules])
 
 def test_killed_runs_are_resumed(model, tmp_path):
     for number in range(15):
-        picture = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-        write_image(tmp_path / "in" / f"{number:02}.png", picture)
+        image = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        write_image(tmp_path / "in" / f"{number:02}.png", image)
     words = ["matte", "in", "--auto", "--alpha-only", "-o", "out", "--model", model]
     command = [sys.executable, "-m", "SDMatte", *words, "--device", "cpu"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
