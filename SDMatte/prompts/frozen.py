@@ -125,9 +125,12 @@ class PromptFile:
         """
         for name, value in (("size", size), ("point_radius", point_radius), ("psm", psm)):
             if getattr(self, name) != value:
-                made_for = _SETTINGS[name].format(getattr(self, name))
+                found, expected = (
+                    f"{v:g}" if isinstance(v, float) else v for v in (getattr(self, name), value)
+                )
                 raise DataError(
-                    f"The prompt file {self.path} is for {made_for}; this run has {value}."
+                    f"The prompt file {self.path} is for {_SETTINGS[name].format(found)}; this "
+                    f"run has {expected}."
                 )
         missing = [s for s in samples if s[1] not in self.sets.get(s[0], {})]
         if not missing:

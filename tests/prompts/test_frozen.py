@@ -171,7 +171,7 @@ def test_files_of_other_settings_are_refused(root, saved):
 def test_prompt_files_are_not_for_training(tmp_path, saved):
     write_pairs(tmp_path, ["a"])
     pair = {"image": "image", "alpha": "alpha"}
-    with pytest.raises(ConfigError, match="in test only"):
+    with pytest.raises(ConfigError, match="for test sets only"):
         MattingDataset(pair, root=tmp_path, prompts_from=saved)
 
 

@@ -132,5 +132,5 @@ def test_perturbed_test_set(tmp_path):
     assert perturbed.perturb.describe("bbox_mask") == "sides+0.1,opacity=wrong"
     assert perturbed.perturb.describe("point_mask") == "points=4,opacity=wrong"
     assert perturbed.perturb.describe("mask") == "opacity=wrong"
-    with pytest.raises(ConfigError, match="in test only"):
+    with pytest.raises(ConfigError, match="for test sets only"):
         MattingDataset(samples=plain.samples, training=True, perturb={"box": 0.1}, **options)
