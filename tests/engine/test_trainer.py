@@ -110,7 +110,7 @@ def test_invalid_settings_are_refused_before_files_are_written(
         ("optimizer.lr=fast", "optimizer.lr must be a number; got 'fast'"),
         ("dataloader.train.dataset.size=72", "train.dataset.size must be a multiple of"),
         ("dataloader.test.dataset.size=72", "test.dataset.size must be a multiple of"),
-        ("optimizer.params.weight_decay_norm=x", "decays in optimizer.params must be at least 0"),
+        ("optimizer.params.weight_decay_norm=x", "decay in optimizer.params must be at least 0"),
         ("optimizer.params=null", "optimizer.params must be a mapping; got None"),
         ("model.use_coor_input=no", "use_coor_input must be True or False; got 'no'"),
     ],
