@@ -1,1 +1,1 @@
-"""What every command needs: configs, settings, processes, signals, devices, files and paths."""
+"""Configs, settings, processes, signals, devices and files."""

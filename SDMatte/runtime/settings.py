@@ -193,7 +193,10 @@ PATHS = (
 )
 """Settings that are paths, beside those of folder pairs."""
 
-RENAMED = {"dataloader.test.dataset.worsen": "dataloader.test.dataset.perturb"}
+RENAMED = {
+    "train.num_pictures": "train.num_images",
+    "dataloader.test.dataset.worsen": "dataloader.test.dataset.perturb",
+}
 """Old names of settings to the new ones."""
 
 REMOVED = {
