@@ -268,6 +268,11 @@ def list_sets(
     return sets
 
 
+def is_pair(item: Any) -> bool:
+    """Return whether an item of a config is a folder pair."""
+    return isinstance(item, Mapping) and not {"image", "alpha"}.isdisjoint(item)
+
+
 def is_known(name: Any) -> bool:
     """Return whether a training or test set has this name."""
     return isinstance(name, str) and _ALIASES.get(name, name) in {*TRAIN_SETS, *TEST_SETS}
@@ -300,12 +305,11 @@ def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True
     options = {"name": item} if isinstance(item, str) else {str(k): v for k, v in item.items()}
     options = {k: v for k, v in options.items() if k not in PATH_KEYS or v not in (None, "")}
     name = options["name"] = str(options.get("name") or "")
-    is_pair = isinstance(item, Mapping) and not {"image", "alpha"}.isdisjoint(item)
     foreign = "optional" if training else "weight"
     if foreign in options:
         kind = "test" if training else "training"
         raise DataError(f"{name or 'pair'}: {foreign} is a setting of {kind} sets only.")
-    if is_pair:
+    if is_pair(item):
         return _resolve_pair(options, root)
     name = _ALIASES.get(name, name)
     table = TRAIN_SETS if training else TEST_SETS

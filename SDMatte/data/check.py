@@ -14,6 +14,7 @@ from SDMatte.data.catalog import (
     TRAIN_SETS,
     data_root,
     is_known,
+    is_pair,
     resolve_set,
 )
 from SDMatte.data.listing import (
@@ -142,8 +143,7 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
         ConfigError: A setting is unknown or not allowed.
         DataError: The set is unknown.
     """
-    is_pair = isinstance(item, Mapping) and not {"image", "alpha"}.isdisjoint(item)
-    both = not is_pair or item.get("holdout") is not None
+    both = not is_pair(item) or item.get("holdout") is not None
     parts = [only] if only else ["train", "test"] if both else ["train"]
     found, errors = [], []
     for part in parts:
@@ -155,7 +155,7 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
     if found:
         return found
     name = item.get("name", "") if isinstance(item, Mapping) else item
-    if len(parts) == 2 and not is_pair and not is_known(name):
+    if len(parts) == 2 and not is_pair(item) and not is_known(name):
         raise DataError(
             f"Unknown set {name!r}; known are {', '.join({**TRAIN_SETS, **TEST_SETS})}, and any "
             f"folder pair as {{image: DIR, alpha: DIR}}."

@@ -157,8 +157,8 @@ class WeightedSampler(EpochSampler):
 class ShardSampler(Sampler[list[int]]):
     """One rank's contiguous part of a test set's batches.
 
-    A sample is always in the same batch, however many processes there are and whichever samples
-    remain: the last digits of a prediction depend on the rest of the batch.
+    A sample is always in the same batch, for any number of processes and any samples that remain:
+    the last digits of a prediction depend on the rest of the batch.
     """
 
     def __init__(
