@@ -111,7 +111,7 @@ def test_check_of_damaged_data_exits_with_2(capsys, monkeypatch, tmp_path, sampl
     assert f"  missing: {foreground}" in printed.replace(".png (image)", foreground.suffix)
     assert "Training can start, without 3 bad samples." in printed
     assert main([*words, "dataloader.train.dataset.max_bad_samples=2"]) == 2
-    assert "3 of 18 training samples cannot be used, 2 are left out" in capsys.readouterr().out
+    assert "3 of 18 training samples cannot be used; at most 2 may be left out" in capsys.readouterr().out
 
 
 def test_sheets_do_not_overwrite_images(capsys, tmp_path, sample_root):
@@ -137,18 +137,18 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
         printed
     )
     assert main([*words, "{name: Composition-1K, weight: 1}", pair]) == 2
-    assert "a weight, or none: pair has none" in capsys.readouterr().err
+    assert "have a weight or none; pair has none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["check", "AIM"], "Unknown set 'AIM'; known are Composition-1K, DIS-646"),
-        (["list", "{name: AM-2K, weights: 2}"], "AM-2K: unknown weights"),
-        (["list", "{image: [a, b], alpha: c}"], "pair: image must be a path"),
+        (["list", "{name: AM-2K, weights: 2}"], "no setting AM-2K.weights; did you mean weight"),
+        (["list", "{image: [a, b], alpha: c}"], "pair.image must be a string"),
         (
             ["list", "dataloader.train.dataset.names=5", SMALL],
-            "a name or {image: DIR, alpha: DIR}, not 5",
+            "a name or {image: DIR, alpha: DIR}; got 5",
         ),
         (["check", "--num-workers", "-1"], "--num-workers must be at least 0; got -1"),
         (["sample", "--count", "-2"], "--count must be at least 1; got -2"),
@@ -156,7 +156,7 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
             ["sample", "dataloader.train.dataset.seed=-1"],
             "dataloader.train.dataset.seed must be at least 0; got -1.",
         ),
-        (["check", "DIS-646", "--part", "test"], "DIS-646 is no test set"),
+        (["check", "DIS-646", "--part", "test"], "DIS-646 is not a test set"),
         (["check", "a.py"], "Config file a.py not found."),
         (["check", SMALL, "b.py"], "Only one config file is allowed; got"),
         (["list", "{image: a"], "{image: a is not a folder pair {image: DIR, alpha: DIR}"),
@@ -242,4 +242,4 @@ def test_prompts_are_saved_and_used_again(tmp_path, capsys, one_thread):
     assert "kept/p.json is for images of 64 pixels" in capsys.readouterr().err
     pair = "dataloader.test.dataset.names=[{image: AIM-500/original, alpha: AIM-500/mask}]"
     assert main(["test", *words, SIZES[1], pair, "--prompts-from", "kept/p.json"]) == 2
-    assert "kept/p.json has no set pair, but AIM-500." in capsys.readouterr().err
+    assert "kept/p.json does not have pair, but AIM-500." in capsys.readouterr().err
