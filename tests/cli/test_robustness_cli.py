@@ -77,7 +77,7 @@ def test_measures_and_draws_all_kinds(capsys, caplog):
 
     caplog.clear()
     run("robustness", "a.pth", "--baseline", "grabcut", "--output", "out")
-    assert "out/a/AIM-500/box_sides-0.2: resuming, 1 of 1 images are done already" in caplog.text
+    assert "out/a/AIM-500/box_sides-0.2: resuming, 1 of 1 images are done" in caplog.text
     assert json.loads(Path("out/robustness.json").read_text()) == found
 
 

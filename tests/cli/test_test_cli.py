@@ -313,7 +313,7 @@ def test_error_maps(sample_root):
             ["a.pth", "dataloader.test.dataset.names=[AIM-500,AIM-500]"],
             "Two test sets are named AIM-500",
         ),
-        (["a.pth", "dataloader.test.dataset.names=[]"], "dataset.names names no set."),
+        (["a.pth", "dataloader.test.dataset.names=[]"], "No test set. Name a test set with"),
         (
             [
                 "a.pth",
