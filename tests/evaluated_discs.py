@@ -1,6 +1,6 @@
 """Tests and batches of the discs in the fixture ``truths``.
 
-A module of its own, so that a second process can import it.
+A separate module, so that a second process can import it.
 """
 
 import json

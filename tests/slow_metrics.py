@@ -1,4 +1,4 @@
-"""Grad and Conn as the definitions read, pixel by pixel: slow, and sharing nothing with ours."""
+"""Slow references of Grad and Conn, written pixel by pixel after their definitions."""
 
 import math
 
@@ -35,7 +35,7 @@ def _phi(value, level):
 
 
 def _largest(mask, with_background):
-    """The largest component as a set of (y, x); the first one met among equals."""
+    """Return the largest component as a set of (y, x); ties go to the first in row-major order."""
     background = {(int(y), int(x)) for y, x in np.argwhere(~mask)}
     best = background if with_background else set()
     seen = set()

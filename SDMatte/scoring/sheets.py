@@ -120,7 +120,7 @@ def write_sheet(
 
 def _read_pair(image: ImageScore) -> tuple[np.ndarray, np.ndarray]:
     if not image.pred_path:
-        raise DataError(f"The matte of {image.name} was not written, so it cannot be drawn.")
+        raise DataError(f"The matte of {image.name} was not written: nothing to draw.")
     pred, true = read_alpha(image.pred_path), read_alpha(image.alpha_path)
     if true.shape != pred.shape:
         raise DataError(f"{image.pred_path} and {image.alpha_path} differ in size.")
