@@ -7,6 +7,8 @@ import threading
 from collections.abc import Collection, Iterator
 from typing import Any
 
+import SDMatte.compat  # noqa: F401
+
 import cv2
 import torch
 from detectron2.utils import comm
