@@ -290,8 +290,8 @@ def _locate(
     located, incomplete = [], 0
     for sample in samples:
         before = len(missing)
-        paths = {key: locate(getattr(sample, key)) for key in ("image", "alpha", "trimap")}
-        located.append(replace(sample, **paths))
+        image, alpha, trimap = map(locate, (sample.image, sample.alpha, sample.trimap))
+        located.append(replace(sample, image=image, alpha=alpha, trimap=trimap))
         incomplete += len(missing) > before
     if missing and check_files:
         number = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
