@@ -111,7 +111,10 @@ def test_check_of_damaged_data_exits_with_2(capsys, monkeypatch, tmp_path, sampl
     assert f"  missing: {foreground}" in printed.replace(".png (image)", foreground.suffix)
     assert "Training can start, without 3 bad samples." in printed
     assert main([*words, "dataloader.train.dataset.max_bad_samples=2"]) == 2
-    assert "3 of 18 training samples cannot be used; at most 2 may be left out" in capsys.readouterr().out
+    assert (
+        "3 of 18 training samples cannot be used; at most 2 may be left out"
+        in capsys.readouterr().out
+    )
 
 
 def test_sheets_do_not_overwrite_images(capsys, tmp_path, sample_root):
