@@ -287,7 +287,7 @@ class MattePredictor:
             tasks.append(_Task(encoded, prompt, transparent))
         return self._run(tasks, refine)
 
-    def _read_prompts(self, encoded: EncodedImage, **given) -> tuple[list[PixelPrompt], bool]:
+    def _read_prompts(self, encoded: EncodedImage, **given: Any) -> tuple[list[PixelPrompt], bool]:
         """Read prompts, and whether they were given as a list."""
         prompts, many = read_prompts(encoded.image.shape[:2], **given)
         alias = prompts[0].kind.alias
@@ -362,7 +362,7 @@ class MattePredictor:
         """Refine a matte with a second pass over tiles: float32 ``[H, W]`` in [0, 1]."""
         with tqdm(unit="tile", leave=False, disable=not self.progress) as bar:
 
-            def predict(crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray]):
+            def predict(crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray]) -> Any:
                 refined = self._predict_crops(crops, mattes, transparent)
                 bar.update(len(crops))
                 return refined
