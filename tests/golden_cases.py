@@ -1,5 +1,6 @@
 """The reference's numbers in tests/golden, whose README describes how they were made."""
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -18,6 +19,7 @@ def published_shapes(kind: str) -> dict[str, list[int]]:
     return json.loads((GOLDEN / f"state_dict_{kind}.json").read_text())
 
 
+@functools.lru_cache(maxsize=2)  # drawn once for the cases that share them
 def filled_state_dict(kind: str, seed: int) -> dict[str, torch.Tensor]:
     """Weights of the golden models, drawn from the published name of each tensor."""
     return {name: fill(name, shape, seed) for name, shape in published_shapes(kind).items()}

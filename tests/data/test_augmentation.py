@@ -63,7 +63,6 @@ def test_augmentation_is_for_training_only(pairs):
     assert not changed_keys(plain, other)
 
 
-@pytest.mark.numerics
 def test_a_flip_mirrors_everything(tmp_path):
     write_aim(tmp_path)
     samples = MattingDataset("AIM-500", root=tmp_path, training=False).samples

@@ -65,7 +65,6 @@ def test_the_precision_of_float32(request):
     assert torch.get_float32_matmul_precision() == "high"
 
 
-@pytest.mark.numerics
 @pytest.mark.parametrize(("dtype", "close"), [("bfloat16", 0.05), ("float16", 0.01)])
 def test_mixed_precision(dtype, close, plain):
     words = [ONE_PROMPT, "train.amp.enabled=True", f"train.amp.dtype={dtype}"]
@@ -124,7 +123,6 @@ def test_a_missing_compiler(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.numerics
 @pytest.mark.parametrize("before", ["True", "False"])
 def test_resuming_in_another_memory_layout(before):
     start = TinyRun.build(ONE_PROMPT, f"train.channels_last={before}").run(1)

@@ -160,7 +160,6 @@ def test_an_image_is_encoded_once_for_all_its_prompts(tiny, predictor, folder, t
     assert len(encoded) == 1  # constant bands of prompt maps bypass the encoder
 
 
-@pytest.mark.numerics
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 def test_cutouts_in_all_formats(predictor, folder, tmp_path, suffix):
     jobs = plan(tmp_path / "out", folder / "a.png", BOX, suffix=suffix)

@@ -110,7 +110,6 @@ def test_a_hub_id_works_offline_from_the_cache(published, tmp_path, monkeypatch,
         predict(rgb, "LongfeiHuang/Other")
 
 
-@pytest.mark.numerics
 def test_a_checkpoint_with_another_name(published, model, rgb, expected):
     (published / "SDMatte.pth").unlink()
     save_file(model.state_dict(), published / "mine.safetensors")

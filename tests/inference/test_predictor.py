@@ -77,7 +77,6 @@ def test_a_second_prompt_does_not_encode_the_image_again(tiny, predictor, rgb):
         handle.remove()
 
 
-@pytest.mark.numerics
 def test_all_kinds_of_images(predictor, rgb, tmp_path):
     path = write_image(tmp_path / "a.png", rgb)
     expected = predictor.encode(rgb)
@@ -258,7 +257,6 @@ def test_offloaded_models_give_the_same_mattes(predictor, rgb):
     assert hooks[1].prev_module_hook.model is model.vae
 
 
-@pytest.mark.numerics
 def test_large_images_are_refined_at_the_edges(tiny):
     rng = np.random.default_rng(0)
     image = np.kron(rng.integers(0, 256, (12, 16, 3)), np.ones((32, 32, 1))).astype(np.uint8)
