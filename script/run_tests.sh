@@ -15,11 +15,14 @@ say "mypy"
 say "pytest"
 (($#)) && exec "$python" -m pytest "$@"
 status=0
-# The cheapest tracer, from Python 3.12 on; older ones use the default.
-COVERAGE_CORE=sysmon "$python" -m pytest --cov --cov-report=term:skip-covered || status=$?
-# Rounding differs between processors: comparisons of two computations must hold on all of them.
+# A process per core, up to four, each with one thread: PyTorch's would compete. COVERAGE_CORE is the
+# cheapest tracer, from Python 3.12 on.
+OMP_NUM_THREADS=1 COVERAGE_CORE=sysmon "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile \
+    --cov --cov-report=term:skip-covered || status=$?
+# Rounding differs between processors: comparisons of two computations must hold on all of them. One
+# thread was above; here are two, with fewer instructions.
 for restriction in "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
-    "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41" "OMP_NUM_THREADS=1"; do
+    "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41"; do
     say "pytest -m numerics, $restriction"
     env $restriction "$python" -m pytest -m numerics || status=$?
 done

@@ -96,7 +96,7 @@ def record_start(
     folder = Path(config.train.output_dir)
     before = read_settings(folder / CONFIG) if comm.is_main_process() else {}
     # detectron2 logs the config file and packages, and writes config.yaml.
-    default_setup(config, SimpleNamespace(config_file=config_file, eval_only=False))
+    default_setup(config, SimpleNamespace(config_file=str(config_file), eval_only=False))
     if not comm.is_main_process():
         return
     write_environment(folder / "environment.json", device, comm.get_world_size())
