@@ -39,10 +39,12 @@ def layout_root(tmp_path_factory):
     return make_layouts(tmp_path_factory.mktemp("layouts") / "trees", num=2, size=80)
 
 
-@pytest.fixture(autouse=True)
-def no_data_root(monkeypatch):
-    """Takes the user's own data root out of the environment."""
-    monkeypatch.delenv("SDMATTE_DATA_ROOT", raising=False)
+@pytest.fixture(autouse=True, scope="session")
+def no_data_root():
+    """Remove the user's own data root from the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SDMATTE_DATA_ROOT", raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)

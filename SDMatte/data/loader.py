@@ -162,8 +162,9 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     # Schedulers signal every process of a job; the trainer needs its workers until it has reacted.
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # Ignored, too: libraries may have threads in which a signal is not blocked.
     if hasattr(signal, "sigwaitinfo"):  # missing on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
