@@ -1,10 +1,10 @@
 """Data loaders for training and test."""
 
+import atexit
 import logging
-import os
 import signal
-import threading
 from collections.abc import Collection, Iterator
+from multiprocessing.util import Finalize
 from typing import Any
 
 import SDMatte.compat  # noqa: F401
@@ -31,8 +31,13 @@ class MattingLoader(DataLoader):
         Raises:
             DataError: A worker raised it, was killed, or gave no batch within the timeout.
         """
+        iterator = super().__iter__()
+        # How a process was started decides which of the two runs at its end; both run before
+        # torch's own, after which a loader leaves its workers alone.
+        end = Finalize(None, _end_workers, args=(iterator,), exitpriority=10)
+        atexit.register(end)
         try:
-            yield from super().__iter__()
+            yield from iterator
         except DataError as error:
             # torch puts the worker's whole traceback into the message.
             kind = type(error)
@@ -50,6 +55,17 @@ class MattingLoader(DataLoader):
                     "num_workers or cache_mb."
                 ) from None
             raise
+        finally:
+            atexit.unregister(end)
+            end()
+
+
+def _end_workers(iterator: Any) -> None:
+    """Ask the workers of a loader to end, and kill those that hang: they ignore SIGTERM."""
+    if hasattr(iterator, "_shutdown_workers"):  # there are workers
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -162,16 +178,5 @@ def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     # Schedulers signal every process of a job; the trainer needs its workers until it has reacted.
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    # Ignored, too: libraries may have threads in which a signal is not blocked.
-    if hasattr(signal, "sigwaitinfo"):  # missing on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_trainer(trainer: int) -> None:
-    """Exit at a SIGTERM of the trainer, by which torch ends its workers; ignore those of others."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
-    os._exit(0)
