@@ -1,4 +1,4 @@
-"""Fixtures that several parts share."""
+"""Fixtures that several packages share."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 def pytest_report_header():
-    """Says what computes: script/run_tests.sh restricts it."""
+    """Report the instruction set and threads, which script/run_tests.sh restricts."""
     capability = torch.backends.cpu.get_cpu_capability()
     return f"torch {torch.__version__}: {capability}, {torch.get_num_threads()} threads"
 
@@ -35,7 +35,7 @@ def sample_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def layout_root(tmp_path_factory):
-    """Miniature trees of all known sets, two pictures a folder; not to be written to."""
+    """Miniature trees of all known sets, two images per folder; read only."""
     return make_layouts(tmp_path_factory.mktemp("layouts") / "trees", num=2, size=80)
 
 
@@ -49,7 +49,7 @@ def no_data_root():
 
 @pytest.fixture(autouse=True)
 def fresh_loggers():
-    """Undoes how an earlier test's run set up logging: to a stream that is closed by now."""
+    """Undo the logging of earlier tests, whose streams are closed by now."""
     for name in ("SDMatte", "detectron2", "fvcore"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -58,7 +58,7 @@ def fresh_loggers():
 
 @pytest.fixture(scope="session")
 def stateful(sample_root):
-    """Gives a run's settings, with everything on that has a state."""
+    """Return a function for the settings of a run in which everything with a state is on."""
 
     def make(output, *more):
         return settings(
@@ -77,7 +77,7 @@ def stateful(sample_root):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, stateful):
-    """Such a run that nothing disturbed."""
+    """An uninterrupted run with these settings."""
     folder = tmp_path_factory.mktemp("whole")
     finish(stateful(folder / "run"), folder / "log")
     return folder / "run"
@@ -85,7 +85,7 @@ def whole(tmp_path_factory, stateful):
 
 @pytest.fixture
 def truths(tmp_path):
-    """Five soft discs of different sizes with trimaps and pictures, on disk."""
+    """Five soft discs of different sizes with trimaps and images, on disk."""
     rng = np.random.default_rng(0)
     for i in range(5):
         height, width = 40 + 3 * i, 60 - 2 * i
@@ -95,8 +95,8 @@ def truths(tmp_path):
         trimap = np.select([alpha < 5, alpha > 250], [0, 255], 128).astype(np.uint8)
         write_image(tmp_path / "truth" / f"t{i}.png", alpha)
         write_image(tmp_path / "trimaps" / f"t{i}.png", trimap)
-        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        write_image(tmp_path / "images" / f"t{i}.jpg", picture)
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        write_image(tmp_path / "images" / f"t{i}.jpg", image)
     return tmp_path
 
 

@@ -260,7 +260,7 @@ def test_a_test_fails_with_the_name(tmp_path, index, name):
 
 def test_a_bad_background_is_named(tmp_path, caplog):
     write_composition(tmp_path, ("x",), backgrounds=3)
-    (tmp_path / "BG-20K/train/b01.jpg").write_text("no picture")
+    (tmp_path / "BG-20K/train/b01.jpg").write_text("no image")
     assert train_set(tmp_path)[1]["image_name"] == "x.png"
     assert "b01.jpg" in caplog.text
 
