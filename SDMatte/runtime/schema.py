@@ -21,7 +21,7 @@ _PLAIN_WORDS = (
     (r"a valid (\w+)", r"a \1"),
     (r"greater than or equal to", "at least"),
     (r"less than or equal to", "at most"),
-    (r"^Tuple should have at (most|least) (\d+) items?.*", r"must have at \1 \2 values"),
+    (r"^Tuple should have at (most|least) (\d+ items?).*", r"must have at \1 \2"),
     (r"^String should have at least 1 character", "must not be empty"),
 )
 
