@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from SDMatte.errors import RunStopped
-from SDMatte.runtime.launch import launch
+from SDMatte.errors import DataError, RunStopped
+from SDMatte.runtime.launch import launch, was_restarted
 from SDMatte.runtime.signals import StopRequest, exit_status
 
 
@@ -31,7 +31,7 @@ def describe(folder: str) -> None:
 
 
 def end(how: str, folder: str) -> None:
-    """Kill rank 1 while rank 0 waits for it, or have it stop their parent."""
+    """Fail in rank 1 while rank 0 waits for it, or have it stop their parent."""
     describe(folder)
     if how == "stopped":
         stop = StopRequest()
@@ -43,8 +43,21 @@ def end(how: str, folder: str) -> None:
                 time.sleep(0.01)
         raise RunStopped("Saved.", exit_status(stop.received))
     if comm.get_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise DataError("An image.")
     comm.synchronize()
+
+
+def train_killed_once(config_file: str, overrides: list[str]) -> None:
+    """Train; rank 1 is killed before step 3, unless the launcher has restarted the run."""
+    from runs import MOMENTS, kill
+
+    from SDMatte.engine.train import train
+
+    if comm.get_rank() == 1 and not was_restarted():
+        MOMENTS["before step"](3, kill)
+    train(config_file, overrides)
 
 
 def wait_forever(folder: str) -> None:

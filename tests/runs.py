@@ -124,7 +124,8 @@ class Run:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            common = {"WORLD_SIZE": num_processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            common = {"WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             environ = [{**common, "RANK": r, "LOCAL_RANK": r} for r in range(num_processes)]
         self.processes = [
             _processes.Process(

@@ -98,6 +98,12 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-machines", type=int, default=1, help="machines (default: 1)")
     group.add_argument("--machine-rank", type=int, default=0, help="number of this one, from 0")
     group.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
+    group.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        help="how often all processes start again, from the last checkpoint, after one failed",
+    )
 
 
 def launch(
@@ -135,6 +141,7 @@ def launch(
         device=train.device,
         timeout=train.ddp.timeout,
         saved=lambda: saved(train.output_dir),
+        max_restarts=args.max_restarts,
     )
 
 

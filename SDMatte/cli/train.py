@@ -46,9 +46,8 @@ def run(args: argparse.Namespace) -> None:
 def _print_dry_run(args: argparse.Namespace, config_file: str, overrides: list[str]) -> None:
     """Print what `run` would do, in the first process only."""
     from SDMatte.engine.dry_run import dry_run
-    from SDMatte.runtime.launch import slurm_process, torchrun_process
 
-    info = torchrun_process(os.environ) or slurm_process(os.environ)
-    others = args.num_machines if info is None else info.world_size
-    if info is None or info.rank == 0:
-        print(dry_run(config_file, overrides, args.num_processes * others))
+    # torchrun sets both.
+    world_size = int(os.environ.get("WORLD_SIZE", args.num_processes * args.num_machines))
+    if os.environ.get("RANK", "0") == "0":
+        print(dry_run(config_file, overrides, world_size))

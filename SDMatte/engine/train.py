@@ -34,6 +34,7 @@ from SDMatte.modeling import SDMatte, hub, weights
 from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.devices import choose_device
 from SDMatte.runtime.files import check_not_read
+from SDMatte.runtime.launch import was_restarted
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,12 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         config_file: A LazyConfig file.
         overrides: ``key=value`` settings.
         resume: Whether to resume from the last checkpoint in the output folder, if there is one.
+            True if the launcher restarted the run.
 
     Raises:
         SDMatteError: A setting is invalid, or the data or the weights cannot be used.
     """
+    resume = resume or was_restarted()
     # Checks that need no model come before the first file is written.
     config = load_config(config_file, overrides)
     output_dir = Path(config.train.output_dir)

@@ -1,34 +1,24 @@
 """Processes find each other, report failures, and train as a single one does."""
 
-import datetime
 import json
 import multiprocessing
-import os
-import re
+import signal
 import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from processes import as_task, describe, end, starter
-from runs import CONFIG, Run, finish, pause, settings
+from processes import as_task, describe, end, starter, train_killed_once
+from runs import CONFIG, Run, assert_equal, finish, pause, settings
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, ProcessFailure
 
 from SDMatte.cli.main import main
+from SDMatte.engine.train import train
 from SDMatte.errors import ConfigError, DataError, ProcessError, RunStopped
 from SDMatte.modeling import weights
-from SDMatte.runtime import launch as distributed
-from SDMatte.runtime.launch import ProcessInfo, launch, slurm_process, torchrun_process
-from SDMatte.runtime.launch import _Failure as Failure
+from SDMatte.runtime.launch import _as_error, launch
 
-SLURM = {
-    "SLURM_JOB_ID": "123456",
-    "SLURM_STEP_NUM_TASKS": "16",
-    "SLURM_STEP_NODELIST": "gpu[07-09,12]-ib",
-    "SLURM_PROCID": "9",
-    "SLURM_LOCALID": "1",
-    "SLURM_NODEID": "1",
-}
 FORKSERVER = multiprocessing.get_context("forkserver")
 
 
@@ -39,93 +29,44 @@ def port():
         return str(free.getsockname()[1])
 
 
-def test_processes_from_the_environment():
-    assert slurm_process({}) is None and torchrun_process({}) is None
-    assert slurm_process(SLURM) == ProcessInfo(9, 16, 1, 1, "tcp://gpu07-ib:23456")
-    elsewhere = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
-    assert slurm_process({**SLURM, **elsewhere}).address == "tcp://10.0.0.1:29500"
-    # A batch script knows the number of tasks but is not one of them.
-    batch = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"}
-    assert slurm_process(batch) is None
-    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
-    with pytest.raises(ConfigError, match="torchrun process lacks MASTER_ADDR, MASTER_PORT."):
-        torchrun_process(torchrun)
-    assert torchrun_process({"RANK": "3"}) is None  # not torchrun's
-    assert torchrun_process({**torchrun, **elsewhere}) == ProcessInfo(3, 4, 1, 1, "env://")
-
-
-@pytest.mark.parametrize("name", [name for name in SLURM if name != "SLURM_JOB_ID"])
-def test_incomplete_environments_are_named(name):
-    environ = {key: value for key, value in SLURM.items() if key != name}
-    with pytest.raises(ConfigError, match=f"SLURM process lacks {name}"):
-        slurm_process(environ)
-    with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS"):
-        slurm_process({"SLURM_PROCID": "1"})
-    with pytest.raises(ConfigError, match="SLURM_PROCID is 'x'; it must be an integer"):
-        slurm_process({**SLURM, "SLURM_PROCID": "x"})
-    with pytest.raises(ConfigError, match="SLURM_PROCID=16 and SLURM_STEP_NUM_TASKS=16"):
-        slurm_process({**SLURM, "SLURM_PROCID": "16"})
-
-
-def test_waiting_is_logged(port, caplog):
-    patience = datetime.timedelta(seconds=1)
-    info = ProcessInfo(0, 3, 0, 0, f"tcp://127.0.0.1:{port}")
-    with pytest.raises(ProcessError, match=r"waited 1 s .*process 1, 2 did not join\.$"):
-        distributed._meet(info, patience, announce=True)
-    first, second = (record.message for record in caplog.records)
-    until = r"until \d\d:\d\d:\d\d \(train.ddp.timeout=1 s\)"
-    assert re.match(rf"Process 0 of 3 listens at tcp://127.0.0.1:{port}, {until}", first)
-    assert "1 of 3 have joined, waiting for 1, 2, until" in second
-    other = ProcessInfo(1, 3, 0, 1, f"tcp://127.0.0.1:{port}")
-    with pytest.raises(
-        ProcessError, match="Process 1 of 3 could not reach process 0 at tcp://127.0.0.1"
-    ):
-        distributed._meet(other, patience, announce=True)
-    assert "Process 1 of 3 connects to process 0 at" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("hosts", "first"),
-    [
-        ("node1", "node1"),
-        ("node1,node2", "node1"),
-        ("n[3,5]", "n3"),
-        ("n[003-010]", "n003"),
-        ("a-[1-2]-b,c", "a-1-b"),
-    ],
-)
-def test_first_host(hosts, first):
-    assert distributed._first_host(hosts) == first
-
-
 def test_invalid_counts(monkeypatch):
-    for name, value in SLURM.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="one task per machine"):
-        launch(describe, num_processes=8)
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     with pytest.raises(ConfigError, match="Got 0 processes on machine 0 of 1"):
         launch(describe, num_processes=0)
+    with pytest.raises(ConfigError, match="--max-restarts must be at least 0; got -1"):
+        launch(describe, max_restarts=-1)
     for dist_url in ("node1:29500", "tcp://node1", "file:///tmp/x"):
         with pytest.raises(
             ConfigError, match="--dist-url must be tcp://HOST:PORT of machine 0; got"
         ):
             launch(describe, num_machines=2, dist_url=dist_url)
-    with pytest.raises(ConfigError, match="train.device=cuda:1 is one GPU for 2 processes"):
+    with pytest.raises(ConfigError, match="train.device=cuda:1 is one GPU for several processes"):
         launch(describe, num_processes=2, device="cuda:1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    with pytest.raises(ConfigError, match="use `srun --ntasks-per-node=1 torchrun"):
+        launch(describe)
 
 
-@pytest.mark.parametrize("cluster", ["torchrun", "slurm"])
-def test_tasks_of_a_cluster_find_each_other(cluster, port, tmp_path):
-    """Two machines of one task each, both on this machine."""
+@pytest.mark.parametrize("missing", ["MASTER_ADDR", "LOCAL_WORLD_SIZE"])
+def test_an_incomplete_environment_of_torchrun(missing, monkeypatch, port):
+    environ = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name in environ.keys() - {missing}:
+        monkeypatch.setenv(name, environ[name])
+    with pytest.raises(ConfigError, match=f"Process 0 of 1 has an incomplete .*{missing}"):
+        launch(describe, device="cpu")
+
+
+def test_machines_that_do_not_meet(port):
+    with pytest.raises(ProcessError, match="Machine 1 of 2 could not meet the others at tcp"):
+        launch(describe, 1, 2, 1, f"tcp://127.0.0.1:{port}", args=("",), device="cpu", timeout=1)
+
+
+def test_processes_of_torchrun_find_each_other(port, tmp_path):
+    """Two machines of one process each, both on this machine."""
     tasks = []
     for rank in ("0", "1"):
-        environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        if cluster == "slurm":
-            environ |= {**SLURM, "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
-            environ |= {"SLURM_PROCID": rank, "SLURM_NODEID": rank}
-        else:
-            environ |= {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "GROUP_RANK": rank}
+        environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "1"}
+        environ |= {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "GROUP_RANK": rank}
         task = FORKSERVER.Process(target=as_task, args=(environ, str(tmp_path)))
         task.start()
         tasks.append(task)
@@ -147,7 +88,8 @@ def test_tasks_of_a_cluster_find_each_other(cluster, port, tmp_path):
     ("how", "error", "message"),
     [
         ("killed", ProcessError, "^Process 1 of 2 was killed by SIGKILL .* others were stopped.$"),
-        ("stopped", RunStopped, "^Saved.$"),
+        ("failed", DataError, "^An image.$"),
+        ("stopped", RunStopped, "^Stopped by SIGTERM; earlier results are kept.$"),
     ],
 )
 def test_processes_of_one_machine_and_how_they_end(how, error, message, tmp_path):
@@ -156,6 +98,7 @@ def test_processes_of_one_machine_and_how_they_end(how, error, message, tmp_path
     for rank in (0, 1):
         content = json.loads((tmp_path / str(rank)).read_text())
         assert (content["local_rank"], content["local_size"], content["sum"]) == (rank, 2, 1)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the launcher replaces it
 
 
 def test_processes_end_when_their_parent_is_killed(tmp_path):
@@ -169,7 +112,7 @@ def test_processes_end_when_their_parent_is_killed(tmp_path):
     wait_until(lambda: not any(is_running(pid) for pid in pids))
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -184,38 +127,36 @@ def is_running(pid):
     return status.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_hung_processes_are_killed_when_another_fails(monkeypatch):
-    monkeypatch.setattr(distributed, "GRACE", 0.1)
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=time.sleep, args=(1000,)) for _ in range(2)]
-    processes.insert(1, fork.Process(target=os._exit, args=(3,)))
-    for process in processes:
-        process.start()
-    assert distributed._wait(processes) == [0, 2]
-    assert not any(process.is_alive() for process in processes)
-
-
-LOST = Failure(0, "ProcessError", "Process 0 of 2 lost the others.")
-
-
 @pytest.mark.parametrize(
-    ("reported", "died", "hung", "received", "error", "message"),
+    ("error", "kind", "text"),
     [
-        ([LOST, Failure(1, "DataError", "An image.")], {}, [], [], DataError, "An image."),
-        ([LOST, Failure(1, "", "Trace")], {}, [], [], RuntimeError, "1 of 2 failed:\nTrace"),
-        ([LOST], {1: 9}, [], [], ProcessError, "Process 1 of 2 was killed by SIGKILL"),
-        # NCCL aborts when another process is gone.
-        ([LOST, Failure(1, "", "Trace")], {1: 6}, [], [], RuntimeError, "Trace"),
-        ([LOST], {1: 9}, [1], [], ProcessError, "others. Process 1 did not answer and was killed."),
-        ([LOST, Failure(1, "RunStopped", "Saved.", 143)], {}, [], [15], RunStopped, "Saved."),
-        ([], {}, [], [2], RunStopped, "Stopped by SIGINT; a.pth is kept."),
-        ([], {}, [], [], ProcessError, "ended without a message"),
+        (DataError("An image: bad."), DataError, "^An image: bad.$"),
+        (ZeroDivisionError("0"), RuntimeError, "Process 1 of 2 failed:\n(.*\n)*ZeroDivisionError"),
+        (None, ProcessError, "Process 1 of 2 ended with status 3 and without a message."),
     ],
 )
-def test_the_original_error_is_reported(reported, died, hung, received, error, message):
-    with pytest.raises(error, match=message):
-        distributed._raise_cause(reported, died, hung, True, 2, received, lambda: "a.pth is kept")
-    assert distributed._raise_cause([], {}, [], False, 2, [], str) is None
+def test_errors_of_processes_are_raised_again(error, kind, text, tmp_path, monkeypatch):
+    path = str(tmp_path / "error.json")
+    if error is not None:
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", path)
+        try:
+            raise error
+        except Exception as raised:
+            ErrorHandler().record_exception(raised)
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=3, error_file=path)
+    with pytest.raises(kind, match=text):
+        raise _as_error("Process 1 of 2", failure)
+
+
+def test_a_restarted_run_ends_as_an_undisturbed_one(sample_root, tmp_path):
+    for name, function in (("undisturbed", train), ("restarted", train_killed_once)):
+        words = settings(sample_root, tmp_path / name, "train.evaluations=0", "train.max_iter=4")
+        launch(function, 2, args=(CONFIG, words), device="cpu", max_restarts=1)
+    assert "model_0000001.pth" in (tmp_path / "restarted" / "log.txt").read_text()
+    # The same steps from the same state: equal bits.
+    assert_equal(
+        *(torch.load(tmp_path / n / "model_final.pth") for n in ("undisturbed", "restarted"))
+    )
 
 
 def test_a_silent_process_ends_the_run_with_a_message(sample_root, tmp_path):
@@ -267,4 +208,5 @@ def test_a_port_in_use_is_named(port, sample_root, tmp_path, capsys):
         words = settings(sample_root, tmp_path / "run", "--num-machines", "2")
         assert main(["train", CONFIG, *words, "--dist-url", f"tcp://127.0.0.1:{port}"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"0 of 2 cannot listen at tcp://127.0.0.1:{port}: the port is in use" in error
+    assert f"could not meet the others at tcp://127.0.0.1:{port}" in error
+    assert "EADDRINUSE" in error
