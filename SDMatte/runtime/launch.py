@@ -86,18 +86,18 @@ def launch(
             "srun starts several tasks, each of which would run alone: use "
             "`srun --ntasks-per-node=1 torchrun ...`, see docs/training.md."
         )
-    if min(num_processes, num_machines) < 1 or not 0 <= machine_rank < num_machines:
+    if min(num_processes, num_machines, max_restarts + 1) < 1:
         raise ConfigError(
-            f"Got {num_processes} processes on machine {machine_rank} of {num_machines}; "
-            f"--num-processes and --num-machines must be at least 1, --machine-rank from 0 to "
-            f"--num-machines - 1."
+            "--num-processes and --num-machines must be at least 1, --max-restarts 0."
         )
-    if max_restarts < 0:
-        raise ConfigError(f"--max-restarts must be at least 0; got {max_restarts}.")
-    if num_machines > 1 and dist_url == "auto":
-        raise ConfigError("Runs on several machines need --dist-url tcp://HOST:PORT of machine 0.")
-    if dist_url != "auto" and not re.fullmatch(r"tcp://[^/]+:\d+", dist_url):
-        raise ConfigError(f"--dist-url must be tcp://HOST:PORT of machine 0; got {dist_url!r}.")
+    if not 0 <= machine_rank < num_machines:
+        raise ConfigError(
+            f"--machine-rank must be from 0 to {num_machines - 1} (--num-machines is "
+            f"{num_machines}); got {machine_rank}."
+        )
+    if dist_url != "auto" or num_machines > 1:
+        if not re.fullmatch(r"tcp://[^/]+:\d+", dist_url):
+            raise ConfigError(f"--dist-url must be tcp://HOST:PORT of machine 0; got {dist_url!r}.")
     if on_gpu and num_processes > torch.cuda.device_count():
         raise ConfigError(
             f"{num_processes} processes need as many GPUs; this machine has "

@@ -30,11 +30,12 @@ def port():
 
 
 def test_invalid_counts(monkeypatch):
-    with pytest.raises(ConfigError, match="Got 0 processes on machine 0 of 1"):
-        launch(describe, num_processes=0)
-    with pytest.raises(ConfigError, match="--max-restarts must be at least 0; got -1"):
-        launch(describe, max_restarts=-1)
-    for dist_url in ("node1:29500", "tcp://node1", "file:///tmp/x"):
+    for counts in ({"num_processes": 0}, {"num_machines": 0}, {"max_restarts": -1}):
+        with pytest.raises(ConfigError, match="must be at least 1, --max-restarts 0"):
+            launch(describe, **counts)
+    with pytest.raises(ConfigError, match="--machine-rank must be from 0 to 1 .*; got 2"):
+        launch(describe, num_machines=2, machine_rank=2)
+    for dist_url in ("auto", "node1:29500", "tcp://node1", "file:///tmp/x"):
         with pytest.raises(
             ConfigError, match="--dist-url must be tcp://HOST:PORT of machine 0; got"
         ):
