@@ -1,8 +1,9 @@
 """Multi-level foreground estimation (Germer et al., 2020) for many images at once.
 
-Computes bit for bit what pymatting's ``estimate_foreground_ml`` does (Copyright Thomas Germer, Tobias
-Uelwer et al., MIT License), in half the time. Unlike pymatting's, it may run in several threads,
-because it does not use numba's own. Importing this module compiles it, unless numba's cache has it.
+Computes bit for bit what pymatting's ``estimate_foreground_ml`` does (Copyright Thomas Germer,
+Tobias Uelwer et al., MIT License), in half the time. Unlike pymatting's, it may run in several
+threads, because it does not use numba's own. Importing this module compiles it, unless numba's
+cache has it.
 """
 
 import math
