@@ -163,6 +163,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan the mattes, load the model if any are missing, and write them."""
+    if not _is_single(args):  # OpenMP reads it when torch loads
+        # Threads of torch that wait actively would take the processors from those that write.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     alone = args.num_processes == args.num_machines == 1
     if alone and not os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
         batch = _plan(args)
@@ -179,7 +182,7 @@ def run(args: argparse.Namespace) -> int:
         args.dist_url,
         args=(args,),
         device=args.device,
-        saved=lambda: "mattes are kept; repeat the command for the others",
+        saved=lambda: "written mattes are kept",
     )
     return 0
 
@@ -265,9 +268,9 @@ def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool 
     except KeyboardInterrupt:
         if not received:
             raise
+        name = signal.Signals(received[0]).name
         raise RunStopped(
-            f"Stopped by {signal.Signals(received[0]).name}; {batch.summary()} Repeat the command "
-            f"for the others.",
+            f"Stopped by {name}; written mattes are kept. Repeat the command for the others.",
             exit_status(received[0]),
         ) from None
 
