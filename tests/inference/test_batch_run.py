@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from models import tiny_model
 from PIL import Image
+from scripts import load_script
 
 from SDMatte.images.decode import read_metadata
 from SDMatte.images.io import write_image
@@ -153,6 +154,21 @@ def test_parts_keep_the_prompts_of_an_image_together(folder, tmp_path):
     assert [len(part.jobs) for part in parts] == [6, 6, 4, 4, 4]
     assert sum(map(len, images)) == len(set().union(*images)) == NUM_IMAGES
     assert {job.output for part in parts for job in part.jobs} == {j.output for j in batch.jobs}
+
+
+def test_the_benchmark_compares_files(monkeypatch, capsys):
+    script = load_script("script/benchmark_matte.py")
+    monkeypatch.setattr(sys, "argv", ["benchmark_matte.py", "--number", "3", "--size", "96", "64"])
+    script.main()
+    assert capsys.readouterr().out.endswith("times as fast; all files are equal\n")
+
+    def batch(predictor, jobs):
+        for job in jobs:
+            write_image(job.output, np.zeros((64, 96, 4), np.uint8))
+
+    monkeypatch.setattr(script, "batch", batch)
+    with pytest.raises(SystemExit, match="0.jpg: the files differ"):
+        script.main()
 
 
 # ----------------------------------------------------------------- command line
