@@ -1,12 +1,15 @@
 """``sdmatte matte IMAGE --box X0 Y0 X1 Y1 -o OUT.png``."""
 
 import argparse
+import datetime
+import functools
 import logging
 import os
+import signal
 from pathlib import Path
 
-from SDMatte.cli.common import Removed, path_or_name
-from SDMatte.errors import ConfigError, MissingFileError
+from SDMatte.cli.common import Removed, add_process_arguments, path_or_name
+from SDMatte.errors import ConfigError, MissingFileError, RunStopped
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +17,7 @@ DEFAULT_MODEL = "LongfeiHuang/SDMatte"
 FORMATS = ("png", "webp", "tif", "jpg", "bmp")
 SOME_FAILED = 1
 USER_ERROR = 2
+_PATIENCE = datetime.timedelta(days=7)  # for the slowest process
 
 EPILOG = """\
 examples:
@@ -51,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_prompts(parser)
     _add_outputs(parser)
     _add_model(parser)
+    add_process_arguments(parser)
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
@@ -158,6 +163,51 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan the mattes, load the model if any are missing, and write them."""
+    if not _is_single(args):  # OpenMP reads it when torch loads
+        # Threads of torch that wait actively would take the processors from those that write.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    alone = args.num_processes == args.num_machines == 1
+    if alone and not os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
+        batch = _plan(args)
+        _predict(batch, args)
+        return _report(batch, args)
+
+    from SDMatte.runtime.launch import launch
+
+    launch(
+        _run_shared,
+        args.num_processes,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        args=(args,),
+        device=args.device,
+        saved=lambda: "written mattes are kept",
+    )
+    return 0
+
+
+def _run_shared(args: argparse.Namespace) -> None:
+    """Make the mattes of this process's share of the images; called in every process."""
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    from SDMatte.runtime.launch import run_on_main
+
+    batch = run_on_main(functools.partial(_plan, args))
+    # Shares can take hours longer than others, longer than the timeout of the run's own groups.
+    group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
+    part = batch.share(comm.get_rank(), comm.get_world_size())
+    _predict(part, args, comm.get_local_size(), comm.is_main_process())
+    for done, failed in comm.all_gather((part.done, part.failed), group):
+        batch.add_results(done, failed)
+    status = _report(batch, args) if comm.is_main_process() else _status(batch)
+    if status:
+        raise RunStopped(f"{len(batch.failed)} failed, see above.", status)
+
+
+def _plan(args: argparse.Namespace):
+    """Return the checked batch."""
     from SDMatte.inference.batch import Batch
     from SDMatte.inference.result import OutputSettings
 
@@ -165,43 +215,90 @@ def run(args: argparse.Namespace) -> int:
     settings = OutputSettings(
         kind, args.background, args.premultiplied, args.bits, f".{args.format}"
     )
-    single = len(args.inputs) == 1 and not args.inputs[0].is_dir()
     batch = Batch(settings, args.output)
-    _add_jobs(batch, args, single)
-    num_jobs = len(batch.jobs)
+    _add_jobs(batch, args)
     # The matte of a single image is always written.
     also_read = [args.prompts, args.background, args.model, args.checkpoint]
-    batch.check(args.overwrite or single, also_read)
+    batch.check(args.overwrite or _is_single(args), also_read)
     if batch.jobs:
         many = "s" if len(batch.jobs) > 1 else ""
         logger.info("%d matte%s to make; loading %s ...", len(batch.jobs), many, args.model)
-        # Imported late: it takes seconds.
-        from SDMatte.inference.predictor import MattePredictor
+    return batch
 
-        predictor = MattePredictor.from_pretrained(
-            args.model,
-            args.checkpoint,
-            device=args.device,
-            dtype=args.dtype,
-            resolution=args.resolution,
-            keep_aspect=args.keep_aspect,
-            offload=args.offload,
-            progress=True,
-        )
-        batch.run(predictor, args.refine, args.ignore_alpha)
-    if num_jobs > 1 or not single:
+
+def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool = True) -> None:
+    """Load the model if there are jobs, and run them.
+
+    Args:
+        batch: The batch.
+        args: The parsed arguments.
+        num_local: Number of processes on this machine.
+        is_main: Whether to show the progress.
+
+    Raises:
+        RunStopped: A signal arrived; mattes that were being written are complete.
+    """
+    if not batch.jobs:
+        return
+    from SDMatte.runtime.signals import exit_status, handling
+
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        received.append(number)
+        if len(received) == 1:  # later ones must not interrupt the writing
+            raise KeyboardInterrupt
+
+    try:
+        with handling(stop):
+            # Imported late: it takes seconds.
+            from SDMatte.inference.predictor import MattePredictor
+
+            predictor = MattePredictor.from_pretrained(
+                args.model,
+                args.checkpoint,
+                device=args.device,
+                dtype=args.dtype,
+                resolution=args.resolution,
+                keep_aspect=args.keep_aspect,
+                offload=args.offload,
+                progress=is_main,
+            )
+            batch.run(predictor, args.refine, args.ignore_alpha, num_local, is_main)
+    except KeyboardInterrupt:
+        if not received:
+            raise
+        name = signal.Signals(received[0]).name
+        raise RunStopped(
+            f"Stopped by {name}; written mattes are kept. Repeat the command for the others.",
+            exit_status(received[0]),
+        ) from None
+
+
+def _report(batch, args: argparse.Namespace) -> int:
+    """Print what was written, and return the exit status."""
+    if len({*batch.done, *batch.skipped}) + len(batch.failed) > 1 or not _is_single(args):
         print(batch.summary())
     elif batch.done:
         print(f"Written: {batch.done[0]}")
+    return _status(batch)
+
+
+def _status(batch) -> int:
     if not batch.failed:
         return 0
     return SOME_FAILED if batch.done or batch.skipped else USER_ERROR
 
 
-def _add_jobs(batch, args: argparse.Namespace, single: bool) -> None:
+def _is_single(args: argparse.Namespace) -> bool:
+    return len(args.inputs) == 1 and not args.inputs[0].is_dir()
+
+
+def _add_jobs(batch, args: argparse.Namespace) -> None:
     """Add the mattes to write to a batch."""
     from SDMatte.prompts.requests import read_prompt_file
 
+    single = _is_single(args)
     if args.prompts is not None:
         if single or len(args.inputs) != 1:
             raise ConfigError("--prompts needs one folder of images.")

@@ -1,20 +1,27 @@
 """Mattes of many files: plan them, drop what needs no model, predict the rest.
 
-Importing this module loads neither torch nor a model, so mistakes are reported early.
+The model runs in the calling thread; beside it, others read and write files and estimate foreground
+colors. Importing this module loads neither torch nor a model, so mistakes are reported early.
 """
 
+import contextlib
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from SDMatte.errors import ConfigError, DataError, SDMatteError
+from SDMatte.images.arrays import read_pixels
 from SDMatte.images.decode import read_metadata
 from SDMatte.images.formats import IMAGE_EXTENSIONS
 from SDMatte.images.io import write_image
@@ -24,9 +31,15 @@ from SDMatte.prompts.requests import MAPS, PromptRequest
 from SDMatte.runtime.files import NameLookup, check_not_read, find_obstacle, name_key
 
 if TYPE_CHECKING:
-    from SDMatte.inference.predictor import EncodedImage, MattePredictor
+    from SDMatte.inference.predictor import MattePredictor
+    from SDMatte.inference.result import MatteResult
 
 logger = logging.getLogger(__name__)
+
+_NUM_AHEAD = 2  # jobs that are read before the model needs them
+_MAX_THREADS = 4  # estimating colors takes about 60 bytes per pixel in each
+
+_Pixels = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -239,44 +252,122 @@ class Batch:
         logger.error("error: %s%s", where, reason)
         self.failed.append((job, reason))
 
+    # ----------------------------------------------------------------- sharing
+
+    def share(self, rank: int, world_size: int) -> "Batch":
+        """Return the part of the jobs that one of several processes runs: every n-th image.
+
+        All prompts of an image stay together.
+
+        Args:
+            rank: Number of the process, from 0.
+            world_size: Number of processes.
+        """
+        part = Batch(self.settings, self.output)
+        numbers = {image: n for n, image in enumerate(dict.fromkeys(j.image for j in self.jobs))}
+        part.jobs = [job for job in self.jobs if numbers[job.image] % world_size == rank]
+        return part
+
+    def add_results(self, done: Iterable[Path], failed: Iterable[tuple[Job, str]]) -> None:
+        """Add the results of a part that another process ran."""
+        self.done += done
+        self.failed += failed
+
     # -------------------------------------------------------------- predicting
 
     def run(
-        self, predictor: "MattePredictor", refine: str | None = None, ignore_alpha: bool = False
+        self,
+        predictor: "MattePredictor",
+        refine: str | None = None,
+        ignore_alpha: bool = False,
+        num_local: int = 1,
+        progress: bool = True,
     ) -> None:
         """Predict and write the mattes; a job that fails does not stop the others.
 
-        Consecutive prompts of an image share its encoding.
+        Consecutive prompts of an image share its encoding. At most seven images are in memory.
+        After a `KeyboardInterrupt`, mattes that are being written are completed.
 
         Args:
             predictor: The model.
             refine: See `MattePredictor.predict`.
             ignore_alpha: See `MattePredictor.set_image`.
+            num_local: Number of processes on this machine that share its processors.
+            progress: Show a progress bar on standard error.
         """
+        jobs, self.jobs = self.jobs, []
+        num_threads = max(1, min(_MAX_THREADS, _available_cpus() // num_local))
+        interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file needs few lines
+        hidden = not progress or len(jobs) < 2
+        bar = tqdm(total=len(jobs), unit="matte", disable=hidden, mininterval=interval)
+        written: deque[tuple[Job, Future]] = deque()
+        pool = ThreadPoolExecutor(num_threads, "matte")
+        try:
+            with logging_redirect_tqdm(), bar:
+                for job, result in self._predict(predictor, pool, jobs, refine, ignore_alpha, bar):
+                    written.append((job, pool.submit(self._write, job, result)))
+                    del result  # the thread's is the only reference
+                    if len(written) >= num_threads:
+                        self._collect(*written[0], bar)
+                        written.popleft()
+                while written:
+                    self._collect(*written[0], bar)
+                    written.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            self.done += [job.output for job, future in written if _succeeded(future)]
+
+    def _predict(
+        self,
+        predictor: "MattePredictor",
+        pool: Executor,
+        jobs: Sequence[Job],
+        refine: str | None,
+        ignore_alpha: bool,
+        bar: tqdm,
+    ) -> Iterator[tuple[Job, "MatteResult"]]:
+        """Yield the results of jobs; those that fail are recorded."""
+        # One matte at a time: on CPUs, a batch changes the last bits of alpha; on GPUs, it has not
+        # been measured.
+        encoded = source = None
+        for job, pixels, arguments in _read_ahead(pool, jobs, ignore_alpha):
+            result = None
+            with self._recording(job):
+                if source is not pixels:
+                    encoded = source = None  # free its memory before the next image is encoded
+                    encoded, source = predictor.encode_pixels(*pixels.result()), pixels
+                result = predictor.predict(**arguments.result(), refine=refine, image=encoded)
+                assert not isinstance(result, list)  # of one prompt
+            if result is None:
+                bar.update()
+            else:
+                yield job, result
+
+    def _write(self, job: Job, result: "MatteResult") -> None:
+        metadata = None if self.settings.kind == "alpha" else read_metadata(job.image)
+        write_image(job.output, self.settings.render(result), metadata)
+
+    def _collect(self, job: Job, future: Future, bar: tqdm) -> None:
+        """Wait until a matte is written."""
+        with self._recording(job):
+            future.result()
+            self.done.append(job.output)
+        bar.update()
+
+    @contextlib.contextmanager
+    def _recording(self, job: Job) -> Iterator[None]:
+        """Record an error as the job's failure."""
         import torch
 
-        jobs, self.jobs = self.jobs, []
-        encoded: tuple[Path, EncodedImage] | None = None
-        interval = 0.1 if sys.stderr.isatty() else 30  # seconds; a log file needs few lines
-        with logging_redirect_tqdm():
-            for job in tqdm(jobs, unit="matte", disable=len(jobs) < 2, mininterval=interval):
-                try:
-                    arguments = job.prompt.load(job.image)
-                    if encoded is None or encoded[0] != job.image:
-                        encoded = None  # free its memory before the next image is encoded
-                        encoded = job.image, predictor.encode(job.image, ignore_alpha=ignore_alpha)
-                    result = predictor.predict(**arguments, refine=refine, image=encoded[1])
-                    assert not isinstance(result, list)  # of one prompt
-                    metadata = None if self.settings.kind == "alpha" else read_metadata(job.image)
-                    write_image(job.output, self.settings.render(result), metadata)
-                    self.done.append(job.output)
-                except SDMatteError as error:
-                    self._fail(job, str(error))
-                except (torch.OutOfMemoryError, MemoryError):
-                    self._fail(job, "Out of memory: use a lower resolution.")
-                except Exception as error:  # a bug must not cost the rest of the batch
-                    logger.exception("%s: unexpected error.", job.image)
-                    self.failed.append((job, f"{type(error).__name__}: {error}"))
+        try:
+            yield
+        except SDMatteError as error:
+            self._fail(job, str(error))
+        except (torch.OutOfMemoryError, MemoryError):
+            self._fail(job, "Out of memory: use a lower resolution.")
+        except Exception as error:  # a bug must not cost the rest of the batch
+            logger.exception("%s: unexpected error.", job.image)
+            self.failed.append((job, f"{type(error).__name__}: {error}"))
 
     def summary(self) -> str:
         """Return the counts in a sentence."""
@@ -288,3 +379,28 @@ class Batch:
         if self.num_left_out:
             parts.append(f"{self.num_left_out} file{'s' * (self.num_left_out != 1)} left out")
         return f"{', '.join(parts)}."
+
+
+def _read_ahead(
+    pool: Executor, jobs: Iterable[Job], ignore_alpha: bool
+) -> Iterator[tuple[Job, "Future[_Pixels]", "Future[dict]"]]:
+    """Yield jobs with their image, shared by consecutive jobs, and their prompt, being read."""
+    ahead: deque[tuple[Job, Future, Future]] = deque()
+    for image, prompted in itertools.groupby(jobs, lambda job: job.image):
+        pixels = pool.submit(read_pixels, image, ignore_alpha)
+        for job in prompted:
+            ahead.append((job, pixels, pool.submit(job.prompt.load, image)))
+            if len(ahead) > _NUM_AHEAD:
+                yield ahead.popleft()
+    while ahead:
+        yield ahead.popleft()
+
+
+def _succeeded(future: Future) -> bool:
+    return not future.cancelled() and future.exception() is None
+
+
+def _available_cpus() -> int:
+    """Return the number of processors that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(usable(0)) if usable else os.cpu_count() or 1

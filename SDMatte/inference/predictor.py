@@ -190,7 +190,10 @@ class MattePredictor:
 
     def encode(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
         """Encode an image like `set_image`, but keep the image that is set."""
-        colors, opacity = read_pixels(image, ignore_alpha)
+        return self.encode_pixels(*read_pixels(image, ignore_alpha))
+
+    def encode_pixels(self, colors: np.ndarray, opacity: np.ndarray | None) -> EncodedImage:
+        """Encode what `read_pixels` returned, perhaps in another thread."""
         size = self._model_size(*colors.shape[:2])
         return EncodedImage(colors, self._encode(flatten(colors, opacity), size), size, opacity)
 

@@ -61,7 +61,6 @@ class MatteResult:
 
         Raises:
             ConfigError: ``bits`` is neither 8 nor 16.
-            DependencyError: pymatting is not installed.
         """
         if bits not in (8, 16):
             raise ConfigError(f"bits must be 8 or 16; got {bits!r}.")
@@ -83,7 +82,6 @@ class MatteResult:
 
         Raises:
             DataError: The background is neither a color nor a readable image.
-            DependencyError: pymatting is not installed.
         """
         behind = as_background(background, self.alpha.shape)
         alpha = self.alpha[..., None]

@@ -1,15 +1,16 @@
 """Foreground colors, cutouts and composites."""
 
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+import pymatting
 import pytest
 from PIL import Image
 
 from SDMatte.errors import DataError
 from SDMatte.inference.foreground import estimate_foreground
+from SDMatte.inference.multilevel import estimate
 from SDMatte.inference.result import MatteResult
 
 FORE, BACK = (200, 60, 30), (20, 160, 90)
@@ -92,13 +93,18 @@ def test_invalid_backgrounds(soft, background, sentence):
         MatteResult(*soft, "box").composite(background)
 
 
-def test_only_one_module_of_pymatting_is_compiled():
-    code = """
-import sys
-import numpy as np
-from SDMatte.inference.foreground import estimate_foreground
-estimate_foreground(np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 0.5, np.float32))
-print([name for name in sys.modules if name.startswith("pymatting")])
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "['pymatting.foreground.estimate_foreground_ml']", result.stderr
+@pytest.mark.parametrize("hw", [(120, 160), (77, 31), (2, 9)])
+def test_colors_are_those_of_pymatting(hw):
+    rng = np.random.default_rng(0)
+    image = rng.random((*hw, 3), np.float32)
+    alpha = cv2.resize(rng.random((5, 5), np.float32) * 3 - 1, hw[::-1]).clip(0, 1)
+    expected = pymatting.estimate_foreground_ml(image, alpha, n_big_iterations=4)
+    np.testing.assert_array_equal(estimate(image, alpha), expected)
+
+
+def test_threads_agree(soft):
+    image, alpha = soft
+    expected = estimate_foreground(image, alpha)
+    with ThreadPoolExecutor(4) as pool:
+        for colors in pool.map(lambda _: estimate_foreground(image, alpha), range(8)):
+            np.testing.assert_array_equal(colors, expected)
