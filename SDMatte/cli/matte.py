@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
 
     from SDMatte.runtime.launch import launch
 
-    launch(
+    return launch(
         _run_shared,
         args.num_processes,
         args.num_machines,
@@ -183,11 +183,11 @@ def run(args: argparse.Namespace) -> int:
         args=(args,),
         device=args.device,
         saved=lambda: "written mattes are kept",
+        max_restarts=args.max_restarts,
     )
-    return 0
 
 
-def _run_shared(args: argparse.Namespace) -> None:
+def _run_shared(args: argparse.Namespace) -> int:
     """Make the mattes of this process's share of the images; called in every process."""
     import torch.distributed as dist
     from detectron2.utils import comm
@@ -201,9 +201,7 @@ def _run_shared(args: argparse.Namespace) -> None:
     _predict(part, args, comm.get_local_size(), comm.is_main_process())
     for done, failed in comm.all_gather((part.done, part.failed), group):
         batch.add_results(done, failed)
-    status = _report(batch, args) if comm.is_main_process() else _status(batch)
-    if status:
-        raise RunStopped(f"{len(batch.failed)} failed, see above.", status)
+    return _report(batch, args) if comm.is_main_process() else _status(batch)
 
 
 def _plan(args: argparse.Namespace):

@@ -46,7 +46,7 @@ def launch(
     timeout: float = DEFAULT_TIMEOUT,
     saved: Callable[[], str] = lambda: "earlier results are kept",
     max_restarts: int = 0,
-) -> None:
+) -> Any:
     """Run ``main(*args)`` in every process of a run.
 
     Under torchrun this process already is one of the run's, and the counts are torchrun's.
@@ -62,6 +62,9 @@ def launch(
         timeout: Seconds after which a silent process counts as dead.
         saved: Describes what was saved, for the message after a signal.
         max_restarts: How often all processes are started again after one of them failed.
+
+    Returns:
+        What ``main`` returned in the first process of this machine.
 
     Raises:
         ConfigError: The counts do not fit this machine or each other, or torchrun's environment is
@@ -79,8 +82,7 @@ def launch(
             f"each its own."
         )
     if under_torchrun:
-        _join(main, args, on_gpu, timeout)
-        return
+        return _join(main, args, on_gpu, timeout)
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         raise ConfigError(
             "srun starts several tasks, each of which would run alone: use "
@@ -104,8 +106,7 @@ def launch(
             f"{torch.cuda.device_count()}."
         )
     if not several and not max_restarts:
-        main(*args)
-        return
+        return main(*args)
     endpoint = f"127.0.0.1:{get_free_port()}" if dist_url == "auto" else dist_url[6:]
 
     def stop(number: int) -> None:
@@ -132,7 +133,8 @@ def launch(
             signals_to_handle=",".join(number.name for number in STOP_SIGNALS),
         )
         try:
-            elastic_launch(config, _work)(main, args, on_gpu, timeout, num_processes)
+            results = elastic_launch(config, _work)(main, args, on_gpu, timeout, num_processes)
+            return results[min(results)]
         except SignalException as received:
             stop(received.sigval)
         except ChildFailedError as failed:
@@ -182,13 +184,13 @@ def has_lost_others(error: BaseException) -> bool:
     )
 
 
-def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_processes: int) -> None:
+def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_processes: int) -> Any:
     """Run ``main`` in a process of the launcher, which reads its exit status and error."""
     end_with_parent()
     if not on_gpu:  # with all cores each, the processes would slow each other down
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     try:
-        _join(main, args, on_gpu, timeout)
+        return _join(main, args, on_gpu, timeout)
     except RunStopped as stopped:
         sys.exit(stopped.status)
     except ProcessError:
@@ -196,7 +198,7 @@ def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_process
         raise
 
 
-def _join(main: Callable, args: tuple, on_gpu: bool, timeout: float) -> None:
+def _join(main: Callable, args: tuple, on_gpu: bool, timeout: float) -> Any:
     """Join the process group of torchrun's environment and run ``main`` in it."""
     who = f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
     patience = datetime.timedelta(seconds=timeout)
@@ -212,7 +214,7 @@ def _join(main: Callable, args: tuple, on_gpu: bool, timeout: float) -> None:
         # For detectron2's gathers, which would create one with its own timeout.
         gloo = dist.new_group(backend="gloo", timeout=patience)
         comm._get_global_gloo_group = lambda: gloo
-        main(*args)
+        return main(*args)
     except RuntimeError as error:
         if isinstance(error, SDMatteError) or not has_lost_others(error):
             raise
