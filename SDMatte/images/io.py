@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from SDMatte.errors import DataError, OutputError
-from SDMatte.images.decode import bits_per_channel, load_image, reduction
+from SDMatte.images.decode import load_image, reduction
 from SDMatte.images.formats import WRITERS
 from SDMatte.images.metadata import has_more_than_resolution
 from SDMatte.images.modes import (
@@ -63,10 +63,9 @@ def read_image_and_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | Non
         the image is opaque. A 16-bit alpha keeps its upper 8 bits, rounded down.
     """
     image, _ = load_image(path)
-    bits = bits_per_channel(path) if image.has_transparency_data else 8
-    alpha = alpha_channel(image, bits)
+    alpha = alpha_channel(image)
     colors = np.array(to_rgb(image, path))
-    if alpha is None or bits != 16:
+    if alpha is None or image.info["bits"] != 16:
         return colors, alpha if alpha is None else unit(alpha)
     # Rounded down, so that a matte never exceeds the 16-bit alpha.
     return colors, np.where(alpha == 255, np.float32(1), alpha * np.float32(256 / 65535))

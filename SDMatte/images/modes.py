@@ -34,13 +34,11 @@ def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def alpha_channel(image: Image.Image, bits: int = 8) -> np.ndarray | None:
+def alpha_channel(image: Image.Image) -> np.ndarray | None:
     """Return the alpha of an image: a channel, a palette's, or a transparent level or color.
 
     Args:
         image: An image of any mode but La.
-        bits: Bits per channel of its file. Pillow converts pixels to 8 bits, but keeps the
-            transparent gray level or color of the file.
 
     Returns:
         uint8 ``[H, W]``, or None if the image is opaque.
@@ -52,7 +50,8 @@ def alpha_channel(image: Image.Image, bits: int = 8) -> np.ndarray | None:
     elif image.mode == "P":
         alpha = np.array(image.convert("RGBA").getchannel("A"))
     else:
-        key = image.info["transparency"]
+        # Pillow converts pixels to 8 bits, but keeps the transparent level or color of the file.
+        key, bits = image.info["transparency"], image.info.get("bits", 8)
         values = np.asarray(image.convert("L") if image.mode == "1" else image)
         if image.mode == "1":
             key = 255 if key else 0
