@@ -11,12 +11,9 @@ from SDMatte.cli.common import CommandParser, path_or_name, run_command
 
 
 def main(args: argparse.Namespace) -> None:
-    """Check the arguments and process the weights."""
-    from SDMatte.errors import ConfigError
+    """Process the weights."""
     from SDMatte.modeling.pretrained import process_pretrained
 
-    if (args.output is None) == (not args.in_place):
-        raise ConfigError("Pass either --output FOLDER or --in-place.")
     process_pretrained(args.input, args.output, vae=args.vae, init=args.init, config=args.config)
 
 
@@ -30,8 +27,7 @@ if __name__ == "__main__":
         "OWNER/NAME@REVISION; or the original single file (768-v-ema.ckpt or .safetensors), also "
         "as OWNER/NAME/FILE",
     )
-    parser.add_argument("--output", type=path_or_name, help="folder to write")
-    parser.add_argument("--in-place", action="store_true", help="change the input folder itself")
+    parser.add_argument("--output", type=path_or_name, required=True, help="folder to write")
     parser.add_argument(
         "--vae", type=path_or_name, help="TAESD, a folder or hub id, for LiteSDMatte"
     )

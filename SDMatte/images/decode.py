@@ -52,13 +52,7 @@ _HEAD = 4096  # bytes from which a format is recognized
 
 
 def max_pixels() -> int:
-    """Return the largest number of pixels of an image; a small file can claim to be huge.
-
-    Set by the environment variable SDMATTE_MAX_PIXELS.
-
-    Raises:
-        ConfigError: It is not a positive number.
-    """
+    """Return SDMATTE_MAX_PIXELS, since a small file can claim to be huge."""
     text = os.environ.get(_LIMIT, "").strip()
     if not text:
         return _DEFAULT_MAX_PIXELS
@@ -105,9 +99,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
     """Read height and width of the upright image, usually from the file's header only.
 
-    Args:
-        path: The file.
-        exact: Decode the file: a PNG may store its EXIF orientation after the pixels.
+    With ``exact``, the file is decoded: a PNG may store its EXIF orientation after the pixels.
     """
 
     def hw(image: Image.Image) -> tuple[int, int]:
@@ -124,13 +116,9 @@ def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
 
 
 def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
-    """Return the largest divisor of an image's size, 1, 2, 4 or 8, that leaves enough pixels.
+    """Return the largest divisor of a height and width, 1, 2, 4 or 8, that leaves ``at_least``.
 
     These are the factors by which a JPEG decoder can reduce an image.
-
-    Args:
-        hw: Height and width of the image.
-        at_least: Minimum rows and columns of the result.
     """
     for factor in (8, 4, 2):
         if all(-(-n // factor) >= m for n, m in zip(hw, at_least, strict=True)):

@@ -38,25 +38,17 @@ _PNG_HEADER = 33  # bytes: the signature and IHDR; metadata follows them
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read the colors of an image; an alpha channel is dropped, EXIF rotation applied.
+    """Read the colors of an image, uint8 ``[H, W, 3]``, sRGB, upright, without alpha.
 
-    Args:
-        path: A PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or GIF file of any bit depth, color mode
-            and profile. Of an animation or a file of several pages, the first frame is read.
-
-    Returns:
-        uint8 ``[H, W, 3]``, sRGB.
+    A PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or GIF file may have any bit depth, color mode and
+    profile. Of an animation or a file of several pages, the first frame is read.
     """
     image, _ = load_image(path)
     return np.array(to_rgb(image, path))
 
 
 def read_image_and_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an image and its transparency, however the file stores it.
-
-    Args:
-        path: See `read_image`. Alpha may be a channel (premultiplied or not), transparent entries
-            of a palette, or a transparent gray level or color.
+    """Read an image like `read_image`, and its transparency, however the file stores it.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, not premultiplied; and float32 ``[H, W]`` in [0, 1], or None if
@@ -93,12 +85,7 @@ def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarra
 
 
 def reduce_matte(matte: np.ndarray, factor: int) -> np.ndarray:
-    """Average squares of a matte as `read_reduced` does those of an image.
-
-    Args:
-        matte: ``[H, W]``, uint8 or float32.
-        factor: Side of the squares.
-    """
+    """Average squares of a matte, uint8 or float32 ``[H, W]``, as `read_reduced` does."""
     return matte if factor == 1 else np.array(Image.fromarray(matte).reduce(factor))
 
 
@@ -123,11 +110,7 @@ def read_alpha(path: str | Path) -> np.ndarray:
 
 
 def read_matte(path: str | Path) -> np.ndarray:
-    """Read an alpha matte like `read_alpha`, but do not convert 8-bit values.
-
-    Returns:
-        ``[H, W]``: uint8 if the file has up to 8 bits, else float32 in [0, 1].
-    """
+    """Read an alpha matte like `read_alpha`, but as uint8 if the file has up to 8 bits."""
     image, _ = load_image(path)
     if is_wide(image):
         return wide_to_unit(image, path)
@@ -251,9 +234,6 @@ def write_image(
         metadata: From `SDMatte.images.decode.read_metadata`; what the format cannot store is
             dropped.
 
-    Returns:
-        The path.
-
     Raises:
         DataError: The suffix or the array is not supported.
         OutputError: The file cannot be written.
@@ -279,11 +259,7 @@ def write_image(
 
 
 def check_suffix(path: Path) -> None:
-    """Ensure that `write_image` supports the format of a file.
-
-    Raises:
-        DataError: It does not.
-    """
+    """Raise a `DataError` if `write_image` does not support the format of a file."""
     if path.suffix.lower() not in WRITERS:
         raise DataError(f"Cannot write {path}: the suffix must be one of {', '.join(WRITERS)}.")
 

@@ -59,15 +59,7 @@ def contact_sheet(
 
 
 def fit(image: np.ndarray, tile: int) -> np.ndarray:
-    """Scale an image into the middle of a square cell, keeping its aspect.
-
-    Args:
-        image: See `to_rgb`.
-        tile: Side of the cell, in pixels.
-
-    Returns:
-        uint8 ``[tile, tile, 3]``.
-    """
+    """Scale an image (see `to_rgb`) into the middle of a cell, uint8 ``[tile, tile, 3]``."""
     height, width = image.shape[:2]
     scale = (tile - 2 * _MARGIN) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -161,8 +161,7 @@ def resolve_component(name: str | Path) -> Path:
         files = choose_weights(names, "")
         if not files or "config.json" not in names:
             raise CheckpointError(
-                f"{where} is not a component in diffusers layout: it has no "
-                f"{'weights' if 'config.json' in names else 'config.json'}."
+                f"{where} is not a component in diffusers layout, with weights and config.json."
             )
         return ["config.json", *files]
 
@@ -378,17 +377,11 @@ def _access_error(hub_name: HubName, error: HfHubHTTPError) -> CheckpointError:
             f"The Hugging Face hub denies access to {repo} ({_first_line(error)}). Check the "
             f"access token: `hf auth login`, or HF_TOKEN."
         )
-    if repo.startswith("stabilityai/stable-diffusion-2"):
-        hint = (
-            'Stability AI removed Stable Diffusion 2 in November 2025; README.md, "Pretrained '
-            'model", lists mirrors, and how to start from LongfeiHuang/SDMatte alone.'
-        )
-    else:
-        hint = (
-            "Check the spelling; a private repository needs `hf auth login` or HF_TOKEN. "
-            'README.md, "Pretrained model", lists sources of weights.'
-        )
-    return MissingCheckpointError(f"The Hugging Face hub has no repository {repo}. {hint}")
+    return MissingCheckpointError(
+        f"The Hugging Face hub has no repository {repo}. Check the spelling; a private repository "
+        f'needs `hf auth login` or HF_TOKEN. README.md, "Pretrained model", lists sources of '
+        f"weights."
+    )
 
 
 def _first_line(error: Exception) -> str:

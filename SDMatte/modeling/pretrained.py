@@ -9,19 +9,16 @@ from typing import Any, get_args
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 
 from SDMatte.errors import CheckpointError, ConfigError, OutputError
 from SDMatte.modeling import hub, weights
 from SDMatte.modeling.single_file import check_cross_attention, find_config, read_single_file
 from SDMatte.modeling.surgery import COORDINATE_LAYERS, CoordinateInit, coordinate_weights
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
-from SDMatte.runtime.files import check_not_read
 
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
-REQUIRED = ("unet", "vae", "text_encoder", "tokenizer")
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
@@ -38,20 +35,18 @@ class Pretrained:
         unet_source: Name of the U-Net's weights in messages.
         unet_config: Config of the U-Net.
         unet: Weights of the U-Net.
-        other_size: Bytes of the other components.
         write_others: Writes the other components into a folder, except for those named.
     """
 
     unet_source: str
     unet_config: dict[str, Any]
     unet: dict[str, torch.Tensor]
-    other_size: int
     write_others: Callable[[Path, Collection[str]], None]
 
 
 def process_pretrained(
     source: str | Path,
-    output: str | Path | None = None,
+    output: str | Path,
     vae: str | Path | None = None,
     init: CoordinateInit = "default",
     config: str | Path | None = None,
@@ -59,13 +54,12 @@ def process_pretrained(
     """Add what the U-Net of SDMatte needs to Stable Diffusion v2.
 
     The three coordinate settings are added to `unet/config.json` and the eight tensors of the
-    coordinate embeddings to the U-Net's weights, in their type; sizes follow from the config. A
-    folder that already has them is kept as it is.
+    coordinate embeddings to the U-Net's weights, in their type; sizes follow from the config.
 
     Args:
         source: Stable Diffusion v2 or BK-SDM v2 base, as a folder in diffusers layout or its hub
             id; or Stable Diffusion v2 as the original single file, local or on the hub.
-        output: The folder to write; None: change `source` in place.
+        output: The folder to write; new or empty.
         vae: A TAESD folder or hub id that replaces the autoencoder, for LiteSDMatte.
         init: Initialization of the new tensors; see `SDMatte.modeling.surgery.coordinate_weights`.
         config: For a single file, the folder or hub id with the component configs and the
@@ -76,23 +70,17 @@ def process_pretrained(
 
     Raises:
         MissingCheckpointError: The source does not exist, or the hub cannot provide it.
-        CheckpointError: The folder or its weights are invalid, the output exists and is something
-            else, or there is too little disk space; nothing was written.
-        OutputError: The output is in a folder that is read.
+        CheckpointError: The folder or its weights are invalid; nothing was written.
+        OutputError: The output exists, or is in a folder that is read.
     """
     if init not in get_args(CoordinateInit):
         raise ConfigError(f"init must be 'default' or 'zeros'; got {init!r}.")
-    in_place = output is None
-    target = Path(source if in_place else output)
-    _check_paths(source, target, in_place, vae)
-    if _is_processed(target, with_tiny_vae=vae is not None, init=init):
-        logger.info("%s is processed already; nothing to do.", target)
-        return target
-    if not in_place and target.exists() and any(target.iterdir()):
-        raise CheckpointError(
-            f"{target} exists and is not what this command would make of {source} with "
-            f"--init {init}: choose another output folder, or remove it."
-        )
+    target = Path(output)
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise OutputError(f"{target} exists: choose another output folder, or remove it.")
+    for read in (source, vae):
+        if read is not None and target.resolve().is_relative_to(Path(read).resolve()):
+            raise OutputError(f"{target} is in {read}, which is read: choose another output.")
     replaced = () if vae is None else ("vae",)
     path = hub.resolve_pretrained(source, replaced)
     vae_folder = None if vae is None else _find_tiny_vae(vae)
@@ -103,109 +91,37 @@ def process_pretrained(
     else:
         raise ConfigError("--config is for a single file; a folder has its own configs.")
     new = _make_coordinate_weights(pretrained, init)
-    unet_config = {**COORDINATE_SETTINGS, **pretrained.unet_config}
-    tensors = {**pretrained.unet, **new}
-    _check_disk(target, pretrained.unet, 0 if in_place else pretrained.other_size)
-
-    def write_unet(folder: Path) -> None:
-        _write_component(folder, "unet", unet_config, tensors, sdmatte_init=init)
-
-    def write_vae(folder: Path) -> None:
-        for file in (vae_folder / "config.json", *_weight_files(vae_folder)):
-            shutil.copy2(file, folder / file.name)
-
-    def write_all(folder: Path) -> None:
-        pretrained.write_others(folder, replaced)
-        for name, write in changed.items():
-            (folder / name).mkdir()
-            write(folder / name)
-
-    changed = {"unet": write_unet} if vae is None else {"unet": write_unet, "vae": write_vae}
-    if in_place:
-        for name, write in changed.items():
-            _replace_folder(target / name, write)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _replace_folder(target, write_all)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
+    partial.mkdir(parents=True)
+    try:
+        pretrained.write_others(partial, replaced)
+        unet_config = {**COORDINATE_SETTINGS, **pretrained.unet_config}
+        _write_component(partial, "unet", unet_config, {**pretrained.unet, **new})
+        if vae_folder is not None:
+            (partial / "vae").mkdir()
+            for file in (vae_folder / "config.json", *_weight_files(vae_folder)):
+                shutil.copy2(file, partial / "vae" / file.name)
+        partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     logger.info("Added %d settings to unet/config.json.", len(COORDINATE_SETTINGS))
     for name, value in new.items():
-        state = "zero" if not value.any() else "random"
+        state = "random" if value.any() else "zero"
         logger.info("Added %-34s %-14s %s", name, list(value.shape), state)
     logger.info("%s is ready to be the model's pretrained folder.", target)
     return target
 
 
-# ------------------------------------------------------------------- checks
-
-
-def _check_paths(source: str | Path, target: Path, in_place: bool, vae: str | Path | None) -> None:
-    is_folder = Path(source).is_dir()
-    if is_folder:
-        _check_components(Path(source))
-    elif in_place:
-        raise CheckpointError(f"{source} is not a local folder: it needs an output folder.")
-    if not in_place and is_folder and target.resolve() == Path(source).resolve():
-        raise CheckpointError(f"{source} is input and output; use --in-place if that is intended.")
-    for read in (vae,) if in_place else (source, vae):
-        if read is not None and Path(read).exists():
-            if target.resolve().is_relative_to(Path(read).resolve()):
-                raise OutputError(f"{target} is in {read}, which is read: choose another output.")
-    check_not_read([target, target / "unet", target / "vae"], [vae])
-
-
-def _check_components(folder: Path) -> None:
-    """Ensure that a folder is complete, after undoing what an interrupted in-place run moved."""
-    for name in REQUIRED:
-        old = _backup_path(folder / name)
-        if old.is_dir() and not (folder / name).exists():
-            old.rename(folder / name)
-        if not (folder / name).is_dir():
-            raise CheckpointError(
-                f"{folder} is not a Stable Diffusion folder in diffusers layout: it has no {name}/."
-            )
-
-
 def _find_tiny_vae(name: str | Path) -> Path:
     folder = hub.resolve_component(name)
-    if not _is_tiny_vae(folder):
+    config = weights.component_config(folder.parent, folder.name)
+    if config.get("_class_name") != "AutoencoderTiny":
         raise CheckpointError(
             f"{folder} is not a TAESD folder: the class in its config is not AutoencoderTiny."
         )
     return folder
-
-
-def _is_tiny_vae(folder: Path) -> bool:
-    config = weights.component_config(folder.parent, folder.name)
-    return config.get("_class_name") == "AutoencoderTiny"
-
-
-def _is_processed(folder: Path, with_tiny_vae: bool, init: str) -> bool:
-    file = folder / "unet" / FILES["unet"]
-    if not file.is_file() or not (folder / "unet" / "config.json").is_file():
-        return False
-    config = weights.component_config(folder, "unet")
-    if any(name not in config for name in COORDINATE_SETTINGS):
-        return False
-    if with_tiny_vae and not _is_tiny_vae(folder / "vae"):
-        return False
-    with safe_open(file, framework="pt") as content:
-        names = set(content.keys())
-        made_with = (content.metadata() or {}).get("sdmatte_init", init)
-    layers = [f"{layer}.linear_{i}.weight" for layer in COORDINATE_LAYERS for i in (1, 2)]
-    return made_with == init and names.issuperset(layers)
-
-
-def _check_disk(target: Path, tensors: Mapping[str, torch.Tensor], others: int) -> None:
-    needed = sum(value.nbytes for value in tensors.values()) + others
-    existing = next(p for p in (target, *target.resolve().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise CheckpointError(
-            f"{target} needs {needed / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free."
-        )
-
-
-# ------------------------------------------------------------------- reading
 
 
 def _read_file(path: Path, config_folder: Path) -> Pretrained:
@@ -214,14 +130,12 @@ def _read_file(path: Path, config_folder: Path) -> Pretrained:
 
     def write_others(folder: Path, replaced: Collection[str]) -> None:
         for name in sorted(tensors.keys() - set(replaced)):
-            (folder / name).mkdir()
-            _write_component(folder / name, name, configs[name], tensors[name])
+            _write_component(folder, name, configs[name], tensors[name])
         for name in ("tokenizer", "scheduler"):
             if (config_folder / name).is_dir():
                 shutil.copytree(config_folder / name, folder / name)
 
-    size = sum(v.nbytes for component in tensors.values() for v in component.values())
-    return Pretrained(str(path), configs["unet"], unet, size, write_others)
+    return Pretrained(str(path), configs["unet"], unet, write_others)
 
 
 def _read_folder(path: Path) -> Pretrained:
@@ -237,9 +151,8 @@ def _read_folder(path: Path) -> Pretrained:
         if (path / "model_index.json").is_file():
             shutil.copy2(path / "model_index.json", folder / "model_index.json")
 
-    size = sum(f.stat().st_size for n in others for f in (path / n).rglob("*") if f.is_file())
     unet = read_unet_weights(path / "unet")
-    return Pretrained(str(path / "unet"), config, unet, size, write_others)
+    return Pretrained(str(path / "unet"), config, unet, write_others)
 
 
 def read_unet_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -285,38 +198,9 @@ def _make_coordinate_weights(
     return {name: new[name] for name in new if name in missing}
 
 
-# ------------------------------------------------------------------- writing
-
-
 def _write_component(
-    folder: Path,
-    name: str,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    **metadata: str,
+    folder: Path, name: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> None:
     logger.info("Writing %s/ ...", name)
-    weights.write_tensors(tensors, folder / FILES[name], **metadata)
-    weights.write_json(folder / "config.json", config)
-
-
-def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its target, and move it there once it is complete."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
-    partial.mkdir()
-    try:
-        write(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    old = _backup_path(target)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _backup_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
+    weights.write_tensors(tensors, folder / name / FILES[name])
+    weights.write_json(folder / name / "config.json", config)

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.errors import CheckpointError, MissingCheckpointError
+from SDMatte.images.listing import shorten
 from SDMatte.modeling import hub
 from SDMatte.runtime.files import replace_file, write_text
 
 TEXT_PREFIX = "text_encoder."
 TEXT_LEVEL = "text_model."
-MAX_NAMES = 8
 OWN_KINDS = ("an SDMatte checkpoint", "a LiteSDMatte checkpoint")
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.")
 PART_SIZE = 2**28
@@ -110,9 +110,16 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: s
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise a `CheckpointError` if the file is not valid."""
+    """Read a JSON object.
+
+    Raises:
+        MissingCheckpointError: The file does not exist.
+        CheckpointError: It is not valid.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingCheckpointError(f"{path} not found.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
@@ -126,19 +133,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def component_config(folder: Path, component: str) -> dict[str, Any]:
-    """Read `config.json` of a component of a pretrained folder.
-
-    Raises:
-        MissingCheckpointError: The folder lacks it.
-        CheckpointError: It is not valid.
-    """
-    path = folder / component / "config.json"
-    if not path.is_file():
-        raise MissingCheckpointError(
-            f"{folder} is not a Stable Diffusion folder in diffusers layout: "
-            f"it has no {component}/config.json."
-        )
-    return read_json(path)
+    """Read `config.json` of a component of a pretrained folder; see `read_json`."""
+    return read_json(folder / component / "config.json")
 
 
 def read_model_card(folder: Path) -> dict[str, Any]:
@@ -159,13 +155,6 @@ def read_model_card(folder: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------- names and shapes
-
-
-def shorten(names: Iterable[str]) -> str:
-    """Join the first few names and say how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def identify_model(names: Iterable[str]) -> str:
@@ -216,7 +205,7 @@ def find_mismatches(
         "unexpected": tensors.keys() - expected.keys(),
         "of another shape": reshaped,
     }
-    return "; ".join(f"{len(n)} {word} ({shorten(n)})" for word, n in problems.items() if n)
+    return "; ".join(f"{len(n)} {word} ({shorten(sorted(n))})" for word, n in problems.items() if n)
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
@@ -354,13 +343,10 @@ def load_component(
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"Cannot load the weights in {path}: {reason}") from error
+    # Of a mismatch, transformers also gives the shapes.
     problems = [
-        f"{word} {shorten(str(n[0]) if isinstance(n, tuple) else n for n in info[key])}"
-        for key, word in (
-            ("missing_keys", "missing"),
-            ("unexpected_keys", "unexpected"),
-            ("mismatched_keys", "of another shape"),
-        )
+        f"{key.replace('_', ' ')} {shorten(n if isinstance(n, str) else n[0] for n in info[key])}"
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if info.get(key)
     ]
     if problems:

@@ -272,8 +272,6 @@ def test_errors_of_the_hub(published, monkeypatch):
     process = lambda name: process_pretrained(name, "out")  # noqa: E731
     for function in (resolve_checkpoint, resolve_folder, process):
         assert_refused(MissingCheckpointError, not_found, function)
-    gone = "Stability AI removed .* README.md, .*LongfeiHuang/SDMatte alone"
-    assert_refused(MissingCheckpointError, gone, resolve_folder, "stabilityai/stable-diffusion-2")
     published.gated.add(PUBLISHED)
     assert_refused(
         CheckpointError, "SDMatte is gated on .*: accept its terms at http", name=PUBLISHED

@@ -205,13 +205,10 @@ def test_a_single_file_equals_the_folder(original, folder, configs, tmp_path, su
     assert not ModelCheckpoint.loaded
 
 
-def test_configs_beside_the_file_are_used(original, configs, tmp_path, caplog):
+def test_configs_beside_the_file_are_used(original, configs, tmp_path):
     save_file(original, configs / "v2.safetensors")
     output = process_pretrained(configs / "v2.safetensors", tmp_path / "out")
     SDMatte(output)
-    caplog.set_level("INFO")
-    process_pretrained(configs / "v2.safetensors", output)
-    assert "nothing to do" in caplog.text
 
 
 def without(tensors, *prefixes):
@@ -233,8 +230,6 @@ def test_errors_of_files(original, configs, folder, tmp_path, monkeypatch):
         save_file(tensors, file)
         with pytest.raises(CheckpointError, match=message):
             process_pretrained(file, tmp_path / "out", config=configs)
-    with pytest.raises(CheckpointError, match="is not a local folder"):
-        process_pretrained(file)
     shutil.rmtree(configs / "tokenizer")
     with pytest.raises(CheckpointError, match="has no tokenizer/: name another"):
         process_pretrained(file, tmp_path / "out", config=configs)
