@@ -77,11 +77,7 @@ class ProgressLog:
         return done
 
     def begin(self, done: Iterable[ImageScore]) -> None:
-        """Write the identity and what is done, and remove other files; called by one process.
-
-        Raises:
-            OutputError: The folder is not writable.
-        """
+        """Write the identity and what is done, and remove other files; called by one process."""
         lines = [{"identity": self.identity}, *map(asdict, done)]
         write_text(self.folder / PROGRESS, "".join(f"{json.dumps(line)}\n" for line in lines))
         clear_leftovers(os.path.abspath(self.folder / MATTES))
@@ -89,11 +85,7 @@ class ProgressLog:
             part.unlink()
 
     def add(self, image: ImageScore, rank: int = 0) -> None:
-        """Append an image done by the process ``rank``.
-
-        Raises:
-            OutputError: The file is not writable.
-        """
+        """Append an image done by the process ``rank``."""
         try:
             if self._part is None:
                 path = self.folder / _PARTS.replace("*", str(rank))

@@ -47,7 +47,7 @@ _TRANSPOSED = {
 _SUBFILE_TYPE, _IMAGE_WIDTH, _IMAGE_LENGTH, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
 _PHOTOMETRIC, _CHANNELS, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT, _PROFILE = 262, 277, 284, 339, 34675
 _GRAY, _RGB, _FLOAT = 1, 2, 3
-_OPENCV_TYPES = ("uint16", "uint32", "float32", "float64")
+_OPENCV_TIFF = ((1, 16), (1, 32), (_FLOAT, 32), (_FLOAT, 64))  # sample format and bits
 _HEAD = 4096  # bytes from which a format is recognized
 
 
@@ -220,18 +220,18 @@ def _open_tiff(data: bytes, path: Path) -> Image.Image:
         file.seek(tags.next)
         tags.load(file)
     _check_size(path, (tags[_IMAGE_WIDTH], tags[_IMAGE_LENGTH]))
-    is_gray = tags.get(_PHOTOMETRIC) == _GRAY and tags.get(_SAMPLE_FORMAT, (1,))[0] == _FLOAT
-    if not (is_gray or tags.get(_PHOTOMETRIC) == _RGB) or _is_planar(tags):
+    values_kind = (tags.get(_SAMPLE_FORMAT, (1,))[0], tags.get(_BITS, (1,))[0])
+    is_gray = tags.get(_PHOTOMETRIC) == _GRAY and values_kind[0] == _FLOAT
+    has_known_layout = (is_gray or tags.get(_PHOTOMETRIC) == _RGB) and not _is_planar(tags)
+    if values_kind not in _OPENCV_TIFF or not has_known_layout:
         raise _unsupported_tiff(path, tags)
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
         cv2.utils.logging.setLogLevel(level)
-    if values is None:
+    if values is None or values.ndim != (2 if is_gray else 3):
         raise OSError("its pixels cannot be decoded")
-    if values.dtype.name not in _OPENCV_TYPES or values.ndim != (2 if is_gray else 3):
-        raise _unsupported_tiff(path, tags)
     if is_gray:
         image = Image.fromarray(values.astype(np.float32))
     else:

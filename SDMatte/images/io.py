@@ -17,7 +17,6 @@ from PIL import Image
 from SDMatte.errors import DataError, OutputError
 from SDMatte.images.decode import load_image, reduction
 from SDMatte.images.formats import WRITERS
-from SDMatte.images.metadata import has_more_than_resolution
 from SDMatte.images.modes import (
     alpha_channel,
     gray,
@@ -245,7 +244,7 @@ def write_image(
     metadata = dict(metadata or {})
     if kind == "JPEG" and len(metadata.get("exif", b"")) > _LARGEST_JPEG_EXIF:
         del metadata["exif"]
-    if kind == "TIFF" and has_more_than_resolution(metadata.get("exif", b"")):
+    if kind == "TIFF" and "exif" in metadata:
         options = {}  # Pillow writes EXIF to uncompressed TIFF only
     try:
         with replace_file(path) as temporary:

@@ -106,9 +106,7 @@ class HubName:
 def resolve_folder(name: str | Path, load: bool | Collection[str] = False) -> Path:
     """Return the path of a model folder, after fetching its configs and tokenizer if needed.
 
-    Args:
-        name: A folder or a hub id.
-        load: Components whose weights are needed as well; True for all.
+    `load` names components whose weights are needed as well; True for all.
     """
     needed = [part for part in COMPONENTS if load is True or part in (load or ())]
     return _resolve(name, lambda names, where: _choose_model_files(names, where, needed))
@@ -117,10 +115,8 @@ def resolve_folder(name: str | Path, load: bool | Collection[str] = False) -> Pa
 def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path:
     """Return the path of a checkpoint, after fetching it if needed.
 
-    Args:
-        name: A checkpoint file, a folder that holds one, or a hub id.
-        file: A file of the folder, or the path of another one; None for the folder's usual or only
-            checkpoint.
+    A folder or hub id stands for its usual or only checkpoint, or for `file`, which may also be the
+    path of another one.
     """
     path, hub_name = Path(name), HubName.parse(name)
     if path.is_file():
@@ -144,9 +140,7 @@ def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path
 def resolve_pretrained(name: str | Path, replaced: Collection[str] = ()) -> Path:
     """Return the path of Stable Diffusion's weights: a diffusers folder or the original file.
 
-    Args:
-        name: A folder, a file, a hub id or one of its files.
-        replaced: Components whose weights are not needed.
+    The weights of the components in `replaced` are not needed.
     """
     hub_name = HubName.parse(name)
     if Path(name).is_file() or (hub_name is not None and hub_name.file is not None):
@@ -218,12 +212,7 @@ def _choose_model_files(names: Sequence[str], where: str, load: Collection[str])
 def choose_weights(names: Collection[str], component: str) -> list[str]:
     """Choose a component's weights: full before half precision, safetensors before .bin.
 
-    Args:
-        names: The folder's files.
-        component: Its sub-folder; empty for the folder itself.
-
-    Returns:
-        One file, or an index and its shards; empty if there are none.
+    They are in the sub-folder `component`, or "": one file, an index and its shards, or none.
     """
     prefix = f"{component}/" if component else ""
     for variant in ("", ".fp16"):

@@ -140,12 +140,8 @@ def component_config(folder: Path, component: str) -> dict[str, Any]:
 def read_model_card(folder: Path) -> dict[str, Any]:
     """Read the description that `SDMatte.save_pretrained` writes; empty if there is none.
 
-    Returns:
-        `model`, the class; `arguments`, its settings; `inference`, settings of
-        `SDMatte.inference.loading.InferenceDefaults`. Each may be missing.
-
-    Raises:
-        CheckpointError: The file is damaged.
+    It has `model`, the class; `arguments`, its settings; `inference`, settings of
+    `SDMatte.inference.loading.InferenceDefaults`. Each may be missing.
     """
     path = folder / hub.MODEL_CARD
     content = read_json(path) if path.is_file() else {}
@@ -176,12 +172,8 @@ def rename_text_encoder(
 ) -> None:
     """Add or remove the `text_model.` level of the text encoder's names, in place.
 
-    The published checkpoints have it; transformers 5 dropped it from `CLIPTextModel`.
-
-    Args:
-        state_dict: Tensors by name.
-        prefix: Prefix of the model's names.
-        with_level: Whether to add the level rather than to remove it.
+    The published checkpoints have it; transformers 5 dropped it from `CLIPTextModel`. `prefix`
+    precedes all names of the model.
     """
     head = prefix + TEXT_PREFIX
     for name in [n for n in state_dict if n.startswith(head)]:
@@ -209,15 +201,10 @@ def find_mismatches(
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Ensure that a full state dict fits a model.
-
-    Args:
-        model: An `SDMatte` or `LiteSDMatte`.
-        tensors: Tensors by published name.
-        source: Name of the state dict in messages, usually the file.
+    """Ensure that a full state dict, by published names, fits a model.
 
     Raises:
-        CheckpointError: Names are missing or unexpected, or shapes differ.
+        CheckpointError: Names are missing or unexpected, or shapes differ; it names the `source`.
     """
     problems = find_mismatches(model.state_dict(), tensors)
     if problems:
@@ -241,9 +228,7 @@ def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: s
 def load_checkpoint(model: nn.Module, name: str | Path) -> None:
     """Copy a checkpoint, published or our own, into a model.
 
-    Args:
-        model: An `SDMatte` or `LiteSDMatte`.
-        name: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
+    See `SDMatte.modeling.hub.resolve_checkpoint` for its name.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
@@ -256,14 +241,10 @@ def assign_checkpoint(model: nn.Module, path: str | Path, part_size: int = PART_
     """Assign the tensors of a checkpoint file to a model on the meta device.
 
     They take the types of the model. Tensors that have these types already stay mapped from the
-    file. The others are converted in parts, and the file is mapped anew after each part, which
-    drops its pages from memory: loading takes the memory of the model plus a part, whatever the
-    size of the file. The text encoder, which may be released separately, gets one block of memory.
-
-    Args:
-        model: An `SDMatte` or `LiteSDMatte`, on the meta device.
-        path: The file.
-        part_size: Bytes of the file to convert at a time.
+    file. The others are converted in parts of `part_size` bytes, and the file is mapped anew after
+    each part, which drops its pages from memory: loading takes the memory of the model plus a part,
+    whatever the size of the file. The text encoder, which may be released separately, gets one
+    block of memory.
 
     Raises:
         CheckpointError: The file cannot be read or does not fit; see `read_tensors`, `check_fit`.
@@ -317,13 +298,9 @@ def _copy_as_block(
 def load_component(
     cls: type[nn.Module], folder: Path, component: str, dtype: torch.dtype
 ) -> nn.Module:
-    """Load a pretrained component with all its weights.
+    """Load a component (`unet`, `vae` or `text_encoder`) of a pretrained folder, all weights.
 
-    Args:
-        cls: The diffusers or transformers class.
-        folder: The pretrained folder.
-        component: Its sub-folder: `unet`, `vae` or `text_encoder`.
-        dtype: Type of the weights, whatever the type in the file.
+    `cls` is its diffusers or transformers class, `dtype` the type whatever that in the file.
 
     Raises:
         CheckpointError: The weights are missing, damaged or do not fit the config.

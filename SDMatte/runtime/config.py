@@ -117,15 +117,10 @@ def _is_text(config: DictConfig, key: str) -> bool:
 
 
 def parse_value(text: str, is_text: bool = False) -> Any:
-    """Read the value of an override.
+    """Read the value of an override, the part after the ``=``, by Hydra's grammar.
 
-    Hydra's grammar reads lists, mappings, numbers and quoted strings. Strings that it rejects only
-    for their characters (``~/x``, ``/x/My Runs (1)``) need no quotes.
-
-    Args:
-        text: The part after the ``=``.
-        is_text: Whether the setting is a string: everything but null, lists, mappings and quoted
-            strings is then returned verbatim.
+    Strings that it rejects only for their characters (``~/x``, ``/x/My Runs (1)``) need no quotes.
+    If a setting ``is_text``, all but null, lists, mappings and quoted strings is taken verbatim.
 
     Raises:
         HydraException: The value cannot be parsed.
@@ -219,11 +214,9 @@ def _parameters(target: Any) -> list[str]:
 
 
 def build(node: DictConfig, **extra: Any) -> Any:
-    """Instantiate a part of a config.
+    """Instantiate a `LazyCall` of a config.
 
-    Args:
-        node: A `LazyCall`.
-        **extra: Arguments that only the run knows; the callable gets those that it takes.
+    Of ``extra``, arguments that only the run knows, the callable gets those that it takes.
 
     Raises:
         ConfigError: The callable does not take a setting, or a reference is invalid.
