@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from SDMatte.errors import ConfigError, RunStopped, SDMatteError
-from SDMatte.runtime.files import clear_leftovers, expand_path
+from SDMatte.runtime.files import expand_path
 
 DEFAULT_CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
 
@@ -26,7 +26,6 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; images warns itself
-    clear_leftovers.cache_clear()  # each command checks again
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
@@ -115,9 +114,6 @@ def launch(
         function: A module-level function.
         *given: Its arguments; must be picklable.
         saved: Describes, given ``train.output_dir``, what was saved before a signal.
-
-    Raises:
-        SDMatteError: Raised by the function; or the config or the counts are invalid.
     """
     from SDMatte.runtime import launch as processes
     from SDMatte.runtime.config import load_config

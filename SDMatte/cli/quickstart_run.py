@@ -34,16 +34,7 @@ _ROWS = 12
 PROMPTS = ("box", "point", "mask")
 NEXT_STEPS = """\
 Scores, curves and images are in {output}: scores.md, train/curves.png, results.png.
-
-Next:
-- Your own data, a folder of images and a folder of alphas with the same names:
-    bash script/train.sh configs/SDMatte_small.py train.output_dir=output/mine \\
-        'dataloader.train.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
-- The published weights: put the config folders and SDMatte.pth of the model's hub page into
-  pretrained/SDMatte, then
-    bash script/test.sh configs/SDMatte.py pretrained/SDMatte/SDMatte.pth \\
-        'dataloader.test.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
-- The published recipe on the published data: README.md, Dataset and Training."""
+Next: your own data, the published weights and the published recipe; see README.md."""
 
 
 @dataclass(frozen=True)

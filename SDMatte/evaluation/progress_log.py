@@ -1,7 +1,6 @@
 """Progress of a test on disk, from which an interrupted test resumes."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from SDMatte.errors import DataError, OutputError
-from SDMatte.runtime.files import clear_leftovers, write_text
+from SDMatte.runtime.files import write_text
 from SDMatte.scoring.results import (
     ERRORS,
     MATTES,
@@ -80,7 +79,6 @@ class ProgressLog:
         """Write the identity and what is done, and remove other files; called by one process."""
         lines = [{"identity": self.identity}, *map(asdict, done)]
         write_text(self.folder / PROGRESS, "".join(f"{json.dumps(line)}\n" for line in lines))
-        clear_leftovers(os.path.abspath(self.folder / MATTES))
         for part in self.folder.glob(_PARTS):
             part.unlink()
 

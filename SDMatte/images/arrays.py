@@ -122,15 +122,8 @@ def _read_pillow(image: Image.Image, ignore_alpha: bool) -> tuple[np.ndarray, np
 def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     """Read the background of a composite.
 
-    Args:
-        background: A color, as three integers from 0 to 255 or in CSS (``"white"``,
-            ``"#00b140"``); or an image, see `read_pixels`, which is shown over `PAPER`.
-
-    Returns:
-        The color, RGB from 0 to 255; or the image, uint8 ``[H, W, 3]``.
-
-    Raises:
-        DataError: It is neither.
+    It is a color, as three integers from 0 to 255 or in CSS (``"white"``, ``"#00b140"``); or an
+    image, see `read_pixels`, which is shown over `PAPER`.
     """
     if isinstance(background, str) and not os.path.exists(background):
         try:

@@ -34,14 +34,9 @@ _RAW_SUFFIXES = (
 
 
 def describe_unsupported(name: str, head: bytes) -> str | None:
-    """Return why a file is not read although it may look like an image, and what to do.
+    """Return why a file is not read although it may look like an image; None for other files.
 
-    Args:
-        name: The file's name; camera raw files are recognized by their suffix.
-        head: Its first bytes.
-
-    Returns:
-        The end of a sentence that starts with the file's name; None for other files.
+    ``head`` are its first bytes. The result ends a sentence that starts with the file's name.
     """
     if head.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file itself; fetch the file by `git lfs pull`"

@@ -68,12 +68,9 @@ def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarra
     Each pixel is the average of a square of pixels; at the right and bottom edge, of the rest of
     one. JPEG files are decoded at the lower resolution, which is faster.
 
-    Args:
-        path: See `read_image`.
-        at_least: Minimum rows and columns of the result, see `reduction`.
-
     Returns:
-        uint8 ``[h, w, 3]``, RGB, and height and width of the full image.
+        uint8 ``[h, w, 3]``, RGB, of ``at_least`` so many rows and columns (see `reduction`); and
+        height and width of the full image.
     """
     image, hw = load_image(path, at_least)
     factor = reduction(hw, at_least)
@@ -174,15 +171,10 @@ def read_trimap(path: str | Path) -> np.ndarray:
 
 
 def trimap_levels(trimap: np.ndarray, name: str = "The trimap") -> np.ndarray:
-    """Return the three levels of a trimap; the one check for prompts, files and scores.
+    """Return a trimap as uint8 0, 128, 255; the one check for prompts, files and scores.
 
-    Args:
-        trimap: ``[H, W]``: 0 background, 127 or 128 unknown, 255 foreground; or 0, 1, 2; or
-            floating point, 0, 0.5, 1.
-        name: Subject of the message.
-
-    Returns:
-        uint8 ``[H, W]`` of 0, 128, 255.
+    It may have 0 background, 127 or 128 unknown, 255 foreground; or 0, 1, 2; or floating-point
+    0, 0.5, 1.
 
     Raises:
         DataError: It has other values, or only 0 and 1, which is ambiguous.

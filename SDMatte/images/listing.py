@@ -159,11 +159,6 @@ def names_by_stem(directory: str | Path, preferred: str = "") -> dict[str, str]:
 def find_partner(path: str | Path, directory: str | Path, lookup: NameLookup | None = None) -> Path:
     """Find the image of the same name in another folder, whatever its extension and spelling.
 
-    Args:
-        path: A file; only its name is used.
-        directory: The folder to search.
-        lookup: Caches the folder's contents over many calls.
-
     Raises:
         DataError: There is no such image, or there are several.
     """

@@ -14,15 +14,7 @@ _ALMOST_GRAY = 16
 
 
 def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
-    """Convert an image of any mode but La and any profile to mode RGB, sRGB; alpha is dropped.
-
-    Args:
-        image: The image.
-        name: Its name in messages.
-
-    Raises:
-        DataError: The range of its values is not known.
-    """
+    """Convert an image of any mode but La and any profile to mode RGB, sRGB; alpha is dropped."""
     if is_wide(image):
         profile = image.info.get("icc_profile")
         unit = wide_to_unit(image, name)
@@ -35,13 +27,9 @@ def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
 
 
 def alpha_channel(image: Image.Image) -> np.ndarray | None:
-    """Return the alpha of an image: a channel, a palette's, or a transparent level or color.
+    """Return the alpha of an image of any mode but La, uint8 ``[H, W]``; None if it is opaque.
 
-    Args:
-        image: An image of any mode but La.
-
-    Returns:
-        uint8 ``[H, W]``, or None if the image is opaque.
+    It may be a channel, a palette's, or a transparent level or color.
     """
     if not image.has_transparency_data:
         return None

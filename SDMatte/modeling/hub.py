@@ -31,7 +31,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
@@ -288,24 +287,19 @@ def _request_info(hub_name: HubName) -> ModelInfo:
         raise MissingCheckpointError(
             "HF_HUB_OFFLINE is set: nothing is fetched from the Hugging Face hub."
         )
-    where = f"The Hugging Face hub ({constants.ENDPOINT})"
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_TIMEOUT)
     repo, revision = hub_name.repo, hub_name.revision
     try:
         return _call_with_timeout(
             timeout, lambda: HfApi().model_info(repo, revision=revision, timeout=timeout)
         )
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403, 404):
+    except _NETWORK_ERRORS as error:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (401, 403, 404):
             raise _access_error(hub_name, error) from error
         raise MissingCheckpointError(
-            f"{where} responded with status {status}: try again later."
-        ) from error
-    except _NETWORK_ERRORS as error:
-        raise MissingCheckpointError(
-            f"{where} cannot be reached ({_first_line(error)}): check the network and the proxy "
-            f"settings."
+            f"The Hugging Face hub ({constants.ENDPOINT}) cannot be reached "
+            f"({_first_line(error)}): check the network and the proxy settings, or try again later."
         ) from error
 
 
@@ -349,7 +343,7 @@ def _find_cached(hub_name: HubName, name: str, choose: Chooser, problem: Checkpo
     return folder
 
 
-def _access_error(hub_name: HubName, error: HfHubHTTPError) -> CheckpointError:
+def _access_error(hub_name: HubName, error: Exception) -> CheckpointError:
     """Return the error for a repository that the hub does not provide."""
     repo = hub_name.repo
     if isinstance(error, GatedRepoError):
@@ -361,15 +355,10 @@ def _access_error(hub_name: HubName, error: HfHubHTTPError) -> CheckpointError:
         return MissingCheckpointError(
             f"{repo} on the Hugging Face hub has no revision {hub_name.revision}."
         )
-    if not isinstance(error, RepositoryNotFoundError):
-        return CheckpointError(
-            f"The Hugging Face hub denies access to {repo} ({_first_line(error)}). Check the "
-            f"access token: `hf auth login`, or HF_TOKEN."
-        )
     return MissingCheckpointError(
-        f"The Hugging Face hub has no repository {repo}. Check the spelling; a private repository "
-        f'needs `hf auth login` or HF_TOKEN. README.md, "Pretrained model", lists sources of '
-        f"weights."
+        f"The Hugging Face hub does not provide {repo} ({_first_line(error)}). Check the spelling; "
+        f'a private repository needs `hf auth login` or HF_TOKEN. README.md, "Pretrained model", '
+        f"lists sources of weights."
     )
 
 

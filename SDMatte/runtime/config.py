@@ -41,11 +41,8 @@ _BRACED_NAME = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Load a config file and apply ``key=value`` overrides to existing settings.
 
-    Paths may start with ``~`` and contain ``$VARIABLES``.
-
-    Args:
-        path: A LazyConfig Python file, or the ``config.yaml`` of a run.
-        overrides: Such as ``train.epochs=3`` or ``dataloader.train.dataset.names=[AIM-500]``.
+    The file is a LazyConfig Python file, or the ``config.yaml`` of a run. Paths may start with
+    ``~`` and contain ``$VARIABLES``.
 
     Raises:
         ConfigError: The file, an override or a value is invalid.

@@ -2,23 +2,15 @@
 
 import contextlib
 import os
-import platform
 import re
 import stat
-import time
 import unicodedata
+import uuid
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
-
-import psutil
 
 from SDMatte.errors import ConfigError, DataError, MissingFileError, OutputError
 
-_LONGEST_NAME = 255  # bytes, on nearly all file systems
-_HOST = re.sub(r"\W", "", platform.node().split(".")[0])
-_TEMPORARY = re.compile(r"\..+\.(?:(?P<host>\w+)-)?(?P<pid>\d{1,9})\.tmp")
-_ABANDONED = 24 * 3600  # seconds
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
 
 
@@ -123,25 +115,16 @@ def list_error(folder: str | Path, error: OSError) -> DataError:
 def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` atomically at the end.
 
-    Creates missing folders and deletes temporary files that killed processes left behind.
-
-    Args:
-        path: The file to write.
-        durable: Whether to sync it to the disk.
+    Missing folders are created. If ``durable``, the file is synced to the disk.
 
     Raises:
         OutputError: The file cannot be written.
     """
     path = Path(path)
-    end = f".{_HOST}-{os.getpid()}.tmp"
-    name = path.name
-    while len(os.fsencode(name)) > _LONGEST_NAME - 1 - len(end):
-        name = name[1:]
-    temporary = path.with_name(f".{name}{end}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with contextlib.suppress(FileExistsError):  # not a folder; opening the file reports it
             path.parent.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(os.path.abspath(path.parent))
         try:
             yield temporary
             if durable:
@@ -162,26 +145,6 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically; undecodable file names keep their bytes."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-
-@cache
-def clear_leftovers(folder: str) -> None:
-    """Delete temporary files of `replace_file` whose processes have ended; once per folder.
-
-    Those of other machines that share the folder are deleted after a day.
-    """
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):
-            found = _TEMPORARY.fullmatch(name)
-            path = os.path.join(folder, name)
-            if found and os.path.isfile(path) and _is_abandoned(path, **found.groupdict()):
-                os.unlink(path)
-
-
-def _is_abandoned(path: str, host: str | None, pid: str) -> bool:
-    if host in (None, _HOST):
-        return not psutil.pid_exists(int(pid))
-    return time.time() - os.stat(path).st_mtime > _ABANDONED
 
 
 def _sync(path: Path) -> None:

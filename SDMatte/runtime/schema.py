@@ -17,6 +17,7 @@ _PLAIN_WORDS = (
     (r"^Input should", "must"),
     (r"a valid dictionary or instance of \w+", "a mapping"),
     (r"a valid boolean", "True or False"),
+    (r"a valid tuple", "a list"),
     (r"a valid integer", "an integer"),
     (r"a valid (\w+)", r"a \1"),
     (r"greater than or equal to", "at least"),

@@ -12,7 +12,6 @@ from SDMatte.errors import DataError, OutputError
 from SDMatte.runtime.files import (
     NameLookup,
     check_not_read,
-    clear_leftovers,
     name_key,
     replace_file,
     stem_key,
@@ -82,30 +81,6 @@ def test_files_are_replaced_atomically(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Cannot write .*Not a directory"):
         write_text(tmp_path / "file" / "a.txt", "in the way")
-
-
-def test_files_of_killed_processes_are_deleted(tmp_path):
-    code = """
-import os, signal, sys
-from SDMatte.runtime.files import replace_file
-with replace_file(sys.argv[1]) as temporary:
-    temporary.write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    target = tmp_path / "a.txt"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, str(target)], env=environment)
-    assert done.returncode == -9 and not target.exists()
-    (left,) = os.listdir(tmp_path)
-    assert left.startswith(".a.txt.") and left.endswith(".tmp")
-
-    old, young = (tmp_path / f".{name}.png.elsewhere-77.tmp" for name in "or")
-    mine = [".draft.tmp", "a.999999999.tmp", ".x.12.tmp.bak", f".live.png.{os.getppid()}.tmp"]
-    touch(tmp_path, *mine, old.name, young.name, ".old.png.999999999.tmp")
-    os.utime(old, (0, 0))
-    clear_leftovers.cache_clear()
-    write_text(tmp_path / "b.txt", "next")
-    assert sorted(os.listdir(tmp_path)) == sorted([*mine, young.name, "b.txt"])
 
 
 # ------------------------------------------------------- what a command reads
