@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(.+))?")
 _STEMS = {"text_encoder": {".safetensors": "model", ".bin": "pytorch_model"}}
 _STEM = "diffusion_pytorch_model"
 
-Chooser = Callable[[Sequence[str], str], Iterable[str]]
+Chooser = Callable[[Sequence[str], str], list[str]]
 """Returns the needed files, given the names of all files of a folder and what to call it."""
 
 
@@ -108,7 +108,7 @@ def resolve_folder(name: str | Path, load: bool | Collection[str] = False) -> Pa
     `load` names components whose weights are needed as well; True for all.
     """
     needed = [part for part in COMPONENTS if load is True or part in (load or ())]
-    return _resolve(name, lambda names, where: _choose_model_files(names, where, needed))
+    return _resolve(name, lambda names, where: _choose_model_files(names, where, needed))[0]
 
 
 def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path:
@@ -127,13 +127,10 @@ def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path
         raise MissingCheckpointError(f"Checkpoint file {path} not found.")
     if hub_name is not None and hub_name.file is not None:
         file = hub_name.file
-    chosen: list[str] = []
-
-    def choose(names: Sequence[str], where: str) -> list[str]:
-        chosen[:] = [_choose_checkpoint(names, where, file and str(file))]
-        return chosen
-
-    return _resolve(name, choose) / chosen[0]
+    folder, chosen = _resolve(
+        name, lambda names, where: [_choose_checkpoint(names, where, file and str(file))]
+    )
+    return folder / chosen[0]
 
 
 def resolve_pretrained(name: str | Path, replaced: Collection[str] = ()) -> Path:
@@ -158,15 +155,14 @@ def resolve_component(name: str | Path) -> Path:
             )
         return ["config.json", *files]
 
-    return _resolve(name, choose)
+    return _resolve(name, choose)[0]
 
 
-def _resolve(name: str | Path, choose: Chooser) -> Path:
-    """Return the local folder that holds the chosen files of a folder or a hub repository."""
+def _resolve(name: str | Path, choose: Chooser) -> tuple[Path, list[str]]:
+    """Return the local folder of a model or of its copy from the hub, and the chosen files."""
     path = Path(name)
     if path.is_dir():
-        choose(_list_files(path), str(path))
-        return path
+        return path, choose(_list_files(path), str(path))
     if path.exists():
         raise CheckpointError(f"{path} is a file; a model folder or a hub id is needed.")
     hub_name = HubName.parse(name)
@@ -251,7 +247,7 @@ def _choose_checkpoint(names: Sequence[str], where: str, file: str | None) -> st
 # ------------------------------------------------------------------- fetching
 
 
-def _fetch(hub_name: HubName, name: str, choose: Chooser) -> Path:
+def _fetch(hub_name: HubName, name: str, choose: Chooser) -> tuple[Path, list[str]]:
     """Fetch the chosen files of a repository into the hub's cache, unless they are cached."""
     repo, revision = hub_name.repo, hub_name.revision
     try:
@@ -259,14 +255,14 @@ def _fetch(hub_name: HubName, name: str, choose: Chooser) -> Path:
     except CheckpointError as error:
         return _find_cached(hub_name, name, choose, error)
     names = [file.rfilename for file in info.siblings or ()]
-    needed = list(choose(names, f"{repo} on the Hugging Face hub"))
+    needed = choose(names, f"{repo} on the Hugging Face hub")
     cached = [try_to_load_from_cache(repo, file, revision=revision) for file in needed]
     if all(isinstance(path, str) and info.sha in Path(path).parts for path in cached):
-        return Path(cached[0]).parents[needed[0].count("/")]
+        return Path(cached[0]).parents[needed[0].count("/")], needed
     logger.info("Fetching %d files of %s from %s ...", len(needed), repo, constants.ENDPOINT)
     patterns = [glob.escape(file) for file in needed]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)), needed
     except GatedRepoError as error:
         raise _access_error(hub_name, error) from error
     except _NETWORK_ERRORS as error:
@@ -319,7 +315,9 @@ def _call_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
     return future.result()
 
 
-def _find_cached(hub_name: HubName, name: str, choose: Chooser, problem: CheckpointError) -> Path:
+def _find_cached(
+    hub_name: HubName, name: str, choose: Chooser, problem: CheckpointError
+) -> tuple[Path, list[str]]:
     """Find the chosen files in the hub's cache, given the problem that the hub had."""
     try:
         folder = Path(
@@ -335,12 +333,12 @@ def _find_cached(hub_name: HubName, name: str, choose: Chooser, problem: Checkpo
             f"{name} not found locally or in the hub's cache {constants.HF_HUB_CACHE}. {problem}"
         ) from problem
     try:
-        choose(_list_files(folder), f"The cached copy of {hub_name.repo}")
+        chosen = choose(_list_files(folder), f"The cached copy of {hub_name.repo}")
     except CheckpointError as error:
         raise type(error)(f"{error} {problem}") from problem
     if not constants.HF_HUB_OFFLINE:
         logger.warning("%s Using the cached copy of %s.", problem, hub_name.repo)
-    return folder
+    return folder, chosen
 
 
 def _access_error(hub_name: HubName, error: Exception) -> CheckpointError:

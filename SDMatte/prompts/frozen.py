@@ -150,14 +150,10 @@ class PromptFile:
             if len(points) > NUM_POINTS:
                 raise ValueError(f"it has {len(points)} points, more than {NUM_POINTS}")
             corners = [] if box is None else [box[:2], box[2:]]
-            for x, y in [*corners, *points]:
-                # Not isinstance: True and False are integers, too.
-                if not (type(x) is type(y) is int and 0 <= x < width and 0 <= y < height):
-                    raise ValueError(
-                        f"({x}, {y}) is not a pixel of {width}x{height}; coordinates are integers, "
-                        f"in pixels"
-                    )
-            if corners and not (box[0] <= box[2] and box[1] <= box[3]):
+            pixels = np.array([*corners, *points] or [[0, 0]])
+            if pixels.dtype.kind != "i" or not ((pixels >= 0) & (pixels < (width, height))).all():
+                raise ValueError(f"coordinates must be pixels of {width}x{height}, integers")
+            if corners and (pixels[0] > pixels[1]).any():
                 raise ValueError(f"the box {box} must have x0 <= x1 and y0 <= y1")
             return {
                 "bbox_mask": prompt_of_box(box, shape),
