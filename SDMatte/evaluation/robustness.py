@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +20,6 @@ from SDMatte.scoring.document import Section, render
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.report import UNITS
 from SDMatte.scoring.tables import metrics_table
-
-logger = logging.getLogger(__name__)
 
 _METRIC = "SAD"  # in the plot
 PLOT, TABLE, NUMBERS = "robustness.png", "robustness.md", "robustness.json"

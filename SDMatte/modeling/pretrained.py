@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from accelerate import init_empty_weights
 
-from SDMatte.errors import CheckpointError, ConfigError, OutputError
+from SDMatte.errors import CheckpointError, ConfigError, OutputError, SDMatteError
 from SDMatte.modeling import hub, weights
 from SDMatte.modeling.single_file import check_cross_attention, find_config, read_single_file
 from SDMatte.modeling.surgery import COORDINATE_LAYERS, CoordinateInit, coordinate_weights
@@ -92,9 +92,9 @@ def process_pretrained(
         raise ConfigError("--config is for a single file; a folder has its own configs.")
     new = _make_coordinate_weights(pretrained, init)
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
-    partial.mkdir(parents=True)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     try:
+        partial.mkdir(parents=True)
         pretrained.write_others(partial, replaced)
         unet_config = {**COORDINATE_SETTINGS, **pretrained.unet_config}
         _write_component(partial, "unet", unet_config, {**pretrained.unet, **new})
@@ -103,9 +103,12 @@ def process_pretrained(
             for file in (vae_folder / "config.json", *_weight_files(vae_folder)):
                 shutil.copy2(file, partial / "vae" / file.name)
         partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+    except SDMatteError:
         raise
+    except OSError as error:  # such as a full disk
+        raise OutputError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     logger.info("Added %d settings to unet/config.json.", len(COORDINATE_SETTINGS))
     for name, value in new.items():
         state = "random" if value.any() else "zero"

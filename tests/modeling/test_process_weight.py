@@ -180,6 +180,9 @@ def test_a_failure_leaves_nothing(stable_diffusion, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         process_pretrained(stable_diffusion, tmp_path / "new" / "out")
     assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="Cannot write .*out: Not a directory"):
+        process_pretrained(stable_diffusion, tmp_path / "file" / "out")
 
 
 def break_config(folder: Path, **changes) -> None:
