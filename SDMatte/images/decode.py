@@ -212,7 +212,7 @@ def _open_tiff(data: bytes, path: Path) -> Image.Image:
     """
     stripped = without_metadata(data)
     if stripped is not None:
-        with contextlib.suppress(Image.UnidentifiedImageError):
+        with _without_pillow_limit(), contextlib.suppress(Image.UnidentifiedImageError):
             return Image.open(io.BytesIO(stripped[0]), formats=("TIFF",))
     is_big_tiff = data[:4] in TIFF_SIGNATURES[2:]
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_big_tiff else 8])
@@ -235,7 +235,7 @@ def _open_tiff(data: bytes, path: Path) -> Image.Image:
     if is_gray:
         image = Image.fromarray(values.astype(np.float32))
     else:
-        top = np.iinfo(values.dtype).max if values.dtype.kind == "u" else 1
+        top = 1 if values_kind[0] == _FLOAT else 2 ** values_kind[1] - 1
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= top):  # also if a value is NaN
             raise DataError(

@@ -65,7 +65,8 @@ class Settings(BaseModel):
         if first["type"] == "missing":
             return f"The setting {name} is missing."
         if first["type"] == "extra_forbidden":
-            return unknown_setting(name, list(cls.group(*first["loc"][:-1]).model_fields))
+            group = cls.group(*map(str, first["loc"][:-1]))
+            return unknown_setting(name, list(group.model_fields))
         message = first["msg"]
         for pattern, words in _PLAIN_WORDS:
             message = re.sub(pattern, words, message)
