@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,17 +19,14 @@ INTERRUPTED = 130
 
 
 def run_command(function: Callable[[argparse.Namespace], int | None], args) -> int:
-    """Run a command and return its exit status.
+    """Run a command with its parsed arguments and return its exit status.
 
     Errors caused by user input are printed as one sentence; any other exception is a bug and keeps
     its traceback.
-
-    Args:
-        function: Takes the parsed arguments; may return an exit status.
-        args: The parsed arguments.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     clear_leftovers.cache_clear()  # each command checks again
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; images warns itself
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
@@ -123,9 +121,6 @@ def launch(
         function: A module-level function.
         *given: Its arguments; must be picklable.
         saved: Describes, given ``train.output_dir``, what was saved before a signal.
-
-    Raises:
-        SDMatteError: Raised by the function; or the config or the counts are invalid.
     """
     from SDMatte.runtime import launch as processes
     from SDMatte.runtime.config import load_config
@@ -156,11 +151,7 @@ def is_config(word: str) -> bool:
 
 
 def split_config(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Split words into one config file, with a default, and ``key=value`` overrides.
-
-    Raises:
-        ConfigError: There is more than one file.
-    """
+    """Split words into one config file, with a default, and ``key=value`` overrides."""
     overrides = [word for word in words if is_setting(word)]
     files = [expand_path(word) for word in words if not is_setting(word)]
     if len(files) > 1:
@@ -171,13 +162,9 @@ def split_config(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def split_runs(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """Split words into configs, each followed by its checkpoints, and ``key=value`` overrides.
+    """Split words into pairs of config and checkpoint, and ``key=value`` overrides.
 
-    Args:
-        words: Positional arguments. Checkpoints before the first config belong to the default one.
-
-    Returns:
-        Pairs of config and checkpoint, None for a config without checkpoints; and the overrides.
+    Checkpoints follow their config, or belong to the default one; a config may have none.
     """
     overrides = [word for word in words if is_setting(word)]
     configs: list[tuple[str, list[str | None]]] = []

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from SDMatte.cli.common import DEFAULT_CONFIG, Removed, is_config, is_setting
+from SDMatte.cli.common import DEFAULT_CONFIG, is_config, is_setting
 from SDMatte.errors import ConfigError
 
 PUBLISHED_CONFIG = str(Path(DEFAULT_CONFIG).with_name("SDMatte.py"))
@@ -62,9 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("output/data_sample.png"),
         help="the sheet, PNG or JPEG (default: output/data_sample.png)",
     )
-    action.add_argument(
-        "--seed", action=Removed, instead="use dataloader.train.dataset.seed=N or ...test..."
-    )
     action.set_defaults(run=show_samples)
 
     action = actions.add_parser(
@@ -107,11 +104,7 @@ def list_sets(args: argparse.Namespace) -> None:
 
 
 def check_sets(args: argparse.Namespace) -> int:
-    """Print the problems of data sets and write contact sheets.
-
-    Returns:
-        0 if training can start, else `CANNOT_START`.
-    """
+    """Print the problems of data sets, write contact sheets, and return the exit status."""
     from SDMatte.data.check import check_set, obstacles, summary_table, training_mix
     from SDMatte.data.listing import files_of
     from SDMatte.data.sheets import source_sheet

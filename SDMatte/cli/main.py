@@ -35,13 +35,9 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command, by default that of this process, and return its exit status.
 
-    Args:
-        argv: The arguments; None: those of the process.
-
-    Returns:
-        The exit status: 0, or 2 for an error caused by user input or without a command.
+    It is 2 for an error caused by user input or without a command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if word in COMMANDS), None)

@@ -15,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("output/quickstart"))
     parser.add_argument("--samples", type=Path, default=Path("data/samples"))
-    parser.add_argument("--fresh", action="store_true", help="train again from the start")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings")
 
 
@@ -23,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the quickstart; print the scores and the next steps."""
     from SDMatte.cli.quickstart_run import NEXT_STEPS, quickstart
 
-    result = quickstart(DEFAULT_CONFIG, args.output, args.samples, args.fresh, args.words)
+    result = quickstart(DEFAULT_CONFIG, args.output, args.samples, args.words)
     print(f"\n{result.markdown}\n")
     print(NEXT_STEPS.format(output=args.output))
     if not result.beats_baselines:

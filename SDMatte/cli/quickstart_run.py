@@ -1,13 +1,9 @@
 """The work of ``sdmatte quickstart``: samples, training, test, scores and images."""
 
-import contextlib
 import json
-import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +29,12 @@ from SDMatte.samples.photos import real_photographs
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.tables import score_table
 
-logger = logging.getLogger(__name__)
-
 _BLANK = np.full((1, 1), PAGE, np.uint8)
 _ROWS = 12
 PROMPTS = ("box", "point", "mask")
 NEXT_STEPS = """\
 Scores, curves and images are in {output}: scores.md, train/curves.png, results.png.
-
-Next:
-- Your own data, a folder of images and a folder of alphas with the same names:
-    bash script/train.sh configs/SDMatte_small.py train.output_dir=output/mine \\
-        'dataloader.train.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
-- The published weights: put the config folders and SDMatte.pth of the model's hub page into
-  pretrained/SDMatte, then
-    bash script/test.sh configs/SDMatte.py pretrained/SDMatte/SDMatte.pth \\
-        'dataloader.test.dataset.names=[{{image: IMAGES, alpha: ALPHAS}}]'
-- The published recipe on the published data: README.md, Dataset and Training."""
+Next: your own data, the published weights and the published recipe; see README.md."""
 
 
 @dataclass(frozen=True)
@@ -72,53 +57,28 @@ def quickstart(
     config_file: str,
     output: str | Path,
     samples: str | Path,
-    fresh: bool = False,
     overrides: Sequence[str] = (),
     sample_settings: Mapping[str, Any] | None = None,
 ) -> QuickstartResult:
     """Create the sample set, train, test against baselines, and draw the results.
 
-    Args:
-        config_file: The config of the small model.
-        output: Folder of all results; a training in its ``train/`` is resumed.
-        samples: Folder of the sample set.
-        fresh: Whether to delete an earlier training.
-        overrides: ``key=value`` settings.
-        sample_settings: Arguments of `make_sample_set`; None: the default set.
-
-    Raises:
-        SDMatteError: An argument is invalid.
+    A training in ``output/train`` is resumed.
     """
     output, run_dir = Path(output), Path(output) / "train"
     make_sample_set(samples, **(sample_settings or {}))
     outputs = [output / name for name in ("test", "results.png", "scores.json", "scores.md")]
-    check_not_read([output, *outputs], [samples], emptied=[run_dir] if fresh else ())
-    if fresh:
-        shutil.rmtree(run_dir, ignore_errors=True)
+    check_not_read([output, *outputs], [samples])
     settings = [f"train.output_dir={run_dir}", *overrides]
     config = load_config(config_file, settings)
-    with overridden_data_root(samples):
-        train(config_file, settings, resume=True)
-        model = load_trained(config, run_dir / hub.FINAL_CHECKPOINT)
-        scores = score_with_baselines(config, model, output / "test")
-        draw_results(config, model, output / "results.png")
+    os.environ["SDMATTE_DATA_ROOT"] = str(samples)  # which may be set for other data
+    train(config_file, settings, resume=True)
+    model = load_trained(config, run_dir / hub.FINAL_CHECKPOINT)
+    scores = score_with_baselines(config, model, output / "test")
+    draw_results(config, model, output / "results.png")
     markdown, beats = _summary(scores, config.test.protocol)
     write_text(output / "scores.json", json.dumps(scores, indent=2) + "\n")
     write_text(output / "scores.md", markdown + "\n")
     return QuickstartResult(scores, beats, markdown)
-
-
-@contextlib.contextmanager
-def overridden_data_root(path: str | Path) -> Iterator[None]:
-    """Set SDMATTE_DATA_ROOT, which the user may have set for other data."""
-    before = os.environ.get("SDMATTE_DATA_ROOT")
-    os.environ["SDMATTE_DATA_ROOT"] = str(path)
-    try:
-        yield
-    finally:
-        del os.environ["SDMATTE_DATA_ROOT"]
-        if before is not None:
-            os.environ["SDMATTE_DATA_ROOT"] = before
 
 
 def score_with_baselines(
@@ -171,11 +131,9 @@ def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:
         if photograph.box is not None:
             image, box = np.array(photograph.load()), photograph.box
             rows.append([image, _prompted(image, box), _predict(predictor, image, box), _BLANK])
-    half = (len(rows) + 1) // 2
-    sides = zip_longest(rows[:half], rows[half:], fillvalue=[_BLANK] * 4)
-    tiles = [cell for pair in sides for row in pair for cell in row]
-    labels = ["image", "box prompt", "prediction", "truth"] * 2
-    write_image(path, contact_sheet(tiles, labels, columns=8))
+    tiles = [cell for row in rows for cell in row]
+    labels = ["image", "box prompt", "prediction", "truth"]
+    write_image(path, contact_sheet(tiles, labels, columns=4))
 
 
 def _predict(predictor: MattePredictor, image: np.ndarray, box: Sequence[float]) -> np.ndarray:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from SDMatte.cli.common import add_process_arguments, launch, split_runs
 from SDMatte.cli.test import add_model_arguments, find_tested
-from SDMatte.scoring.metrics import METRICS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,13 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "measurement is resumed."
     )
     add_model_arguments(parser)
-    parser.add_argument(
-        "--kinds",
-        metavar="KIND,...",
-        default="",
-        help="box, points, mask, opacity (default: all)",
-    )
-    parser.add_argument("--metric", choices=list(METRICS), default="SAD", help="metric to plot")
     parser.add_argument(
         "--output",
         type=Path,
@@ -43,9 +35,8 @@ def measure(args: argparse.Namespace) -> None:
     from SDMatte.evaluation.robustness import measure_robustness, plan_robustness, write_robustness
 
     methods, folders = find_tested(args, "robustness")
-    kinds = [kind for kind in args.kinds.split(",") if kind]
     plans = [
-        plan_robustness(method, folder, kinds, args.restart)
+        plan_robustness(method, folder, args.restart)
         for method, folder in zip(methods, folders, strict=True)
     ]
     measured = []
@@ -53,6 +44,6 @@ def measure(args: argparse.Namespace) -> None:
         measured += measure_robustness(method, plan)
     if measured:
         top = folders[0] if len(folders) == 1 else folders[0].parent
-        paths = write_robustness(measured, top, args.metric)
+        paths = write_robustness(measured, top)
         print(paths[1].read_text("utf-8", "surrogateescape"))
         print(f"The plot is {paths[0]}.")

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from SDMatte.cli.common import Removed
 from SDMatte.errors import ConfigError
 from SDMatte.runtime.files import check_not_read, check_writable
 from SDMatte.scoring.folder import score_folder
@@ -38,9 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", default="", help="prompt of the mattes, by which `report` groups runs"
     )
     parser.add_argument(
-        "--model", action=Removed, instead="name the run in a report: report NAME=FOLDER."
-    )
-    parser.add_argument(
         "-j",
         "--num-workers",
         type=int,
@@ -50,13 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score, print a table (MSE and MAD times 1000) and write reports if requested.
-
-    Raises:
-        ConfigError: Error maps without an output folder.
-        DataError: The folders do not match; the message lists all problems.
-        OutputError: The output is not writable, or is one of the folders.
-    """
+    """Score, print a table (MSE and MAD times 1000) and write reports if requested."""
     if args.error_maps and args.output is None:
         raise ConfigError("--error-maps needs --output.")
     if args.output is not None:

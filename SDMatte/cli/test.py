@@ -113,12 +113,7 @@ def test(args: argparse.Namespace) -> None:
 def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
     """Return the methods that `add_model_arguments` selects, and their output folders.
 
-    Args:
-        args: The parsed arguments.
-        name: Name of the default folder.
-
-    Raises:
-        SDMatteError: See `SDMatte.evaluation.methods.find_methods`.
+    ``name`` is that of the default folder.
     """
     from SDMatte.evaluation.methods import find_methods
     from SDMatte.runtime.files import check_not_read

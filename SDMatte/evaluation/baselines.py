@@ -30,14 +30,7 @@ class Baseline:
     prompts: tuple[str, ...] = ()
 
     def __init__(self, prompt: str) -> None:
-        """Select the prompt.
-
-        Args:
-            prompt: Published or short name.
-
-        Raises:
-            PromptError: The prompt is unknown or not supported.
-        """
+        """Select the prompt by its published or short name; a `PromptError` if not supported."""
         self.prompt = get_prompt_type(prompt)
         if self.prompt.alias not in self.prompts:
             raise PromptError(
@@ -197,15 +190,7 @@ class ClosedForm(Baseline):
     prompts = ("trimap",)
 
     def __init__(self, prompt: str) -> None:
-        """Import the solver.
-
-        Args:
-            prompt: Published or short name.
-
-        Raises:
-            PromptError: The prompt is not a trimap.
-            DependencyError: pymatting is not installed.
-        """
+        """Import the solver; a `DependencyError` if pymatting is not installed."""
         super().__init__(prompt)
         try:
             pymatting = load_compiled(lambda: importlib.import_module("pymatting"))

@@ -20,13 +20,7 @@ from SDMatte.prompts.types import PromptType
 def set_identity(
     dataset: MattingDataset, prompt: PromptType, settings: DictConfig
 ) -> dict[str, Any]:
-    """Return what the results of a data set and prompt depend on, except for the model.
-
-    Args:
-        dataset: The data set.
-        prompt: The prompt.
-        settings: The part ``test`` of the config.
-    """
+    """Return what results depend on, except for the model; ``settings`` is ``config.test``."""
     data_settings = dataset.settings.model_dump()
     del data_settings["cache_mb"]  # does not affect results
     samples = json.dumps([asdict(sample) for sample in dataset.samples], ensure_ascii=False)

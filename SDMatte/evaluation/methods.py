@@ -70,12 +70,6 @@ def find_methods(
             checkpoint at all.
         baselines: Names of baselines, tested on the data sets of the first config.
         overrides: ``key=value`` settings for all configs.
-
-    Raises:
-        ConfigError: A config or a baseline does not exist, a baseline supports none of the prompts,
-            or a config and checkpoint are given twice.
-        DependencyError: A package of a baseline is not installed.
-        CheckpointError: A checkpoint does not exist.
     """
     configs = {file: load_config(file, overrides) for file, _ in runs}
     for config in configs.values():
@@ -96,15 +90,7 @@ def find_methods(
 
 
 def load_trained(config: DictConfig, checkpoint: str | Path) -> modeling.SDMatte:
-    """Build a config's model from a full checkpoint, in evaluation mode.
-
-    Args:
-        config: The whole config.
-        checkpoint: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
-
-    Raises:
-        CheckpointError: The checkpoint is missing, damaged or of another model.
-    """
+    """Build a config's model from a full checkpoint (see `resolve_checkpoint`), for evaluation."""
     with init_empty_weights(include_buffers=False):
         model = build(config.model, load_weight=False)
     weights.assign_checkpoint(model, hub.resolve_checkpoint(checkpoint))

@@ -107,10 +107,8 @@ def plan_test(
         restart: Whether to delete existing results, whatever their identity.
 
     Raises:
-        ConfigError: There are no prompts or data sets, two data sets have one name, or one lacks
-            the trimaps that ``test.use_trimap`` needs.
-        DataError: A data set is unusable, two of its images have one name, or the folder holds
-            results of another identity.
+        ConfigError: There is nothing to test, or trimaps are missing.
+        DataError: A data set is unusable, or the folder holds results of another identity.
         OutputError: The output would overwrite files of a data set.
     """
     types = [get_prompt_type(name) for name in (prompts or config.test.prompts)]
@@ -169,12 +167,7 @@ def files_read(dataset: MattingDataset) -> Iterator[Path]:
 
 
 def build_test_loaders(config: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Yield name and loader of each test set.
-
-    Raises:
-        ConfigError: The config has no test set.
-        DataError: A data set is unusable.
-    """
+    """Yield name and loader of each test set."""
     names = dataset_names(config)
     if not names:
         raise ConfigError(f"No test set. {HOW_TO_NAME_A_SET}")
@@ -193,21 +186,11 @@ def dataset_names(config: DictConfig, part: str = "test") -> list[Any]:
 
 
 def choose_test_sets(config: DictConfig, training: bool) -> list[str]:
-    """Replace the test sets of a config by those to use.
+    """Replace the test sets of a config by those to use; return the names of those left out.
 
     Optional sets that do not exist are left out, with a warning. The held-out parts of training
     sets are added: always during training; in a test only if no required set is named, because the
     config.yaml of a run already names them.
-
-    Args:
-        config: The whole config; ``dataloader.test.dataset.names`` is changed.
-        training: Whether the sets are for the evaluations during training.
-
-    Returns:
-        The names of the sets left out.
-
-    Raises:
-        DataError: A set is unknown or has an unknown setting.
     """
     dataset = config.dataloader.test.dataset
     chosen, left_out, any_required = [], [], False

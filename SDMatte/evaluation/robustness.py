@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +21,7 @@ from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.report import UNITS
 from SDMatte.scoring.tables import metrics_table
 
-logger = logging.getLogger(__name__)
-
+_METRIC = "SAD"  # in the plot
 PLOT, TABLE, NUMBERS = "robustness.png", "robustness.md", "robustness.json"
 
 
@@ -61,17 +59,7 @@ SWEEPS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """Scores of one method on one data set at one level.
-
-    Attributes:
-        method: Name of the method.
-        dataset: Name of the data set.
-        kind: Name of the sweep, of `SWEEPS`.
-        level: Level of the sweep.
-        prompt: Short name of the prompt.
-        protocol: Name of the protocol.
-        scores: Metric to raw mean.
-    """
+    """Raw scores of one method on one data set at one level of a sweep, an entry of `SWEEPS`."""
 
     method: str
     dataset: str
@@ -98,36 +86,24 @@ class Step:
     test: SetTest
 
 
-def plan_robustness(
-    method: Method, output_dir: str | Path, kinds: Sequence[str] = (), restart: bool = False
-) -> list[Step]:
-    """Plan all levels of the sweeps; see `SDMatte.evaluation.plan.plan_test`.
+def plan_robustness(method: Method, output_dir: str | Path, restart: bool = False) -> list[Step]:
+    """Plan all levels of the sweeps whose prompts a method supports.
 
-    Args:
-        method: The method.
-        output_dir: Scores of each level are written to it, but no mattes.
-        kinds: Names of sweeps; empty: all whose prompts the method supports.
-        restart: Whether to delete existing results, whatever their identity.
+    See `SDMatte.evaluation.plan.plan_test`. Scores of each level are written to ``output_dir``, but
+    no mattes.
 
     Raises:
-        ConfigError: A sweep is unknown, or the method does not support its prompt.
+        ConfigError: The method supports none.
         DataError: A data set is unusable, or the folder holds results of another identity.
         OutputError: The output would overwrite files of a data set.
     """
-    unknown = [kind for kind in kinds if kind not in SWEEPS]
-    if unknown:
-        raise ConfigError(f"Unknown kinds {', '.join(unknown)}; choose from {', '.join(SWEEPS)}.")
-    supported = [name for name, sweep in SWEEPS.items() if sweep.prompt in method.supported_prompts]
+    kinds = [name for name, sweep in SWEEPS.items() if sweep.prompt in method.supported_prompts]
     if method.checkpoint is not None:  # baselines ignore the opacity
-        supported.append("opacity")
-    chosen = [kind for kind in supported if not kinds or kind in kinds]
-    if not chosen or set(kinds) - set(chosen):
-        raise ConfigError(
-            f"{method.name} supports the kinds {', '.join(supported) or '(none)'}, "
-            f"not {', '.join(kinds or SWEEPS)}."
-        )
+        kinds.append("opacity")
+    if not kinds:
+        raise ConfigError(f"{method.name} supports none of the prompts box, point and mask.")
     steps = []
-    for kind in chosen:
+    for kind in kinds:
         prompt = SWEEPS[kind].prompt or method.prompts[0]
         for level in SWEEPS[kind].levels:
             config = copy.deepcopy(method.config)
@@ -144,11 +120,7 @@ def plan_robustness(
 def measure_robustness(method: Method, steps: Sequence[Step]) -> list[Measurement]:
     """Run the steps of `plan_robustness`; a test shared by several sweeps runs once.
 
-    Returns:
-        The measurements; empty in all processes but the main one.
-
-    Raises:
-        SDMatteError: See `SDMatte.evaluation.run.run_plan`.
+    The result is empty in all processes but the main one.
     """
     tests: dict[str, SetTest] = {}
     for step in steps:
@@ -169,29 +141,18 @@ def measure_robustness(method: Method, steps: Sequence[Step]) -> list[Measuremen
     ]
 
 
-def write_robustness(
-    measurements: Sequence[Measurement], output_dir: str | Path, metric: str = "SAD"
-) -> list[Path]:
-    """Write ``robustness.png`` (a plot), ``robustness.md`` and ``robustness.json``.
-
-    Args:
-        measurements: Of one or more methods.
-        output_dir: Folder to write to.
-        metric: Metric in the plot.
-
-    Raises:
-        OutputError: The folder is not writable.
-    """
+def write_robustness(measurements: Sequence[Measurement], output_dir: str | Path) -> list[Path]:
+    """Write ``robustness.png`` (a plot), ``robustness.md`` and ``robustness.json``."""
     paths = plot, table, numbers = [Path(output_dir) / name for name in (PLOT, TABLE, NUMBERS)]
     content = json.dumps([asdict(measurement) for measurement in measurements], indent=1)
     write_text(numbers, f"{content}\n")
-    _draw(measurements, plot, metric)
+    _draw(measurements, plot)
     tables: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for m in measurements:
         title = f"{m.dataset}, {SWEEPS[m.kind].meaning} ({m.prompt} prompt)"
         rows = tables.setdefault((title, m.protocol), {})
         rows[f"{m.method}, {m.level_name}"] = m.scores
-    sections = [Section(text=UNITS, image=plot, caption=f"{metric} at each level")]
+    sections = [Section(text=UNITS, image=plot, caption=f"{_METRIC} at each level")]
     for (title, protocol), rows in tables.items():
         text = f"Protocol {protocol} ({get_protocol(protocol).description})."
         sections.append(Section(title, text, [metrics_table(rows)]))
@@ -199,7 +160,7 @@ def write_robustness(
     return paths
 
 
-def _draw(measurements: Sequence[Measurement], path: Path, metric: str) -> None:
+def _draw(measurements: Sequence[Measurement], path: Path) -> None:
     """Draw a panel for each data set (down) and sweep (across), with a line for each method."""
     rows = list(dict.fromkeys(m.dataset for m in measurements))
     columns = list(dict.fromkeys(m.kind for m in measurements))
@@ -209,9 +170,9 @@ def _draw(measurements: Sequence[Measurement], path: Path, metric: str) -> None:
     lines: dict[tuple[str, str, str], list[tuple]] = {}
     for m in measurements:
         points = lines.setdefault((m.dataset, m.kind, f"{m.method}, {m.protocol}"), [])
-        points.append((m.level_name, m.scores[metric]))
+        points.append((m.level_name, m.scores[_METRIC]))
         axes = grid[rows.index(m.dataset)][columns.index(m.kind)]
-        axes.set(title=f"{m.dataset}, {m.prompt}", xlabel=SWEEPS[m.kind].meaning, ylabel=metric)
+        axes.set(title=f"{m.dataset}, {m.prompt}", xlabel=SWEEPS[m.kind].meaning, ylabel=_METRIC)
     for (dataset, kind, label), points in lines.items():
         axes = grid[rows.index(dataset)][columns.index(kind)]
         axes.plot(*zip(*points, strict=True), marker=".", label=label)

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import SDMatte.compat  # noqa: F401
 
 import torch
 from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation.evaluator import inference_context
 from omegaconf import DictConfig
 
 from SDMatte.errors import ConfigError, DataError
@@ -31,18 +32,7 @@ def run_test(
 ) -> dict[str, dict[str, float]]:
     """Predict and score every test set of a config with every prompt, without resuming.
 
-    Args:
-        config: The whole config.
-        model: See `run_plan`.
-        output_dir: Mattes and reports are written to its ``SET/PROMPT/``; None: nowhere.
-        model_name: Name of the model, for the reports.
-        prompts: Short names of prompts; None: ``test.prompts``.
-
-    Returns:
-        See `run_plan`.
-
-    Raises:
-        SDMatteError: See `plan_test` and `run_plan`.
+    See `plan_test` and `run_plan`.
     """
     return run_plan(plan_test(config, output_dir, prompts), model, model_name)
 
@@ -61,7 +51,7 @@ def run_plan(
         model: An `SDMatte.modeling.SDMatte`; a baseline, which takes the batch alone; or the class
             of a baseline, which is instantiated for each prompt. None if nothing is predicted.
         model_name: Name of the model, for the reports.
-        info: More for the reports.
+        info: More for the reports, such as the checkpoint.
         only: ``"predict"``: write mattes without scoring them; ``"score"``: score mattes written
             before; None: both.
 
@@ -77,7 +67,8 @@ def run_plan(
     if only == "score":
         _check_predicted(plan)
     results: dict[str, dict[str, float]] = {}
-    with _evaluation_mode(model):
+    is_module = isinstance(model, torch.nn.Module)
+    with inference_context(model) if is_module else contextlib.nullcontext():
         for test in plan:
             _prepare_folder(test)
             evaluator = MatteEvaluator(test, model_name, info, with_metrics=only != "predict")
@@ -100,19 +91,6 @@ def _check_predicted(plan: Sequence[SetTest]) -> None:
     ]
     if lines:
         raise DataError("Mattes to score are missing:\n  " + "\n  ".join(lines))
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: Any) -> Iterator[None]:
-    if not isinstance(model, torch.nn.Module):
-        yield
-        return
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _prepare_folder(test: SetTest) -> None:

@@ -23,10 +23,6 @@ def save_prompts(config: DictConfig, path: str | Path) -> None:
     Other runs use it as ``dataloader.test.dataset.prompts_from``. All processes together read the
     test sets for it.
 
-    Args:
-        config: The whole config.
-        path: File to write.
-
     Raises:
         DataError: Two data sets have one name, or an image is unreadable.
         OutputError: The file is not writable, or is one of those that are read.

@@ -61,15 +61,9 @@ def read_pixels(image: Any, ignore_alpha: bool = False) -> tuple[np.ndarray, np.
 def flatten(
     colors: np.ndarray, alpha: np.ndarray | None, backdrop: tuple[int, int, int] = NEUTRAL
 ) -> np.ndarray:
-    """Composite an image over a color.
+    """Composite uint8 ``[H, W, 3]`` over a color by float32 alpha ``[H, W]`` in [0, 1].
 
-    Args:
-        colors: uint8 ``[H, W, 3]``.
-        alpha: float32 ``[H, W]`` in [0, 1]; None: opaque, and ``colors`` are returned.
-        backdrop: The color.
-
-    Returns:
-        uint8 ``[H, W, 3]``.
+    Without alpha, the image itself is returned.
     """
     if alpha is None:
         return colors
@@ -128,15 +122,8 @@ def _read_pillow(image: Image.Image, ignore_alpha: bool) -> tuple[np.ndarray, np
 def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     """Read the background of a composite.
 
-    Args:
-        background: A color, as three integers from 0 to 255 or in CSS (``"white"``,
-            ``"#00b140"``); or an image, see `read_pixels`, which is shown over `PAPER`.
-
-    Returns:
-        The color, RGB from 0 to 255; or the image, uint8 ``[H, W, 3]``.
-
-    Raises:
-        DataError: It is neither.
+    It is a color, as three integers from 0 to 255 or in CSS (``"white"``, ``"#00b140"``); or an
+    image, see `read_pixels`, which is shown over `PAPER`.
     """
     if isinstance(background, str) and not os.path.exists(background):
         try:
@@ -160,18 +147,9 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
 
 
 def as_background(background: Any, hw: tuple[int, int]) -> np.ndarray:
-    """Make the background of a composite.
+    """Make the background of a composite of height and width ``hw``, uint8 ``[H, W, 3]``.
 
-    Args:
-        background: See `read_background`; an image is scaled to cover the composite and cropped
-            around its center.
-        hw: Height and width of the composite.
-
-    Returns:
-        uint8 ``[H, W, 3]``.
-
-    Raises:
-        DataError: It is neither a color nor an image.
+    An image, see `read_background`, is scaled to cover the composite and cropped around its center.
     """
     behind = read_background(background)
     if isinstance(behind, tuple):

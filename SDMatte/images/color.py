@@ -21,14 +21,9 @@ _TOLERANCE = 2  # of 255: the difference between sRGB profiles of different make
 def to_srgb(image: Image.Image, name: str | Path) -> Image.Image:
     """Convert an image to sRGB by its embedded profile.
 
-    A profile that is damaged, or of another color space than the image, is ignored with a warning.
-
-    Args:
-        image: Any 8-bit mode; without a profile it is assumed to be sRGB.
-        name: Its name in messages.
-
-    Returns:
-        RGB, or RGBA with unchanged alpha; the image itself if there is nothing to convert.
+    A profile that is damaged, or of another color space than the image (of any 8-bit mode), is
+    ignored with a warning. The result is RGB, or RGBA with unchanged alpha; or the image itself if
+    there is nothing to convert.
     """
     profile = image.info.get("icc_profile")
     if not profile or image.mode == "1":

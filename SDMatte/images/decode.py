@@ -7,17 +7,15 @@ import contextlib
 import io
 import math
 import os
-import re
 import stat
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image, TiffImagePlugin, features
+from PIL import Image, TiffImagePlugin
 
 from SDMatte.errors import ConfigError, DataError, DependencyError, MissingFileError, SDMatteError
 from SDMatte.images import warn_once
@@ -26,8 +24,6 @@ from SDMatte.images.formats import (
     PILLOW_DECODERS,
     TIFF_SIGNATURES,
     describe_unsupported,
-    is_heif,
-    is_supported,
 )
 from SDMatte.images.metadata import EXIF_KEPT, ORIENTATION, kept_metadata
 from SDMatte.images.repair import without_metadata
@@ -50,19 +46,13 @@ _TRANSPOSED = {
 # TIFF tags and some of their values
 _SUBFILE_TYPE, _IMAGE_WIDTH, _IMAGE_LENGTH, _BITS, _COMPRESSION = 254, 256, 257, 258, 259
 _PHOTOMETRIC, _CHANNELS, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT, _PROFILE = 262, 277, 284, 339, 34675
-_TIFF_KINDS = {1: "unsigned", 2: "signed", 3: "floating-point"}
 _GRAY, _RGB, _FLOAT = 1, 2, 3
-_OPENCV_TIFF = ((1, 16), (1, 32), (_FLOAT, 32), (_FLOAT, 64))
+_OPENCV_TIFF = ((1, 16), (1, 32), (_FLOAT, 32), (_FLOAT, 64))  # sample format and bits
+_HEAD = 4096  # bytes from which a format is recognized
 
 
 def max_pixels() -> int:
-    """Return the largest number of pixels of an image; a small file can claim to be huge.
-
-    Set by the environment variable SDMATTE_MAX_PIXELS.
-
-    Raises:
-        ConfigError: It is not a positive number.
-    """
+    """Return SDMATTE_MAX_PIXELS, since a small file can claim to be huge."""
     text = os.environ.get(_LIMIT, "").strip()
     if not text:
         return _DEFAULT_MAX_PIXELS
@@ -88,7 +78,8 @@ def load_image(
 
     Returns:
         The image, of any mode but La, colors as stored (not yet sRGB), reduced if ``at_least``
-        and the decoder allow it; and the full height and width.
+        and the decoder allow it, with the bits per channel of the file in ``info["bits"]``; and
+        the full height and width.
     """
     return _read(Path(path), lambda image: _decode(image, at_least, path))
 
@@ -108,9 +99,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
     """Read height and width of the upright image, usually from the file's header only.
 
-    Args:
-        path: The file.
-        exact: Decode the file: a PNG may store its EXIF orientation after the pixels.
+    With ``exact``, the file is decoded: a PNG may store its EXIF orientation after the pixels.
     """
 
     def hw(image: Image.Image) -> tuple[int, int]:
@@ -126,25 +115,10 @@ def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
     return _read(Path(path), hw)
 
 
-def bits_per_channel(path: str | Path) -> int:
-    """Return the bits per channel of a PNG or TIFF file; 8 for other formats."""
-
-    def bits(image: Image.Image) -> int:
-        if image.format == "PNG":
-            return _head(Path(path))[24]
-        return getattr(image, "tag_v2", {}).get(_BITS, (8,))[0]
-
-    return _read(Path(path), bits)
-
-
 def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
-    """Return the largest divisor of an image's size, 1, 2, 4 or 8, that leaves enough pixels.
+    """Return the largest divisor of a height and width, 1, 2, 4 or 8, that leaves ``at_least``.
 
     These are the factors by which a JPEG decoder can reduce an image.
-
-    Args:
-        hw: Height and width of the image.
-        at_least: Minimum rows and columns of the result.
     """
     for factor in (8, 4, 2):
         if all(-(-n // factor) >= m for n, m in zip(hw, at_least, strict=True)):
@@ -153,33 +127,17 @@ def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
 
 
 _lock = threading.Lock()
-_readers = 0
-_restore = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
-def _pillow_settings() -> Iterator[None]:
-    """Apply our limit of pixels and silence Pillow's warnings.
-
-    Both are global, so the first thread to enter changes them and the last one restores them.
-    """
-    global _readers
-    limit = max_pixels()
+def _without_pillow_limit() -> Iterator[None]:
+    """Suspend Pillow's own limit of pixels, a global, whose message cannot name our setting."""
     with _lock:
-        if not _readers:
-            _restore.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-            _restore.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        Image.MAX_IMAGE_PIXELS = limit
-        _readers += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _readers -= 1
-            if not _readers:
-                _restore.close()
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _read(path: Path, use: Callable[[Image.Image], _T]) -> _T:
@@ -188,113 +146,96 @@ def _read(path: Path, use: Callable[[Image.Image], _T]) -> _T:
         # Opening a named pipe waits for its other end, and a device may have no end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"Cannot read {path}: it is not a file.")
-        with _pillow_settings():
-            try:
-                return _read_from(path, path, use)
-            except (SDMatteError, Image.DecompressionBombError, MemoryError):
-                raise
-            except Exception:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
-                stripped = without_metadata(path.read_bytes())
-                if stripped is not None:
-                    with contextlib.suppress(Exception):  # the metadata is not at fault
-                        return _read_from(io.BytesIO(stripped[0]), path, use, stripped[1])
-                raise
+        try:
+            with open(path, "rb") as file:
+                return _read_from(file, path, use)
+        except (SDMatteError, MemoryError):
+            raise
+        except Exception:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
+            stripped = without_metadata(path.read_bytes())
+            if stripped is not None:
+                with contextlib.suppress(Exception):  # the metadata is not at fault
+                    return _read_from(io.BytesIO(stripped[0]), path, use, stripped[1])
+            raise
     except (SDMatteError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        claimed = re.search(r"\d+(?= pixels)", str(error))
-        pixels = int(claimed[0]) if claimed else 2 * max_pixels()
-        raise _too_large(path, pixels, f"{pixels / 1e6:.0f} megapixels") from error
     except Exception as error:
         kind = DataError if os.path.exists(path) else MissingFileError
         raise kind(f"Cannot read {path}: {_reason(path, error)}.") from error
 
 
 def _read_from(
-    source: Path | io.BytesIO,
-    path: Path,
-    use: Callable[[Image.Image], _T],
-    profile: bytes | None = None,
+    source: BinaryIO, path: Path, use: Callable[[Image.Image], _T], profile: bytes | None = None
 ) -> _T:
-    with _open(source, path) as image:
+    head = source.read(_HEAD)
+    source.seek(0)
+    unsupported = describe_unsupported(path.name, head)
+    if unsupported:
+        raise DataError(f"Cannot read {path}: {unsupported}.")
+    with _open(source, head, path) as image:
         _check_size(path, image.size)
-        if image.format == "TIFF":
-            tags = image.tag_v2
-            # Pillow would read these as 8 bits.
-            if _is_planar(tags) and _tiff_values(tags)[0] > 8 and tags.get(_COMPRESSION, 1) == 1:
-                raise _unsupported_tiff(path, tags)
+        tags = getattr(image, "tag_v2", {})
+        image.info["bits"] = head[24] if image.format == "PNG" else tags.get(_BITS, (8,))[0]
+        # Pillow would read planes of 16 bits as 8 bits.
+        if image.info["bits"] > 8 and _is_planar(tags) and tags.get(_COMPRESSION, 1) == 1:
+            raise _unsupported_tiff(path, tags)
         if profile is not None:
             image.info["icc_profile"] = profile
         return use(image)
 
 
-def _open(source: Path | io.BytesIO, path: Path) -> Image.Image:
-    head = _head(source)
-    unsupported = describe_unsupported(path.name, head)
-    if unsupported:
-        raise DataError(f"Cannot read {path}: {unsupported}.")
-    if is_heif(head):
+def _open(source: BinaryIO, head: bytes, path: Path) -> Image.Image:
+    brands = head[8 : int.from_bytes(head[:4], "big")] if head[4:8] == b"ftyp" else b""
+    if brands and b"avif" not in brands and b"avis" not in brands:
         try:
-            from pillow_heif import HeifImageFile  # slow to import, and rarely needed
+            import pillow_heif  # slow to import, and rarely needed
         except ImportError as error:
             raise DependencyError(
                 f"Cannot read {path}: HEIC images need pillow-heif: pip install pillow-heif."
             ) from error
-        return HeifImageFile(source)
+        if pillow_heif.is_supported(source):
+            return pillow_heif.HeifImageFile(source)
     try:
-        return Image.open(source, formats=PILLOW_DECODERS)
+        with _without_pillow_limit():
+            return Image.open(source, formats=PILLOW_DECODERS)
     except Image.UnidentifiedImageError:
-        if head[4:8] == b"ftyp" and not features.check("avif"):
-            raise DependencyError(
-                f"Cannot read {path}: the installed Pillow does not support AVIF; install "
-                f"pillow>=11.3 from PyPI."
-            ) from None
         if head[:4] not in TIFF_SIGNATURES:
             raise
-        return _open_tiff(source, path)
+        source.seek(0)
+        return _open_tiff(source.read(), path)
 
 
-def _head(source: Path | io.BytesIO) -> bytes:
-    if isinstance(source, io.BytesIO):
-        return source.getvalue()[:4096]
-    with open(source, "rb") as file:
-        return file.read(4096)
-
-
-def _open_tiff(source: Path | io.BytesIO, path: Path) -> Image.Image:
+def _open_tiff(data: bytes, path: Path) -> Image.Image:
     """Open a TIFF that Pillow does not identify: without its metadata, or decoded by OpenCV.
 
     Pillow has no mode for floating-point colors, among others.
     """
-    data = source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes()
     stripped = without_metadata(data)
     if stripped is not None:
-        with contextlib.suppress(Image.UnidentifiedImageError):
+        with _without_pillow_limit(), contextlib.suppress(Image.UnidentifiedImageError):
             return Image.open(io.BytesIO(stripped[0]), formats=("TIFF",))
     is_big_tiff = data[:4] in TIFF_SIGNATURES[2:]
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if is_big_tiff else 8])
     with io.BytesIO(data) as file:
         file.seek(tags.next)
         tags.load(file)
-    if _IMAGE_WIDTH not in tags or _IMAGE_LENGTH not in tags:
-        raise OSError("no image directory")
     _check_size(path, (tags[_IMAGE_WIDTH], tags[_IMAGE_LENGTH]))
-    bits, kind, channels = _tiff_values(tags)
-    has_colors = tags.get(_PHOTOMETRIC) == _RGB and channels in (3, 4) and not _is_planar(tags)
-    is_gray = tags.get(_PHOTOMETRIC) == _GRAY and channels == 1 and kind == _FLOAT
-    if not (has_colors or is_gray) or (kind, bits) not in _OPENCV_TIFF:
+    values_kind = (tags.get(_SAMPLE_FORMAT, (1,))[0], tags.get(_BITS, (1,))[0])
+    is_gray = tags.get(_PHOTOMETRIC) == _GRAY and values_kind[0] == _FLOAT
+    has_known_layout = (is_gray or tags.get(_PHOTOMETRIC) == _RGB) and not _is_planar(tags)
+    if values_kind not in _OPENCV_TIFF or not has_known_layout:
         raise _unsupported_tiff(path, tags)
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     finally:
         cv2.utils.logging.setLogLevel(level)
-    if values is None or values.ndim != (3 if has_colors else 2):
+    if values is None or values.ndim != (2 if is_gray else 3):
         raise OSError("its pixels cannot be decoded")
     if is_gray:
         image = Image.fromarray(values.astype(np.float32))
     else:
-        top = 1.0 if kind == _FLOAT else float(2**bits - 1)
+        top = 1 if values_kind[0] == _FLOAT else 2 ** values_kind[1] - 1
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= top):  # also if a value is NaN
             raise DataError(
@@ -302,16 +243,11 @@ def _open_tiff(source: Path | io.BytesIO, path: Path) -> Image.Image:
                 f"image must be in 0 to 1."
             )
         values = np.round(values * (255 / top)).astype(np.uint8)  # [0, top] -> [0, 255]
-        code = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA
+        code = cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
         image = Image.fromarray(cv2.cvtColor(values, code))
     image.getexif().update({t: tags[t] for t in (*EXIF_KEPT, ORIENTATION) if t in tags})
     image.info["icc_profile"] = tags.get(_PROFILE)
     return image
-
-
-def _tiff_values(tags: Mapping[int, Any]) -> tuple[int, int, int]:
-    """Return the bits of a channel, the kind of its values and the number of channels."""
-    return tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0], tags.get(_CHANNELS, 1)
 
 
 def _is_planar(tags: Mapping[int, Any]) -> bool:
@@ -319,25 +255,20 @@ def _is_planar(tags: Mapping[int, Any]) -> bool:
 
 
 def _unsupported_tiff(path: Path, tags: Mapping[int, Any]) -> DataError:
-    bits, kind, channels = _tiff_values(tags)
-    layout = " in planes" if _is_planar(tags) else ""
     return DataError(
-        f"Cannot read {path}: TIFF with {channels} channels of {bits}-bit "
-        f"{_TIFF_KINDS.get(kind, 'other')} values{layout} is not supported; convert it to PNG or "
-        f"an 8-bit TIFF."
+        f"Cannot read {path}: this kind of TIFF ({tags.get(_CHANNELS, 1)} channels of "
+        f"{tags.get(_BITS, (1,))[0]} bits) is not supported; convert it to PNG or an 8-bit TIFF."
     )
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:
-    if size[0] * size[1] > max_pixels():
-        raise _too_large(path, size[0] * size[1], f"{size[0]}x{size[1]} pixels")
-
-
-def _too_large(path: Path, pixels: int, size: str) -> DataError:
-    return DataError(
-        f"Cannot read {path}: it claims {size}, the limit is {max_pixels() / 1e6:.0f} megapixels. "
-        f"If you trust the file, set the environment variable {_LIMIT}={pixels}."
-    )
+    pixels, limit = size[0] * size[1], max_pixels()
+    if pixels > limit:
+        raise DataError(
+            f"Cannot read {path}: it claims {size[0]}x{size[1]} pixels, the limit is "
+            f"{limit / 1e6:.0f} megapixels. If you trust the file, set the environment variable "
+            f"{_LIMIT}={pixels}."
+        )
 
 
 def _decode(
@@ -352,7 +283,9 @@ def _decode(
         # In a rotated image, the incomplete squares would be at the left or the top.
         if orientation == 1 or not (width % factor or height % factor):
             image.draft(None, (max(1, width // factor), max(1, height // factor)))
-    image.load()
+    # Pillow checks the size of a TIFF's tiles once more.
+    with _without_pillow_limit() if image.format == "TIFF" else contextlib.nullcontext():
+        image.load()
     orientation = _orientation(image, path)  # a PNG may store it after the pixels
     if orientation != 1:
         image = image.transpose(_TRANSPOSED[orientation])
@@ -395,9 +328,10 @@ def _reason(path: Path, error: Exception) -> str:
         return "the file does not exist"
     if path.stat().st_size == 0:
         return "the file is empty"
-    details = " ".join(str(error).split()) or "no data"
     if isinstance(error, Image.UnidentifiedImageError):
-        if not is_supported(_head(path)):
-            return f"it is not an image (supported: {', '.join(IMAGE_EXTENSIONS)})"
-        details = "its header"
+        return (
+            f"it is not an image, or its header is damaged or truncated (supported: "
+            f"{', '.join(IMAGE_EXTENSIONS)})"
+        )
+    details = " ".join(str(error).split()) or "no data"
     return f"the image is damaged or truncated ({details})"

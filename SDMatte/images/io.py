@@ -15,9 +15,8 @@ import numpy as np
 from PIL import Image
 
 from SDMatte.errors import DataError, OutputError
-from SDMatte.images.decode import bits_per_channel, load_image, reduction
+from SDMatte.images.decode import load_image, reduction
 from SDMatte.images.formats import WRITERS
-from SDMatte.images.metadata import has_more_than_resolution
 from SDMatte.images.modes import (
     alpha_channel,
     gray,
@@ -38,35 +37,26 @@ _PNG_HEADER = 33  # bytes: the signature and IHDR; metadata follows them
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read the colors of an image; an alpha channel is dropped, EXIF rotation applied.
+    """Read the colors of an image, uint8 ``[H, W, 3]``, sRGB, upright, without alpha.
 
-    Args:
-        path: A PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or GIF file of any bit depth, color mode
-            and profile. Of an animation or a file of several pages, the first frame is read.
-
-    Returns:
-        uint8 ``[H, W, 3]``, sRGB.
+    A PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or GIF file may have any bit depth, color mode and
+    profile. Of an animation or a file of several pages, the first frame is read.
     """
     image, _ = load_image(path)
     return np.array(to_rgb(image, path))
 
 
 def read_image_and_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an image and its transparency, however the file stores it.
-
-    Args:
-        path: See `read_image`. Alpha may be a channel (premultiplied or not), transparent entries
-            of a palette, or a transparent gray level or color.
+    """Read an image like `read_image`, and its transparency, however the file stores it.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, not premultiplied; and float32 ``[H, W]`` in [0, 1], or None if
         the image is opaque. A 16-bit alpha keeps its upper 8 bits, rounded down.
     """
     image, _ = load_image(path)
-    bits = bits_per_channel(path) if image.has_transparency_data else 8
-    alpha = alpha_channel(image, bits)
+    alpha = alpha_channel(image)
     colors = np.array(to_rgb(image, path))
-    if alpha is None or bits != 16:
+    if alpha is None or image.info["bits"] != 16:
         return colors, alpha if alpha is None else unit(alpha)
     # Rounded down, so that a matte never exceeds the 16-bit alpha.
     return colors, np.where(alpha == 255, np.float32(1), alpha * np.float32(256 / 65535))
@@ -78,12 +68,9 @@ def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarra
     Each pixel is the average of a square of pixels; at the right and bottom edge, of the rest of
     one. JPEG files are decoded at the lower resolution, which is faster.
 
-    Args:
-        path: See `read_image`.
-        at_least: Minimum rows and columns of the result, see `reduction`.
-
     Returns:
-        uint8 ``[h, w, 3]``, RGB, and height and width of the full image.
+        uint8 ``[h, w, 3]``, RGB, of ``at_least`` so many rows and columns (see `reduction`); and
+        height and width of the full image.
     """
     image, hw = load_image(path, at_least)
     factor = reduction(hw, at_least)
@@ -94,12 +81,7 @@ def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarra
 
 
 def reduce_matte(matte: np.ndarray, factor: int) -> np.ndarray:
-    """Average squares of a matte as `read_reduced` does those of an image.
-
-    Args:
-        matte: ``[H, W]``, uint8 or float32.
-        factor: Side of the squares.
-    """
+    """Average squares of a matte, uint8 or float32 ``[H, W]``, as `read_reduced` does."""
     return matte if factor == 1 else np.array(Image.fromarray(matte).reduce(factor))
 
 
@@ -124,11 +106,7 @@ def read_alpha(path: str | Path) -> np.ndarray:
 
 
 def read_matte(path: str | Path) -> np.ndarray:
-    """Read an alpha matte like `read_alpha`, but do not convert 8-bit values.
-
-    Returns:
-        ``[H, W]``: uint8 if the file has up to 8 bits, else float32 in [0, 1].
-    """
+    """Read an alpha matte like `read_alpha`, but as uint8 if the file has up to 8 bits."""
     image, _ = load_image(path)
     if is_wide(image):
         return wide_to_unit(image, path)
@@ -193,15 +171,10 @@ def read_trimap(path: str | Path) -> np.ndarray:
 
 
 def trimap_levels(trimap: np.ndarray, name: str = "The trimap") -> np.ndarray:
-    """Return the three levels of a trimap; the one check for prompts, files and scores.
+    """Return a trimap as uint8 0, 128, 255; the one check for prompts, files and scores.
 
-    Args:
-        trimap: ``[H, W]``: 0 background, 127 or 128 unknown, 255 foreground; or 0, 1, 2; or
-            floating point, 0, 0.5, 1.
-        name: Subject of the message.
-
-    Returns:
-        uint8 ``[H, W]`` of 0, 128, 255.
+    It may have 0 background, 127 or 128 unknown, 255 foreground; or 0, 1, 2; or floating-point
+    0, 0.5, 1.
 
     Raises:
         DataError: It has other values, or only 0 and 1, which is ambiguous.
@@ -252,9 +225,6 @@ def write_image(
         metadata: From `SDMatte.images.decode.read_metadata`; what the format cannot store is
             dropped.
 
-    Returns:
-        The path.
-
     Raises:
         DataError: The suffix or the array is not supported.
         OutputError: The file cannot be written.
@@ -266,7 +236,7 @@ def write_image(
     metadata = dict(metadata or {})
     if kind == "JPEG" and len(metadata.get("exif", b"")) > _LARGEST_JPEG_EXIF:
         del metadata["exif"]
-    if kind == "TIFF" and has_more_than_resolution(metadata.get("exif", b"")):
+    if kind == "TIFF" and "exif" in metadata:
         options = {}  # Pillow writes EXIF to uncompressed TIFF only
     try:
         with replace_file(path) as temporary:
@@ -280,11 +250,7 @@ def write_image(
 
 
 def check_suffix(path: Path) -> None:
-    """Ensure that `write_image` supports the format of a file.
-
-    Raises:
-        DataError: It does not.
-    """
+    """Raise a `DataError` if `write_image` does not support the format of a file."""
     if path.suffix.lower() not in WRITERS:
         raise DataError(f"Cannot write {path}: the suffix must be one of {', '.join(WRITERS)}.")
 

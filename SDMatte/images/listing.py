@@ -1,4 +1,7 @@
-"""Image files in folders: listing them, and pairing them by name."""
+"""Image files in folders: listing them, and pairing them by name.
+
+All functions raise a `SDMatte.errors.DataError` if a folder does not exist or cannot be listed.
+"""
 
 import logging
 import os
@@ -18,11 +21,7 @@ _NAMES_SHOWN = 5
 
 
 def list_names(directory: str | Path) -> list[str]:
-    """List the file names of a folder's images, sorted; hidden files are skipped.
-
-    Raises:
-        DataError: The folder does not exist or cannot be listed.
-    """
+    """List the file names of a folder's images, sorted; hidden files are skipped."""
     _, _, files = next(os.walk(directory, onerror=_raise_list_error))
     return sorted(name for name in files if _is_visible(name) and _is_image(name))
 
@@ -49,11 +48,7 @@ class FolderScan:
         return len(self.others) + sum(self.sub_folders.values())
 
     def log_left_out(self, hint: str = "") -> None:
-        """Warn about the files that are not among the images.
-
-        Args:
-            hint: How to include those of the sub-folders, a sentence.
-        """
+        """Warn about these files; ``hint`` says how to include those of the sub-folders."""
         if self.others:
             count = _count(len(self.others), "file")
             logger.warning(
@@ -75,9 +70,6 @@ def scan_folder(
         directory: The folder.
         recursive: Include the images of sub-folders; otherwise they are only counted.
         skip: Sub-folders to ignore.
-
-    Raises:
-        DataError: The folder cannot be listed or, if recursive, one of its sub-folders.
     """
 
     def on_error(error: OSError) -> None:
@@ -141,7 +133,7 @@ def names_by_stem(directory: str | Path, preferred: str = "") -> dict[str, str]:
     of `IMAGE_EXTENSIONS`; the others are logged.
 
     Raises:
-        DataError: The folder cannot be listed, or a name is ambiguous.
+        DataError: A name has two Unicode spellings.
     """
     order = (preferred, *IMAGE_EXTENSIONS)
     found: dict[str, str] = {}
@@ -166,11 +158,6 @@ def names_by_stem(directory: str | Path, preferred: str = "") -> dict[str, str]:
 
 def find_partner(path: str | Path, directory: str | Path, lookup: NameLookup | None = None) -> Path:
     """Find the image of the same name in another folder, whatever its extension and spelling.
-
-    Args:
-        path: A file; only its name is used.
-        directory: The folder to search.
-        lookup: Caches the folder's contents over many calls.
 
     Raises:
         DataError: There is no such image, or there are several.

@@ -56,14 +56,8 @@ def _kept_exif(source: Image.Exif, dpi: tuple[float, float] | None) -> bytes | N
             if _COLOR_SPACE in tags:
                 tags[_COLOR_SPACE] = _SRGB
             kept.get_ifd(part).update(tags)
+    if not kept and not kept.get_ifd(_EXIF) and not kept.get_ifd(_GPS):
+        return None
     if dpi is not None:
         kept.update({_X_RESOLUTION: dpi[0], _Y_RESOLUTION: dpi[1], _RESOLUTION_UNIT: _INCH})
-    is_empty = not kept and not kept.get_ifd(_EXIF) and not kept.get_ifd(_GPS)
-    return None if is_empty else kept.tobytes()
-
-
-def has_more_than_resolution(exif: bytes) -> bool:
-    """Return whether an EXIF block of `kept_metadata` has tags other than the resolution."""
-    parsed = Image.Exif()
-    parsed.load(exif)
-    return not set(parsed) <= {_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT}
+    return kept.tobytes()

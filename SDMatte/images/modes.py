@@ -14,15 +14,7 @@ _ALMOST_GRAY = 16
 
 
 def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
-    """Convert an image of any mode but La and any profile to mode RGB, sRGB; alpha is dropped.
-
-    Args:
-        image: The image.
-        name: Its name in messages.
-
-    Raises:
-        DataError: The range of its values is not known.
-    """
+    """Convert an image of any mode but La and any profile to mode RGB, sRGB; alpha is dropped."""
     if is_wide(image):
         profile = image.info.get("icc_profile")
         unit = wide_to_unit(image, name)
@@ -34,16 +26,10 @@ def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def alpha_channel(image: Image.Image, bits: int = 8) -> np.ndarray | None:
-    """Return the alpha of an image: a channel, a palette's, or a transparent level or color.
+def alpha_channel(image: Image.Image) -> np.ndarray | None:
+    """Return the alpha of an image of any mode but La, uint8 ``[H, W]``; None if it is opaque.
 
-    Args:
-        image: An image of any mode but La.
-        bits: Bits per channel of its file. Pillow converts pixels to 8 bits, but keeps the
-            transparent gray level or color of the file.
-
-    Returns:
-        uint8 ``[H, W]``, or None if the image is opaque.
+    It may be a channel, a palette's, or a transparent level or color.
     """
     if not image.has_transparency_data:
         return None
@@ -52,7 +38,8 @@ def alpha_channel(image: Image.Image, bits: int = 8) -> np.ndarray | None:
     elif image.mode == "P":
         alpha = np.array(image.convert("RGBA").getchannel("A"))
     else:
-        key = image.info["transparency"]
+        # Pillow converts pixels to 8 bits, but keeps the transparent level or color of the file.
+        key, bits = image.info["transparency"], image.info.get("bits", 8)
         values = np.asarray(image.convert("L") if image.mode == "1" else image)
         if image.mode == "1":
             key = 255 if key else 0

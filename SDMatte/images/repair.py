@@ -21,10 +21,7 @@ _TIFF_PIXELS = frozenset(
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes | None] | None:
-    """Remove the metadata that can be at fault from an image file.
-
-    Args:
-        data: The contents of the file.
+    """Remove the metadata that can be at fault from the contents of an image file.
 
     Returns:
         The new contents, and the color profile if it had to be removed from them; None if the

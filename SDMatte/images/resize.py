@@ -33,12 +33,7 @@ class Window(NamedTuple):
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def scaled(self, shape: tuple[int, ...], other: tuple[int, ...]) -> Window:
-        """Return the same part of the image at another size.
-
-        Args:
-            shape: Height and width of the image that the window belongs to.
-            other: Height and width of the image at the other size.
-        """
+        """Return the same part of an image of height and width ``shape`` at size ``other``."""
         y, x = other[0] / shape[0], other[1] / shape[1]
         top, left = round(self.top * y), round(self.left * x)
         bottom = round((self.top + self.height) * y)
@@ -114,26 +109,19 @@ def unit(array: np.ndarray) -> np.ndarray:
 
 
 def resize_bilinear(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resize an image without smoothing and without keeping its aspect (data/README.md, step 3).
+    """Resize ``[H, W(, C)]`` to a height and width, or a square (data/README.md, step 3).
 
-    Args:
-        array: ``[H, W]`` or ``[H, W, C]``, uint8 or float.
-        size: Height and width of the result, or the side of a square.
-
-    Returns:
-        float32 ``[height, width(, C)]`` in the same range, unrounded.
+    The aspect is not kept and nothing is smoothed. The result is float32 in the same range,
+    unrounded.
     """
     array = array.astype(np.float32, copy=False)
     return cv2.resize(array, _width_height(size), interpolation=cv2.INTER_LINEAR)
 
 
 def aspect_shape(shape: tuple[int, ...], size: int, multiple: int) -> tuple[int, int]:
-    """Return a height and width of about ``size`` squared pixels with the aspect of an image.
+    """Return a height and width of about ``size`` squared pixels with the aspect of ``shape``.
 
-    Args:
-        shape: Height and width of the image.
-        size: Side of the square that has as many pixels.
-        multiple: Height and width are positive multiples of this.
+    Both are positive multiples of ``multiple``.
     """
     ratio = math.sqrt(shape[0] / shape[1])
     height, width = (max(1, round(side / multiple)) for side in (size * ratio, size / ratio))
@@ -145,14 +133,9 @@ def _width_height(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def resize_trimap(trimap: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resize a trimap by nearest neighbor (data/README.md, step 4).
+    """Resize a trimap by nearest neighbor to a height and width, or a square (step 4).
 
-    Args:
-        trimap: uint8 ``[H, W]``: 0, 128, 255; other values count as the nearest of these.
-        size: Height and width of the result, or the side of a square.
-
-    Returns:
-        float32 ``[height, width]``: 0, 0.5, 1.
+    Values of uint8 ``[H, W]`` count as the nearest of 0, 128, 255, and become float32 0, 0.5, 1.
     """
     small = cv2.resize(trimap, _width_height(size), interpolation=cv2.INTER_NEAREST)
     return _TRIMAP_LEVELS[small]  # [0, 255] -> {0, 0.5, 1}
@@ -186,13 +169,9 @@ def resize_alpha(pred: np.ndarray, hw: tuple[int, int], eight_bit: bool = False)
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Convert an array to a tensor in the model's range (data/README.md, step 9).
+    """Copy float32 ``[H, W(, 3)]`` in [0, 1] to a tensor ``[C, H, W]`` in [-1, 1].
 
-    Args:
-        array: float32 ``[H, W]`` or ``[H, W, 3]`` in [0, 1].
-
-    Returns:
-        float32 ``[1, H, W]`` or ``[3, H, W]`` in [-1, 1]; it shares no memory with ``array``.
+    This is the model's range (data/README.md, step 9).
     """
     import torch  # not needed by planning and scoring, which import this module
 

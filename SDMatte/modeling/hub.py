@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
@@ -62,7 +61,7 @@ _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(.+))?")
 _STEMS = {"text_encoder": {".safetensors": "model", ".bin": "pytorch_model"}}
 _STEM = "diffusion_pytorch_model"
 
-Chooser = Callable[[Sequence[str], str], Iterable[str]]
+Chooser = Callable[[Sequence[str], str], list[str]]
 """Returns the needed files, given the names of all files of a folder and what to call it."""
 
 
@@ -106,21 +105,17 @@ class HubName:
 def resolve_folder(name: str | Path, load: bool | Collection[str] = False) -> Path:
     """Return the path of a model folder, after fetching its configs and tokenizer if needed.
 
-    Args:
-        name: A folder or a hub id.
-        load: Components whose weights are needed as well; True for all.
+    `load` names components whose weights are needed as well; True for all.
     """
     needed = [part for part in COMPONENTS if load is True or part in (load or ())]
-    return _resolve(name, lambda names, where: _choose_model_files(names, where, needed))
+    return _resolve(name, lambda names, where: _choose_model_files(names, where, needed))[0]
 
 
 def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path:
     """Return the path of a checkpoint, after fetching it if needed.
 
-    Args:
-        name: A checkpoint file, a folder that holds one, or a hub id.
-        file: A file of the folder, or the path of another one; None for the folder's usual or only
-            checkpoint.
+    A folder or hub id stands for its usual or only checkpoint, or for `file`, which may also be the
+    path of another one.
     """
     path, hub_name = Path(name), HubName.parse(name)
     if path.is_file():
@@ -132,21 +127,16 @@ def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path
         raise MissingCheckpointError(f"Checkpoint file {path} not found.")
     if hub_name is not None and hub_name.file is not None:
         file = hub_name.file
-    chosen: list[str] = []
-
-    def choose(names: Sequence[str], where: str) -> list[str]:
-        chosen[:] = [_choose_checkpoint(names, where, file and str(file))]
-        return chosen
-
-    return _resolve(name, choose) / chosen[0]
+    folder, chosen = _resolve(
+        name, lambda names, where: [_choose_checkpoint(names, where, file and str(file))]
+    )
+    return folder / chosen[0]
 
 
 def resolve_pretrained(name: str | Path, replaced: Collection[str] = ()) -> Path:
     """Return the path of Stable Diffusion's weights: a diffusers folder or the original file.
 
-    Args:
-        name: A folder, a file, a hub id or one of its files.
-        replaced: Components whose weights are not needed.
+    The weights of the components in `replaced` are not needed.
     """
     hub_name = HubName.parse(name)
     if Path(name).is_file() or (hub_name is not None and hub_name.file is not None):
@@ -161,20 +151,18 @@ def resolve_component(name: str | Path) -> Path:
         files = choose_weights(names, "")
         if not files or "config.json" not in names:
             raise CheckpointError(
-                f"{where} is not a component in diffusers layout: it has no "
-                f"{'weights' if 'config.json' in names else 'config.json'}."
+                f"{where} is not a component in diffusers layout, with weights and config.json."
             )
         return ["config.json", *files]
 
-    return _resolve(name, choose)
+    return _resolve(name, choose)[0]
 
 
-def _resolve(name: str | Path, choose: Chooser) -> Path:
-    """Return the local folder that holds the chosen files of a folder or a hub repository."""
+def _resolve(name: str | Path, choose: Chooser) -> tuple[Path, list[str]]:
+    """Return the local folder of a model or of its copy from the hub, and the chosen files."""
     path = Path(name)
     if path.is_dir():
-        choose(_list_files(path), str(path))
-        return path
+        return path, choose(_list_files(path), str(path))
     if path.exists():
         raise CheckpointError(f"{path} is a file; a model folder or a hub id is needed.")
     hub_name = HubName.parse(name)
@@ -219,12 +207,7 @@ def _choose_model_files(names: Sequence[str], where: str, load: Collection[str])
 def choose_weights(names: Collection[str], component: str) -> list[str]:
     """Choose a component's weights: full before half precision, safetensors before .bin.
 
-    Args:
-        names: The folder's files.
-        component: Its sub-folder; empty for the folder itself.
-
-    Returns:
-        One file, or an index and its shards; empty if there are none.
+    They are in the sub-folder `component`, or "": one file, an index and its shards, or none.
     """
     prefix = f"{component}/" if component else ""
     for variant in ("", ".fp16"):
@@ -264,7 +247,7 @@ def _choose_checkpoint(names: Sequence[str], where: str, file: str | None) -> st
 # ------------------------------------------------------------------- fetching
 
 
-def _fetch(hub_name: HubName, name: str, choose: Chooser) -> Path:
+def _fetch(hub_name: HubName, name: str, choose: Chooser) -> tuple[Path, list[str]]:
     """Fetch the chosen files of a repository into the hub's cache, unless they are cached."""
     repo, revision = hub_name.repo, hub_name.revision
     try:
@@ -272,14 +255,14 @@ def _fetch(hub_name: HubName, name: str, choose: Chooser) -> Path:
     except CheckpointError as error:
         return _find_cached(hub_name, name, choose, error)
     names = [file.rfilename for file in info.siblings or ()]
-    needed = list(choose(names, f"{repo} on the Hugging Face hub"))
+    needed = choose(names, f"{repo} on the Hugging Face hub")
     cached = [try_to_load_from_cache(repo, file, revision=revision) for file in needed]
     if all(isinstance(path, str) and info.sha in Path(path).parts for path in cached):
-        return Path(cached[0]).parents[needed[0].count("/")]
+        return Path(cached[0]).parents[needed[0].count("/")], needed
     logger.info("Fetching %d files of %s from %s ...", len(needed), repo, constants.ENDPOINT)
     patterns = [glob.escape(file) for file in needed]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns)), needed
     except GatedRepoError as error:
         raise _access_error(hub_name, error) from error
     except _NETWORK_ERRORS as error:
@@ -300,24 +283,19 @@ def _request_info(hub_name: HubName) -> ModelInfo:
         raise MissingCheckpointError(
             "HF_HUB_OFFLINE is set: nothing is fetched from the Hugging Face hub."
         )
-    where = f"The Hugging Face hub ({constants.ENDPOINT})"
     timeout = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_TIMEOUT)
     repo, revision = hub_name.repo, hub_name.revision
     try:
         return _call_with_timeout(
             timeout, lambda: HfApi().model_info(repo, revision=revision, timeout=timeout)
         )
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403, 404):
+    except _NETWORK_ERRORS as error:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (401, 403, 404):
             raise _access_error(hub_name, error) from error
         raise MissingCheckpointError(
-            f"{where} responded with status {status}: try again later."
-        ) from error
-    except _NETWORK_ERRORS as error:
-        raise MissingCheckpointError(
-            f"{where} cannot be reached ({_first_line(error)}): check the network and the proxy "
-            f"settings."
+            f"The Hugging Face hub ({constants.ENDPOINT}) cannot be reached "
+            f"({_first_line(error)}): check the network and the proxy settings, or try again later."
         ) from error
 
 
@@ -337,7 +315,9 @@ def _call_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
     return future.result()
 
 
-def _find_cached(hub_name: HubName, name: str, choose: Chooser, problem: CheckpointError) -> Path:
+def _find_cached(
+    hub_name: HubName, name: str, choose: Chooser, problem: CheckpointError
+) -> tuple[Path, list[str]]:
     """Find the chosen files in the hub's cache, given the problem that the hub had."""
     try:
         folder = Path(
@@ -353,15 +333,15 @@ def _find_cached(hub_name: HubName, name: str, choose: Chooser, problem: Checkpo
             f"{name} not found locally or in the hub's cache {constants.HF_HUB_CACHE}. {problem}"
         ) from problem
     try:
-        choose(_list_files(folder), f"The cached copy of {hub_name.repo}")
+        chosen = choose(_list_files(folder), f"The cached copy of {hub_name.repo}")
     except CheckpointError as error:
         raise type(error)(f"{error} {problem}") from problem
     if not constants.HF_HUB_OFFLINE:
         logger.warning("%s Using the cached copy of %s.", problem, hub_name.repo)
-    return folder
+    return folder, chosen
 
 
-def _access_error(hub_name: HubName, error: HfHubHTTPError) -> CheckpointError:
+def _access_error(hub_name: HubName, error: Exception) -> CheckpointError:
     """Return the error for a repository that the hub does not provide."""
     repo = hub_name.repo
     if isinstance(error, GatedRepoError):
@@ -373,22 +353,11 @@ def _access_error(hub_name: HubName, error: HfHubHTTPError) -> CheckpointError:
         return MissingCheckpointError(
             f"{repo} on the Hugging Face hub has no revision {hub_name.revision}."
         )
-    if not isinstance(error, RepositoryNotFoundError):
-        return CheckpointError(
-            f"The Hugging Face hub denies access to {repo} ({_first_line(error)}). Check the "
-            f"access token: `hf auth login`, or HF_TOKEN."
-        )
-    if repo.startswith("stabilityai/stable-diffusion-2"):
-        hint = (
-            'Stability AI removed Stable Diffusion 2 in November 2025; README.md, "Pretrained '
-            'model", lists mirrors, and how to start from LongfeiHuang/SDMatte alone.'
-        )
-    else:
-        hint = (
-            "Check the spelling; a private repository needs `hf auth login` or HF_TOKEN. "
-            'README.md, "Pretrained model", lists sources of weights.'
-        )
-    return MissingCheckpointError(f"The Hugging Face hub has no repository {repo}. {hint}")
+    return MissingCheckpointError(
+        f"The Hugging Face hub does not provide {repo} ({_first_line(error)}). Check the spelling; "
+        f'a private repository needs `hf auth login` or HF_TOKEN. README.md, "Pretrained model", '
+        f"lists sources of weights."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,13 +1,11 @@
 """The settings of a model."""
 
 import logging
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from SDMatte.modeling.attention import MaskMode
-from SDMatte.modeling.unet import SECTIONS
 from SDMatte.prompts.types import PROMPT_TYPES
 from SDMatte.runtime.schema import Settings
 
@@ -28,29 +26,10 @@ def _check_prompt(name: str) -> str:
     return name
 
 
-def _as_prompts(value: Any) -> tuple:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError("must be a list of prompts")
-    return tuple(value)
-
-
-def _check_not_empty(value: tuple) -> tuple:
-    if not value:
-        raise ValueError("must name at least one prompt")
-    return value
-
-
-def _as_sections(value: Any) -> tuple:
-    is_list = isinstance(value, Sequence) and len(value) == len(SECTIONS)
-    if not is_list or not all(isinstance(item, bool) for item in value):
-        raise ValueError(f"must be a list of True or False for each of {', '.join(SECTIONS)}")
-    return tuple(value)
-
-
 PromptName = Annotated[str, AfterValidator(_check_prompt)]
-PromptNames = Annotated[tuple[PromptName, ...], BeforeValidator(_as_prompts)]
-PromptMix = Annotated[PromptNames, AfterValidator(_check_not_empty)]
-Sections = Annotated[tuple[bool, bool, bool], BeforeValidator(_as_sections)]
+PromptNames = Annotated[tuple[PromptName, ...], Field(strict=False)]
+PromptMix = Annotated[PromptNames, Field(min_length=1)]
+Sections = Annotated[tuple[bool, bool, bool], Field(strict=False)]
 
 
 class ModelSettings(Settings):

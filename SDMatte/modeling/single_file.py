@@ -30,14 +30,8 @@ _CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.
 def find_config(source: str | Path, config: str | Path | None = None) -> Path:
     """Find the folder with the configs and the tokenizer for a single file.
 
-    Args:
-        source: The file, or its name on the hub.
-        config: A folder or hub id; None: the file's own folder or repository if it has them, else
-            `DEFAULT_CONFIG`.
-
-    Raises:
-        MissingCheckpointError: It does not exist, or the hub cannot provide it.
-        CheckpointError: It has no tokenizer.
+    It is `config` (a folder or hub id), else the file's own folder or repository if it has them,
+    else `DEFAULT_CONFIG`.
     """
     hub_name = None if Path(source).is_file() else hub.HubName.parse(source)
     own = Path(source).parent if hub_name is None else hub_name.model
@@ -63,10 +57,6 @@ def read_single_file(
     path: Path, config_folder: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, torch.Tensor]]]:
     """Read a single file and rename its tensors as in diffusers and transformers.
-
-    Args:
-        path: A `.ckpt` or `.safetensors` file; only tensors are unpickled.
-        config_folder: See `find_config`.
 
     Returns:
         Configs and tensors by component.
@@ -104,11 +94,7 @@ def read_single_file(
 
 
 def check_cross_attention(source: str, dim: int | None) -> None:
-    """Ensure that a U-Net has the `cross_attention_dim` of Stable Diffusion v2.
-
-    Raises:
-        CheckpointError: It has another one.
-    """
+    """Raise a `CheckpointError` if a U-Net's `cross_attention_dim` is not Stable Diffusion v2's."""
     if dim != SD2_CROSS_ATTENTION_DIM:
         kind = "Stable Diffusion 1.x" if dim == 768 else "of another model"
         raise CheckpointError(

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.errors import CheckpointError, MissingCheckpointError
+from SDMatte.images.listing import shorten
 from SDMatte.modeling import hub
 from SDMatte.runtime.files import replace_file, write_text
 
 TEXT_PREFIX = "text_encoder."
 TEXT_LEVEL = "text_model."
-MAX_NAMES = 8
 OWN_KINDS = ("an SDMatte checkpoint", "a LiteSDMatte checkpoint")
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "numpy.")
 PART_SIZE = 2**28
@@ -110,9 +110,16 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: s
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise a `CheckpointError` if the file is not valid."""
+    """Read a JSON object.
+
+    Raises:
+        MissingCheckpointError: The file does not exist.
+        CheckpointError: It is not valid.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingCheckpointError(f"{path} not found.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
@@ -126,30 +133,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def component_config(folder: Path, component: str) -> dict[str, Any]:
-    """Read `config.json` of a component of a pretrained folder.
-
-    Raises:
-        MissingCheckpointError: The folder lacks it.
-        CheckpointError: It is not valid.
-    """
-    path = folder / component / "config.json"
-    if not path.is_file():
-        raise MissingCheckpointError(
-            f"{folder} is not a Stable Diffusion folder in diffusers layout: "
-            f"it has no {component}/config.json."
-        )
-    return read_json(path)
+    """Read `config.json` of a component of a pretrained folder; see `read_json`."""
+    return read_json(folder / component / "config.json")
 
 
 def read_model_card(folder: Path) -> dict[str, Any]:
     """Read the description that `SDMatte.save_pretrained` writes; empty if there is none.
 
-    Returns:
-        `model`, the class; `arguments`, its settings; `inference`, settings of
-        `SDMatte.inference.loading.InferenceDefaults`. Each may be missing.
-
-    Raises:
-        CheckpointError: The file is damaged.
+    It has `model`, the class; `arguments`, its settings; `inference`, settings of
+    `SDMatte.inference.loading.InferenceDefaults`. Each may be missing.
     """
     path = folder / hub.MODEL_CARD
     content = read_json(path) if path.is_file() else {}
@@ -159,13 +151,6 @@ def read_model_card(folder: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------- names and shapes
-
-
-def shorten(names: Iterable[str]) -> str:
-    """Join the first few names and say how many more there are."""
-    names = sorted(names)
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def identify_model(names: Iterable[str]) -> str:
@@ -187,12 +172,8 @@ def rename_text_encoder(
 ) -> None:
     """Add or remove the `text_model.` level of the text encoder's names, in place.
 
-    The published checkpoints have it; transformers 5 dropped it from `CLIPTextModel`.
-
-    Args:
-        state_dict: Tensors by name.
-        prefix: Prefix of the model's names.
-        with_level: Whether to add the level rather than to remove it.
+    The published checkpoints have it; transformers 5 dropped it from `CLIPTextModel`. `prefix`
+    precedes all names of the model.
     """
     head = prefix + TEXT_PREFIX
     for name in [n for n in state_dict if n.startswith(head)]:
@@ -216,19 +197,14 @@ def find_mismatches(
         "unexpected": tensors.keys() - expected.keys(),
         "of another shape": reshaped,
     }
-    return "; ".join(f"{len(n)} {word} ({shorten(n)})" for word, n in problems.items() if n)
+    return "; ".join(f"{len(n)} {word} ({shorten(sorted(n))})" for word, n in problems.items() if n)
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Ensure that a full state dict fits a model.
-
-    Args:
-        model: An `SDMatte` or `LiteSDMatte`.
-        tensors: Tensors by published name.
-        source: Name of the state dict in messages, usually the file.
+    """Ensure that a full state dict, by published names, fits a model.
 
     Raises:
-        CheckpointError: Names are missing or unexpected, or shapes differ.
+        CheckpointError: Names are missing or unexpected, or shapes differ; it names the `source`.
     """
     problems = find_mismatches(model.state_dict(), tensors)
     if problems:
@@ -252,9 +228,7 @@ def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: s
 def load_checkpoint(model: nn.Module, name: str | Path) -> None:
     """Copy a checkpoint, published or our own, into a model.
 
-    Args:
-        model: An `SDMatte` or `LiteSDMatte`.
-        name: A file, a folder or a hub id; see `SDMatte.modeling.hub.resolve_checkpoint`.
+    See `SDMatte.modeling.hub.resolve_checkpoint` for its name.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
@@ -267,14 +241,10 @@ def assign_checkpoint(model: nn.Module, path: str | Path, part_size: int = PART_
     """Assign the tensors of a checkpoint file to a model on the meta device.
 
     They take the types of the model. Tensors that have these types already stay mapped from the
-    file. The others are converted in parts, and the file is mapped anew after each part, which
-    drops its pages from memory: loading takes the memory of the model plus a part, whatever the
-    size of the file. The text encoder, which may be released separately, gets one block of memory.
-
-    Args:
-        model: An `SDMatte` or `LiteSDMatte`, on the meta device.
-        path: The file.
-        part_size: Bytes of the file to convert at a time.
+    file. The others are converted in parts of `part_size` bytes, and the file is mapped anew after
+    each part, which drops its pages from memory: loading takes the memory of the model plus a part,
+    whatever the size of the file. The text encoder, which may be released separately, gets one
+    block of memory.
 
     Raises:
         CheckpointError: The file cannot be read or does not fit; see `read_tensors`, `check_fit`.
@@ -328,13 +298,9 @@ def _copy_as_block(
 def load_component(
     cls: type[nn.Module], folder: Path, component: str, dtype: torch.dtype
 ) -> nn.Module:
-    """Load a pretrained component with all its weights.
+    """Load a component (`unet`, `vae` or `text_encoder`) of a pretrained folder, all weights.
 
-    Args:
-        cls: The diffusers or transformers class.
-        folder: The pretrained folder.
-        component: Its sub-folder: `unet`, `vae` or `text_encoder`.
-        dtype: Type of the weights, whatever the type in the file.
+    `cls` is its diffusers or transformers class, `dtype` the type whatever that in the file.
 
     Raises:
         CheckpointError: The weights are missing, damaged or do not fit the config.
@@ -354,13 +320,10 @@ def load_component(
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"Cannot load the weights in {path}: {reason}") from error
+    # Of a mismatch, transformers also gives the shapes.
     problems = [
-        f"{word} {shorten(str(n[0]) if isinstance(n, tuple) else n for n in info[key])}"
-        for key, word in (
-            ("missing_keys", "missing"),
-            ("unexpected_keys", "unexpected"),
-            ("mismatched_keys", "of another shape"),
-        )
+        f"{key.replace('_', ' ')} {shorten(n if isinstance(n, str) else n[0] for n in info[key])}"
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if info.get(key)
     ]
     if problems:

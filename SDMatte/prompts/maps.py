@@ -72,16 +72,10 @@ def mask_prompt(
     sizes: tuple[int, int] = (15, 29),
     threshold: tuple[float, float] = (0.01, 1.0),
 ) -> Prompt:
-    """Draw a coarse mask of an alpha (data/README.md, step 5).
+    """Draw a coarse mask of an alpha, float32 ``[H, W]`` in [0, 1] (data/README.md, step 5).
 
-    Draws the threshold, then one of erode, dilate, open, close, then the kernel size of each
-    erosion and dilation in order.
-
-    Args:
-        alpha: float32 ``[H, W]`` in [0, 1].
-        rng: Random generator.
-        sizes: Range of the kernel sizes.
-        threshold: Range of the threshold.
+    Draws the threshold from its range, then one of erode, dilate, open, close, then the kernel size
+    of each erosion and dilation in order.
     """
     mask: np.ndarray = (alpha >= rng.uniform(*threshold)).astype(np.uint8)
     for name in _OPERATIONS[rng.integers(len(_OPERATIONS))]:
@@ -158,13 +152,9 @@ def clip_box(box: np.ndarray, shape: tuple[int, ...]) -> Box:
 def box_prompt(
     alpha: np.ndarray, rng: np.random.Generator, jitter: float = 0.0, loosen: float = 0.0
 ) -> Prompt:
-    """Draw the box prompt of an alpha (data/README.md, step 6).
+    """Draw the box prompt of an alpha, float32 ``[H, W]`` in [0, 1] (data/README.md, step 6).
 
-    Args:
-        alpha: float32 ``[H, W]`` in [0, 1].
-        rng: Random generator, for the jitter first.
-        jitter: Largest shift of a side, as a fraction of the box's extent.
-        loosen: Largest additional shift outwards, likewise.
+    See `jitter_box`, which draws first, and `loosen_box`.
     """
     box = object_box(alpha)
     if box is not None:
@@ -175,12 +165,9 @@ def box_prompt(
 
 
 def prompt_of_box(box: Box | None, shape: tuple[int, int]) -> Prompt:
-    """Make the prompt of a box.
+    """Make the prompt of a box: 1 from the first row and column up to, but excluding, the last.
 
-    Args:
-        box: The map is 1 from the first row and column up to, but excluding, the last. None: an
-            empty map and the coordinates 0, 0, 1, 1.
-        shape: Height and width of the image.
+    Without a box, the map is empty and the coordinates are 0, 0, 1, 1.
     """
     mask = np.zeros(shape, np.float32)
     if box is None:
@@ -195,26 +182,17 @@ def prompt_of_box(box: Box | None, shape: tuple[int, int]) -> Prompt:
 
 @lru_cache(maxsize=8)
 def _responses(length: int, sigma: float) -> tuple[np.ndarray, int]:
-    """Return Gaussian responses to a single 1 at each position of an axis, with maximum 1.
-
-    Returns:
-        float32 ``[length, length]``, row i for a 1 at i; and the radius of the filter.
-    """
+    """Return the response to a 1 at i in row i, with maximum 1, and the radius of the filter."""
     responses = gaussian_filter1d(np.eye(length), sigma, axis=1, mode="reflect", truncate=_TRUNCATE)
     responses /= responses.max(axis=1, keepdims=True)
     return responses.astype(np.float32), int(_TRUNCATE * sigma + 0.5)
 
 
 def heat_map(points: Sequence[tuple[int, int]], shape: tuple[int, int], sigma: float) -> np.ndarray:
-    """Draw points as Gaussians (data/README.md, step 7).
+    """Draw points (x, y), pixels of the image, as Gaussians (data/README.md, step 7).
 
-    Args:
-        points: (x, y) in pixels, inside the image.
-        shape: Height and width.
-        sigma: Standard deviation; the filter is cut at 4 sigma and reflects at the border.
-
-    Returns:
-        float32 ``[H, W]`` in [0, 1], the maximum over the points, each with its peak at 1.
+    The filter is cut at 4 sigma and reflects at the border. The map, float32 ``[H, W]`` in [0, 1],
+    is the maximum over the points, each with its peak at 1.
     """
     height, width = shape
     along_y, reach = _responses(height, sigma)
@@ -242,17 +220,10 @@ def disc_map(
 def point_prompt(
     alpha: np.ndarray, rng: np.random.Generator, radius: float = 25, psm: str = "gauss"
 ) -> Prompt:
-    """Draw ten points in the solid part of an alpha (data/README.md, step 7).
+    """Draw ten points where alpha, float32 ``[H, W]``, is above 0.8 (data/README.md, step 7).
 
-    Args:
-        alpha: float32 ``[H, W]`` in [0, 1]; it is solid above 0.8.
-        rng: Random generator.
-        radius: Sigma of the Gaussians or radius of the discs.
-        psm: ``"gauss"`` or ``"circle"``.
-
-    Returns:
-        The prompt, points in the order drawn; with fewer than ten solid pixels, an empty map and
-        zeros.
+    They keep the order drawn. With fewer than ten such pixels, the map is empty and the coordinates
+    are zeros. See `prompt_of_points`.
     """
     points = []
     solid = np.flatnonzero(alpha > _SOLID)
@@ -268,13 +239,9 @@ def prompt_of_points(
     radius: float = 25,
     psm: str = "gauss",
 ) -> Prompt:
-    """Make the prompt of up to ten points, see `point_prompt`.
+    """Make the prompt of up to ten points (x, y), pixels of the image; missing ones are zeros.
 
-    Args:
-        points: (x, y) in pixels, inside the image; coordinates of missing points are 0.
-        shape: Height and width of the image.
-        radius: As for `point_prompt`.
-        psm: As for `point_prompt`.
+    ``radius`` is the sigma of Gaussians (``psm="gauss"``) or the radius of discs (``"circle"``).
     """
     height, width = shape
     coords = np.zeros(2 * NUM_POINTS, np.float32)

@@ -39,11 +39,9 @@ class PixelPrompt:
     value: Any
 
     def draw(self, size: tuple[int, int], radius: float) -> Prompt:
-        """Draw the prompt for the model, by the same functions as in training.
+        """Draw the prompt at the model's size, by the same functions as in training.
 
-        Args:
-            size: Height and width of the image that the model sees.
-            radius: Sigma of a point, in pixels of that size.
+        ``radius`` is the sigma of a point, in pixels of that size.
         """
         height, width = size
         scale = np.array([width / self.hw[1], height / self.hw[0]])
@@ -84,17 +82,10 @@ def read_prompts(
 ) -> tuple[list[PixelPrompt], bool]:
     """Check the prompt of a user; nothing is clipped or repaired.
 
-    Args:
-        hw: Height and width of the image.
-        box: x0, y0, x1, y1, edges in pixels, 0 to width and 0 to height; or a list of boxes.
-            Coordinates that all lie in [0, 1] are refused as fractions.
-        points: One to ten (x, y) in pixels, from 0 to width and height, excluded. Coordinates that
-            all lie in [0, 1] must be integers: pixels of the upper left corner.
-        mask: ``[H, W]``, or a list of them: bool; integers, 0 and 1, 0 to 255, or 0 to 65535; or
-            floating point in [0, 1]. Pixels of at least half of the range are the object; in an
-            integer mask with a single nonzero value, the pixels of that value.
-        trimap: ``[H, W]``, or a list of them: 0 background, 127 or 128 unknown, 255 foreground; or
-            0, 1, 2; or floating point, 0, 0.5, 1.
+    See `SDMatte.inference.predictor.MattePredictor.predict` for what is accepted. Coordinates that
+    all lie in [0, 1] are refused as fractions, except for points that are integers: the pixels of
+    the upper left corner. Integer masks may range to 255 or 65535: pixels of at least half of the
+    range are the object, or all nonzero ones if they have the same value.
 
     Returns:
         The prompts, one per matte, and whether a list was given. Without any, the ``auto`` prompt.

@@ -57,10 +57,7 @@ class PromptRequest:
     ) -> "PromptRequest":
         """Return the request for one image: with a file as its map, not a folder.
 
-        Args:
-            image: The image.
-            sub_folder: The image's; its map is in the same sub-folder of the folder of maps.
-            lookup: Caches the contents of folders over many calls.
+        The map of an image of a sub-folder is in the same sub-folder of the folder of maps.
 
         Raises:
             DataError: The folder has no map for the image, or several.
@@ -74,11 +71,7 @@ class PromptRequest:
         return replace(self, value=path)
 
     def load(self, image: Path) -> dict[str, Any]:
-        """Return the arguments of `MattePredictor.predict` for an image.
-
-        Raises:
-            DataError: The map is missing or is not an image.
-        """
+        """Return the arguments of `MattePredictor.predict` for an image."""
         arguments: dict[str, Any] = {"transparent": self.transparent}
         if self.kind in MAPS:
             read = read_mask if self.kind == "mask" else read_trimap
@@ -88,12 +81,7 @@ class PromptRequest:
         return arguments
 
     def check(self, image: Path) -> None:
-        """Check the prompt against an image, of which usually only the header is read.
-
-        Raises:
-            DataError: The image or the map is missing or is not an image.
-            PromptError: The prompt does not fit the image.
-        """
+        """Check the prompt against an image, of which usually only the header is read."""
         arguments = self.load(image)
         del arguments["transparent"]
         try:
@@ -195,11 +183,7 @@ def _parse(column: str, text: str, where: str) -> Any:
 
 
 def as_pairs(numbers: list[float], where: str) -> list[list[float]]:
-    """Group x y x y ... into pairs.
-
-    Raises:
-        DataError: The number is odd; ``where`` begins the message.
-    """
+    """Group x y x y ... into pairs; ``where`` begins the message if the number is odd."""
     if len(numbers) % 2:
         raise DataError(f"{where}: points must be pairs x y; got {len(numbers)} numbers.")
     return [numbers[i : i + 2] for i in range(0, len(numbers), 2)]

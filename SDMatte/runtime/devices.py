@@ -13,14 +13,10 @@ _CPU_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
 def choose_device(name: str | torch.device = "auto", setting: str = "device") -> torch.device:
-    """Return a device that works on this machine.
-
-    Args:
-        name: A device's name, or ``"auto"``: CUDA if available, else MPS, else the CPU.
-        setting: What error messages call the setting.
+    """Return a device that works on this machine; ``"auto"``: CUDA, else MPS, else the CPU.
 
     Raises:
-        ConfigError: The device does not exist here.
+        ConfigError: The device does not exist here; the message names the ``setting``.
     """
     if name == "auto":
         if torch.cuda.is_available():

@@ -123,11 +123,8 @@ def list_error(folder: str | Path, error: OSError) -> DataError:
 def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` atomically at the end.
 
-    Creates missing folders and deletes temporary files that killed processes left behind.
-
-    Args:
-        path: The file to write.
-        durable: Whether to sync it to the disk.
+    Missing folders are created. If ``durable``, the file is synced to the disk. Temporary files that
+    killed processes left behind are deleted.
 
     Raises:
         OutputError: The file cannot be written.
@@ -159,11 +156,7 @@ def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file atomically; undecodable file names keep their bytes.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write a UTF-8 text file atomically; undecodable file names keep their bytes."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
@@ -244,11 +237,7 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Ensure, without creating anything, that a file can be written.
-
-    Raises:
-        OutputError: It cannot.
-    """
+    """Ensure, without creating anything, that a file can be written, or raise `OutputError`."""
     obstacle = find_obstacle(Path(path))
     if obstacle is not None:
         raise OutputError(f"Cannot write {path}: {obstacle}.")
@@ -267,10 +256,7 @@ def find_obstacle(path: Path) -> str | None:
 def read_error(path: str | Path, error: OSError, what: str = "") -> DataError:
     """Return the error for an unreadable file; a `MissingFileError` if it does not exist.
 
-    Args:
-        path: The file.
-        error: The operating system's error.
-        what: What the file is, such as ``"the prompt file "``.
+    ``what`` names the file, such as ``"the prompt file "``.
     """
     kind = MissingFileError if isinstance(error, FileNotFoundError) else DataError
     return kind(f"Cannot read {what}{path}: {error.strerror or error}.")

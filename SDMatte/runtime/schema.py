@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +17,7 @@ _PLAIN_WORDS = (
     (r"^Input should", "must"),
     (r"a valid dictionary or instance of \w+", "a mapping"),
     (r"a valid boolean", "True or False"),
+    (r"a valid tuple", "a list"),
     (r"a valid integer", "an integer"),
     (r"a valid (\w+)", r"a \1"),
     (r"greater than or equal to", "at least"),
@@ -27,14 +28,9 @@ _PLAIN_WORDS = (
 
 
 class Settings(BaseModel):
-    """Base of all groups of settings: immutable, strictly typed, unknown names are refused.
-
-    Attributes:
-        renamed: Old name of a setting to its new one, for the message.
-    """
+    """Base of all groups of settings: immutable, strictly typed, unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    renamed: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def of(cls, values: "Mapping[str, Any] | Settings | None", name: str = "") -> Self:
@@ -69,10 +65,7 @@ class Settings(BaseModel):
         if first["type"] == "missing":
             return f"The setting {name} is missing."
         if first["type"] == "extra_forbidden":
-            *parents, last = map(str, first["loc"])
-            group = cls.group(*parents)
-            if last in group.renamed:
-                return f"{name} is now called {group.renamed[last]}."
+            group = cls.group(*map(str, first["loc"][:-1]))
             return unknown_setting(name, list(group.model_fields))
         message = first["msg"]
         for pattern, words in _PLAIN_WORDS:

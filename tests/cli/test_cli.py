@@ -92,20 +92,11 @@ def test_files_and_settings():
         split_config(["a", "c"])
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["matte", "a.png", "--auto", "--rgba"], "--rgba was removed; it is the default."),
-        (["score", "a", "b", "--model", "x"], "--model was removed; name the run in a report"),
-        (["data", "sample", "--seed", "5"], "--seed was removed; use dataloader.train.dataset"),
-        (["report", "a", "--pictures", "3"], "--pictures was removed; use --images."),
-    ],
-)
-def test_removed_options_name_the_alternative(words, sentence, capsys):
+def test_removed_options_name_the_alternative(capsys):
     with pytest.raises(SystemExit) as ended:
-        main(words)
+        main(["matte", "a.png", "--auto", "--rgba"])
     assert ended.value.code == 2
-    assert f"error: {sentence}" in capsys.readouterr().err
+    assert "error: --rgba was removed; it is the default." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

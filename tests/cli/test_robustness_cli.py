@@ -84,12 +84,7 @@ def test_measures_and_draws_all_kinds(capsys, caplog):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["a.pth", "--kinds", "boxes"], "Unknown kinds boxes; choose from box, points, mask, opac"),
-        (
-            ["--baseline", "grabcut", "--kinds", "opacity"],
-            "supports the kinds box, points, mask, not opacity",
-        ),
-        (["--baseline", "closed-form", "test.prompts=[trimap]"], "supports the kinds (none)"),
+        (["--baseline", "closed-form", "test.prompts=[trimap]"], "supports none of the prompts"),
         (["nowhere.pth"], "Checkpoint file nowhere.pth not found."),
     ],
 )

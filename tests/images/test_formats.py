@@ -1,7 +1,6 @@
 """Supported formats, and messages for the others."""
 
 import os
-import re
 
 import cv2
 import numpy as np
@@ -83,39 +82,17 @@ def test_thumbnails_and_views_are_not_pages(tmp_path, caplog):
     assert not caplog.records
 
 
-UNSUPPORTED = {
-    "a.svg": (b'<?xml version="1.0"?>\n<!-- -->\n<svg xmlns="x"/>', "an SVG drawing"),
-    "b.svg": (b"\xef\xbb\xbf  <svg>", "an SVG drawing"),
-    "a.pdf": (b"%PDF-1.4", "a PDF document"),
-    "a.jxl": (b"\xff\x0a\0\0", "a JPEG XL image"),
-    "b.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n\0\0", "a JPEG XL image"),
-    "a.jp2": (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
-    "a.psd": (b"8BPS\0\1", "a Photoshop file"),
-    "a.exr": (b"v/1\x01\2\0\0\0", "an OpenEXR image"),
-    "a.hdr": (b"#?RADIANCE\n", "a Radiance HDR image"),
-    "a.ico": (b"\0\0\1\0\1\0", "an icon"),
-    "a.dcm": (bytes(128) + b"DICM", "a DICOM image"),
-    "a.ppm": (b"P6\n4 4\n255\n", "a Netpbm image"),
-    "a.tga": (b"\0\0\2\0\0\0", "a Targa image"),
-    "a.mp4": (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", "a video"),
-    "a.MOV": (b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", "a video"),
-    "a.mkv": (b"\x1aE\xdf\xa3\1", "a video"),
-    "a.cr3": (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera raw file"),
-    "a.png": (b"II*\0\x10\0\0\0CR\2\0", "a camera raw file"),  # Canon, by content
-    "a.NEF": (b"MM\0*\0\0\0\x08\0\0", "a camera raw file"),
-    "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
-    "page.jpg": (b"\n<!DOCTYPE html><html>", "a web page"),
-}
-
-
-def test_unsupported_formats_are_named(tmp_path):
-    for name, (data, kind) in UNSUPPORTED.items():
+def test_what_is_not_an_image_is_named(tmp_path):
+    for name, data, kind, advice in (
+        ("a.png", b"II*\0\x10\0\0\0CR\2\0", "a camera raw file", "develop"),  # Canon
+        ("a.NEF", b"MM\0*\0\0\0\x08\0\0", "a camera raw file", "develop"),
+        ("lfs.png", b"version https://git-lfs.github.com/spec/v1\noid", "LFS pointer", "fetch"),
+        ("page.jpg", b"\n<!DOCTYPE html><html>", "a web page", "download"),
+    ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match=kind) as caught:
+        with pytest.raises(DataError, match=f"{kind}.*{advice}") as caught:
             read_image(tmp_path / name)
-        text = str(caught.value)
-        assert str(tmp_path / name) in text and "not an image" not in text
-        assert re.search("(convert|develop|extract|download|fetch) ", text)  # what to do
+        assert str(tmp_path / name) in str(caught.value)
 
 
 def test_raw_files_are_not_read_as_their_preview(tmp_path):
@@ -130,7 +107,9 @@ def test_raw_files_are_not_read_as_their_preview(tmp_path):
 def test_not_an_image_or_damaged(tmp_path):
     (tmp_path / "a.png").write_bytes(b"P3rhaps a poem\n")
     (tmp_path / "a.nef").write_bytes(b"a note")
-    for name in ("a.png", "a.nef"):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41")
+    (tmp_path / "a.psd").write_bytes(b"8BPS\0\1")
+    for name in ("a.png", "a.nef", "a.mp4", "a.psd"):
         with pytest.raises(DataError, match="it is not an image"):
             read_image(tmp_path / name)
     for suffix in ("avif", "heic", "gif", "webp"):
@@ -199,6 +178,6 @@ def test_unsupported_tiffs_are_refused(tmp_path):
     planes = wide.transpose(2, 0, 1).copy()
     tifffile.imwrite(tmp_path / "p.tif", planes, photometric="rgb", planarconfig="separate")
     tifffile.imwrite(tmp_path / "h.tif", (COLORS / 255).astype("f2"), photometric="rgb")
-    for name, kind in (("p", "16-bit unsigned values in planes"), ("h", "16-bit floating-point")):
-        with pytest.raises(DataError, match=f"{kind}.*convert it to PNG or an 8-bit TIFF"):
+    for name in ("p", "h"):
+        with pytest.raises(DataError, match="3 channels of 16 bits.*convert it to PNG"):
             read_image(tmp_path / f"{name}.tif")

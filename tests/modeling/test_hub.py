@@ -236,8 +236,6 @@ def test_processing_by_hub_id(hub, stable_diffusion, tmp_path, monkeypatch):  # 
     one, other = (weights.read_tensors(f / "unet" / stem) for f in (output, again))
     assert all(torch.equal(value, other[name]) for name, value in one.items())  # copies
     assert not (again / "unet" / stem).is_symlink()  # to the hub's cache
-    with pytest.raises(CheckpointError, match="is not a local folder"):
-        process_pretrained(mirror)
 
 
 def test_the_command_as_users_run_it(hub, stable_diffusion, tmp_path):  # noqa: F811
@@ -268,12 +266,10 @@ def assert_refused(error, message, function=resolve_checkpoint, name="some/model
 
 
 def test_errors_of_the_hub(published, monkeypatch):
-    not_found = "not found locally or in the hub's cache .* has no repository some/model"
+    not_found = "not found locally or in the hub's cache .* does not provide some/model"
     process = lambda name: process_pretrained(name, "out")  # noqa: E731
     for function in (resolve_checkpoint, resolve_folder, process):
         assert_refused(MissingCheckpointError, not_found, function)
-    gone = "Stability AI removed .* README.md, .*LongfeiHuang/SDMatte alone"
-    assert_refused(MissingCheckpointError, gone, resolve_folder, "stabilityai/stable-diffusion-2")
     published.gated.add(PUBLISHED)
     assert_refused(
         CheckpointError, "SDMatte is gated on .*: accept its terms at http", name=PUBLISHED
@@ -283,7 +279,7 @@ def test_errors_of_the_hub(published, monkeypatch):
     message = r"has no checkpoint named a.pth; it has SDMatte.pth, SDMatte_plus.pth\."
     assert_refused(MissingCheckpointError, message, name=f"{PUBLISHED}/a.pth")
     published.broken = 503
-    assert_refused(MissingCheckpointError, "responded with status 503: try again later")
+    assert_refused(MissingCheckpointError, "cannot be reached .*503 .*try again later")
     published.broken = None
     cache = constants.HF_HUB_CACHE
     Path("file").touch()
