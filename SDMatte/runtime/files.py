@@ -123,8 +123,8 @@ def list_error(folder: str | Path, error: OSError) -> DataError:
 def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` atomically at the end.
 
-    Missing folders are created. If ``durable``, the file is synced to the disk. Temporary files that
-    killed processes left behind are deleted.
+    Missing folders are created, and temporary files of killed processes deleted. If ``durable``,
+    the file is synced to the disk.
 
     Raises:
         OutputError: The file cannot be written.
