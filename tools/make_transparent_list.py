@@ -19,17 +19,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from SDMatte.cli.common import run_command
-from SDMatte.data.transparency import THRESHOLD, transparent_fractions
-from SDMatte.errors import ConfigError, DataError
+from SDMatte.data.transparency import THRESHOLD, transparent_fraction
+from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha, write_image
 from SDMatte.images.listing import scan_folder
 from SDMatte.images.sheets import contact_sheet
 from SDMatte.runtime.files import check_not_read, write_text
+from SDMatte.runtime.parallel import map_in_processes
 
 logger = logging.getLogger("make_transparent_list")
 
-BORDERLINE = 0.5
-"""Samples above this fraction of the threshold are shown, even if they are not listed."""
+MOST = 300
+"""Samples on the sheet, those nearest the threshold."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,65 +39,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("alpha_dir", type=Path, help="folder of alphas")
     parser.add_argument("out", type=Path, help="the list to write")
     parser.add_argument("--sheet", type=Path, help="image to write, such as sheet.jpg")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=THRESHOLD,
-        help=f"fraction of the interior above which a sample is listed (default: {THRESHOLD})",
-    )
-    parser.add_argument(
-        "--most", type=int, default=300, help="maximum number of alphas on the sheet"
-    )
-    parser.add_argument("--num-workers", type=int, help="processes (default: number of cores)")
     return run_command(make_list, parser.parse_args(argv))
 
 
 def make_list(args: argparse.Namespace) -> None:
-    """Measure the alphas, and write list and sheet."""
-    if not 0 <= args.threshold <= 1:
-        raise ConfigError(f"--threshold {args.threshold}: must be from 0 to 1.")
-    if args.most < 1:
-        raise ConfigError(f"--most {args.most}: must be at least 1.")
-    if (args.num_workers or 0) < 0:
-        raise ConfigError(f"--num-workers {args.num_workers}: must be at least 0.")
+    """Measure the alphas, and write list and sheet; unreadable alphas are logged."""
     scan = scan_folder(args.alpha_dir)
     scan.log_left_out()
     paths = [args.alpha_dir / name for name in scan.images]
     check_not_read([args.out, *filter(None, [args.sheet])], paths)
-    fractions = measure(paths, args.num_workers)
-    if not fractions:
-        raise DataError(f"No readable alpha in {args.alpha_dir}.")
-    listed = sorted(path.name for path, value in fractions.items() if value > args.threshold)
-    if args.sheet:  # before the list, which is only replaced if nothing fails
-        draw_sheet(args.sheet, fractions, args.threshold, args.most)
-    write_text(args.out, "".join(f"{name}\n" for name in listed))
-    logger.info("%d of %d are transparent: %s", len(listed), len(fractions), args.out)
-
-
-def measure(paths: Sequence[Path], num_workers: int | None) -> dict[Path, float]:
-    """Measure every alpha; unreadable ones are logged and left out."""
     fractions = {}
-    results = tqdm(transparent_fractions(paths, num_workers), "alphas", len(paths))
-    for path, value in zip(paths, results, strict=True):
+    measured = tqdm(map_in_processes(measure, paths), "alphas", len(paths))
+    for path, value in zip(paths, measured, strict=True):
         if isinstance(value, DataError):
             logger.warning("Left out: %s", value)
         else:
             fractions[path] = value
-    return fractions
+    if not fractions:
+        raise DataError(f"No readable alpha in {args.alpha_dir}.")
+    listed = sorted(path.name for path, value in fractions.items() if value > THRESHOLD)
+    if args.sheet:  # before the list, which is only replaced if nothing fails
+        draw_sheet(args.sheet, fractions)
+    write_text(args.out, "".join(f"{name}\n" for name in listed))
+    logger.info("%d of %d are transparent: %s", len(listed), len(fractions), args.out)
 
 
-def draw_sheet(sheet: Path, fractions: dict[Path, float], threshold: float, most: int) -> None:
-    """Draw listed and borderline samples, in descending order of their fractions."""
-    shown = [path for path, value in fractions.items() if value > BORDERLINE * threshold]
+def measure(path: Path) -> float | DataError:
+    """Return the `transparent_fraction` of an alpha file, or why it cannot be read."""
+    try:
+        return transparent_fraction(read_alpha(path))
+    except DataError as error:
+        return error
+
+
+def draw_sheet(sheet: Path, fractions: dict[Path, float]) -> None:
+    """Draw samples above half the threshold, in descending order of their fractions."""
+    shown = [path for path, value in fractions.items() if value > THRESHOLD / 2]
     if not shown:
         logger.info("No sample is transparent or borderline: no sheet written.")
         return
-    if len(shown) > most:
-        logger.info("The sheet shows %d of %d, those nearest the threshold.", most, len(shown))
-        shown = sorted(shown, key=lambda path: abs(fractions[path] - threshold))[:most]
+    shown = sorted(shown, key=lambda path: abs(fractions[path] - THRESHOLD))[:MOST]
     shown = sorted(shown, key=lambda path: -fractions[path])
     labels = [
-        f"{'+' if fractions[path] > threshold else '-'} {fractions[path]:.2f} {path.name}"
+        f"{'+' if fractions[path] > THRESHOLD else '-'} {fractions[path]:.2f} {path.name}"
         for path in shown
     ]
     write_image(sheet, contact_sheet(map(read_alpha, shown), labels, columns=8, tile=160))

@@ -3,7 +3,7 @@
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, list_samples
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.listing import Sample
-from SDMatte.data.loader import build_test_loader, build_train_loader, collate
+from SDMatte.data.loader import build_test_loader, build_train_loader
 from SDMatte.data.samplers import EpochSampler
 from SDMatte.data.settings import DataSettings
 
@@ -16,7 +16,6 @@ __all__ = [
     "Sample",
     "build_test_loader",
     "build_train_loader",
-    "collate",
     "data_root",
     "list_samples",
 ]

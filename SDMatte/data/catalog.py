@@ -8,17 +8,15 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from SDMatte.data.listing import Entry, Sample, join, read_json, samples_of_set
 from SDMatte.errors import DataError
-from SDMatte.images.formats import IMAGE_EXTENSIONS
 from SDMatte.images.listing import list_names, names_by_stem
-from SDMatte.runtime.files import expand_path, name_key, stem_key
+from SDMatte.runtime.files import expand_path
 from SDMatte.runtime.schema import Settings
 from SDMatte.runtime.settings import PATH_KEYS
 
@@ -36,21 +34,22 @@ def _coco_files(root: Path, entry: Entry) -> list[Sample]:
     label_file = root / entry.folder / "COCO_Matte.json"
     content = read_json(label_file)
     items = list(content.values()) if isinstance(content, dict) else content
-    if not isinstance(items, list) or not all(
-        isinstance(item, dict) and isinstance(item.get(key), str)
-        for item in items
-        for key in ("image_path", "alpha_path")
-    ):
-        raise DataError(f"{label_file} must be a list of entries with image_path and alpha_path.")
-    # Paths start at the data root or at the set's folder; single files may be missing.
-    from_root = any(os.path.exists(root / item["alpha_path"]) for item in islice(items, 100))
+    try:
+        pairs = sorted((item["image_path"], item["alpha_path"]) for item in items)
+        # Paths start at the data root or at the set's folder; single files may be missing.
+        from_root = any(os.path.exists(root / alpha) for _, alpha in pairs[:100])
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f"{label_file} must be a list of entries with image_path and alpha_path."
+        ) from error
     base = "" if from_root else entry.folder
-    samples = []
-    for item in items:
-        trimap = item["alpha_path"].replace("alpha", "trimap")
-        paths = (join(base, path) for path in (item["image_path"], item["alpha_path"], trimap))
-        samples.append(Sample(entry.name, *paths))
-    return sorted(samples, key=lambda s: (s.image, s.alpha, s.trimap))
+    return [
+        Sample(
+            entry.name,
+            *(join(base, path) for path in (image, alpha, alpha.replace("alpha", "trimap"))),
+        )
+        for image, alpha in pairs
+    ]
 
 
 def _refmatte_rw_files(root: Path, entry: Entry) -> list[Sample]:
@@ -58,15 +57,16 @@ def _refmatte_rw_files(root: Path, entry: Entry) -> list[Sample]:
     images, alphas = join(entry.folder, entry.image), join(entry.folder, entry.alpha)
     labels = read_json(root / entry.folder / "refmatte_rw100_label.json")
     by_stem = names_by_stem(root / images, preferred=".jpg")
-    by_alpha = {name_key(k): v for k, v in labels.items()} if isinstance(labels, dict) else {}
     samples = []
     for name in list_names(root / alphas):
-        label = by_alpha.get(name_key(os.path.splitext(name)[0]))
-        if not isinstance(label, dict) or not isinstance(label.get("image_name"), str):
-            raise DataError(f"refmatte_rw100_label.json has no image_name for {alphas}/{name}.")
-        stem = label["image_name"]
-        stem = os.path.splitext(stem)[0] if stem.lower().endswith(IMAGE_EXTENSIONS) else stem
-        image = join(images, by_stem.get(stem_key(f"{stem}.jpg"), f"{stem}.jpg"))
+        try:
+            label = labels[os.path.splitext(name)[0]]
+            stem = label["image_name"].removesuffix(".jpg")
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"refmatte_rw100_label.json has no image_name for {alphas}/{name}."
+            ) from error
+        image = join(images, by_stem.get(stem, f"{stem}.jpg"))
         texts = label.get("expressions") or [""]
         caption = texts if isinstance(texts, str) else str(texts[-1])
         samples.append(Sample(entry.name, image, join(alphas, name), caption=caption))
@@ -158,14 +158,11 @@ TEST_SETS: dict[str, Entry] = {
 }
 """Test sets by name (data/README.md, second table)."""
 
+_NOT_IN_ENTRY = ("name", "optional")
 _ALIASES = {"RefMatte_RW_100": "RefMatte-RW-100", "COCO_Matting": "COCO-Matting"}
 
 
-def _expand(path: Any) -> Any:
-    return expand_path(path) if isinstance(path, str | os.PathLike) else path
-
-
-_Path = Annotated[str, BeforeValidator(_expand)]
+_Path = Annotated[str, AfterValidator(expand_path)]
 
 
 class _SetSettings(Settings):
@@ -188,14 +185,6 @@ class KnownSet(_SetSettings):
 
     count: int | None = Field(None, ge=0, description="Alphas to draw; null: all.")
     list_file: _Path = Field("", description="Text file with one alpha path per line.")
-    remap: tuple[str, str] = Field(
-        ("", ""), strict=False, description="[OLD, NEW]: replaces a prefix of its lines."
-    )
-
-    @field_validator("remap")
-    @classmethod
-    def _expand_new(cls, remap: tuple[str, str]) -> tuple[str, str]:
-        return remap[0], expand_path(remap[1])
 
 
 class FolderPair(_SetSettings):
@@ -251,10 +240,8 @@ def list_sets(
             test any, in training all (single ones are counted when they are loaded).
     """
     items = [names] if isinstance(names, str | Mapping) else names
-    if not isinstance(items, Sequence):
+    if not isinstance(items, Sequence) or not items:
         raise DataError(f"Data sets are a list of names and folder pairs; got {names!r}.")
-    if not items:
-        raise DataError(f"No data set is named; known are {_known(training)} and folder pairs.")
     base = data_root(root)
     sets = []
     for item in items:
@@ -273,28 +260,14 @@ def is_pair(item: Any) -> bool:
     return isinstance(item, Mapping) and not {"image", "alpha"}.isdisjoint(item)
 
 
-def is_known(name: Any) -> bool:
-    """Return whether a training or test set has this name."""
-    return isinstance(name, str) and _ALIASES.get(name, name) in {*TRAIN_SETS, *TEST_SETS}
-
-
 def is_there(item: str | Mapping[str, Any], root: str | Path | None = None) -> bool:
     """Return whether a test set of the config has a folder, complete or not; see `resolve_set`."""
     base = data_root(root)
     return resolve_set(item, base, training=False).exists(base)
 
 
-def _known(training: bool) -> str:
-    return ", ".join(TRAIN_SETS if training else TEST_SETS)
-
-
 def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True) -> Entry:
-    """Return the entry of a set of the config.
-
-    Args:
-        item: A name or a mapping; see `list_sets`.
-        root: The data root.
-        training: Whether a training or a test set is wanted.
+    """Return the entry of a set of the config, a name or a mapping; see `list_sets`.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -305,24 +278,22 @@ def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True
     options = {"name": item} if isinstance(item, str) else {str(k): v for k, v in item.items()}
     options = {k: v for k, v in options.items() if k not in PATH_KEYS or v not in (None, "")}
     name = options["name"] = str(options.get("name") or "")
-    foreign = "optional" if training else "weight"
+    kind, foreign = ("training", "optional") if training else ("test", "weight")
     if foreign in options:
-        kind = "test" if training else "training"
-        raise DataError(f"{name or 'pair'}: {foreign} is a setting of {kind} sets only.")
+        raise DataError(f"{name or 'pair'}: {foreign} is not a setting of {kind} sets.")
     if is_pair(item):
         return _resolve_pair(options, root)
     name = _ALIASES.get(name, name)
     table = TRAIN_SETS if training else TEST_SETS
     if name not in table:
-        kind, other = ("training", TEST_SETS) if training else ("test", TRAIN_SETS)
-        hint = f" ({name} is not a {kind} set)" if name in other else ""
         raise DataError(
-            f"Unknown {kind} set {name!r}{hint}; known are {_known(training)}, and any folder "
-            f"pair as {{image: DIR, alpha: DIR}}."
+            f"Unknown {kind} set {name!r}. Training sets: {', '.join(TRAIN_SETS)}. Test sets: "
+            f"{', '.join(TEST_SETS)}. Any folder pair: {{image: DIR, alpha: DIR}}."
         )
-    entry = replace(table[name], name=name, **_given(KnownSet.of(options, name)))
+    given = KnownSet.of(options, name).model_dump(exclude_unset=True, exclude={*_NOT_IN_ENTRY})
+    entry = replace(table[name], name=name, **given)
     one_folder = not entry.files and isinstance(entry.folder, str)
-    unused = [] if one_folder else [k for k in ("count", "list_file", "remap") if k in options]
+    unused = [] if one_folder else [k for k in ("count", "list_file") if k in options]
     if entry.composites and not entry.fg:
         unused.append("composites")
     if unused:
@@ -332,27 +303,16 @@ def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True
     return entry
 
 
-def _given(settings: _SetSettings) -> dict[str, Any]:
-    """Return the fields of an entry that settings change."""
-    return settings.model_dump(exclude_unset=True, exclude={"name", "optional"})
-
-
 def _resolve_pair(options: Mapping[str, Any], root: Path) -> Entry:
-    """Return the entry of a folder pair."""
     name = options["name"] or "pair"
     pair = FolderPair.of(options, name)
     if not pair.image or not pair.alpha:
         raise DataError("A folder pair needs both folders: {image: DIR, alpha: DIR}.")
-    if pair.composites and pair.trimap:
-        raise DataError(f"{name} does not use trimap: the trimap of a composite is computed.")
-    if pair.background and not pair.composites:
-        raise DataError(f"{name} does not use background: composites is 0.")
-    if pair.composites and pair.holdout is not None:
-        raise DataError(
-            f"{name}: holdout keeps image pairs for validation, and composites makes new images "
-            f"of foregrounds; hold out a pair of images and alphas instead."
-        )
-    given = _given(pair)
+    unused = ("trimap", "holdout") if pair.composites else ("background",)
+    for key in unused:
+        if getattr(pair, key):
+            raise DataError(f"{name} does not use {key}: composites is {pair.composites}.")
+    given = pair.model_dump(exclude_unset=True, exclude={*_NOT_IN_ENTRY})
     for key in ("image", "alpha", "trimap", "background"):
         if key in given:
             given[key] = _here_or_root(given[key], root)

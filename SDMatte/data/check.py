@@ -9,14 +9,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 from tqdm import tqdm
 
-from SDMatte.data.catalog import (
-    TEST_SETS,
-    TRAIN_SETS,
-    data_root,
-    is_known,
-    is_pair,
-    resolve_set,
-)
+from SDMatte.data.catalog import data_root, is_pair, resolve_set
 from SDMatte.data.listing import (
     BACKGROUNDS,
     Entry,
@@ -26,7 +19,7 @@ from SDMatte.data.listing import (
     samples_of_set,
 )
 from SDMatte.data.samplers import Mix
-from SDMatte.errors import ConfigError, DataError
+from SDMatte.errors import ConfigError, DataError, MissingFileError
 from SDMatte.images.io import read_alpha, read_image, read_trimap
 from SDMatte.runtime.parallel import map_in_processes
 
@@ -97,12 +90,6 @@ class SetReport:
         return f"{self.name} ({self.part})"
 
     @property
-    def kind(self) -> str:
-        """``"natural"``, ``"composite"`` or ``"natural + composite"``."""
-        kinds = {"natural": self.entry.is_natural, "composite": self.entry.is_composite}
-        return " + ".join(kind for kind, used in kinds.items() if used)
-
-    @property
     def expected(self) -> int | None:
         """Number of samples of the published set, if known."""
         entry = self.entry
@@ -144,34 +131,22 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
         DataError: The set is unknown.
     """
     both = not is_pair(item) or item.get("holdout") is not None
-    parts = [only] if only else ["train", "test"] if both else ["train"]
-    found, errors = [], []
-    for part in parts:
+    errors, found = [], []
+    for part in [only] if only else ["train", "test"] if both else ["train"]:
         try:
             resolve_set(item, data_root(), part == "train")
             found.append(part)
         except (ConfigError, DataError) as error:
             errors.append(error)
-    if found:
-        return found
-    name = item.get("name", "") if isinstance(item, Mapping) else item
-    if len(parts) == 2 and not is_pair(item) and not is_known(name):
-        raise DataError(
-            f"Unknown set {name!r}; known are {', '.join({**TRAIN_SETS, **TEST_SETS})}, and any "
-            f"folder pair as {{image: DIR, alpha: DIR}}."
-        )
-    raise errors[0]
+    if not found:
+        raise errors[0]
+    return found
 
 
 def list_set(
     item: str | Mapping[str, Any], root: str | Path | None = None, training: bool = True
 ) -> SetReport:
-    """List a set without stopping at missing files.
-
-    Args:
-        item: A name or a folder pair, as in a config.
-        root: The data root of the config.
-        training: Whether as a training set.
+    """List a set of a config without stopping at missing files.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -197,7 +172,7 @@ def list_table(listed: Sequence[SetReport]) -> str:
     Below it stand the problems of incomplete sets.
     """
     rows = [
-        (s.name, s.part, s.state, len(s.samples), s.expected, s.kind, ", ".join(s.entry.folders))
+        (s.name, s.part, s.state, len(s.samples), s.expected, ", ".join(s.entry.folders))
         for s in listed
     ]
     composites = [s for s in listed if s.entry.is_composite]
@@ -205,8 +180,8 @@ def list_table(listed: Sequence[SetReport]) -> str:
         number = len(list_backgrounds(root, folder))
         expected = BACKGROUNDS_EXPECTED if folder == BACKGROUNDS else None
         found = "yes" if number else "no"
-        rows.append((Path(folder).name, "backgrounds", found, number, expected, "", folder))
-    heads = ("set", "part", "found", "samples", "expected", "kind", "folder")
+        rows.append((Path(folder).name, "backgrounds", found, number, expected, folder))
+    heads = ("set", "part", "found", "samples", "expected", "folder")
     problems = [f"{s.label}: {s.problem}" for s in listed if s.state == "incomplete"]
     return "\n".join([tabulate(rows, heads), *([""] if problems else []), *problems])
 
@@ -227,7 +202,7 @@ def check_set(
 
     Args:
         listed: The set.
-        num_workers: Processes that read; None: one per core, at most 8.
+        num_workers: See `SDMatte.runtime.parallel.map_in_processes`.
         progress: Whether to show a progress bar.
     """
     tasks = sorted({task for sample in listed.samples for task in _files(sample)})
@@ -248,26 +223,19 @@ def check_set(
     return replace(listed, findings=tuple(ordered), usable=tuple(usable))
 
 
-def _files(sample: Sample) -> Iterator[tuple[str, str]]:
-    """Yield path and role of each file of a sample."""
-    for role in _READERS:
-        if getattr(sample, role):
-            yield getattr(sample, role), role
+def _files(sample: Sample) -> list[tuple[str, str]]:
+    """Return path and role of each file of a sample."""
+    return [(getattr(sample, role), role) for role in _READERS if getattr(sample, role)]
 
 
 def _look_at(root: Path, task: tuple[str, str]) -> _Look:
     """Read a file; called in a worker process."""
     path, role = root / task[0], task[1]
     try:
-        path.stat()
-    except FileNotFoundError:
-        return _Look(finding=Finding("missing", f"{path} ({role})"))
-    except OSError:
-        pass  # the reader's message is more precise
-    try:
         array = _READERS[role](path)
     except DataError as error:
-        return _Look(finding=Finding("unreadable", str(error)))
+        kind = "missing" if isinstance(error, MissingFileError) else "unreadable"
+        return _Look(finding=Finding(kind, str(error)))
     low, high = (float(array.min()), float(array.max())) if role == "alpha" else (0.0, 1.0)
     return _Look(array.shape[:2], low, high)
 

@@ -6,11 +6,7 @@ import cv2
 import numpy as np
 
 from SDMatte.data.settings import DataSettings
-from SDMatte.data.transforms import crop_window
-from SDMatte.errors import DataError
-from SDMatte.images.decode import max_pixels
 from SDMatte.images.resize import BilinearGrid, Window, pick, unit
-from SDMatte.prompts.maps import extent
 
 
 def composite(
@@ -20,18 +16,13 @@ def composite(
     size: int,
     rng: np.random.Generator,
     settings: DataSettings,
-    *,
     hw: tuple[int, int] | None = None,
-    crop: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Put an object on a background twice, side by side, and keep one copy as the target.
 
     Two equal objects, of which only the prompted one is the target, are what makes the prompt
     matter. The result equals compositing at full size and resizing, but only the pixels that the
     resize reads are computed. The background is resized and blurred in 8 bits.
-
-    With ``keep_aspect`` the background becomes a square that holds both copies, and ``crop``
-    draws a part of it.
 
     Args:
         fg: Colors of the foreground, uint8 ``[H, W, 3]``.
@@ -42,56 +33,29 @@ def composite(
         settings: The settings.
         hw: Height and width of the foreground's file. If it was read at a reduced size, it is
             composited at the size of the result, and the blur is scaled accordingly.
-        crop: Source of the window; None: the whole.
 
     Returns:
         The image, float32 ``[size, size, 3]`` in [0, 1]; the alpha of the target, float32
         ``[size, size]`` in [0, 1]; height and width before resizing, in pixels of the files.
-
-    Raises:
-        DataError: With ``keep_aspect``, the square around a long foreground is too large.
     """
     choices = _choose(rng, settings)
     hw = hw or alpha.shape
-    if hw != alpha.shape and not settings.keep_aspect:
+    if hw != alpha.shape:
         each = (-(-size // choices.copies), size)  # width and height of a copy
         fg, alpha = (cv2.resize(a, each, interpolation=cv2.INTER_LINEAR) for a in (fg, alpha))
     height, width = alpha.shape
-    total = choices.copies * width
-    canvas = (height, total)
-    if settings.keep_aspect:
-        canvas = (max(canvas), max(canvas))
-        limit = 4 * max_pixels()  # two copies of the largest square image, with margins
-        if canvas[0] * canvas[1] > limit:
-            raise DataError(
-                f"A foreground of {width}x{height} pixels is too long for keep_aspect: it needs a "
-                f"background of {canvas[1]}x{canvas[0]}, and the limit is {limit / 1e6:.0f} "
-                f"megapixels."
-            )
-        background = _middle_square(background)
-    top, left = (canvas[0] - height) // 2, (canvas[1] - total) // 2
-    blur = tuple(choices.blur * part / whole for part, whole in zip(alpha.shape, hw, strict=True))
-    background = _stretch(background, canvas, blur)
-
-    window = Window.whole(canvas)
-    if crop is not None:
-        box = extent(alpha > 0)
-        x, y = left + choices.kept * width, top
-        box = box and (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
-        window = crop_window(box, canvas, crop)
-    grid = BilinearGrid(window, size)
-    rows, columns = grid.rows - top, grid.columns - left  # of the foreground and its copy
-    fg_rows, fg_columns = np.clip(rows, 0, height - 1), columns % width
-    part = unit(pick(alpha, fg_rows, fg_columns))
-    if canvas != (height, total):  # only background around the objects
-        part[fg_rows != rows] = 0
-        part[:, (columns < 0) | (columns >= total)] = 0
+    canvas = (height, choices.copies * width)
+    background = cv2.resize(background, canvas[::-1], interpolation=cv2.INTER_LINEAR)
+    if choices.blur:
+        blur = [max(1, round(choices.blur * a / b)) for a, b in zip(alpha.shape, hw, strict=True)]
+        background = cv2.blur(background, (blur[1], blur[0]))
+    grid = BilinearGrid(Window.whole(canvas), size)
+    part = unit(pick(alpha, grid.rows, grid.columns % width))
     image = pick(background, grid.rows, grid.columns).astype(np.float32)
-    image += (pick(fg, fg_rows, fg_columns) - image) * part[..., None]  # fg·α + bg·(1 - α)
-    target = part * (columns // width == choices.kept)
+    image += (pick(fg, grid.rows, grid.columns % width) - image) * part[..., None]
+    target = part * (grid.columns // width == choices.kept)
     small = grid.combine(image) / np.float32(255)  # [0, 255] -> [0, 1]
-    shown = window.scaled((height, width), hw)
-    return small, grid.combine(target), (shown.height, shown.width)
+    return small, grid.combine(target), (hw[0], choices.copies * hw[1])
 
 
 class _Choices(NamedTuple):
@@ -110,20 +74,3 @@ def _choose(rng: np.random.Generator, settings: DataSettings) -> _Choices:
     blur_size = int(rng.choice(settings.blur_sizes))
     kept = int(rng.integers(2)) if duplicate else 0
     return _Choices(2 if duplicate else 1, blur_size if blur else 0, kept)
-
-
-def _stretch(
-    background: np.ndarray, canvas: tuple[int, int], blur: tuple[float, ...]
-) -> np.ndarray:
-    """Resize a background to a canvas, and blur it by a box of this height and width."""
-    background = cv2.resize(background, canvas[::-1], interpolation=cv2.INTER_LINEAR)
-    if not any(blur):
-        return background
-    box_height, box_width = (max(1, round(side)) for side in blur)
-    return cv2.blur(background, (box_width, box_height))
-
-
-def _middle_square(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    side = min(height, width)
-    return Window((height - side) // 2, (width - side) // 2, side, side).cut(image)

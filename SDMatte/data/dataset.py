@@ -16,27 +16,12 @@ from SDMatte.data.listing import Sample
 from SDMatte.data.samplers import Mix
 from SDMatte.data.settings import DataSettings
 from SDMatte.data.sources import Source, SourceReader
-from SDMatte.data.transforms import change_colors, crop_window, make_trimap, to_gray
+from SDMatte.data.transforms import change_colors, make_trimap, to_gray
 from SDMatte.data.transparency import SIDE, is_transparent_alpha
 from SDMatte.errors import ConfigError, DataError
-from SDMatte.images.resize import (
-    BilinearGrid,
-    Window,
-    aspect_shape,
-    pick,
-    resize_trimap,
-    to_tensor,
-    unit,
-)
+from SDMatte.images.resize import BilinearGrid, Window, pick, resize_trimap, to_tensor, unit
 from SDMatte.prompts.frozen import PromptFile, sample_key
-from SDMatte.prompts.maps import (
-    Prompt,
-    auto_prompt,
-    box_prompt,
-    extent,
-    mask_prompt,
-    point_prompt,
-)
+from SDMatte.prompts.maps import Prompt, auto_prompt, box_prompt, mask_prompt, point_prompt
 from SDMatte.prompts.perturb import PromptPerturbation
 from SDMatte.prompts.types import PROMPT_TYPES
 from SDMatte.runtime.settings import DatasetSettings
@@ -48,24 +33,11 @@ _STAGES = ("composite", "trimap", "mask", "box", "point", "gray", "crop", "flip"
 
 
 class _Resized(NamedTuple):
-    """A resized image before prompts are drawn.
-
-    ``image`` is float32 ``[S, S, 3]``, ``alpha`` float32 ``[S, S]``, ``trimap`` likewise or None if
-    not given, all in [0, 1]; ``hw`` is the height and width before.
-    """
-
-    image: np.ndarray
-    alpha: np.ndarray
-    trimap: np.ndarray | None
-    hw: tuple[int, int]
+    image: np.ndarray  # float32 [S, S, 3] in [0, 1]
+    alpha: np.ndarray  # float32 [S, S] in [0, 1]
+    trimap: np.ndarray | None  # likewise, if there is a file
+    hw: tuple[int, int]  # height and width before resizing
     is_trans: bool
-
-    def flipped(self) -> "_Resized":
-        """Return it with left and right exchanged."""
-        image, alpha, trimap = (
-            None if a is None else np.ascontiguousarray(a[:, ::-1]) for a in self[:3]
-        )
-        return self._replace(image=image, alpha=alpha, trimap=trimap)
 
 
 class MattingDataset(Dataset):
@@ -101,21 +73,18 @@ class MattingDataset(Dataset):
             names: Data sets and folder pairs, see `SDMatte.data.catalog.list_sets`.
             samples: The samples themselves, instead of ``names``.
             root: The data root of the config, see `SDMatte.data.catalog.data_root`.
-            size: Side of the square that images are resized to; in test with ``keep_aspect``, of a
-                square with as many pixels.
+            size: Side of the square that images are resized to.
             training: Whether to draw as in training, and to skip unreadable files.
             seed: Seed of all random choices.
             settings: Settings of the samples.
             limit: Use only the first samples.
             max_bad_samples: Number of different training samples that may be unreadable.
-            prompts_from: In test, a file of boxes, points and masks to use instead of drawn ones,
-                see `SDMatte.prompts.frozen`.
+            prompts_from: In test, a prompt file (`SDMatte.prompts.frozen`) to use.
             perturb: In test, how prompts are perturbed.
 
         Raises:
             ConfigError: A setting is unknown or not allowed.
-            DataError: A set is unknown, not found, or incomplete, or the prompt file does not
-                match.
+            DataError: A set is unknown, not found or incomplete, or the prompt file does not match.
         """
         if (names is None) == (samples is None):
             raise ConfigError("A dataset takes either names or samples.")
@@ -138,10 +107,14 @@ class MattingDataset(Dataset):
         self._reader = SourceReader(self.settings.decode == "reduced", self.settings.cache_mb)
         self._transparent: dict[str, bool] = {}
         self.max_bad_samples = max_bad_samples
-        self.frozen = self._read_prompts(prompts_from) if prompts_from else None
         self.perturb = PromptPerturbation.of(perturb, "perturb")
-        if training and self.perturb != PromptPerturbation():
-            raise ConfigError("perturb is for test sets only.")
+        if training and (prompts_from or self.perturb != PromptPerturbation()):
+            raise ConfigError("prompts_from and perturb are for test sets only.")
+        self.frozen: PromptFile | None = None
+        if prompts_from:
+            self.frozen = PromptFile.read(prompts_from)
+            keys = [self.prompt_key(sample) for sample in self.samples]
+            self.frozen.check(size, self.settings.radius(training), self.settings.psm, keys)
         # Shared memory, so that the limit holds over all loader workers together.
         self._bad = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
 
@@ -159,9 +132,9 @@ class MattingDataset(Dataset):
             ``image`` float32 ``[3, S, S]``; ``alpha``, ``trimap``, ``bbox_mask``, ``point_mask``,
             ``mask``, ``auto_mask`` float32 ``[1, S, S]``, all in [-1, 1]; the coordinates of each
             prompt, float32 ``[4]`` or ``[20]``; ``is_trans`` int64 ``[]``; ``hw`` int64 ``[2]``,
-            height and width before resizing (of a composite with both copies; of a crop those of
-            the crop); ``caption``, ``image_name`` (the alpha's file name), ``alpha_path``,
-            ``image_path`` ("" for a composite), ``trimap_path`` ("" without one), ``dataset``: str.
+            height and width before resizing (of a composite with both copies); ``caption``,
+            ``image_name`` (the alpha's file name), ``alpha_path``, ``image_path`` ("" for a
+            composite), ``trimap_path`` ("" without one), ``dataset``: str.
 
         Raises:
             DataError: In test: a file cannot be read. In training: too many cannot; up to
@@ -194,14 +167,6 @@ class MattingDataset(Dataset):
         """Return the set and the name of a sample in prompt files."""
         return sample.dataset, sample_key(self.root / sample.alpha, self.root)
 
-    def _read_prompts(self, path: str | Path) -> PromptFile:
-        if self.training:
-            raise ConfigError("prompts_from is for test sets only; training draws its prompts.")
-        frozen = PromptFile.read(path)
-        keys = [self.prompt_key(sample) for sample in self.samples]
-        frozen.check(self.size, self.settings.radius(False), self.settings.psm, keys)
-        return frozen
-
     def _count_bad(self, index: int, error: DataError) -> None:
         if not self._bad[index]:
             self._bad[index] = True
@@ -215,10 +180,12 @@ class MattingDataset(Dataset):
 
     def _make(self, sample: Sample, rng: Mapping[str, np.random.Generator]) -> dict[str, Any]:
         settings = self.settings
-        resized = self._read(sample, rng)
+        resized = self._read(sample, rng["composite"])
+        image, alpha, trimap = resized[:3]
         if self.training and rng["flip"].random() < settings.flip_prob:
-            resized = resized.flipped()
-        image, alpha, trimap = resized.image, resized.alpha, resized.trimap
+            image, alpha, trimap = (
+                None if a is None else np.ascontiguousarray(a[:, ::-1]) for a in resized[:3]
+            )
         if trimap is None:
             trimap = make_trimap(alpha, rng["trimap"], settings.kernel_sizes)
         prompts = self._draw_prompts(alpha, trimap, rng)
@@ -230,81 +197,54 @@ class MattingDataset(Dataset):
             if rng["gray"].random() < settings.gray_prob:
                 image = to_gray(image)
 
-        result: dict[str, Any] = {"image": to_tensor(image), "alpha": to_tensor(alpha)}
+        result: dict[str, Any] = {
+            "image": to_tensor(image),
+            "alpha": to_tensor(alpha),
+            "is_trans": torch.tensor(int(resized.is_trans != self.perturb.opacity)),
+            "hw": torch.tensor(resized.hw),
+            "caption": sample.caption,
+            "image_name": Path(sample.alpha).name,
+            "image_path": "" if sample.background else str(self.root / sample.image),
+            "alpha_path": str(self.root / sample.alpha),
+            "trimap_path": str(self.root / sample.trimap) if sample.trimap else "",
+            "dataset": sample.dataset,
+        }
         for name, prompt in prompts.items():
             result[name] = to_tensor(prompt.mask)
             result[PROMPT_TYPES[name].coords_key] = torch.from_numpy(prompt.coords)
-        result["is_trans"] = torch.tensor(int(resized.is_trans != self.perturb.opacity))
-        result["hw"] = torch.tensor(resized.hw)
-        result["caption"] = sample.caption
-        result["image_name"] = Path(sample.alpha).name
-        result["image_path"] = "" if sample.background else str(self.root / sample.image)
-        result["alpha_path"] = str(self.root / sample.alpha)
-        result["trimap_path"] = str(self.root / sample.trimap) if sample.trimap else ""
-        result["dataset"] = sample.dataset
         return result
 
-    def _read(self, sample: Sample, rng: Mapping[str, np.random.Generator]) -> _Resized:
+    def _read(self, sample: Sample, rng: np.random.Generator) -> _Resized:
         """Read the files of a sample, composite them if it is a composite, and resize."""
-        at_least = self._at_least(sample)
+        # The rule of transparency needs a certain size.
+        at_least = (max(self.size, SIDE if sample.is_trans is None else 0),) * 2
         alpha = self._reader.matte(self.root / sample.alpha, at_least)
         image = self._reader.image(self.root / sample.image, at_least)
         self._check_size(sample, sample.image, image, alpha)
         is_trans = self._is_trans(sample, alpha)
-        if not sample.background:
-            return self._natural(sample, image, alpha, is_trans, rng["crop"])
-        crop = rng["crop"] if self.training and self.settings.keep_aspect else None
-        background = self._reader.image(self.root / sample.background, at_least)
-        try:
+        if sample.background:
+            background = self._reader.image(self.root / sample.background, at_least)
             small, target, hw = composite(
                 image.pixels,
                 alpha.pixels,
                 background.pixels,
                 self.size,
-                rng["composite"],
+                rng,
                 self.settings,
                 hw=alpha.hw,
-                crop=crop,
             )
-        except DataError as error:
-            raise DataError(f"{self.root / sample.image}: {error}") from error
-        return _Resized(small, target, None, hw, is_trans)
-
-    def _natural(
-        self,
-        sample: Sample,
-        image: Source,
-        alpha: Source,
-        is_trans: bool,
-        crop: np.random.Generator,
-    ) -> _Resized:
-        """Resize a natural image, or with ``keep_aspect`` a crop of it."""
-        shape = alpha.pixels.shape
-        window, size = Window.whole(shape), (self.size, self.size)
-        if self.settings.keep_aspect and self.training:
-            window = crop_window(extent(alpha.pixels > 0), shape, crop)
-        elif self.settings.keep_aspect:
-            size = aspect_shape(alpha.hw, self.size, self.settings.size_multiple)
-        whole = window.scaled(shape, alpha.hw)  # the window in pixels of the files
+            return _Resized(small, target, None, hw, is_trans)
         trimap = None
         if sample.trimap:
             given = self._reader.trimap(self.root / sample.trimap)
             self._check_size(sample, sample.trimap, given, alpha)
-            trimap = resize_trimap(whole.cut(given.pixels), size)
-        grid = BilinearGrid(window, size)  # only the pixels that it reads become floats
+            trimap = resize_trimap(given.pixels, self.size)
+        grid = BilinearGrid(Window.whole(alpha.pixels.shape), self.size)
+        # Only the pixels that the resize reads become floats.
         small = grid.combine(pick(image.pixels, grid.rows, grid.columns).astype(np.float32))
         small /= 255  # [0, 255] -> [0, 1]
         target = grid.combine(unit(pick(alpha.pixels, grid.rows, grid.columns)))
-        return _Resized(small, target, trimap, (whole.height, whole.width), is_trans)
-
-    def _at_least(self, sample: Sample) -> tuple[int, int]:
-        """Return how many rows and columns of its files a sample needs."""
-        side = self.size
-        if self.settings.keep_aspect:  # a crop has at least half the side of the image
-            side *= 2
-        if sample.is_trans is None:
-            side = max(side, SIDE)  # for the rule of transparency
-        return side, side
+        return _Resized(small, target, trimap, alpha.hw, is_trans)
 
     def _is_trans(self, sample: Sample, alpha: Source) -> bool:
         if sample.is_trans is not None:
@@ -317,12 +257,11 @@ class MattingDataset(Dataset):
         self, alpha: np.ndarray, trimap: np.ndarray, rng: Mapping[str, np.random.Generator]
     ) -> dict[str, Prompt]:
         """Draw all prompts; training selects one of them per step."""
-        s, training = self.settings, self.training
-        auto = auto_prompt(alpha.shape)
+        s, auto = self.settings, auto_prompt(alpha.shape)
         return {
             "mask": mask_prompt(alpha, rng["mask"], s.kernel_sizes, s.mask_threshold),
-            "bbox_mask": box_prompt(alpha, rng["box"], s.jitter(training), s.box_loosen),
-            "point_mask": point_prompt(alpha, rng["point"], s.radius(training), s.psm),
+            "bbox_mask": box_prompt(alpha, rng["box"], s.jitter(self.training), s.box_loosen),
+            "point_mask": point_prompt(alpha, rng["point"], s.radius(self.training), s.psm),
             "auto_mask": auto,
             "trimap": auto._replace(mask=trimap),
         }

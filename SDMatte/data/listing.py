@@ -17,15 +17,12 @@ import numpy as np
 
 from SDMatte.errors import DataError, MissingFileError
 from SDMatte.images.formats import IMAGE_EXTENSIONS
-from SDMatte.images.listing import list_names, names_by_stem, scan_folder
-from SDMatte.runtime.files import NameLookup, name_key, stem_key
+from SDMatte.images.listing import list_names, names_by_stem, scan_folder, shorten
+from SDMatte.runtime.files import NameLookup, name_key, read_error, stem_key
 
 logger = logging.getLogger(__name__)
 
 BACKGROUNDS = "BG-20K"
-
-REPOSITORY_LISTS = Path(__file__).resolve().parents[2] / "data" / "txt"
-"""Second place of lists of transparent samples; those under the data root take precedence."""
 
 _FILES = ("image", "alpha", "trimap", "background")
 
@@ -85,7 +82,6 @@ class Entry:
     files: "Callable[[Path, Entry], list[Sample]] | None" = None
     count: int | None = None
     list_file: str = ""
-    remap: tuple[str, str] = ("", "")
     expected: int | None = None
     holdout: float | int | None = None
     name: str = ""
@@ -130,8 +126,8 @@ def samples_of_set(
     Args:
         entry: The set.
         root: The data root.
-        training: Whether for training, where samples without a partner are logged; their files
-            count as unreadable when the sample is loaded.
+        training: In training, samples without a partner are logged; their files count as
+            unreadable when the sample is loaded.
         check_files: Whether to look for missing partners.
 
     Raises:
@@ -211,9 +207,8 @@ def images_without_alpha(samples: Iterable[Sample], root: Path) -> list[str]:
 def _divide(samples: list[Sample], entry: Entry, training: bool) -> list[Sample]:
     """Take the training part of a set, or the part that is held out for test.
 
-    The hash of a pair's name, in any spelling, decides, so that the division is the same on every
-    machine. With a fraction, files that are added later do not move the others. With a number, an
-    added file may take the place of another.
+    The hash of a pair's name, in any spelling, decides: the same on every machine. With a fraction,
+    files that are added later do not move the others; with a number, they may.
 
     Raises:
         DataError: One of the parts is empty.
@@ -223,18 +218,16 @@ def _divide(samples: list[Sample], entry: Entry, training: bool) -> list[Sample]
         name = stem_key(sample.alpha).encode("utf-8", "surrogateescape")
         return int.from_bytes(hashlib.sha256(name).digest()[:6], "big") / 2**48
 
-    holdout, total = entry.holdout, len(samples)
+    holdout = entry.holdout
     if isinstance(holdout, int):
         held = set(sorted(samples, key=lambda s: (position(s), s.alpha))[:holdout])
     else:
         held = {sample for sample in samples if position(sample) < holdout}
-    if samples and len(held) in (0, total):
-        reason = (
-            f"holds out none; use a larger fraction, or a number such as {max(1, total // 10)}"
-            if not held
-            else "holds out all, which leaves none to train on"
+    if samples and len(held) in (0, len(samples)):
+        raise DataError(
+            f"{entry.name}: holdout: {holdout} of {len(samples)} images holds out "
+            f"{'all' if held else 'none'}; name another fraction or a number of images."
         )
-        raise DataError(f"{entry.name}: holdout: {holdout} of {total} images {reason}.")
     return [sample for sample in samples if (sample in held) != training]
 
 
@@ -243,10 +236,7 @@ def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
     directory = join(folder, entry.alpha)
     if entry.list_file:
         path = Path(entry.list_file)
-        path = path if os.path.exists(path) else root / path
-        old, new = entry.remap
-        lines = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
-        lines = [new + line[len(old) :] if old and line.startswith(old) else line for line in lines]
+        lines = _read_lines(path if os.path.exists(path) else root / path)
         return [line if "/" in line else join(directory, line) for line in lines]
     names = list_names(root / directory)
     if entry.count is not None and entry.count < len(names):
@@ -278,14 +268,9 @@ def _locate(
             names = lookup.spellings(root / folder).get(name_key(name), [])
         except ValueError:  # no such folder, or not a valid name
             names = []
-        if name in names or not path:
-            return path
-        if len(names) > 1:
-            raise DataError(f"{root / path} is ambiguous: {' and '.join(map(ascii, names))} exist.")
-        if not names:
+        if path and not names:
             missing.append(path)
-            return path
-        return join(folder, names[0])
+        return path if name in names or not names else join(folder, names[0])
 
     located, incomplete = [], 0
     for sample in samples:
@@ -294,11 +279,9 @@ def _locate(
         located.append(replace(sample, image=image, alpha=alpha, trimap=trimap))
         incomplete += len(missing) > before
     if missing and check_files:
-        number = "1 file is" if len(missing) == 1 else f"{len(missing)} files are"
         text = (
-            f"{name}: {number} missing (with any of the extensions {', '.join(IMAGE_EXTENSIONS)}): "
-            f"{', '.join(str(root / path) for path in missing[:5])}"
-            f"{' and so on' if len(missing) > 5 else ''}."
+            f"{name}: {len(missing)} missing (with any of the extensions "
+            f"{', '.join(IMAGE_EXTENSIONS)}): {shorten(str(root / path) for path in missing)}."
         )
         if not training or incomplete == len(samples):
             raise MissingFileError(text)
@@ -320,31 +303,25 @@ def join(folder: str, name: str) -> str:
 def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
     """Read ``txt/<dataset>_transparent_samples.txt``: one file name of a sample per line.
 
-    Args:
-        dataset: Name of the data set.
-        root: The data root; ``data/txt`` of the repository is the second place.
-
     Returns:
         The stems of the transparent samples (`SDMatte.runtime.files.stem_key`); None: no list.
 
     Raises:
         DataError: The list cannot be read.
     """
-    name = f"{dataset}_transparent_samples.txt"
-    for path in (root / "txt" / name, REPOSITORY_LISTS / name):
-        if os.path.isfile(path):
-            lines = map(str.strip, _read_text(path).splitlines())
-            return frozenset(stem_key(line) for line in lines if line)
-    return None
+    path = root / "txt" / f"{dataset}_transparent_samples.txt"
+    return frozenset(map(stem_key, _read_lines(path))) if os.path.isfile(path) else None
+
+
+def _read_lines(path: Path) -> list[str]:
+    return [line.strip() for line in _read_text(path).splitlines() if line.strip()]
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
-    except FileNotFoundError as error:
-        raise MissingFileError(f"Cannot read {path}: {error.strerror}.") from error
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+        raise read_error(path, error) from error
     except UnicodeDecodeError as error:
         raise DataError(f"Cannot read {path}: it must be a text file in UTF-8.") from error
 
@@ -355,8 +332,7 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: It cannot be read, or is not JSON.
     """
-    text = _read_text(path)
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
         raise DataError(f"Cannot read {path}: it is not valid JSON ({error}).") from error

@@ -68,27 +68,6 @@ def _end_workers(iterator: Any) -> None:
             worker.kill()
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch: tensors are stacked, strings become a list of length B.
-
-    Raises:
-        DataError: The images have different shapes.
-    """
-    shapes = sorted({tuple(sample["image"].shape[1:]) for sample in samples})
-    if len(shapes) > 1:
-        sizes = " and ".join(f"{width}x{height}" for height, width in shapes)
-        raise DataError(
-            f"Images of {sizes} pixels cannot be batched: a test with keep_aspect needs "
-            f"batch_size=1."
-        )
-    return {
-        key: torch.stack([sample[key] for sample in samples])
-        if isinstance(value, torch.Tensor)
-        else [sample[key] for sample in samples]
-        for key, value in samples[0].items()
-    }
-
-
 def build_train_loader(
     dataset: MattingDataset,
     batch_size: int = 1,
@@ -164,7 +143,6 @@ def _options(batch_size: int, num_workers: int, timeout: float, seed: int = 0) -
     TrainLoaderSettings.of({"dataset": {}, **numbers}, "loader")
     return {
         "num_workers": num_workers,
-        "collate_fn": collate,
         "timeout": timeout if num_workers else 0,  # torch refuses one without workers
         # Without a generator, a loader draws from torch's global one when it starts.
         "generator": torch.Generator(),

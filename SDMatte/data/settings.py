@@ -10,6 +10,13 @@ from SDMatte.runtime.schema import Settings
 _TRAIN_RADIUS, _TEST_RADIUS = 25, 35
 _TRAIN_JITTER, _TEST_JITTER = 0.01, 0.0
 
+_REMOVED = (
+    ("soften_prob", "soften_sigma"),
+    ("jpeg_prob", "jpeg_quality"),
+    ("keep_aspect", "size_multiple"),
+)
+"""Former settings, each with one that only has an effect beside it."""
+
 _Size = Annotated[int, Field(ge=1, le=1000)]
 _Threshold = Annotated[float, Field(gt=0, le=1)]
 _BlurSize = Annotated[int, Field(ge=1, le=10_000)]
@@ -71,15 +78,6 @@ class DataSettings(Settings):
         description="Each side of a box moves outward by a random fraction of its width or "
         "height, up to this, after the jitter. Training and test.",
     )
-    keep_aspect: bool = Field(
-        False,
-        description="Keep the aspect ratio. Training crops a random square around the object, and "
-        "composites get a square background. Test resizes to about `size`² pixels, with sides in "
-        "multiples of `size_multiple`; images of different shapes need `batch_size=1`.",
-    )
-    size_multiple: int = Field(
-        64, ge=1, description="See `keep_aspect`; the published models need 64."
-    )
     flip_prob: float = Field(
         0.0,
         ge=0,
@@ -115,11 +113,11 @@ class DataSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _drop_removed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Accept removed augmentations that are off, as the config.yaml of older runs has them."""
+        """Accept removed settings that are off, as the config.yaml of older runs has them."""
         values = dict(values)
-        for prob, amount in (("soften_prob", "soften_sigma"), ("jpeg_prob", "jpeg_quality")):
-            if values.pop(prob, 0) != 0:
-                raise ValueError(f"no longer has {prob}: remove it, or set it to 0")
+        for switch, amount in _REMOVED:
+            if values.pop(switch, 0) not in (0, False):
+                raise ValueError(f"no longer has {switch}: remove it")
             values.pop(amount, None)
         return values
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.listing import Sample
-from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha, read_image
 from SDMatte.images.sheets import contact_sheet
 
@@ -31,9 +30,6 @@ def source_sheet(
 
     Returns:
         uint8 ``[H, W, 3]``.
-
-    Raises:
-        DataError: An image cannot be read.
     """
     distinct = list({sample.alpha: sample for sample in samples}.values())
     indices = np.linspace(0, len(distinct) - 1, min(count, len(distinct))).round().astype(int)
@@ -65,17 +61,13 @@ def sample_sheet(
         uint8 ``[H, W, 3]``.
 
     Raises:
-        DataError: There are no keys, or a file cannot be read.
+        DataError: A file cannot be read.
     """
-    tiles: list[np.ndarray] = []
-    labels: list[str] = []
-    for key in keys:
-        drawn = _draw(dataset[key])
-        tiles += drawn.values()
-        labels += drawn.keys()
-    if not tiles:
-        raise DataError("No sample to show.")
-    return contact_sheet(tiles, labels, columns=6, tile=tile)
+    rows = [_draw(dataset[key]) for key in keys]
+    labels = [label for row in rows for label in row]
+    return contact_sheet(
+        [cell for row in rows for cell in row.values()], labels, columns=6, tile=tile
+    )
 
 
 def _draw(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -4,17 +4,12 @@ Augmentation is off by default. Each kind draws from its own random stream, alwa
 of values.
 """
 
-import math
-
 import cv2
 import numpy as np
 import torch
 
 from SDMatte.data.settings import DataSettings
-from SDMatte.images.resize import Window
 from SDMatte.prompts.maps import draw_size, ellipse
-
-_SMALLEST_CROP = 0.5
 
 
 def make_trimap(
@@ -48,35 +43,6 @@ def to_gray(image: np.ndarray) -> np.ndarray:
     """Convert an RGB image, float32 ``[H, W, 3]``, to gray with three equal channels."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return np.repeat(gray[..., None], 3, axis=2)  # [H, W] -> [H, W, 3]
-
-
-def crop_window(
-    box: tuple[int, int, int, int] | None, shape: tuple[int, ...], rng: np.random.Generator
-) -> Window:
-    """Draw a square part of an image that holds an object.
-
-    Its side lies between half the largest square and the whole of it, and is at least that of the
-    object. Of an object larger than the largest square, it shows as much as fits.
-
-    Args:
-        box: First and last column and row of the object, x0, y0, x1, y1; None: no object.
-        shape: Height and width of the image.
-        rng: Source of the side and the position.
-    """
-    height, width = shape[:2]
-    x0, y0, x1, y1 = box or (0, 0, width - 1, height - 1)
-    largest = min(height, width)
-    needed = max(x1 - x0 + 1, y1 - y0 + 1) if box else 1
-    smallest = min(max(needed, math.ceil(_SMALLEST_CROP * largest)), largest)
-    side = int(rng.integers(smallest, largest + 1))
-
-    def start(first: int, last: int, length: int) -> int:
-        # The window either holds the object or lies within it.
-        ends = sorted((first, last + 1 - side))
-        low, high = np.clip(ends, 0, length - side)
-        return int(rng.integers(low, high + 1))
-
-    return Window(start(y0, y1, height), start(x0, x1, width), side, side)
 
 
 def change_colors(

@@ -1,14 +1,7 @@
 """A rule that decides from an alpha whether its object is transparent."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
 import cv2
 import numpy as np
-
-from SDMatte.errors import DataError
-from SDMatte.images.io import read_alpha
-from SDMatte.runtime.parallel import map_in_processes
 
 THRESHOLD = 0.25
 """An object is transparent if a larger fraction of its interior is partly transparent."""
@@ -23,12 +16,9 @@ _PARTLY = (0.05, 0.95)
 def transparent_fraction(alpha: np.ndarray) -> float:
     """Measure how much of an object's interior is partly transparent (0.05 < alpha < 0.95).
 
-    The alpha is averaged down to at most 256 pixels a side. The interior is what remains of
+    The alpha, float32 ``[H, W]`` in [0, 1], is averaged down to at most 256 pixels a side. The interior is what remains of
     alpha > 0.05 after an erosion by an ellipse of 17 pixels, which removes the soft edges of hair,
     fur and motion blur.
-
-    Args:
-        alpha: float32 ``[H, W]`` in [0, 1].
 
     Returns:
         In [0, 1]; 0 for an object without interior.
@@ -45,22 +35,3 @@ def transparent_fraction(alpha: np.ndarray) -> float:
 def is_transparent_alpha(alpha: np.ndarray) -> bool:
     """Return whether the object of an alpha, float32 ``[H, W]`` in [0, 1], is transparent."""
     return transparent_fraction(alpha) > THRESHOLD
-
-
-def transparent_fractions(
-    paths: Sequence[str | Path], num_workers: int | None = None
-) -> Iterator[float | DataError]:
-    """Yield the `transparent_fraction` of each alpha file, or the error of an unreadable one.
-
-    Args:
-        paths: The files.
-        num_workers: See `SDMatte.runtime.parallel.map_in_processes`.
-    """
-    yield from map_in_processes(_fraction_of_file, paths, num_workers)
-
-
-def _fraction_of_file(path: str | Path) -> float | DataError:
-    try:
-        return transparent_fraction(read_alpha(path))
-    except DataError as error:
-        return error

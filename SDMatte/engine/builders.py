@@ -86,8 +86,7 @@ def check_sizes(config: DictConfig, model: SDMatte) -> None:
     """
     for part in ("train", "test") if config.train.evaluations else ("train",):
         dataset = config.dataloader[part].dataset
-        squared = part == "train" or not dataset.settings.get("keep_aspect")
-        if squared and dataset.size % model.size_divisor:
+        if dataset.size % model.size_divisor:
             raise ConfigError(
                 f"dataloader.{part}.dataset.size must be a multiple of {model.size_divisor} for "
                 f"this model; got {dataset.size}."

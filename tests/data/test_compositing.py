@@ -4,14 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from SDMatte.data import MattingDataset
 from SDMatte.data.compositing import composite
-from SDMatte.data.listing import Sample
 from SDMatte.data.settings import DataSettings
-from SDMatte.data.transforms import crop_window
-from SDMatte.errors import DataError
-from SDMatte.images.io import write_image
-from SDMatte.images.resize import resize_bilinear
 
 SETTINGS = DataSettings()
 
@@ -128,76 +122,6 @@ def test_reduced_images_get_a_reduced_blur():
         line = image[50, :, 0] if factor == 4 else image[:, 50, 0]
         assert ((line > 0) & (line < 1)).sum() == 40 // factor - 1
         assert hw == (199, 400)
-
-
-@pytest.mark.parametrize("shape", [(30, 40), (100, 40)])
-@pytest.mark.parametrize("duplicate", [0, 1])
-def test_keep_aspect_puts_the_objects_in_a_square(shape, duplicate):
-    height, width = shape
-    total = width * (1 + duplicate)
-    side = max(height, total)
-    settings = DataSettings(keep_aspect=True, duplicate_prob=duplicate, blur_prob=0)
-    white = np.full((*shape, 3), 255, np.uint8)
-    alpha = np.full(shape, 255, np.uint8)
-    black = np.zeros((9, 50, 3), np.uint8)
-    image, target, hw = composite(white, alpha, black, side, np.random.default_rng(0), settings)
-    top, left = (side - height) // 2, (side - total) // 2
-    expected = np.zeros((side, side), np.float32)
-    expected[top : top + height, left : left + total] = 1
-    np.testing.assert_allclose(image[..., 1], expected, atol=1e-6)
-    assert hw == (side, side)
-    assert target.sum() == height * width and (target <= expected).all()
-
-
-def test_keep_aspect_takes_the_middle_of_the_background():
-    background = np.zeros((10, 30, 3), np.uint8)
-    background[:, 10:20] = np.arange(10)[:, None, None] * 20
-    clear = np.zeros((10, 10), np.float32)
-    settings = DataSettings(keep_aspect=True, duplicate_prob=0, blur_prob=0)
-    image, _, _ = composite(
-        background[:, :10], clear, background, 10, np.random.default_rng(0), settings
-    )
-    np.testing.assert_allclose(image * 255, background[:, 10:20], atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(60, 90), (200, 60)])
-def test_a_crop_equals_a_part_of_the_whole(shape):
-    fg, _, background = sources(*shape)
-    alpha = np.zeros(shape, np.float32)
-    alpha[10:30, 20:50] = 1
-    settings = DataSettings(keep_aspect=True)
-    side = max(shape[0], 2 * shape[1])
-    found = set()
-    for seed in range(12):
-        whole, whole_target, _ = composite(
-            fg, alpha, background, side, np.random.default_rng(seed), settings
-        )
-        rng, crop = np.random.default_rng(seed), np.random.default_rng(seed)
-        image, target, hw = composite(
-            fg, alpha, background, 32, rng, settings, crop=np.random.default_rng(seed)
-        )
-        ys, xs = np.nonzero(whole_target)
-        box = (xs.min(), ys.min(), xs.max(), ys.max())
-        window = crop_window(box, whole_target.shape, crop)
-        assert hw == (window.height, window.width)
-        np.testing.assert_allclose(image, resize_bilinear(window.cut(whole), 32), atol=1e-5)
-        np.testing.assert_allclose(target, resize_bilinear(window.cut(whole_target), 32), atol=1e-5)
-        assert window.cut(whole_target).sum() == alpha.sum()  # the whole object
-        found.add(window)
-    assert len(found) > 6
-
-
-def test_a_foreground_that_is_too_long_for_keep_aspect(tmp_path):
-    """A square of 40,000 pixels a side would fill the memory."""
-    write_image(tmp_path / "fg/a.png", np.zeros((2, 20_000, 3), np.uint8))
-    write_image(tmp_path / "alpha/a.png", np.full((2, 20_000), 255, np.uint8))
-    write_image(tmp_path / "bg/b.png", np.zeros((2, 3, 3), np.uint8))
-    strip = Sample("mine", "fg/a.png", "alpha/a.png", background="bg/b.png", is_trans=0)
-    options = {"samples": [strip], "root": tmp_path, "size": 16}
-    dataset = MattingDataset(settings={"keep_aspect": True}, max_bad_samples=0, **options)
-    with pytest.raises(DataError, match=r"fg/a\.png: .* 20000x2 .* of 40000x40000, .* 1074 meg"):
-        dataset[0]
-    assert MattingDataset(**options)[0]["hw"].tolist() == [2, 40_000]
 
 
 def test_inputs_are_not_modified():

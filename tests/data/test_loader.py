@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from data_trees import PAIR, SETTINGS, write_aim, write_composition, write_pairs
 
-from SDMatte.data import MattingDataset, build_test_loader, build_train_loader, collate
+from SDMatte.data import MattingDataset, build_test_loader, build_train_loader
 from SDMatte.errors import ConfigError, DataError
 
 
@@ -43,7 +43,7 @@ def assert_same(first, second):
 
 def test_collate(root):
     dataset = train_set(root)
-    batch = collate([dataset[0], dataset[3]])
+    batch = build_test_loader(dataset).collate_fn([dataset[0], dataset[3]])
     assert batch["image"].shape == (2, 3, 32, 32) and batch["alpha"].shape == (2, 1, 32, 32)
     assert batch["point_coords"].shape == (2, 20) and batch["is_trans"].shape == (2,)
     assert batch["hw"].tolist() == [[40, 120]] * 2
@@ -184,21 +184,6 @@ def test_workers_that_hang_or_die(tmp_path, kind, timeout, reason):
     for worker in multiprocessing.active_children():
         worker.join(30)  # killed, but perhaps not yet gone
     assert not multiprocessing.active_children()
-
-
-def test_images_of_several_shapes_cannot_be_batched(tmp_path):
-    write_pairs(tmp_path / "a", ["0"], shape=(40, 60))
-    write_pairs(tmp_path / "b", ["1"], shape=(60, 40))
-    pairs = [{"image": f"{n}/image", "alpha": f"{n}/alpha", "name": n} for n in "ab"]
-    dataset = MattingDataset(
-        pairs, root=tmp_path, size=64, training=False,
-        settings={**SETTINGS, "keep_aspect": True, "size_multiple": 16},
-    )  # fmt: skip
-    with pytest.raises(DataError, match="80x48 and 48x80 pixels.* batch_size=1") as caught:
-        list(build_test_loader(dataset, 2, num_workers=1))
-    assert "\n" not in str(caught.value)
-    shapes = [b["image"].shape[2:] for b in build_test_loader(dataset, 1, num_workers=0)]
-    assert shapes == [(48, 80), (80, 48)]
 
 
 def test_spawned_workers(root):

@@ -212,5 +212,5 @@ def test_invalid_mixes(root):
         MattingDataset([names()[1], "Composition-1K"], root=root)
     with pytest.raises(ConfigError, match="either weights or a limit"):
         MattingDataset(names(), root=root, limit=3)
-    with pytest.raises(DataError, match="mine: weight is a setting of training sets only"):
+    with pytest.raises(DataError, match="mine: weight is not a setting of test sets"):
         MattingDataset(names()[1], root=root, training=False)

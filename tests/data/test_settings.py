@@ -25,7 +25,7 @@ def test_extensions_are_off():
     for name in ("flip_prob", "brightness", "contrast", "saturation", "hue", "box_loosen",
                  "cache_mb"):  # fmt: skip
         assert getattr(settings, name) == 0, name
-    assert settings.decode == "full" and not settings.keep_aspect
+    assert settings.decode == "full"
 
 
 def test_own_values_and_lists():
@@ -54,17 +54,16 @@ def test_own_values_and_lists():
         ("kernel_sizes", [15, 10**6], "kernel_sizes.1 must be at most 1000"),
         ("mask_threshold", [0, 1], "mask_threshold.* must be greater than 0"),
         ("mask_threshold", [0.5, 1.5], "mask_threshold.1 must be at most 1"),
-        ("size_multiple", 0, "size_multiple must be at least 1"),
         ("psm", "square", "psm must be 'gauss' or 'circle'; got 'square'"),
         ("decode", "fast", "decode must be 'full' or 'reduced'; got 'fast'"),
-        ("keep_aspect", 1, "keep_aspect must be True or False; got 1"),
+        ("keep_aspect", True, "data no longer has keep_aspect: remove it"),
         ("point_radius", 0, "point_radius must be greater than 0; got 0"),
         ("point_radius", 1e9, "point_radius must be at most 10000"),
         ("box_jitter", 3, "box_jitter must be at most 1; got 3"),
         ("box_loosen", None, "box_loosen must be a number; got None"),
         ("hue", 0.6, "hue must be at most 0.5; got 0.6"),
         ("cache_mb", -1, "cache_mb must be at least 0; got -1"),
-        ("jpeg_prob", 0.5, "data no longer has jpeg_prob: remove it, or set it to 0"),
+        ("jpeg_prob", 0.5, "data no longer has jpeg_prob: remove it"),
     ],
 )
 def test_invalid_values(name, value, reason):
@@ -75,6 +74,7 @@ def test_invalid_values(name, value, reason):
 
 def test_removed_settings_of_older_runs_are_accepted_where_they_were_off():
     old = {"soften_prob": 0.0, "soften_sigma": [0.5, 2.0], "jpeg_prob": 0, "jpeg_quality": [50, 95]}
+    old |= {"keep_aspect": False, "size_multiple": 64}
     assert DataSettings.of({**old, "hue": 0.1}) == DataSettings(hue=0.1)
 
 

@@ -1,11 +1,11 @@
-"""Trimaps, gray images, crops and color changes."""
+"""Trimaps, gray images and color changes."""
 
 import cv2
 import numpy as np
 import pytest
 
 from SDMatte.data import DataSettings
-from SDMatte.data.transforms import change_colors, crop_window, make_trimap, to_gray
+from SDMatte.data.transforms import change_colors, make_trimap, to_gray
 from SDMatte.prompts.maps import draw_size, ellipse
 
 IMAGE = np.random.default_rng(0).random((12, 16, 3), np.float32)
@@ -90,48 +90,6 @@ def test_gray():
     gray = to_gray(image)
     np.testing.assert_allclose(gray[0, :, 0], [0.299, 0.587, 0.114], atol=1e-6)
     assert (gray[..., :1] == gray).all() and gray.shape == image.shape
-
-
-# ------------------------------------------------------------------------ crops
-
-
-def windows_of(box, shape, count=400):
-    return [crop_window(box, shape, np.random.default_rng(i)) for i in range(count)]
-
-
-@pytest.mark.parametrize("box", [(10, 20, 29, 49), (0, 0, 0, 0), (150, 80, 199, 99), None])
-def test_crops_are_squares_that_hold_the_object(box):
-    windows = windows_of(box, (100, 200))
-    for top, left, height, width in windows:
-        assert height == width and 50 <= height <= 100
-        assert 0 <= top <= 100 - height and 0 <= left <= 200 - width
-        if box is not None:
-            assert left <= box[0] and box[2] < left + width
-            assert top <= box[1] and box[3] < top + height
-    sides = {window.height for window in windows}
-    assert {50, 100} <= sides  # both ends
-    lefts = {window.left for window in windows}
-    if box is None:
-        assert {0, 100} <= lefts
-    else:  # at either edge of the object
-        assert box[0] in lefts and len(lefts) > (10 if box[0] else 0)
-
-
-def test_a_crop_is_not_smaller_than_the_object():
-    sides = [window.height for window in windows_of((20, 10, 99, 39), (100, 200))]
-    assert min(sides) == 80 and max(sides) == 100
-
-
-def test_a_crop_of_a_wide_object_lies_within_it():
-    windows = windows_of((20, 40, 179, 59), (100, 200))
-    assert {w.height for w in windows} == {100} and {w.top for w in windows} == {0}
-    lefts = {w.left for w in windows}
-    assert min(lefts) == 20 and max(lefts) == 80 and len(lefts) > 50
-
-
-def test_crops_of_a_pixel_and_of_a_whole_object():
-    assert crop_window(None, (1, 1), np.random.default_rng(0)) == (0, 0, 1, 1)
-    assert crop_window((0, 0, 19, 9), (10, 20), np.random.default_rng(0)).height == 10
 
 
 # ----------------------------------------------------------------------- colors

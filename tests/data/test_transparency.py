@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from data_trees import disc, write_aim, write_composition
 
-from SDMatte.data import catalog, listing
+from SDMatte.data import catalog
 from SDMatte.data.listing import read_transparent_list
 from SDMatte.data.transparency import (
     is_transparent_alpha,
     transparent_fraction,
-    transparent_fractions,
 )
 from SDMatte.errors import DataError
 from SDMatte.images.io import read_image, write_image
@@ -21,12 +20,8 @@ from SDMatte.images.io import read_image, write_image
 NAME = "Composition-1K_transparent_samples.txt"
 
 
-def test_list(tmp_path, monkeypatch):
-    monkeypatch.setattr(listing, "REPOSITORY_LISTS", tmp_path / "repository")
+def test_list(tmp_path):
     assert read_transparent_list("Composition-1K", tmp_path) is None
-    (tmp_path / "repository").mkdir()
-    (tmp_path / "repository" / NAME).write_text("x.png\n")
-    assert read_transparent_list("Composition-1K", tmp_path) == {"x"}
     (tmp_path / "txt").mkdir()
     (tmp_path / "txt" / NAME).write_text("y.jpg\n\n  a b.1.png  \r\nä\n", encoding="utf-8")
     assert read_transparent_list("Composition-1K", tmp_path) == {"y", "a b.1", "ä"}
@@ -100,18 +95,6 @@ def test_fraction(part):
     assert is_transparent_alpha(half_glass(part)) == (part > 0.25)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_fractions_of_files(tmp_path, num_workers):
-    parts = [0.1, 0.3, 0.6, 0.9] * 3
-    paths = [write_image(tmp_path / f"{i}.png", half_glass(p)) for i, p in enumerate(parts)]
-    paths[5].write_bytes(b"")
-    fractions = list(transparent_fractions(paths, num_workers))
-    error = fractions.pop(5)
-    parts.pop(5)
-    assert fractions == pytest.approx(parts, abs=0.01)
-    assert isinstance(error, DataError) and str(paths[5]) in str(error)
-
-
 # ------------------------------------------------- tools/make_transparent_list.py
 
 
@@ -137,7 +120,7 @@ def alphas(tmp_path):
 
 def test_tool_writes_list_and_sheet(tool, alphas, tmp_path, caplog):
     out, sheet = tmp_path / "new/txt" / NAME, tmp_path / "sheet.png"
-    argv = [str(alphas), str(out), "--sheet", str(sheet), "--num-workers", "2"]
+    argv = [str(alphas), str(out), "--sheet", str(sheet)]
     assert tool(argv) == 0
     assert out.read_text(encoding="utf-8") == "ä 0.3.png\nä 0.9.png\n"
     assert read_transparent_list("Composition-1K", tmp_path / "new") == {"ä 0.3", "ä 0.9"}
@@ -153,25 +136,11 @@ def test_tool_writes_list_and_sheet(tool, alphas, tmp_path, caplog):
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
 
 
-def test_tool_with_another_threshold(tool, alphas, tmp_path, caplog):
-    out, sheet = tmp_path / "list.txt", tmp_path / "sheet.png"
-    more = ["--threshold", "0.15", "--sheet", str(sheet), "--most", "2"]
-    caplog.set_level("INFO")
-    assert tool([str(alphas), str(out), *more]) == 0
-    assert out.read_text(encoding="utf-8") == "ä 0.2.png\nä 0.3.png\nä 0.9.png\n"
-    assert "shows 2 of 4" in caplog.text
-    assert tool([str(alphas), str(out), "--threshold", "1", "--sheet", str(sheet)]) == 0
-    assert out.read_text(encoding="utf-8") == ""
-
-
 @pytest.mark.parametrize(
     ("folder", "more", "sentence"),
     [
         ("nowhere", [], "nowhere not found"),
         ("broken", [], "No readable alpha in"),
-        ("GT", ["--threshold", "25"], "--threshold 25.0: must be from 0 to 1."),
-        ("GT", ["--most", "0"], "--most 0: must be at least 1."),
-        ("GT", ["--num-workers", "-2"], "--num-workers -2: must be at least 0"),
         ("GT", ["--sheet", "sheet.gif"], "Cannot write sheet.gif: the suffix must be one of"),
     ],
 )

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import CONFIG, tiny_settings
 
@@ -88,27 +87,6 @@ def test_tensorboard_gets_scalars_and_image_strips(run):
         strips = events.Images(name)
         assert [strip.step for strip in strips] == [1, 3]
         assert (strips[0].width, strips[0].height) == (4 * 64, 64)
-
-
-def test_strips_of_images_of_any_shape(tmp_path, sample_root):
-    sizes = {"wide.png": (192, 48), "high.png": (48, 192)}
-    for name, size in sizes.items():
-        for folder, mode in (("image", "RGB"), ("alpha", "L")):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            Image.new(mode, size, "white").save(tmp_path / folder / name)
-    pair = f"{{image: {tmp_path / 'image'}, alpha: {tmp_path / 'alpha'}}}"
-    words = tiny_settings(
-        f"train.output_dir={tmp_path / 'run'}",
-        f"dataloader.train.dataset.root={sample_root}",
-        f"dataloader.test.dataset.names=[{pair}]",
-        *("dataloader.test.dataset.settings.keep_aspect=True", "dataloader.test.batch_size=1"),
-        *("train.max_iter=1", "train.checkpoints=1", "train.evaluations=1"),
-    )
-    train(CONFIG, words)
-    events = EventAccumulator(str(tmp_path / "run")).Reload()
-    strips = {name: events.Images(f"images/{name}")[0] for name in sizes}
-    shapes = {name: (strip.width, strip.height) for name, strip in strips.items()}
-    assert shapes == {"wide.png": (4 * 128, 64), "high.png": (4 * 64, 128)}
 
 
 def test_the_log_has_progress_lines_and_the_test_command(run):

@@ -99,19 +99,6 @@ def test_frozen_prompts_do_not_depend_on_the_seed(root, tmp_path, psm):
     assert save(frozen, tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
-def test_images_that_keep_their_aspect(root, saved, tmp_path):
-    settings = {**SETTINGS, "keep_aspect": True, "size_multiple": 8}
-    first = aim(root, settings=settings)
-    path = save(first, tmp_path / "prompts.json")
-    frozen = aim(root, settings=settings, seed=9, prompts_from=path)
-    assert first[0]["alpha"].shape[1] < first[0]["alpha"].shape[2]
-    for index in range(4):
-        one, other = first[index], frozen[index]
-        assert all(torch.equal(one[key], other[key]) for key in DRAWN)
-    with pytest.raises(DataError, match="it is for 48x48 pixels, this run has"):
-        aim(root, settings=settings, prompts_from=saved)[0]
-
-
 def test_frozen_prompts_do_not_depend_on_the_alphas(root, saved, tmp_path):
     copy = write_aim(tmp_path, ["o_1", "o_2", "o_3", "o_4"])
     write_image(copy / "AIM-500/mask/o_1.png", disc(radius=5))
