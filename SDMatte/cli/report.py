@@ -14,8 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Compare the results of `test` and `score`: a table per data set, prompt and protocol, "
         "the paper's numbers (published, not measured here), relative differences to the first run "
-        "and to the paper, and images. Writes report.md, report.tex and report.html, which is "
-        "self-contained."
+        "and to the paper, and images. Writes report.md."
     )
     parser.add_argument(
         "runs",

@@ -16,9 +16,9 @@ _PARTLY = (0.05, 0.95)
 def transparent_fraction(alpha: np.ndarray) -> float:
     """Measure how much of an object's interior is partly transparent (0.05 < alpha < 0.95).
 
-    The alpha, float32 ``[H, W]`` in [0, 1], is averaged down to at most 256 pixels a side. The interior is what remains of
-    alpha > 0.05 after an erosion by an ellipse of 17 pixels, which removes the soft edges of hair,
-    fur and motion blur.
+    The alpha, float32 ``[H, W]`` in [0, 1], is averaged down to at most 256 pixels a side. The
+    interior is what remains of alpha > 0.05 after an erosion by an ellipse of 17 pixels, which
+    removes the soft edges of hair, fur and motion blur.
 
     Returns:
         In [0, 1]; 0 for an object without interior.

@@ -14,7 +14,6 @@ from SDMatte.errors import MissingFileError
 from SDMatte.images.listing import shorten
 from SDMatte.runtime.files import check_not_read, write_text
 from SDMatte.scoring.document import Section, render
-from SDMatte.scoring.metrics import METRICS
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.published import (
     PUBLISHED_NOTE,
@@ -31,11 +30,11 @@ from SDMatte.scoring.results import (
     read_result,
 )
 from SDMatte.scoring.sheets import write_sheet
-from SDMatte.scoring.tables import Table, difference_rows, metrics_table
+from SDMatte.scoring.tables import difference_table, score_table
 
 logger = logging.getLogger(__name__)
 
-DOCUMENTS = ("report.md", "report.tex", "report.html")
+PAGE = "report.md"
 _SHARED_FACTS = ("protocol", "pixels", "model")
 
 
@@ -105,7 +104,7 @@ def read_runs(runs: Sequence[tuple[str, Path]]) -> list[Comparison]:
 def write_comparison(
     comparisons: Sequence[Comparison], output_dir: str | Path, num_images: int = 6
 ) -> list[Path]:
-    """Write ``report.md``, ``report.tex``, ``report.html`` and contact sheets.
+    """Write ``report.md`` and contact sheets.
 
     Args:
         comparisons: What to show.
@@ -113,30 +112,29 @@ def write_comparison(
         num_images: Images shown for each comparison; 0: none.
 
     Returns:
-        The paths of the three documents.
+        The page and its contact sheets.
 
     Raises:
         OutputError: The folder is not writable, or a file in it is one that is read.
     """
-    output_dir = Path(output_dir)
+    page = Path(output_dir) / PAGE
     sheets = [
-        output_dir / f"{number:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', comparison.title)}.jpg"
+        page.with_name(f"{number:02d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', comparison.title)}.jpg")
         for number, comparison in enumerate(comparisons, 1)
     ]
-    documents = [output_dir / name for name in DOCUMENTS]
     images = [i for c in comparisons for result in c.results.values() for i in result.images]
     check_not_read(
-        [*sheets, *documents],
+        [*sheets, page],
         (path for i in images for path in (i.alpha_path, i.pred_path, i.image_path) if path),
     )
     sections = [Section(text=f"{UNITS} Rows marked as {PUBLISHED_NOTE} are the paper's.")]
+    written = [page]
     for path, comparison in zip(sheets, comparisons, strict=True):
         rows = choose_images(comparison, num_images)
-        sheet = write_sheet(rows, path, tile=192) if rows else None
-        sections.append(_section(comparison, sheet))
-    for path in documents:
-        write_text(path, render(path.name, "Evaluation", sections))
-    return documents
+        written += [write_sheet(rows, path, tile=192)] if rows else []
+        sections.append(_section(comparison, path if rows else None))
+    write_text(page, render("Evaluation", sections))
+    return written
 
 
 def _section(comparison: Comparison, sheet: Path | None) -> Section:
@@ -146,11 +144,11 @@ def _section(comparison: Comparison, sheet: Path | None) -> Section:
     rows = {label: result.scores for label, result in comparison.results.items()}
     published = published_rows(first)  # the same for all results of the comparison
     comparable = {k: rows[k] for k, r in comparison.results.items() if has_published_size(r)}
-    tables = [metrics_table({**rows, **published})]
-    differences = difference_rows(rows, dict(list(rows.items())[:1]))
-    differences += difference_rows(comparable, published)
-    if differences:
-        tables.append(Table(["", *METRICS], differences, title="Relative differences:"))
+    tables = [
+        score_table({**rows, **published}),
+        difference_table(rows, dict(list(rows.items())[:1])),
+        difference_table(comparable, published),
+    ]
     items = []
     for label, result in comparison.results.items():
         facts = {k: v for k, v in list_facts(result).items() if k not in _SHARED_FACTS}
@@ -158,7 +156,7 @@ def _section(comparison: Comparison, sheet: Path | None) -> Section:
     return Section(
         title=comparison.title,
         text=f"Protocol {protocol.name} ({protocol.description}), over {pixels}.",
-        tables=tables,
+        tables=list(filter(None, tables)),
         notes=comparison.cautions(),
         items=items,
         image=sheet,

@@ -1,21 +1,13 @@
-"""Reports as Markdown, LaTeX and HTML, rendered from the templates beside this file."""
+"""Reports in Markdown."""
 
 from __future__ import annotations
 
-import base64
-import mimetypes
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-from tabulate import LATEX_ESCAPE_RULES
-
-from SDMatte.runtime.files import read_error
-from SDMatte.scoring.tables import Table, escape_markdown
+from SDMatte.scoring.tables import escape_markdown
 
 
 @dataclass(frozen=True)
@@ -25,7 +17,7 @@ class Section:
     Attributes:
         title: Heading.
         text: Paragraph above the tables.
-        tables: Tables.
+        tables: Tables in Markdown, see `SDMatte.scoring.tables`.
         notes: Paragraphs below the tables.
         items: A list.
         image: Image file, in the folder of the report.
@@ -34,66 +26,23 @@ class Section:
 
     title: str = ""
     text: str = ""
-    tables: Sequence[Table] = ()
+    tables: Sequence[str] = ()
     notes: Sequence[str] = ()
     items: Sequence[str] = ()
     image: Path | None = None
     caption: str = ""
 
 
-def render(name: str, title: str, sections: Iterable[Section]) -> str:
-    """Render a report. All texts are escaped.
-
-    Args:
-        name: ``"report.md"``, ``"report.tex"``, which both link their images, or
-            ``"report.html"``, which contains them.
-        title: Heading of the report.
-        sections: Its sections.
-
-    Raises:
-        DataError: An image is unreadable.
-    """
-    escape_text, table_format = _FORMATS[Path(name).suffix]
-
-    def finalize(value: Any) -> Markup:
-        return value if isinstance(value, Markup) else Markup(escape_text(str(value)))
-
-    environment = Environment(
-        loader=PackageLoader("SDMatte.scoring"),
-        block_start_string="<%",
-        block_end_string="%>",
-        variable_start_string="<<",
-        variable_end_string=">>",
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-        autoescape=True,
-        finalize=finalize,
-    )
-    environment.filters["table"] = lambda table: Markup(table.format(table_format))
-    environment.filters["data_uri"] = _data_uri
-    return str(environment.get_template(name).render(title=title, sections=list(sections)))
-
-
-def escape_latex(text: str) -> str:
-    """Escape a text for LaTeX; words of 32 or more characters may break after every eighth."""
-    parts = re.split(r"(\S{32,})", text)  # every second part is a long word
-    for index in range(1, len(parts), 2):
-        parts[index] = re.sub(r"(.{8})(?=.)", "\\1\0", parts[index])
-    rules = {**LATEX_ESCAPE_RULES, "\0": r"\allowbreak{}"}
-    return "".join(rules.get(c, c) for c in "".join(parts))
-
-
-_FORMATS = {
-    ".md": (escape_markdown, "pipe"),
-    ".tex": (escape_latex, "latex_booktabs"),
-    ".html": (escape, "html"),
-}
-
-
-def _data_uri(path: Path) -> str:
-    try:
-        content = base64.b64encode(path.read_bytes()).decode("ascii")
-    except OSError as error:
-        raise read_error(path, error) from error
-    return f"data:{mimetypes.guess_type(path.name)[0]};base64,{content}"
+def render(title: str, sections: Iterable[Section]) -> str:
+    """Render a report in Markdown, which links its images. All texts are escaped."""
+    parts = [f"# {escape_markdown(title)}"]
+    for section in sections:
+        parts += [f"## {escape_markdown(section.title)}"] if section.title else []
+        parts += [escape_markdown(section.text)] if section.text else []
+        parts += [table.rstrip("\n") for table in section.tables]
+        parts += map(escape_markdown, section.notes)
+        items = "\n".join(f"- {escape_markdown(item)}" for item in section.items)
+        parts += [items] if items else []
+        if section.image is not None:
+            parts.append(f"![{escape_markdown(section.caption)}]({quote(section.image.name)})")
+    return "\n\n".join(parts) + "\n"

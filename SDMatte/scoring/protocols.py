@@ -49,20 +49,17 @@ class Protocol:
 
 
 PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "official",
-            eight_bit=True,
-            description="as published: predictions truncated to 8 bits, "
-            "Conn counts the background as a component",
-        ),
-        Protocol(
-            "corrected",
-            eight_bit=False,
-            description="floating-point predictions, Conn excludes the background",
-        ),
-    )
+    "official": Protocol(
+        "official",
+        eight_bit=True,
+        description="as published: predictions truncated to 8 bits, "
+        "Conn counts the background as a component",
+    ),
+    "corrected": Protocol(
+        "corrected",
+        eight_bit=False,
+        description="floating-point predictions, Conn excludes the background",
+    ),
 }
 
 
@@ -107,12 +104,6 @@ def read_truth(
     protocol: Protocol,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read the true alpha and the trimap of a prediction, as `score_pair` takes them.
-
-    Args:
-        pred: The prediction ``[H, W]``.
-        alpha_path: File of the true alpha.
-        trimap_path: File of the trimap, if only its unknown pixels count.
-        protocol: The protocol.
 
     Raises:
         DataError: A file is unreadable or differs in size from the prediction, or the trimap has

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from SDMatte.runtime.files import write_text
 from SDMatte.scoring.document import Section, render
-from SDMatte.scoring.metrics import METRICS
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.published import (
     PUBLISHED_NOTE,
@@ -15,7 +14,7 @@ from SDMatte.scoring.published import (
     published_rows,
 )
 from SDMatte.scoring.results import SUMMARY_PAGE, EvaluationResult, versions, write_result
-from SDMatte.scoring.tables import Table, difference_rows, metrics_table
+from SDMatte.scoring.tables import difference_table, score_table
 
 UNITS = "MSE and MAD plain; SAD, Grad and Conn / 1000; lower is better."
 
@@ -34,11 +33,11 @@ def summarize(result: EvaluationResult) -> str:
     """Return a Markdown summary: scores, how they were obtained, and the published ones."""
     facts = {**list_facts(result), "versions": ", ".join(f"{k} {v}" for k, v in versions().items())}
     scores = Section(
-        tables=[metrics_table({result.model or "prediction": result.scores})],
+        tables=[score_table({result.model or "prediction": result.scores})],
         notes=[UNITS],
         items=[f"{key}: {value}" for key, value in facts.items()],
     )
-    return render("report.md", result.key, [scores, _compare_with_paper(result)])
+    return render(result.key, [scores, _compare_with_paper(result)])
 
 
 def list_facts(result: EvaluationResult) -> dict[str, str]:
@@ -63,9 +62,6 @@ def _compare_with_paper(result: EvaluationResult) -> Section:
     own = {f"{result.model or 'prediction'} (this run)": result.scores}
     return Section(
         title=f"Beside the paper ({PUBLISHED_NOTE})",
-        tables=[
-            metrics_table({**own, **published}),
-            Table(["", *METRICS], difference_rows(own, published)),
-        ],
+        tables=[score_table({**own, **published}), difference_table(own, published)],
         notes=notes,
     )

@@ -7,13 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.images.sheets import contact_sheet
 from SDMatte.scoring.results import ERRORS, EvaluationResult, ImageScore
 from SDMatte.scoring.workers import Workers
-
-ERROR_LEGEND = "red: too high, blue: too low"
 
 
 def error_map(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -43,7 +40,7 @@ def write_error_maps(
         num_workers: See `SDMatte.scoring.workers.Workers`.
 
     Raises:
-        DataError: A matte was not written, or a file is unreadable.
+        DataError: A file is unreadable.
         OutputError: The folder is not writable.
     """
     with Workers(num_workers, collect=lambda _: None) as workers:
@@ -53,7 +50,7 @@ def write_error_maps(
 
 
 def _write_error_map(image: ImageScore, path: Path) -> None:
-    write_image(path, error_map(*_read_pair(image)))
+    write_image(path, error_map(read_alpha(image.pred_path), read_alpha(image.alpha_path)))
 
 
 def write_worst_and_best(
@@ -66,9 +63,6 @@ def write_worst_and_best(
         path: Image file to write.
         num_each: Number of worst and of best images.
         tile: See `write_sheet`.
-
-    Raises:
-        SDMatteError: See `write_sheet`.
     """
     ranked = sorted(result.images, key=lambda i: (-i.scores["SAD"], i.name))
     chosen = ranked[:num_each] + ranked[num_each:][-num_each:]
@@ -89,7 +83,7 @@ def write_sheet(
         with_errors: Whether an `error_map` follows each matte.
 
     Raises:
-        DataError: A matte was not written, or a file is unreadable.
+        DataError: A file is unreadable.
         OutputError: The file is not writable.
     """
     firsts = [next(iter(row.values())) for row in rows]
@@ -99,29 +93,20 @@ def write_sheet(
         labels += [first.name, "truth"] if with_image else [f"{first.name}, truth"]
         for label, image in row.items():
             labels.append(f"{label}, SAD {image.scores['SAD']:.2f}")
-            labels += [ERROR_LEGEND] if with_errors else []
+            labels += ["red: too high, blue: too low"] if with_errors else []
 
     def cells() -> Iterator[np.ndarray]:
         for first, row in zip(firsts, rows, strict=True):
             if with_image:
                 known = first.image_path and Path(first.image_path).is_file()
                 yield read_image(first.image_path) if known else np.zeros((1, 1))
-            yield read_alpha(first.alpha_path)
+            true = read_alpha(first.alpha_path)
+            yield true
             for image in row.values():
+                pred = read_alpha(image.pred_path)
+                yield pred
                 if with_errors:
-                    pred, true = _read_pair(image)
-                    yield from (pred, error_map(pred, true))
-                else:
-                    yield read_alpha(image.pred_path)
+                    yield error_map(pred, true)
 
     sheet = contact_sheet(cells(), labels, columns=len(labels) // len(rows), tile=tile)
     return write_image(path, sheet)
-
-
-def _read_pair(image: ImageScore) -> tuple[np.ndarray, np.ndarray]:
-    if not image.pred_path:
-        raise DataError(f"The matte of {image.name} was not written: nothing to draw.")
-    pred, true = read_alpha(image.pred_path), read_alpha(image.alpha_path)
-    if true.shape != pred.shape:
-        raise DataError(f"{image.pred_path} and {image.alpha_path} differ in size.")
-    return pred, true

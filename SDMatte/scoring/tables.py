@@ -1,9 +1,8 @@
-"""Tables of scores."""
+"""Tables of scores in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from tabulate import tabulate
 
@@ -13,41 +12,19 @@ DISPLAY_SCALE = {"MSE": 1000.0, "MAD": 1000.0}
 """Factors of the tables on the command line; all stored and returned values are raw."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows and is left-aligned; the others are right-aligned.
-
-    Attributes:
-        header: Cells of the first line.
-        rows: Cells of the other lines.
-        title: A line above the table in reports.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-
-    def format(self, name: str = "pipe") -> str:
-        """Format the table, with its cells escaped.
-
-        Args:
-            name: Format of `tabulate`: ``"pipe"`` (Markdown), ``"latex_booktabs"`` or ``"html"``.
-        """
-        header, *rows = (
-            [_escape_pipe(cell) if name == "pipe" else " ".join(cell.split()) for cell in row]
-            for row in (self.header, *self.rows)
-        )
-        alignment = ["left", *["right"] * (len(header) - 1)]
-        return tabulate(rows, header, tablefmt=name, disable_numparse=True, colalign=alignment)
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Format a Markdown table of escaped cells; all columns but the first are right-aligned."""
+    escaped = [[escape_markdown(c).replace("|", r"\|") for c in row] for row in (header, *rows)]
+    alignment = ["left", *["right"] * (len(header) - 1)]
+    table = tabulate(
+        escaped[1:], escaped[0], tablefmt="pipe", disable_numparse=True, colalign=alignment
+    )
+    return f"{table}\n"
 
 
 def escape_markdown(text: str) -> str:
     """Escape what starts HTML or a link; the rest stays readable in a terminal."""
     return " ".join(text.split()).replace("<", r"\<").replace("[", r"\[")
-
-
-def _escape_pipe(text: str) -> str:
-    return escape_markdown(text).replace("|", r"\|")
 
 
 def display_name(metric: str) -> str:
@@ -60,47 +37,40 @@ def to_display(scores: Mapping[str, float]) -> dict[str, float]:
     return {key: value * DISPLAY_SCALE.get(key, 1) for key, value in scores.items()}
 
 
-def metrics_table(
-    rows: Mapping[str, Mapping[str, float]], display: bool = False, title: str = ""
-) -> Table:
-    """Return a table of scores.
+def score_table(rows: Mapping[str, Mapping[str, float]], display: bool = False) -> str:
+    """Format a table of scores.
 
     Args:
         rows: Label to metric to raw value; the cell of a missing metric is empty.
         display: Whether to multiply MSE and MAD by 1000.
-        title: Title of the table.
     """
     digits = {k: 2 if display or k not in DISPLAY_SCALE else 5 for k in METRICS}
     lines = []
     for label, scores in rows.items():
         shown = to_display(scores) if display else scores
         lines.append([label, *(f"{shown[k]:.{digits[k]}f}" if k in shown else "" for k in METRICS)])
-    return Table(["", *(display_name(k) if display else k for k in METRICS)], lines, title)
+    return format_table(["", *(display_name(k) if display else k for k in METRICS)], lines)
 
 
-def score_table(rows: Mapping[str, Mapping[str, float]], display: bool = False) -> str:
-    """Format the `metrics_table` as Markdown."""
-    return f"{metrics_table(rows, display).format()}\n"
-
-
-def difference_rows(
+def difference_table(
     rows: Mapping[str, Mapping[str, float]], references: Mapping[str, Mapping[str, float]]
-) -> list[list[str]]:
-    """Compare scores with references; below zero is better, for all five metrics.
+) -> str:
+    """Format relative differences; below zero is better, for all five metrics.
 
     Args:
         rows: Label to metric to raw value.
         references: Likewise. A cell is empty if a metric is missing or its reference is 0.
 
     Returns:
-        For each pair of different labels, ``"LABEL against REFERENCE"`` and relative differences.
+        A line for each pair of different labels; "" if there is none.
     """
-    return [
+    lines = [
         [f"{label} against {name}", *(_difference(scores.get(k), known.get(k)) for k in METRICS)]
         for label, scores in rows.items()
         for name, known in references.items()
         if label != name
     ]
+    return format_table(["", *METRICS], lines) if lines else ""
 
 
 def _difference(value: float | None, reference: float | None) -> str:

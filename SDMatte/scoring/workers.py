@@ -8,9 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,6 @@ class Scorer:
     def score_file(self, target: Target, matte_path: str | Path) -> ImageScore | str:
         """Score a matte on disk; without metrics, only check that it can be scored.
 
-        Args:
-            target: What it is scored against.
-            matte_path: The matte.
-
         Returns:
             The score, or a message if that failed.
         """
@@ -127,19 +124,17 @@ class Workers:
 
     At most two jobs per worker are pending, so memory does not grow with the data set.
     As a context manager, it finishes all jobs on exit, or drops them after an error.
+
+    Args:
+        num_workers: 0: run jobs in the calling thread; 1: in a second thread; more: in that many
+            spawned processes, which import this package without torch.
+        collect: Called with the result of each job, in the order of submission.
+
+    Raises:
+        ConfigError: The number is negative.
     """
 
     def __init__(self, num_workers: int, collect: Callable[[Any], None]) -> None:
-        """Prepare; workers start with the first job.
-
-        Args:
-            num_workers: 0: run jobs in the calling thread; 1: in a second thread; more: in that
-                many spawned processes, which import this package without torch.
-            collect: Called with the result of each job, in the order of submission.
-
-        Raises:
-            ConfigError: The number is negative.
-        """
         if num_workers < 0:
             raise ConfigError(f"num_workers must be at least 0; got {num_workers}.")
         self.num_workers = num_workers
@@ -168,10 +163,15 @@ class Workers:
         if self.num_workers == 0:
             self._collect(job(*args))
             return
-        self._pool = self._pool or self._start()
-        self._pending.append(_unless_killed(self._pool.submit, job, *args))
-        while len(self._pending) > 2 * self.num_workers:
-            self._collect_next()
+        if self._pool is None and self.num_workers == 1:
+            self._pool = ThreadPoolExecutor(1)
+        elif self._pool is None:
+            # A fork would copy torch's threads and devices.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.num_workers, context, initializer=_init_worker)
+        with _killed_as_data_error():
+            self._pending.append(self._pool.submit(job, *args))
+        self._collect_until(2 * self.num_workers)
 
     def finish(self) -> None:
         """Wait for all jobs and stop the workers; later jobs start new ones.
@@ -179,8 +179,7 @@ class Workers:
         Raises:
             DataError: A worker process was killed.
         """
-        while self._pending:
-            self._collect_next()
+        self._collect_until(0)
         self.close()
 
     def close(self) -> None:
@@ -190,20 +189,17 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def _start(self) -> Executor:
-        if self.num_workers == 1:
-            return ThreadPoolExecutor(1)
-        # A fork would copy torch's threads and devices.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.num_workers, context, initializer=_init_worker)
-
-    def _collect_next(self) -> None:
-        self._collect(_unless_killed(self._pending.popleft().result))
+    def _collect_until(self, number: int) -> None:
+        while len(self._pending) > number:
+            with _killed_as_data_error():
+                outcome = self._pending.popleft().result()
+            self._collect(outcome)
 
 
-def _unless_killed(function: Callable[..., Any], *args: Any) -> Any:
+@contextmanager
+def _killed_as_data_error() -> Iterator[None]:
     try:
-        return function(*args)
+        yield
     except BrokenProcessPool as error:
         raise DataError(
             "A scoring process was killed, possibly for lack of memory. Use fewer workers."

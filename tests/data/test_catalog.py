@@ -495,7 +495,7 @@ def test_images_without_an_alpha_are_logged(tmp_path, caplog):
         (
             "Composition-2K",
             True,
-            "Unknown training set 'Composition-2K'. Training sets: Composition-1K",
+            "training set 'Composition-2K'. Training sets: Composition-1K",
         ),
         ("AIM-500", True, "Unknown training set 'AIM-500'"),
         ("RefMatte", False, "Unknown test set .* Test sets: AIM-500, AM-2K, P3M-500-NP"),

@@ -9,7 +9,7 @@ from SDMatte.scoring.metrics import METRICS
 from SDMatte.scoring.published import PUBLISHED_NOTE, published_results
 from SDMatte.scoring.report import summarize, write_report
 from SDMatte.scoring.results import EvaluationResult, ImageScore
-from SDMatte.scoring.tables import Table, difference_rows, score_table
+from SDMatte.scoring.tables import difference_table, score_table
 
 
 def make_result(values=(1.0, 3.0), **options):
@@ -68,12 +68,13 @@ def test_units_of_tables():
 
 def test_relative_differences():
     first, second = dict.fromkeys(METRICS, 2.0), {**dict.fromkeys(METRICS, 3.0), "Conn": 0.0}
-    found = difference_rows({"a": first, "b": second}, {"a": first, "c": {"SAD": 4.0}})
-    rows = cells(Table(["", *METRICS], found).format())
+    rows = cells(difference_table({"a": first, "b": second}, {"a": first, "c": {"SAD": 4.0}}))
     assert list(rows) == ["", "a against c", "b against a", "b against c"]
     assert rows["b against a"] == ["+50.0 %"] * 4 + ["-100.0 %"]
     assert rows["b against c"] == ["", "", "-25.0 %", "", ""]
-    assert difference_rows({"a": first}, {"c": second})[0][-1] == ""  # the reference is 0
+    # The reference is 0.
+    assert cells(difference_table({"a": first}, {"c": second}))["a against c"][-1] == ""
+    assert difference_table({"a": first}, {"a": first}) == ""
 
 
 def test_summary_compares_with_the_paper():
