@@ -57,10 +57,6 @@ class SetReport:
     """What was found of a set: its file names (`list_set`), and problems in them (`check_set`).
 
     Attributes:
-        entry: The set.
-        training: Whether it is a training set.
-        root: The data root.
-        samples: The samples found.
         problem: Why training or test with it cannot start, or "".
         findings: Problems of single files, sorted by kind.
         usable: The samples that can be used, once all files have been read.
@@ -119,12 +115,9 @@ class SetReport:
 
 
 def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str]:
-    """Return the parts, ``"train"`` and ``"test"``, that a name stands for.
+    """Return the parts, ``"train"`` and ``"test"``, that a name or folder pair stands for.
 
-    Args:
-        item: A name of the catalog, or a folder pair, which is for training, and for test if it
-            has a holdout.
-        only: The one part that is wanted.
+    A pair is for training, and for test if it has a holdout. ``only`` is the one part wanted.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -198,13 +191,7 @@ class _Look(NamedTuple):
 def check_set(
     listed: SetReport, num_workers: int | None = None, progress: bool = False
 ) -> SetReport:
-    """Read every file of a set once.
-
-    Args:
-        listed: The set.
-        num_workers: See `SDMatte.runtime.parallel.map_in_processes`.
-        progress: Whether to show a progress bar.
-    """
+    """Read every file of a set once, see `SDMatte.runtime.parallel.map_in_processes`."""
     tasks = sorted({task for sample in listed.samples for task in _files(sample)})
     looks = map_in_processes(partial(_look_at, listed.root), tasks, num_workers, chunk=8)
     looks = tqdm(looks, listed.label, len(tasks), unit="file", leave=False, disable=not progress)
@@ -261,12 +248,7 @@ def _findings(
 
 
 def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
-    """Return why a training cannot start, in sentences; none if it can.
-
-    Args:
-        reports: Of the training sets, and of the sets that the training is evaluated on.
-        max_bad_samples: Total number of training samples that may be unreadable.
-    """
+    """Return why a training with these training and test sets cannot start, in sentences."""
     found = [f"{report.label}: {report.problem}" for report in reports if report.problem]
     training = [report for report in reports if report.training]
     bad = sum(report.num_bad for report in training)

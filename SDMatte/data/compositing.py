@@ -30,7 +30,7 @@ def composite(
         background: uint8 ``[h, w, 3]`` of any size.
         size: Side of the result.
         rng: Source of the choices.
-        settings: The settings.
+        settings: Their probabilities.
         hw: Height and width of the foreground's file. If it was read at a reduced size, it is
             composited at the size of the result, and the blur is scaled accordingly.
 

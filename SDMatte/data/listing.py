@@ -123,12 +123,8 @@ def samples_of_set(
 ) -> Iterator[Sample]:
     """List a set: its natural images, then its composites.
 
-    Args:
-        entry: The set.
-        root: The data root.
-        training: In training, samples without a partner are logged; their files count as
-            unreadable when the sample is loaded.
-        check_files: Whether to look for missing partners.
+    In training, samples without a partner are logged; their files count as unreadable when the
+    sample is loaded. ``check_files=False`` ignores missing partners.
 
     Raises:
         DataError: A folder or list cannot be read; or partners are missing: in test any, in

@@ -84,8 +84,8 @@ def build_train_loader(
         batch_size: Samples per batch and process.
         num_workers: Processes that prepare batches; 0: the main process does.
         seed: Seed of the order.
-        rank: Rank of this process; None: that of torch.distributed.
-        world_size: Number of processes; None: that of torch.distributed.
+        rank: None: that of torch.distributed.
+        world_size: Likewise.
         timeout: Seconds without a batch after which the run fails; 0: never.
 
     Raises:
@@ -113,17 +113,8 @@ def build_test_loader(
 ) -> MattingLoader:
     """Build the loader of this rank's part of a test set; the last batch may be smaller.
 
-    Args:
-        dataset: The samples.
-        batch_size: Samples per batch.
-        num_workers: Processes that prepare batches; 0: the main process does.
-        rank: Rank of this process; None: that of torch.distributed.
-        world_size: Number of processes; None: that of torch.distributed.
-        timeout: Seconds without a batch after which the run fails; 0: never.
-        wanted: Indices of the samples to load, together with the rest of their batches; None: all.
-
-    Raises:
-        ConfigError: A value is out of range.
+    The arguments are those of `build_train_loader`, and ``wanted``: indices of the samples to load,
+    together with the rest of their batches; None: all.
     """
     options = _options(batch_size, num_workers, timeout)
     batches = ShardSampler(len(dataset), batch_size, *_shard(rank, world_size), wanted)

@@ -19,17 +19,10 @@ _YELLOW = (255, 210, 0)
 def source_sheet(
     samples: Sequence[Sample], root: Path, count: int = 24, columns: int = 8, tile: int = 160
 ) -> np.ndarray:
-    """Show images and alphas of a set side by side.
-
-    Args:
-        samples: Readable samples, of which ``count`` at even distances are shown.
-        root: The data root.
-        count: Number of samples.
-        columns: Cells in a row, two per sample.
-        tile: Side of a cell in pixels.
+    """Show images and alphas of ``count`` readable samples, at even distances, side by side.
 
     Returns:
-        uint8 ``[H, W, 3]``.
+        uint8 ``[H, columns * tile, 3]``.
     """
     distinct = list({sample.alpha: sample for sample in samples}.values())
     indices = np.linspace(0, len(distinct) - 1, min(count, len(distinct))).round().astype(int)
@@ -52,16 +45,8 @@ def sample_sheet(
     The columns are the image, the box, the ten points, the mask, the trimap and the alpha. The
     image is dimmed where a prompt's map is 0; coordinates are drawn in yellow.
 
-    Args:
-        dataset: The samples.
-        keys: Keys of the dataset: an index, or (epoch, index).
-        tile: Side of a cell in pixels.
-
     Returns:
-        uint8 ``[H, W, 3]``.
-
-    Raises:
-        DataError: A file cannot be read.
+        uint8 ``[H, 6 * tile, 3]``.
     """
     rows = [_draw(dataset[key]) for key in keys]
     labels = [label for row in rows for label in row]

@@ -3,11 +3,10 @@
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import SDMatte.compat  # noqa: F401
 
@@ -15,7 +14,6 @@ import torch
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.errors import CheckpointError, OutputError
@@ -68,7 +66,7 @@ class MatteCheckpointer(Checkpointer):
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving %s", path)
-        write_whole(path, lambda partial: _save({**data, **kwargs}, partial))
+        _write_durably(path, lambda file: torch.save({**data, **kwargs}, file))
         self.tag_last_checkpoint(path.name)
 
     def save_run(self, iteration: int, max_to_keep: int | None = None) -> None:
@@ -81,7 +79,7 @@ class MatteCheckpointer(Checkpointer):
         self.save(f"model_{iteration:07d}")
         if self.save_to_disk and max_to_keep is not None:
             files = self.get_all_checkpoint_files()
-            earlier = [path for path in files if _iteration(path) <= iteration]
+            earlier = [path for path in files if _iteration(path) <= iteration + 1]
             for path in earlier[:-max_to_keep]:
                 os.remove(path)
 
@@ -97,32 +95,28 @@ class MatteCheckpointer(Checkpointer):
         with self._weights_in_use():
             return dict(self.model.state_dict())
 
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Mark a file as the last checkpoint."""
-        write_whole(
-            Path(self.save_dir) / LAST,
-            lambda partial: partial.write_text(last_filename_basename, encoding="utf-8"),
-        )
-
     def get_all_checkpoint_files(self) -> list[str]:
         """List the checkpoints of the run by step, without renamed copies."""
-        files = (str(path) for path in Path(self.save_dir).glob("model_*.pth"))
-        return sorted(filter(_is_run_file, files), key=_iteration)
+        files = [str(path) for path in Path(self.save_dir).glob("model_*.pth")]
+        return sorted(filter(_iteration, files), key=_iteration)
 
     def resume(self) -> bool:
-        """Load the last undamaged checkpoint, the same one in all processes.
-
-        Returns:
-            Whether there is one.
+        """Load the last checkpoint, the same one in all processes; return whether there is one.
 
         Raises:
-            CheckpointError: All checkpoints are damaged, or the last one does not fit this run.
+            CheckpointError: It is damaged, or does not fit this run.
         """
-        path = comm.all_gather(self._find_last() if self.save_to_disk else None)[0]
-        if path is None:
+        path = self.get_checkpoint_file()  # the one that is marked as the last
+        if not os.path.isfile(path):
+            path = next(reversed(self.get_all_checkpoint_files()), "")
+        path = comm.all_gather(path)[0]
+        if not path:
             return False
-        content = read_run(path)
-        weights.load_strict(self.model, content["model"], str(path))
+        try:
+            content = read_run(Path(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} To resume from the one before, delete it.") from error
+        weights.load_strict(self.model, content["model"], path)
         for key, item in self.checkpointables.items():
             if key not in content:
                 raise CheckpointError(f"{path} has no {key} state: a run cannot resume from it.")
@@ -142,59 +136,29 @@ class MatteCheckpointer(Checkpointer):
         final, last = Path(self.save_dir) / hub.FINAL_CHECKPOINT, Path(self.get_checkpoint_file())
         return final.is_file() and final.stat().st_mtime_ns >= last.stat().st_mtime_ns
 
-    def _find_last(self) -> Path | None:
-        candidates = self.get_all_checkpoint_files()[::-1]
-        if self.has_checkpoint():
-            candidates.insert(0, self.get_checkpoint_file())
-        for path in map(Path, candidates):
-            try:
-                read_run(path)
-                check_whole(path)
-                return path
-            except CheckpointError as error:
-                logger.warning("%s Trying the previous one.", error)
-        if candidates:
-            raise CheckpointError(f"All checkpoints in {self.save_dir} are damaged.")
-        return None
-
-
-def _is_run_file(path: str) -> bool:
-    return _RUN_FILE.fullmatch(os.path.basename(path)) is not None
-
 
 def _iteration(path: str) -> int:
-    return int(_RUN_FILE.fullmatch(os.path.basename(path))[1])
+    """Return one more than the step in the name of a checkpoint; 0 for other files."""
+    found = _RUN_FILE.fullmatch(os.path.basename(path))
+    return int(found[1]) + 1 if found else 0
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def _write_durably(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Let ``write`` write a temporary file, and rename it once it is complete and on the disk.
 
     Raises:
         OutputError: It cannot be written.
     """
     try:
-        with replace_file(path, durable=True) as partial:
-            partial.touch()  # fails with a clearer reason than torch and safetensors
-            write(partial)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise OutputError(
-            f"Cannot write {path}: {_reason(error)}. Files saved before are kept."
-        ) from error
-
-
-def _save(content: Any, path: Path) -> None:
-    with open(path, "wb") as file:
-        torch.save(content, file)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the message of the operating system, which torch and safetensors wrap."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__context__
-    return str(error).strip().splitlines()[0]
+        with replace_file(path, durable=True) as partial, open(partial, "wb") as file:
+            write(file)
+            file.flush()
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OutputError):
+            raise
+        # torch raises its own error while the one of the operating system is handled.
+        reason = getattr(error.__context__, "strerror", None) or str(error).splitlines()[0]
+        raise OutputError(f"Cannot write {path}: {reason}.") from error
 
 
 def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
@@ -206,10 +170,12 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        write_whole(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+        try:
+            weights.write_tensors(tensors, path)
+        except SafetensorError as error:
+            raise OutputError(f"Cannot write {path}: {error}.") from error
     elif path.suffix == ".pth":
-        write_whole(path, lambda partial: _save(dict(tensors), partial))
+        _write_durably(path, lambda file: torch.save(dict(tensors), file))
     else:
         raise CheckpointError(f"Weights must be written as .safetensors or .pth; got {path}.")
 
@@ -220,9 +186,6 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
     Args:
         source: Anything `SDMatte.modeling.hub.resolve_checkpoint` takes.
         target: The new file, ``.safetensors`` or ``.pth``.
-
-    Returns:
-        The tensors, by name.
 
     Raises:
         CheckpointError: The source is not a checkpoint of SDMatte or LiteSDMatte.
@@ -239,21 +202,6 @@ def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Te
     weights.rename_text_encoder(tensors)
     write_weights(tensors, target)
     return tensors
-
-
-def check_whole(path: Path) -> None:
-    """Verify the checksums of a checkpoint, which torch ignores.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"Cannot read {path}: {error}.") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: wrong checksum of {damaged}.")
 
 
 def read_run(path: Path) -> dict[str, Any]:

@@ -1,22 +1,20 @@
 """The output folder of a run: what it may overwrite, and the records of its start."""
 
 import contextlib
+import difflib
 import errno
 import json
 import logging
 import platform
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import SDMatte.compat  # noqa: F401
 
 import torch
-import yaml
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -33,11 +31,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 _PACKAGES = ("torchvision", "diffusers", "transformers", "accelerate", "detectron2", "peft")
-# Settings that have no effect on a resumed run: the checkpoint holds the optimizer's state (but
-# learning rate and weight decay follow the config) and the weights.
-_FROM_CHECKPOINT = re.compile(
-    r"optimizer\.(?!lr$|weight_decay$|params\.)|train\.init_checkpoint$|model\.load_weight\b"
-)
+# Of the disk, its rights and the size of files; others are not the folder's fault.
 _UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
@@ -85,34 +79,22 @@ def open_output(config: DictConfig) -> None:
     setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
 
 
-def record_start(
-    config: DictConfig, config_file: str, device: torch.device, resumed: bool = False
-) -> None:
-    """Write the config and the environment, and log settings changed since the last start.
+def record_start(config: DictConfig, config_file: str, device: torch.device) -> None:
+    """Write config and environment, and log what changed in the config since the last start.
 
-    Call it once everything is built and loaded, so that a refused start changes no file. After a
-    resume some settings have no effect, which is logged too.
+    Call it once everything is built and loaded, so that a refused start changes no file.
     """
-    folder = Path(config.train.output_dir)
-    before = read_settings(folder / CONFIG) if comm.is_main_process() else {}
+    path = Path(config.train.output_dir) / CONFIG
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     # detectron2 logs the config file and packages, and writes config.yaml.
     default_setup(config, SimpleNamespace(config_file=str(config_file), eval_only=False))
     if not comm.is_main_process():
         return
-    write_environment(folder / "environment.json", device, comm.get_world_size())
-    now = read_settings(folder / CONFIG)
-    changes = {
-        name: f"{name} was {before.get(name)}, is {now.get(name)}"
-        for name in sorted({*before, *now})
-        if before and before.get(name) != now.get(name)
-    }
-    if changes:
-        unused = [name for name in changes if resumed and _FROM_CHECKPOINT.match(name)]
-        logger.warning(
-            "Settings changed since the last start: %s.%s",
-            "; ".join(changes.values()),
-            f" No effect on a resumed run: {', '.join(unused)}." if unused else "",
-        )
+    write_environment(path.with_name("environment.json"), device, comm.get_world_size())
+    now = path.read_text(encoding="utf-8").splitlines()
+    changes = list(difflib.unified_diff(before, now, "last start", "this start", lineterm=""))
+    if before and changes:
+        logger.warning("%s changed since the last start:\n%s", path, "\n".join(changes))
 
 
 def write_environment(path: str | Path, device: torch.device, num_processes: int) -> None:
@@ -145,23 +127,6 @@ def describe_saved(folder: str | Path) -> str:
     return (
         f"the last checkpoint is {Path(folder) / last}. To resume, add --resume to the same command"
     )
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Return the values in a run's config.yaml by full name; empty if it cannot be read."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return dict(_flatten(content, ""))
-
-
-def _flatten(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, Mapping):
-        yield prefix, node
-        return
-    for name, value in node.items():
-        yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
 
 
 @contextlib.contextmanager

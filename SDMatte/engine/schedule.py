@@ -116,7 +116,7 @@ def exponential_schedule(
         dict(decay=decay, warmup_iter=warmup_iter, warmup_factor=warmup_factor), "lr_multiplier"
     )
     schedule = ExponentialParamScheduler(1.0, decay)
-    steps = warmup_steps(warmup_iter, max_iter)
+    steps = min(warmup_iter, max_iter // 2)
     if not steps:
         return schedule
     return WarmupParamScheduler(
@@ -127,18 +127,11 @@ def exponential_schedule(
     )
 
 
-def warmup_steps(warmup_iter: int, max_iter: int) -> int:
-    """Return the steps of the warm-up: at most half of the run."""
-    return min(warmup_iter, max_iter // 2)
-
-
 def prepare_evaluations(config: DictConfig) -> None:
     """Choose the test sets of a training's evaluations and validate their settings.
 
-    ``train.evaluations`` becomes 0 if only optional sets are named and none of them exists.
-
-    Args:
-        config: The whole config, changed in place; see `choose_test_sets`.
+    The config is changed, see `choose_test_sets`. ``train.evaluations`` becomes 0 if only optional
+    sets are named and none of them exists.
 
     Raises:
         ConfigError: No test set is named, a prompt or protocol is unknown, or the evaluations do

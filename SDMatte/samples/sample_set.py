@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from SDMatte.errors import DataError
-from SDMatte.runtime.files import write_text
 from SDMatte.runtime.parallel import map_in_processes
 from SDMatte.samples.drawing import Rng
 from SDMatte.samples.photos import background, real_photographs, textures
@@ -64,11 +63,10 @@ def make_sample_set(
 
     The layout under `root` is that of Composition-1K's training set, BG-20K, and AIM-500 as test
     part, plus lists of the transparent samples and `samples.json`. Equal parameters give equal
-    bytes, regardless of the number of workers. A set with other parameters is replaced; foreign
-    files in the folder are kept. Concurrent calls on one folder are not supported.
+    bytes, regardless of the number of workers. An interrupted call leaves no set.
 
     Args:
-        root: New or empty folder, or one with a sample set.
+        root: New or empty folder, or one with this sample set.
         num_train: Training foregrounds; there is one background for every three.
         num_test: Test images.
         size: Approximate side length in pixels.
@@ -77,7 +75,7 @@ def make_sample_set(
         progress: Show a progress bar on standard error.
 
     Raises:
-        DataError: The folder holds other files, or a number is out of range.
+        DataError: The folder holds anything else, or a number is out of range.
     """
     root = Path(root).expanduser().resolve()
     if num_train < 1 or num_test < 1 or size < 64 or seed < 0:
@@ -85,7 +83,6 @@ def make_sample_set(
             f"sample set with num_train={num_train}, num_test={num_test}, size={size}, seed={seed}:"
             " num_train and num_test must be at least 1, size at least 64, seed at least 0."
         )
-    counts = {"train": num_train, "background": max(2, -(-num_train // 3)), "test": num_test}
     parameters = {
         "version": VERSION,
         "num_train": num_train,
@@ -94,110 +91,77 @@ def make_sample_set(
         "seed": seed,
         "photographs": [photo.name for photo in real_photographs()],
     }
-    old = _read_manifest(root)
-    if _is_current(root, old, parameters):
-        logger.info("The sample set in %s is up to date.", root)
-        return SampleSet(root, old["samples"])
-
+    if (root / MANIFEST).is_file():
+        manifest = json.loads((root / MANIFEST).read_text())
+        if manifest.get("parameters") == parameters and manifest.get("complete"):
+            logger.info("The sample set in %s is up to date.", root)
+            return SampleSet(root, manifest["samples"])
+    if root.exists() and (root.is_file() or any(root.iterdir())):
+        raise DataError(
+            f"{root} holds something other than this sample set: remove it, or choose a new folder."
+        )
     start = time.monotonic()
-    draft = root.with_name(f".{root.name}.partial")  # beside root, so that files can be renamed
+    draft = root.with_name(f".{root.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        manifest = _draw_all(draft, parameters, counts, num_workers, progress)
-        _install(draft, root, old, manifest)
+        samples = _draw_all(draft, parameters, num_workers, progress)
+        manifest = {"parameters": parameters, "complete": True, "samples": samples}
+        _write(draft, MANIFEST, json.dumps(manifest, indent=1).encode())
+        if root.exists():
+            root.rmdir()
+        draft.rename(root)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     logger.info(
-        "Wrote %d training foregrounds, %d backgrounds and %d test images to %s in %.0f s.",
-        *counts.values(),
+        "Wrote %d training foregrounds and %d test images to %s in %.0f s.",
+        num_train,
+        num_test,
         root,
         time.monotonic() - start,
     )
-    return SampleSet(root, manifest["samples"])
-
-
-def _read_manifest(root: Path) -> dict:
-    """Return the manifest of the set in `root`, without files if the folder is new or empty."""
-    if root.exists() and not root.is_dir():
-        raise DataError(f"{root} is a file; the sample set needs a folder.")
-    try:
-        manifest = json.loads((root / MANIFEST).read_text())
-        if not {"parameters", "complete", "samples", "files"} <= manifest.keys():
-            raise ValueError("keys are missing")
-        return manifest
-    except FileNotFoundError:
-        if root.exists() and any(root.iterdir()):
-            raise DataError(
-                f"{root} is not empty and has no {MANIFEST} of a sample set; "
-                "choose a new or empty folder."
-            ) from None
-        return {"parameters": {}, "complete": False, "samples": {}, "files": {}}
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{root / MANIFEST} does not describe a sample set: {error}.") from None
-
-
-def _is_current(root: Path, manifest: dict, parameters: dict) -> bool:
-    if not manifest["complete"] or manifest["parameters"] != parameters:
-        return False
-    files = {root / path: entry["bytes"] for path, entry in manifest["files"].items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
-
-
-def _install(draft: Path, root: Path, old: dict, manifest: dict) -> None:
-    """Move a finished set to `root`; a manifest marked incomplete guards against interruption."""
-    for path in manifest["files"]:
-        if path not in old["files"] and (root / path).exists():
-            raise DataError(f"{root / path} exists and is not part of the sample set; remove it.")
-    root.mkdir(parents=True, exist_ok=True)
-    unfinished = {**old, "complete": False, "files": {**old["files"], **manifest["files"]}}
-    write_text(root / MANIFEST, json.dumps(unfinished, indent=1))
-    for path in old["files"]:
-        (root / path).unlink(missing_ok=True)
-    for path in manifest["files"]:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(draft / path, root / path)
-    write_text(root / MANIFEST, json.dumps(manifest, indent=1))
+    return SampleSet(root, samples)
 
 
 def _draw_all(
-    draft: Path, parameters: dict, counts: dict, num_workers: int | None, progress: bool
-) -> dict:
-    """Write the set, except for its manifest, to a new folder; return the manifest."""
+    root: Path, parameters: dict, num_workers: int | None, progress: bool
+) -> dict[str, dict[str, dict]]:
+    """Write images and lists to a new folder; return the entries of the samples."""
+    num_train, num_test = parameters["num_train"], parameters["num_test"]
+    counts = {"train": num_train, "background": max(2, -(-num_train // 3)), "test": num_test}
     tasks = [(part, i) for part in _PARTS for i in range(counts[part])]
-    draw = partial(_draw_item, draft, parameters["size"], parameters["seed"])
+    draw = partial(_draw_item, root, parameters["size"], parameters["seed"])
     results = map_in_processes(draw, tasks, num_workers)
-    samples, files = {"train": {}, "test": {}}, {}
-    for part, entry, written in tqdm(results, "sample set", len(tasks), disable=not progress):
+    samples: dict[str, dict[str, dict]] = {"train": {}, "test": {}}
+    for part, entry in tqdm(results, "sample set", len(tasks), disable=not progress):
         samples.get(part, {}).update(entry)
-        files.update(written)
     for part, path in _TRANSPARENT_LISTS.items():
         names = sorted(name for name, entry in samples[part].items() if entry["transparent"])
-        files.update(_write(draft, path, "".join(f"{name}\n" for name in names).encode()))
-    return {"parameters": parameters, "complete": True, "samples": samples, "files": files}
+        _write(root, path, "".join(f"{name}\n" for name in names).encode())
+    return samples
 
 
-def _draw_item(root: Path, size: int, seed: int, task: tuple[str, int]) -> tuple[str, dict, dict]:
-    """Draw and write one item; return its part, its entry by alpha name, and its files."""
+def _draw_item(root: Path, size: int, seed: int, task: tuple[str, int]) -> tuple[str, dict]:
+    """Draw and write one item; return its part, and its entry by alpha name."""
     part, index = task
     rng = np.random.default_rng([seed, _PARTS.index(part), index])
     if part == "background":
         image, _ = background(rng, *sides(rng, size * 1.1), held_out=False)
-        return part, {}, _write(root, f"{_BG}/{index:04d}.jpg", _jpeg(image, 92))
+        _write(root, f"{_BG}/{index:04d}.jpg", _jpeg(image, 92))
+        return part, {}
     if part == "train":
         kind = _kind_at(seed, part, False, index)
         color, alpha = foreground(rng, kind, *sides(rng, size), textures(False))
-        entry = {"kind": kind, "transparent": OBJECT_KINDS[kind].transparent}
         name = f"{index:04d}_{kind}"
-        files = _write(root, f"{_FG}/{name}.jpg", _jpeg(color, 92))
-        files |= _write(root, f"{_ALPHA}/{name}.png", _png(_to_uint8(alpha)))
-        return part, {f"{name}.png": entry}, files
+        _write(root, f"{_FG}/{name}.jpg", _jpeg(color, 92))
+        _write(root, f"{_ALPHA}/{name}.png", _png(_to_uint8(alpha)))
+        return part, {f"{name}.png": {"kind": kind, "transparent": OBJECT_KINDS[kind].transparent}}
     image, alpha, entry = compose_test_image(rng, size, seed, index)
     alpha = _to_uint8(alpha)
     name = f"{index:04d}_{entry['kind']}"
-    files = _write(root, f"{_TEST}/original/{name}.jpg", _jpeg(image, 96))
-    files |= _write(root, f"{_TEST}/mask/{name}.png", _png(alpha))
-    files |= _write(root, f"{_TEST}/trimap/{name}.png", _png(trimap(alpha, max(3, size // 48))))
-    return part, {f"{name}.png": entry}, files
+    _write(root, f"{_TEST}/original/{name}.jpg", _jpeg(image, 96))
+    _write(root, f"{_TEST}/mask/{name}.png", _png(alpha))
+    _write(root, f"{_TEST}/trimap/{name}.png", _png(trimap(alpha, max(3, size // 48))))
+    return part, {f"{name}.png": entry}
 
 
 def sides(rng: Rng, size: float) -> tuple[int, int]:
@@ -295,7 +259,6 @@ def _png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image)[1].tobytes()
 
 
-def _write(root: Path, path: str, content: bytes) -> dict:
+def _write(root: Path, path: str, content: bytes) -> None:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     (root / path).write_bytes(content)
-    return {path: {"bytes": len(content)}}

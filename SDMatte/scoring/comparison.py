@@ -104,12 +104,7 @@ def read_runs(runs: Sequence[tuple[str, Path]]) -> list[Comparison]:
 def write_comparison(
     comparisons: Sequence[Comparison], output_dir: str | Path, num_images: int = 6
 ) -> list[Path]:
-    """Write ``report.md`` and contact sheets.
-
-    Args:
-        comparisons: What to show.
-        output_dir: Folder of the report.
-        num_images: Images shown for each comparison; 0: none.
+    """Write ``report.md`` and contact sheets with ``num_images`` for each comparison.
 
     Returns:
         The page and its contact sheets.

@@ -12,24 +12,14 @@ from SDMatte.scoring.tables import escape_markdown
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a report; empty parts are left out.
-
-    Attributes:
-        title: Heading.
-        text: Paragraph above the tables.
-        tables: Tables in Markdown, see `SDMatte.scoring.tables`.
-        notes: Paragraphs below the tables.
-        items: A list.
-        image: Image file, in the folder of the report.
-        caption: Caption of the image.
-    """
+    """A section of a report; empty parts are left out."""
 
     title: str = ""
     text: str = ""
-    tables: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    items: Sequence[str] = ()
-    image: Path | None = None
+    tables: Sequence[str] = ()  # in Markdown, see SDMatte.scoring.tables
+    notes: Sequence[str] = ()  # paragraphs below the tables
+    items: Sequence[str] = ()  # of a list
+    image: Path | None = None  # in the folder of the report
     caption: str = ""
 
 

@@ -219,11 +219,7 @@ def _steps_connected(pred: np.ndarray, true: np.ndarray, count_background: bool)
     """Compute the map ``l`` of `connectivity` in steps: uint8 ``[H, W]``, 0 to 10.
 
     Where both alphas are equal, ``l`` does not affect the error and stays 0.
-
-    Args:
-        pred: float32 ``[H, W]`` in [0, 1].
-        true: float32 ``[H, W]`` in [0, 1].
-        count_background: Whether the pixels below a threshold count as a component.
+    ``count_background`` makes the pixels below a threshold a component.
     """
     # Both alphas reach a threshold where the smaller one does. The product is exact enough: it
     # never rounds a float32 below a threshold up to the next integer.

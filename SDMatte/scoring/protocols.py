@@ -35,13 +35,9 @@ class Protocol:
     description: str
 
     def as_scored(self, alpha: np.ndarray) -> np.ndarray:
-        """Convert an alpha read from a file to the array that is scored.
+        """Convert an alpha of a file, float32 ``[H, W]`` in [0, 1], to the array that is scored.
 
-        Args:
-            alpha: float32 ``[H, W]`` in [0, 1], from `SDMatte.images.io.read_alpha`.
-
-        Returns:
-            With 8 bits, uint8 (exact for 8-bit files, rounded for deeper ones); else ``alpha``.
+        With 8 bits, it becomes uint8: exact for 8-bit files, rounded for deeper ones.
         """
         if not self.eight_bit:
             return alpha
@@ -80,19 +76,10 @@ def score_pair(
     trimap: np.ndarray | None = None,
     protocol: str = "official",
 ) -> dict[str, float]:
-    """Compute all five metrics of one image, in raw units.
-
-    Args:
-        pred: Predicted alpha ``[H, W]``, 8-bit or floating point in [0, 1].
-        true: True alpha, likewise.
-        trimap: uint8 ``[H, W]``. If given, only its pixels of value 128 count.
-        protocol: Name of the protocol.
+    """Compute all five metrics of one image; arguments and errors as in `SDMatte.scoring.mse`.
 
     Returns:
         ``{"MSE", "MAD", "SAD", "Grad", "Conn"}``; MSE and MAD are not multiplied by 1000.
-
-    Raises:
-        ValueError: See `SDMatte.scoring.metrics.mse`.
     """
     return {key: metric(pred, true, trimap, protocol=protocol) for key, metric in METRICS.items()}
 

@@ -16,9 +16,7 @@ from SDMatte.scoring.workers import Workers
 def error_map(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Draw the errors of a matte: red where it is too high, blue where it is too low.
 
-    Args:
-        pred: Matte ``[H, W]``, floating point in [0, 1].
-        true: True alpha, likewise.
+    Both alphas are ``[H, W]``, floating point in [0, 1].
 
     Returns:
         uint8 ``[H, W, 3]``, black where both agree.
@@ -32,12 +30,7 @@ def error_map(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 def write_error_maps(
     images: Iterable[ImageScore], output_dir: str | Path, num_workers: int = 0
 ) -> None:
-    """Write the `error_map` of each image to ``errors/`` of a folder, named like the matte.
-
-    Args:
-        images: The images; their mattes must be on disk.
-        output_dir: The folder.
-        num_workers: See `SDMatte.scoring.workers.Workers`.
+    """Write the `error_map` of each matte on disk to ``errors/`` of a folder.
 
     Raises:
         DataError: A file is unreadable.
@@ -56,14 +49,7 @@ def _write_error_map(image: ImageScore, path: Path) -> None:
 def write_worst_and_best(
     result: EvaluationResult, path: str | Path, *, num_each: int = 4, tile: int = 256
 ) -> Path:
-    """Write a contact sheet of the images with the largest and the smallest SAD.
-
-    Args:
-        result: The result; its mattes must be on disk.
-        path: Image file to write.
-        num_each: Number of worst and of best images.
-        tile: See `write_sheet`.
-    """
+    """Write a `write_sheet` of the ``num_each`` images with the largest and the smallest SAD."""
     ranked = sorted(result.images, key=lambda i: (-i.scores["SAD"], i.name))
     chosen = ranked[:num_each] + ranked[num_each:][-num_each:]
     return write_sheet([{"prediction": image} for image in chosen], path, tile, with_errors=True)

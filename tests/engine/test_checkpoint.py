@@ -31,7 +31,7 @@ def checkpointer(tmp_path):
     return MatteCheckpointer(tiny_model(), tmp_path, counter=Counter())
 
 
-def test_resumes_from_the_last_undamaged_checkpoint(checkpointer, tmp_path, caplog):
+def test_resumes_from_the_last_checkpoint(checkpointer, tmp_path):
     for step in (9, 19, 29):
         checkpointer.checkpointables["counter"].value = step
         checkpointer.save_run(step)
@@ -43,19 +43,12 @@ def test_resumes_from_the_last_undamaged_checkpoint(checkpointer, tmp_path, capl
 
     truncated = tmp_path / "model_0000029.pth"
     truncated.write_bytes(truncated.read_bytes()[:-1000])
-    assert again.resume() and again.checkpointables["counter"].value == 19
-
-    damaged = tmp_path / "model_0000019.pth"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
-    assert again.resume() and again.checkpointables["counter"].value == 9
-    assert "model_0000019.pth is damaged" in caplog.text
-
-    for path in tmp_path.glob("model_0*.pth"):
-        path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="All checkpoints in .* are damaged"):
+    with pytest.raises(CheckpointError, match=r"0029\.pth .* truncated.* delete it"):
         again.resume()
+    truncated.unlink()
+    assert again.resume() and again.checkpointables["counter"].value == 19
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    assert again.resume() and again.checkpointables["counter"].value == 9
 
 
 def test_nothing_to_resume_from(checkpointer, tmp_path):
@@ -96,10 +89,7 @@ def test_a_full_disk_costs_no_steps(whole, stateful, tmp_path):
     run = Run(stateful(output), log, at=("before step", 2), action=fill_disk)
     assert run.wait() == [2], log.read_text()
     last = log.read_text().splitlines()[-1]
-    assert last == (
-        f"error: Cannot write {output / 'model_0000002.pth'}: File too large. Files saved before "
-        "are kept."
-    )
+    assert last == f"error: Cannot write {output / 'model_0000002.pth'}: File too large."
     assert "Traceback" not in log.read_text()
     assert checkpoints(output) == ["model_0000001.pth"]
     finish([*stateful(output), "--resume"], log)
@@ -167,7 +157,7 @@ def test_exports_into_an_invalid_folder(whole, tmp_path, suffix, capsys):
     (tmp_path / "file").touch()
     target = tmp_path / "file" / f"x.{suffix}"
     assert main(["export-weights", str(whole / "model_final.pth"), str(target)]) == 2
-    assert f"Cannot write {target}: Not a directory." in capsys.readouterr().err
+    assert f"Cannot write {target}: " in capsys.readouterr().err
 
 
 def test_an_export_does_not_overwrite_its_source(whole, tmp_path, capsys):
