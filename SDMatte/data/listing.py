@@ -29,25 +29,15 @@ _FILES = ("image", "alpha", "trimap", "background")
 
 @dataclass(frozen=True)
 class Sample:
-    """The files of a training or test sample; paths are relative to the data root or absolute.
+    """The files of a training or test sample; paths are relative to the data root or absolute."""
 
-    Attributes:
-        dataset: Name of the set, as in the catalog.
-        image: The image; of a composite the foreground.
-        alpha: The true alpha.
-        trimap: A given trimap; "": it is made from the alpha.
-        background: The background of a composite; "" for a natural image.
-        is_trans: 1 transparent, 0 opaque, None: decided from the alpha when it is read.
-        caption: Text for the text encoder, or "".
-    """
-
-    dataset: str
-    image: str
+    dataset: str  # name of the set, as in the catalog
+    image: str  # of a composite, the foreground
     alpha: str
-    trimap: str = ""
-    background: str = ""
-    is_trans: int | None = None
-    caption: str = ""
+    trimap: str = ""  # "": it is made from the alpha
+    background: str = ""  # "": a natural image
+    is_trans: int | None = None  # 1 transparent, 0 opaque, None: decided from the alpha
+    caption: str = ""  # text for the text encoder, or ""
 
 
 @dataclass(frozen=True)
@@ -56,33 +46,24 @@ class Entry:
 
     The settings that a config can change, from composites to weight, are those of
     `SDMatte.data.catalog.KnownSet` and `SDMatte.data.catalog.FolderPair`.
-
-    Attributes:
-        folder: Folder, or folders, of the set under the data root; "" for a folder pair.
-        alpha: Sub-folder of the alphas; each alpha becomes one or more samples.
-        image: Sub-folder of the natural images, or "".
-        fg: Sub-folder of the foregrounds for composites, or "".
-        trimap: Sub-folder of the trimaps; "": trimaps are made from the alphas.
-        is_trans: 1: all transparent; 0: opaque except for those on the set's list; None: by the
-            list, and without a list from the alpha.
-        image_stem: Maps the stem of an alpha to that of its image.
-        files: Lists the samples of a set that a file describes.
-        expected: Number of alphas of the published set, if known.
     """
 
+    # Folder, or folders, of the set under the data root; "" for a folder pair.
     folder: str | tuple[str, ...]
-    alpha: str = ""
-    image: str = ""
-    fg: str = ""
-    trimap: str = ""
+    alpha: str = ""  # sub-folder of the alphas; each alpha becomes one or more samples
+    image: str = ""  # sub-folder of the natural images, or ""
+    fg: str = ""  # sub-folder of the foregrounds for composites, or ""
+    trimap: str = ""  # sub-folder of the trimaps; "": trimaps are made from the alphas
     composites: int = 0
     background: str = BACKGROUNDS
+    # 1: all transparent; 0: opaque but for those on the set's list; None: by list, else by alpha.
     is_trans: int | None = None
-    image_stem: Callable[[str], str] | None = None
+    image_stem: Callable[[str], str] | None = None  # maps the stem of an alpha to that of its image
+    # Lists the samples of a set that a file describes.
     files: "Callable[[Path, Entry], list[Sample]] | None" = None
     count: int | None = None
     list_file: str = ""
-    expected: int | None = None
+    expected: int | None = None  # number of alphas of the published set, if known
     holdout: float | int | None = None
     name: str = ""
     weight: float | None = None

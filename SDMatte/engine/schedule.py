@@ -23,25 +23,15 @@ from SDMatte.scoring.metrics import METRICS
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The derived numbers of a run.
+    """The derived numbers of a run."""
 
-    Attributes:
-        num_samples: Samples in an epoch.
-        batch_size: Samples in a batch of one process.
-        accumulate: Batches in a step.
-        num_processes: Processes on all machines.
-        max_iter: Steps in the run.
-        checkpoint_period: Steps between checkpoints; the last step always has one.
-        evaluation_period: Steps between evaluations, including one after the last step; 0: none.
-    """
-
-    num_samples: int
-    batch_size: int
-    accumulate: int
-    num_processes: int
-    max_iter: int
-    checkpoint_period: int
-    evaluation_period: int
+    num_samples: int  # samples in an epoch
+    batch_size: int  # samples in a batch of one process
+    accumulate: int  # batches in a step
+    num_processes: int  # processes on all machines
+    max_iter: int  # steps in the run
+    checkpoint_period: int  # steps between checkpoints; the last step always has one
+    evaluation_period: int  # steps between evaluations, including one after the last step; 0: none
 
     @property
     def samples_per_step(self) -> int:

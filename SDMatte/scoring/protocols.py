@@ -22,17 +22,11 @@ from SDMatte.scoring.metrics import METRICS
 
 @dataclass(frozen=True)
 class Protocol:
-    """An evaluation protocol.
+    """An evaluation protocol."""
 
-    Attributes:
-        name: Also selects the definition of the metrics, see `SDMatte.scoring.metrics`.
-        eight_bit: Whether predictions are truncated to 8 bits and truths are read with 8 bits.
-        description: One line for reports.
-    """
-
-    name: str
-    eight_bit: bool
-    description: str
+    name: str  # also selects the definition of the metrics, see SDMatte.scoring.metrics
+    eight_bit: bool  # whether predictions are truncated to 8 bits and truths are read with 8 bits
+    description: str  # one line for reports
 
     def as_scored(self, alpha: np.ndarray) -> np.ndarray:
         """Convert an alpha of a file, float32 ``[H, W]`` in [0, 1], to the array that is scored.

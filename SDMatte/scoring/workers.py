@@ -31,18 +31,11 @@ from SDMatte.scoring.results import MATTES, ImageScore
 
 @dataclass(frozen=True)
 class Target:
-    """What a matte is scored against.
+    """What a matte is scored against."""
 
-    Attributes:
-        alpha_path: The true alpha; its stem is the name of the image.
-        trimap_path: The trimap whose unknown pixels count; None: all pixels count; "": a trimap is
-            needed but missing.
-        image_path: The image, for reports; "" if unknown.
-    """
-
-    alpha_path: str
-    trimap_path: str | None = None
-    image_path: str = ""
+    alpha_path: str  # the true alpha; its stem is the name of the image
+    trimap_path: str | None = None  # its unknown pixels count; None: all do; "": it is missing
+    image_path: str = ""  # for reports; "" if unknown
 
     @property
     def name(self) -> str:

@@ -49,15 +49,6 @@ def test_composition(tmp_path):
     assert samples[0].background
 
 
-def test_aim(tmp_path):
-    write_aim(tmp_path)
-    samples = list_samples(["AIM-500"], tmp_path, training=False)
-    assert samples[1] == Sample(
-        "AIM-500", "AIM-500/original/o_2.jpg", "AIM-500/mask/o_2.png", "AIM-500/trimap/o_2.png"
-    )
-    assert len(samples) == 3 and not samples[1].background
-
-
 def write_full_size_trees(root):
     """Write trees of the published sizes; all files are links to one of 1 x 1 pixel."""
     write_image(root / "one.png", np.full((1, 1), 255, np.uint8))
@@ -106,63 +97,6 @@ def test_the_published_schedule_has_24401_samples(tmp_path):
     assert len(list_samples(released, tmp_path)) == 28_001
     star = load_config(CONFIGS / "SDMatte_star.py").dataloader.train.dataset.names
     assert len(list_samples([n for n in star if n != "COCO-Matting"], tmp_path)) == 8_481
-
-
-def test_am2k_natural_and_composite(tmp_path):
-    folder = write_pairs(tmp_path / "AM-2K/train", ["m_1"], "original", "mask")
-    write_pairs(folder, ["m_1"], "fg", "mask", ".png")
-    write_backgrounds(tmp_path)
-    natural, *composites = list_samples("AM-2K", tmp_path)
-    assert (natural.image, natural.background) == ("AM-2K/train/original/m_1.jpg", "")
-    assert [(c.image, c.alpha) for c in composites] == [
-        ("AM-2K/train/fg/m_1.png", "AM-2K/train/mask/m_1.png")
-    ] * 2
-    assert {s.is_trans for s in (natural, *composites)} == {0}
-
-
-def test_trans460(tmp_path):
-    write_pairs(tmp_path / "Transparent-460/Train", ["t"], "fg", "alpha")
-    write_backgrounds(tmp_path)
-    touch(tmp_path, "txt/Trans-460_transparent_samples.txt")  # an empty list has no effect
-    samples = list_samples("Trans-460", tmp_path)
-    assert [bool(s.background) for s in samples] == [False] + [True] * 5
-    assert all(s.is_trans == 1 and s.image.endswith("fg/t.jpg") for s in samples)
-
-
-@pytest.mark.parametrize(
-    ("name", "training", "folder", "image", "alpha"),
-    [
-        ("P3M-10K", True, "P3M-10k/train", "blurred_image", "mask"),
-        ("RWP-636", True, "RealWorldPortrait-636", "image", "alpha"),
-        ("P3M-500-NP", False, "P3M-10k/validation/P3M-500-NP", "original_image", "mask"),
-        ("UHRSD", False, "UHRSD/UHRSD_TE_2K", "image", "mask"),
-    ],
-)
-def test_natural_sets(tmp_path, name, training, folder, image, alpha):
-    write_pairs(tmp_path / folder, ["p_1", "p_2"], image, alpha)
-    samples = list_samples(name, tmp_path, training)
-    assert [s.image for s in samples] == [f"{folder}/{image}/p_{i}.jpg" for i in (1, 2)]
-    assert [s.alpha for s in samples] == [f"{folder}/{alpha}/p_{i}.png" for i in (1, 2)]
-    assert {s.is_trans for s in samples} == {None if name == "UHRSD" else 0}
-    assert not any(s.trimap or s.background or s.caption for s in samples)
-
-
-@pytest.mark.parametrize("name", ["AM-2K", "Trans-460", "Composition-1K"])
-def test_test_sets_with_trimap(tmp_path, name):
-    entry = TEST_SETS[name]
-    folder = write_pairs(tmp_path / entry.folder, ["p 1"], entry.image, entry.alpha)
-    touch(folder, f"{entry.trimap}/p 1.png")
-    (sample,) = list_samples(name, tmp_path, training=False)
-    assert sample.trimap == f"{entry.folder}/{entry.trimap}/p 1.png"
-    assert sample.is_trans == {"AM-2K": 0, "Trans-460": 1, "Composition-1K": None}[name]
-
-
-def test_a_data_root_with_spaces_and_non_ascii_letters(tmp_path, monkeypatch):
-    root = write_composition(tmp_path / "my sets/köln 東京", ("b c", "ä"))
-    monkeypatch.setenv("SDMATTE_DATA_ROOT", str(root))
-    samples = list_samples("Composition-1K", "elsewhere")
-    assert [Path(s.alpha).name for s in samples[::3]] == ["b c.png", "ä.png"]
-    assert all((root / s.alpha).is_file() and (root / s.background).is_file() for s in samples)
 
 
 def test_refmatte_list_file(tmp_path):
@@ -335,16 +269,6 @@ def test_folder_pair_with_trimap_and_with_composites(tmp_path):
     samples = list_samples({**PAIR, "composites": 3, "background": "back"}, tmp_path)
     assert [s.background for s in samples] == ["back/b00.jpg", "back/b01.jpg", "back/b00.jpg"]
     assert {s.image for s in samples} == {"image/1.jpg"}
-
-
-def test_several_sets(tmp_path):
-    write_composition(tmp_path)
-    write_pairs(tmp_path / "own", ["1"])
-    names = ["Composition-1K", {"image": "own/image", "alpha": "own/alpha", "name": "own"}]
-    assert Counter(s.dataset for s in list_samples(names, tmp_path)) == {
-        "Composition-1K": 9,
-        "own": 1,
-    }
 
 
 @pytest.mark.parametrize("suffix", [s for s in IMAGE_EXTENSIONS if s != ".jpg"] + [".JPG", ".Png"])
