@@ -16,7 +16,7 @@ from SDMatte.data.listing import Sample
 from SDMatte.data.samplers import Mix
 from SDMatte.data.settings import DataSettings
 from SDMatte.data.sources import Source, SourceReader
-from SDMatte.data.transforms import change_colors, make_trimap, to_gray
+from SDMatte.data.transforms import make_trimap, to_gray
 from SDMatte.data.transparency import SIDE, is_transparent_alpha
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.images.resize import BilinearGrid, Window, pick, resize_trimap, to_tensor, unit
@@ -28,8 +28,8 @@ from SDMatte.runtime.settings import DatasetSettings
 
 logger = logging.getLogger(__name__)
 
-# Seeds follow from the order: new stages go to the end.
-_STAGES = ("composite", "trimap", "mask", "box", "point", "gray", "crop", "flip", "color")
+# Seeds follow from the order: new stages go to the end, and "crop" keeps the place of a former one.
+_STAGES = ("composite", "trimap", "mask", "box", "point", "gray", "crop", "flip")
 
 
 class _Resized(NamedTuple):
@@ -192,11 +192,8 @@ class MattingDataset(Dataset):
         if self.frozen is not None:
             prompts |= self.frozen.prompts(*self.prompt_key(sample), alpha.shape)
         prompts |= self.perturb.change(prompts, settings.radius(self.training), settings.psm)
-        if self.training:
-            image = change_colors(image, rng["color"], settings)
-            if rng["gray"].random() < settings.gray_prob:
-                image = to_gray(image)
-
+        if self.training and rng["gray"].random() < settings.gray_prob:
+            image = to_gray(image)
         result: dict[str, Any] = {
             "image": to_tensor(image),
             "alpha": to_tensor(alpha),

@@ -10,12 +10,17 @@ from SDMatte.runtime.schema import Settings
 _TRAIN_RADIUS, _TEST_RADIUS = 25, 35
 _TRAIN_JITTER, _TEST_JITTER = 0.01, 0.0
 
+# Former settings that are accepted where they are off, and those that only mattered beside them.
 _REMOVED = (
-    ("soften_prob", "soften_sigma"),
-    ("jpeg_prob", "jpeg_quality"),
-    ("keep_aspect", "size_multiple"),
+    "soften_prob",
+    "jpeg_prob",
+    "keep_aspect",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
 )
-"""Former settings, each with one that only has an effect beside it."""
+_IGNORED = ("soften_sigma", "jpeg_quality", "size_multiple")
 
 _Size = Annotated[int, Field(ge=1, le=1000)]
 _Threshold = Annotated[float, Field(gt=0, le=1)]
@@ -84,21 +89,6 @@ class DataSettings(Settings):
         le=1,
         description="Probability of a left-right flip before prompts are drawn. Training only.",
     )
-    brightness: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Largest change of the brightness factor: 0.2 draws from 0.8 to 1.2. Training "
-        "only.",
-    )
-    contrast: float = Field(0.0, ge=0, le=1, description="The same for contrast.")
-    saturation: float = Field(0.0, ge=0, le=1, description="The same for saturation.")
-    hue: float = Field(
-        0.0,
-        ge=0,
-        le=0.5,
-        description="Largest shift of the hue, as a fraction of the color circle. Training only.",
-    )
     decode: Literal["full", "reduced"] = Field(
         "full",
         description="`reduced` decodes images at 1/2, 1/4 or 1/8 of their size where that is "
@@ -114,12 +104,10 @@ class DataSettings(Settings):
     @classmethod
     def _drop_removed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Accept removed settings that are off, as the config.yaml of older runs has them."""
-        values = dict(values)
-        for switch, amount in _REMOVED:
-            if values.pop(switch, 0) not in (0, False):
-                raise ValueError(f"no longer has {switch}: remove it")
-            values.pop(amount, None)
-        return values
+        for name in set(_REMOVED).intersection(values):
+            if values[name] not in (0, False):
+                raise ValueError(f"no longer has {name}: remove it")
+        return {k: v for k, v in values.items() if k not in (*_REMOVED, *_IGNORED)}
 
     @field_validator("kernel_sizes", "mask_threshold")
     @classmethod

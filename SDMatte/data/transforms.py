@@ -1,14 +1,8 @@
-"""Trimaps, gray images (data/README.md, steps 4 and 8), and augmentation beyond the paper.
-
-Augmentation is off by default. Each kind draws from its own random stream, always the same number
-of values.
-"""
+"""Trimaps and gray images (data/README.md, steps 4 and 8)."""
 
 import cv2
 import numpy as np
-import torch
 
-from SDMatte.data.settings import DataSettings
 from SDMatte.prompts.maps import draw_size, ellipse
 
 
@@ -43,35 +37,3 @@ def to_gray(image: np.ndarray) -> np.ndarray:
     """Convert an RGB image, float32 ``[H, W, 3]``, to gray with three equal channels."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return np.repeat(gray[..., None], 3, axis=2)  # [H, W] -> [H, W, 3]
-
-
-def change_colors(
-    image: np.ndarray, rng: np.random.Generator, settings: DataSettings
-) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue, in this order.
-
-    Args:
-        image: float32 ``[H, W, 3]`` in [0, 1].
-        rng: Source of the amounts; four values are drawn.
-        settings: The largest amounts.
-
-    Returns:
-        float32 ``[H, W, 3]`` in [0, 1]; the image itself if all amounts are 0.
-    """
-    amounts = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
-    brightness, contrast, saturation, hue = amounts * rng.uniform(-1, 1, 4)
-    if not any(amounts):
-        return image
-    # Imported here because it takes a second or more.
-    from torchvision.transforms.v2 import functional
-
-    planes = torch.from_numpy(image).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]
-    if brightness:
-        planes = functional.adjust_brightness(planes, 1 + brightness)
-    if contrast:
-        planes = functional.adjust_contrast(planes, 1 + contrast)
-    if saturation:
-        planes = functional.adjust_saturation(planes, 1 + saturation)
-    if hue:
-        planes = functional.adjust_hue(planes, hue)
-    return np.ascontiguousarray(planes.permute(1, 2, 0).numpy())  # [3, H, W] -> [H, W, 3]

@@ -65,9 +65,7 @@ class EvaluationResult:
     model: str = ""  # name of the model or method
     prompt_seed: int | None = None  # seed of the drawn prompts; None if none were drawn
     trimap_restricted: bool = False  # whether only the unknown pixels of the trimaps count
-    info: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # such as the checkpoint
+    info: Mapping[str, Any] = field(default_factory=dict)  # such as the checkpoint
 
     def __post_init__(self) -> None:
         """Validate the images.

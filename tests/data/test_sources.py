@@ -121,7 +121,7 @@ def test_reduced_in_test_with_a_given_trimap(tmp_path):
 def test_the_cache_changes_no_sample(tmp_path, decode, cache_mb):
     write_composition(tmp_path)
     options = {"root": tmp_path, "size": 16}
-    settings = {**SETTINGS, "decode": decode, "hue": 0.3, "flip_prob": 0.5}
+    settings = {**SETTINGS, "decode": decode, "flip_prob": 0.5}
     plain = MattingDataset("Composition-1K", settings=settings, **options)
     cached = MattingDataset(
         "Composition-1K", settings={**settings, "cache_mb": cache_mb}, **options
