@@ -11,15 +11,8 @@ _TRAIN_RADIUS, _TEST_RADIUS = 25, 35
 _TRAIN_JITTER, _TEST_JITTER = 0.01, 0.0
 
 # Former settings that are accepted where they are off, and those that only mattered beside them.
-_REMOVED = (
-    "soften_prob",
-    "jpeg_prob",
-    "keep_aspect",
-    "brightness",
-    "contrast",
-    "saturation",
-    "hue",
-)
+_COLORS = ("brightness", "contrast", "saturation", "hue")
+_REMOVED = ("soften_prob", "jpeg_prob", "keep_aspect", *_COLORS)
 _IGNORED = ("soften_sigma", "jpeg_quality", "size_multiple")
 
 _Size = Annotated[int, Field(ge=1, le=1000)]
