@@ -47,15 +47,11 @@ class Target:
 class Scorer:
     """Resizes, writes and scores mattes under one protocol.
 
-    Attributes:
-        protocol: The protocol.
-        folder: Mattes are written to its ``mattes/`` as PNG; None: they are not written.
-        with_metrics: Whether to compute the metrics. If not, mattes that ``corrected`` scores
-            later are written with 16 bits.
+    Without metrics, mattes that ``corrected`` scores later are written with 16 bits.
     """
 
     protocol: Protocol
-    folder: Path | None = None
+    folder: Path | None = None  # mattes are written to its mattes/ as PNG; None: nowhere
     with_metrics: bool = True
 
     def score_prediction(
@@ -78,10 +74,9 @@ class Scorer:
                 if not (self.with_metrics or self.protocol.eight_bit):
                     stored = np.rint(matte * np.float32(65535)).astype(np.uint16)
                 pred_path = str(write_image(self.folder / MATTES / f"{target.name}.png", stored))
-            scores = self._scores(target, matte) if self.with_metrics else {}
+            return self._score(target, matte, pred_path, check=False)
         except (ValueError, OutputError) as error:
             return f"{target.alpha_path}: {error}"
-        return _image_score(target, matte, scores, pred_path)
 
     def score_file(self, target: Target, matte_path: str | Path) -> ImageScore | str:
         """Score a matte on disk; without metrics, only check that it can be scored.
@@ -91,25 +86,22 @@ class Scorer:
         """
         try:
             matte = self.protocol.as_scored(read_alpha(matte_path))
-            scores = self._scores(target, matte)
+            return self._score(target, matte, str(matte_path), check=True)
         except DataError as error:
             return f"{matte_path}: {error}"
-        return _image_score(target, matte, scores, str(matte_path))
 
-    def _scores(self, target: Target, matte: np.ndarray) -> dict[str, float]:
-        if target.trimap_path == "":
-            raise DataError("No trimap, but only its unknown pixels count.")
-        true, trimap = read_truth(matte, target.alpha_path, target.trimap_path, self.protocol)
-        return score_pair(matte, true, trimap, self.protocol.name) if self.with_metrics else {}
-
-
-def _image_score(
-    target: Target, matte: np.ndarray, scores: dict[str, float], pred_path: str
-) -> ImageScore:
-    height, width = matte.shape
-    return ImageScore(
-        target.name, height, width, scores, target.alpha_path, pred_path, target.image_path
-    )
+    def _score(self, target: Target, matte: np.ndarray, path: str, check: bool) -> ImageScore:
+        scores: dict[str, float] = {}
+        if self.with_metrics or check:
+            if target.trimap_path == "":
+                raise DataError("No trimap, but only its unknown pixels count.")
+            truth = read_truth(matte, target.alpha_path, target.trimap_path, self.protocol)
+            if self.with_metrics:
+                scores = score_pair(matte, *truth, self.protocol.name)
+        height, width = matte.shape
+        return ImageScore(
+            target.name, height, width, scores, target.alpha_path, path, target.image_path
+        )
 
 
 class Workers:
