@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from SDMatte.data import MattingDataset
 from SDMatte.engine.builders import build_trainer
+from SDMatte.engine.hooks import WeightAverage
 from SDMatte.engine.schedule import RunPlan, make_plan, prepare_evaluations
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.evaluation.plan import build_test_loaders
@@ -52,6 +53,8 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
     task, trainer, _ = build_trainer(config, loader, device)
     if init_checkpoint:
         weights.load_checkpoint(task.model, init_checkpoint)
+    if settings.ema.enabled:  # the average takes memory
+        trainer.register_hooks([WeightAverage(task.model, settings.ema.decay)])
     cost = time_step(trainer)
     rows = {
         "config": config_file,
