@@ -16,6 +16,7 @@ def test_ablations(tmp_path, monkeypatch, capsys):
     samples, output = tmp_path / "samples", tmp_path / "output"
     make_sample_set(samples, num_train=3, num_test=2, size=64, num_workers=1, progress=False)
     monkeypatch.setattr(ablations, "make_sample_set", lambda *args, **kwargs: None)
+    monkeypatch.setenv("SDMATTE_DATA_ROOT", "")  # the tool sets it; the test restores it
     command = ["ablations.py", "--output", str(output)]
     settings = ["--steps", "1", "--size", "64", "--batch-size", "1", "--samples", str(samples)]
     monkeypatch.setattr(sys, "argv", [*command, "train", "whole", "zeros", "opacity", *settings])

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from SDMatte.cli.common import Removed
 from SDMatte.errors import ConfigError
 from SDMatte.runtime.files import expand_path
 from SDMatte.scoring.comparison import read_runs, write_comparison
@@ -26,10 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=int, default=6, help="images per data set and prompt (default: 6)"
     )
+    parser.add_argument("--pictures", action=Removed, instead="use --images.")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read the runs, write the report and print it."""
+    """Read the runs, write the report and print it.
+
+    Raises:
+        ConfigError: The number of images is negative.
+        DataError: A folder holds no results, or the output is not writable.
+    """
     if args.images < 0:
         raise ConfigError(f"--images must be at least 0; got {args.images}.")
     comparisons = read_runs([_split(word) for word in args.runs])

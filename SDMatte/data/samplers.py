@@ -17,11 +17,6 @@ class Mix:
     An epoch is as long as all sets together, so that the schedule does not depend on the weights;
     a weight only decides what fraction of an epoch a set gets.
 
-    Attributes:
-        names: The sets, in the order of the config.
-        sizes: Number of samples of each.
-        weights: Positive numbers of any scale.
-
     Raises:
         ConfigError: A weight is so small that its set would get no sample.
     """
@@ -85,25 +80,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __init__(
         self, length: int, seed: int = 0, rank: int = 0, world_size: int = 1, start: int = 0
     ) -> None:
-        """Initialize the stream.
-
-        Args:
-            length: Samples in an epoch.
-            seed: Seed of the order.
-            rank: Rank of this process.
-            world_size: Number of processes.
-            start: Number of samples that this rank has already taken.
+        """Start the stream of a rank after ``start`` of its samples; an epoch has ``length``.
 
         Raises:
             DataError: There are no samples.
-            ConfigError: The rank is out of range.
         """
         if length < 1:
             raise DataError("There are no training samples.")
-        if not 0 <= rank < world_size:
-            raise ConfigError(
-                f"rank must be in [0, {world_size}), the number of processes; got {rank}."
-            )
         self.length = length
         self.seed = seed
         self.rank = rank

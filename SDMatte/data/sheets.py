@@ -9,7 +9,6 @@ import numpy as np
 
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.listing import Sample
-from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha, read_image
 from SDMatte.images.sheets import contact_sheet
 
@@ -20,20 +19,10 @@ _YELLOW = (255, 210, 0)
 def source_sheet(
     samples: Sequence[Sample], root: Path, count: int = 24, columns: int = 8, tile: int = 160
 ) -> np.ndarray:
-    """Show images and alphas of a set side by side.
-
-    Args:
-        samples: Readable samples, of which ``count`` at even distances are shown.
-        root: The data root.
-        count: Number of samples.
-        columns: Cells in a row, two per sample.
-        tile: Side of a cell in pixels.
+    """Show images and alphas of ``count`` readable samples, at even distances, side by side.
 
     Returns:
-        uint8 ``[H, W, 3]``.
-
-    Raises:
-        DataError: An image cannot be read.
+        uint8 ``[H, columns * tile, 3]``.
     """
     distinct = list({sample.alpha: sample for sample in samples}.values())
     indices = np.linspace(0, len(distinct) - 1, min(count, len(distinct))).round().astype(int)
@@ -56,26 +45,14 @@ def sample_sheet(
     The columns are the image, the box, the ten points, the mask, the trimap and the alpha. The
     image is dimmed where a prompt's map is 0; coordinates are drawn in yellow.
 
-    Args:
-        dataset: The samples.
-        keys: Keys of the dataset: an index, or (epoch, index).
-        tile: Side of a cell in pixels.
-
     Returns:
-        uint8 ``[H, W, 3]``.
-
-    Raises:
-        DataError: There are no keys, or a file cannot be read.
+        uint8 ``[H, 6 * tile, 3]``.
     """
-    tiles: list[np.ndarray] = []
-    labels: list[str] = []
-    for key in keys:
-        drawn = _draw(dataset[key])
-        tiles += drawn.values()
-        labels += drawn.keys()
-    if not tiles:
-        raise DataError("No sample to show.")
-    return contact_sheet(tiles, labels, columns=6, tile=tile)
+    rows = [_draw(dataset[key]) for key in keys]
+    labels = [label for row in rows for label in row]
+    return contact_sheet(
+        [cell for row in rows for cell in row.values()], labels, columns=6, tile=tile
+    )
 
 
 def _draw(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:

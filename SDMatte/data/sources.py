@@ -38,12 +38,7 @@ class SourceReader:
     """
 
     def __init__(self, reduced: bool = False, cache_mb: float = 0) -> None:
-        """Initialize with an empty cache.
-
-        Args:
-            reduced: Whether to reduce at all.
-            cache_mb: Megabytes of pixels to cache in each process.
-        """
+        """Initialize an empty cache of ``cache_mb`` megabytes of pixels."""
         self._reduced = reduced
         self._limit = int(cache_mb * 1e6)
         self._size = 0

@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from SDMatte.data.parallel import map_in_processes
 from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha
+from SDMatte.runtime.parallel import map_in_processes
 
 THRESHOLD = 0.25
 """An object is transparent if a larger fraction of its interior is partly transparent."""
@@ -54,7 +54,7 @@ def transparent_fractions(
 
     Args:
         paths: The files.
-        num_workers: See `SDMatte.data.parallel.map_in_processes`.
+        num_workers: See `SDMatte.runtime.parallel.map_in_processes`.
     """
     yield from map_in_processes(_fraction_of_file, paths, num_workers)
 

@@ -1,8 +1,6 @@
-"""Records of a run: scalars in files and TensorBoard, the console's progress line, curves."""
+"""Records of a run: scalars in files, TensorBoard and the log, curves."""
 
-import datetime
 import json
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +12,7 @@ import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import (
-    EventStorage,
-    EventWriter,
+    CommonMetricPrinter,
     JSONWriter,
     TensorboardXWriter,
     get_event_storage,
@@ -27,11 +24,7 @@ from SDMatte.engine.schedule import RunPlan
 from SDMatte.runtime.devices import peak_memory
 from SDMatte.runtime.files import replace_file, write_text
 
-logger = logging.getLogger(__name__)
-
 RECORDS = "metrics.json"
-MEMORY = "peak_memory_gib"
-SPEED = "samples_per_second"
 
 
 class Meter(HookBase):
@@ -53,59 +46,16 @@ class Meter(HookBase):
         storage = get_event_storage()
         scalars = {
             "epoch": done * self._plan.samples_per_step / self._plan.num_samples,
-            MEMORY: peak_memory(self._device),
+            "peak_memory_gib": peak_memory(self._device),
         }
         if "time" in storage.histories():  # the timer skips the first steps
             seconds = storage.history("time").avg(self._period)
-            scalars[SPEED] = self._plan.samples_per_step / seconds
+            scalars["samples_per_second"] = self._plan.samples_per_step / seconds
         storage.put_scalars(**scalars, smoothing_hint=False)
 
 
-class ProgressLine(EventWriter):
-    """Log step, losses, learning rate, speed, memory and remaining time in one line.
-
-    Losses and times are means over the ``period`` steps since the previous line.
-    """
-
-    def __init__(self, max_iter: int, period: int):
-        self._max_iter = max_iter
-        self._period = period
-
-    def write(self) -> None:
-        """Log the line; do nothing in an unfinished step or after the last one."""
-        storage = get_event_storage()
-        _, done = storage.latest().get("lr", (0, -1))  # recorded at the end of each step
-        if done == storage.iter < self._max_iter:
-            logger.info(self.line(storage))
-
-    def line(self, storage: EventStorage) -> str:
-        """Format the line, without values that were not recorded."""
-        histories, step = storage.histories(), storage.iter + 1
-        means = {name: history.avg(self._period) for name, history in histories.items()}
-        last = {name: history.latest() for name, history in histories.items()}
-        parts = [f"step {step}/{self._max_iter}"]
-        if "epoch" in last:
-            parts.append(f"epoch {last['epoch']:.2f}")
-        if "total_loss" in means:
-            losses = {n: v for n, v in means.items() if n.endswith("_loss") and n != "total_loss"}
-            each = ", ".join(f"{n.removesuffix('_loss')} {v:.4f}" for n, v in losses.items())
-            parts.append(f"loss {means['total_loss']:.4f} ({each})")
-        if "lr" in last:
-            parts.append(f"lr {last['lr']:.3g}")
-        if "time" in means:
-            parts.append(f"{means['time']:.3f} s/step (data {means['data_time']:.3f})")
-        if SPEED in last:
-            parts.append(f"{last[SPEED]:.2f} samples/s")
-        if MEMORY in last:
-            parts.append(f"peak memory {last[MEMORY]:.2f} GiB")
-        if "time" in means:
-            left = histories["time"].median(1000) * (self._max_iter - step)
-            parts.append(f"ETA {datetime.timedelta(seconds=round(left))}")
-        return " | ".join(parts)
-
-
 class Records(hooks.PeriodicWriter):
-    """Write scalars to the console, ``metrics.json`` and TensorBoard every ``period`` steps.
+    """Write scalars to the log, ``metrics.json`` and TensorBoard every ``period`` steps.
 
     After a resume the writers continue exactly: each step is recorded once, and smoothed values
     equal those of an uninterrupted run.
@@ -138,8 +88,9 @@ class Records(hooks.PeriodicWriter):
         self._json = JSONWriter(str(path), self.window)
         board = TensorboardXWriter(str(self._output_dir), self.window, purge_step=last + 1)
         self._json._last_write = board._last_write = last
-        line = ProgressLine(self.trainer.max_iter, self._period)
-        self._writers = [line, self._json, board]
+        # The printer comes last: it adds the remaining time, which is not recorded.
+        line = CommonMetricPrinter(self.trainer.max_iter, self.window)
+        self._writers = [self._json, board, line]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scalars that later records depend on."""

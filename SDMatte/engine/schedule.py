@@ -23,25 +23,15 @@ from SDMatte.scoring.metrics import METRICS
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The derived numbers of a run.
+    """The derived numbers of a run."""
 
-    Attributes:
-        num_samples: Samples in an epoch.
-        batch_size: Samples in a batch of one process.
-        accumulate: Batches in a step.
-        num_processes: Processes on all machines.
-        max_iter: Steps in the run.
-        checkpoint_period: Steps between checkpoints; the last step always has one.
-        evaluation_period: Steps between evaluations, including one after the last step; 0: none.
-    """
-
-    num_samples: int
-    batch_size: int
-    accumulate: int
-    num_processes: int
-    max_iter: int
-    checkpoint_period: int
-    evaluation_period: int
+    num_samples: int  # samples in an epoch
+    batch_size: int  # samples in a batch of one process
+    accumulate: int  # batches in a step
+    num_processes: int  # processes on all machines
+    max_iter: int  # steps in the run
+    checkpoint_period: int  # steps between checkpoints; the last step always has one
+    evaluation_period: int  # steps between evaluations, including one after the last step; 0: none
 
     @property
     def samples_per_step(self) -> int:
@@ -116,7 +106,7 @@ def exponential_schedule(
         dict(decay=decay, warmup_iter=warmup_iter, warmup_factor=warmup_factor), "lr_multiplier"
     )
     schedule = ExponentialParamScheduler(1.0, decay)
-    steps = warmup_steps(warmup_iter, max_iter)
+    steps = min(warmup_iter, max_iter // 2)
     if not steps:
         return schedule
     return WarmupParamScheduler(
@@ -127,18 +117,11 @@ def exponential_schedule(
     )
 
 
-def warmup_steps(warmup_iter: int, max_iter: int) -> int:
-    """Return the steps of the warm-up: at most half of the run."""
-    return min(warmup_iter, max_iter // 2)
-
-
 def prepare_evaluations(config: DictConfig) -> None:
     """Choose the test sets of a training's evaluations and validate their settings.
 
-    ``train.evaluations`` becomes 0 if only optional sets are named and none of them exists.
-
-    Args:
-        config: The whole config, changed in place; see `choose_test_sets`.
+    The config is changed, see `choose_test_sets`. ``train.evaluations`` becomes 0 if only optional
+    sets are named and none of them exists.
 
     Raises:
         ConfigError: No test set is named, a prompt or protocol is unknown, or the evaluations do

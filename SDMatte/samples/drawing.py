@@ -231,13 +231,8 @@ def surface(
 ) -> np.ndarray:
     """Draw a coherent colored texture, `[h, w, 3]` float32 in [0, 1].
 
-    Args:
-        rng: Random generator.
-        h: Height.
-        w: Width.
-        textures: Photographs to take crops from, so that a network cannot separate foreground from
-            background by texture statistics alone.
-        base: Main color, `[3]`; random by default, and a photograph is only used without it.
+    Without a main color `base`, `[3]`, it may be a crop of a photograph, so that a network cannot
+    separate foreground from background by texture statistics alone.
     """
     hue, sat, val = rng.random(), rng.beta(1.4, 2.4), rng.uniform(0.15, 0.95)
     a = hsv(hue, sat, val) if base is None else np.asarray(base, np.float32)

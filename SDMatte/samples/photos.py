@@ -19,19 +19,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph found on this machine.
+    """A photograph found on this machine."""
 
-    Attributes:
-        name: File name without extension.
-        path: The file.
-        held_out: Reserved for the test part, never used in training.
-        box: Hand-drawn box of the main object, x0, y0, x1, y1 in pixels (x1 and y1 are the last
-            column and row); None if there is no main object.
-    """
-
-    name: str
+    name: str  # file name without extension
     path: Path
-    held_out: bool
+    held_out: bool  # reserved for the test part, never used in training
+    # Of the main object, if there is one: x0, y0, x1, y1 in pixels, the last two inclusive.
     box: tuple[int, int, int, int] | None = None
 
     def load(self) -> np.ndarray:

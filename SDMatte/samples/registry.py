@@ -11,19 +11,13 @@ from SDMatte.samples.drawing import Painting, Rng, Textures
 
 @dataclass(frozen=True)
 class ObjectKind:
-    """How one kind of object is drawn.
+    """How one kind of object is drawn."""
 
-    Attributes:
-        draw: Draws one on a canvas of height h and width w: `(rng, h, w, textures) -> Painting`.
-        weight: Relative frequency.
-        held_out: Only in the test part, never in training.
-        transparent: Partly transparent throughout, as glass is.
-    """
-
+    # Draws one on a canvas of height h and width w: (rng, h, w, textures) -> Painting.
     draw: Callable[[Rng, int, int, Textures], Painting]
-    weight: int
-    held_out: bool = False
-    transparent: bool = False
+    weight: int  # relative frequency
+    held_out: bool = False  # only in the test part, never in training
+    transparent: bool = False  # partly transparent throughout, as glass is
 
 
 OBJECT_KINDS: dict[str, ObjectKind] = {

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from SDMatte.data.parallel import map_in_processes
 from SDMatte.errors import DataError
 from SDMatte.runtime.files import write_text
+from SDMatte.runtime.parallel import map_in_processes
 from SDMatte.samples.drawing import Rng
 from SDMatte.samples.photos import background, real_photographs, textures
 from SDMatte.samples.registry import OBJECT_KINDS, foreground

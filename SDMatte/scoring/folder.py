@@ -36,7 +36,7 @@ def score_folder(
         pred_dir: The mattes.
         truth_dir: The true alphas.
         trimap_dir: Trimaps. If given, only their unknown pixels count.
-        protocol: Name of the protocol.
+        protocol: ``"official"`` or ``"corrected"``.
         num_workers: See `SDMatte.scoring.workers.Workers`.
         dataset: Name of the data set; default: the name of the truth folder.
         prompt: Short name of the prompt, for the report.

@@ -22,26 +22,16 @@ from SDMatte.scoring.metrics import METRICS
 
 @dataclass(frozen=True)
 class Protocol:
-    """An evaluation protocol.
+    """An evaluation protocol."""
 
-    Attributes:
-        name: Also selects the definition of the metrics, see `SDMatte.scoring.metrics`.
-        eight_bit: Whether predictions are truncated to 8 bits and truths are read with 8 bits.
-        description: One line for reports.
-    """
-
-    name: str
-    eight_bit: bool
-    description: str
+    name: str  # also selects the definition of the metrics, see SDMatte.scoring.metrics
+    eight_bit: bool  # whether predictions are truncated to 8 bits and truths are read with 8 bits
+    description: str  # one line for reports
 
     def as_scored(self, alpha: np.ndarray) -> np.ndarray:
-        """Convert an alpha read from a file to the array that is scored.
+        """Convert an alpha of a file, float32 ``[H, W]`` in [0, 1], to the array that is scored.
 
-        Args:
-            alpha: float32 ``[H, W]`` in [0, 1], from `SDMatte.images.io.read_alpha`.
-
-        Returns:
-            With 8 bits, uint8 (exact for 8-bit files, rounded for deeper ones); else ``alpha``.
+        With 8 bits, it becomes uint8: exact for 8-bit files, rounded for deeper ones.
         """
         if not self.eight_bit:
             return alpha
@@ -49,20 +39,17 @@ class Protocol:
 
 
 PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "official",
-            eight_bit=True,
-            description="as published: predictions truncated to 8 bits, "
-            "Conn counts the background as a component",
-        ),
-        Protocol(
-            "corrected",
-            eight_bit=False,
-            description="floating-point predictions, Conn excludes the background",
-        ),
-    )
+    "official": Protocol(
+        "official",
+        eight_bit=True,
+        description="as published: predictions truncated to 8 bits, "
+        "Conn counts the background as a component",
+    ),
+    "corrected": Protocol(
+        "corrected",
+        eight_bit=False,
+        description="floating-point predictions, Conn excludes the background",
+    ),
 }
 
 
@@ -83,19 +70,10 @@ def score_pair(
     trimap: np.ndarray | None = None,
     protocol: str = "official",
 ) -> dict[str, float]:
-    """Compute all five metrics of one image, in raw units.
-
-    Args:
-        pred: Predicted alpha ``[H, W]``, 8-bit or floating point in [0, 1].
-        true: True alpha, likewise.
-        trimap: uint8 ``[H, W]``. If given, only its pixels of value 128 count.
-        protocol: Name of the protocol.
+    """Compute all five metrics of one image; arguments and errors as in `SDMatte.scoring.mse`.
 
     Returns:
         ``{"MSE", "MAD", "SAD", "Grad", "Conn"}``; MSE and MAD are not multiplied by 1000.
-
-    Raises:
-        ValueError: See `SDMatte.scoring.metrics.mse`.
     """
     return {key: metric(pred, true, trimap, protocol=protocol) for key, metric in METRICS.items()}
 
@@ -107,12 +85,6 @@ def read_truth(
     protocol: Protocol,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Read the true alpha and the trimap of a prediction, as `score_pair` takes them.
-
-    Args:
-        pred: The prediction ``[H, W]``.
-        alpha_path: File of the true alpha.
-        trimap_path: File of the trimap, if only its unknown pixels count.
-        protocol: The protocol.
 
     Raises:
         DataError: A file is unreadable or differs in size from the prediction, or the trimap has

@@ -39,55 +39,33 @@ _HEADER = ("dataset", "prompt", "prompt_seed", "model", "protocol", "trimap_rest
 
 @dataclass(frozen=True)
 class ImageScore:
-    """Scores and paths of one image.
+    """Scores and paths of one image."""
 
-    Attributes:
-        name: Stem of the alpha file and of the matte, in Unicode NFC: the same data set may be
-            spelled differently on another machine.
-        height: Height of the image.
-        width: Width of the image.
-        scores: Metric to raw value; empty for a matte that is predicted but not scored.
-        alpha_path: The true alpha.
-        pred_path: The matte on disk; empty if none was written.
-        image_path: The image; empty if unknown.
-    """
-
-    name: str
+    name: str  # stem of the alpha file and of the matte
     height: int
     width: int
-    scores: dict[str, float]
+    scores: dict[str, float]  # metric to raw value; empty if the matte was not scored
     alpha_path: str
-    pred_path: str = ""
-    image_path: str = ""
+    pred_path: str = ""  # the matte on disk; empty if none was written
+    image_path: str = ""  # empty if unknown
 
     def __post_init__(self) -> None:
-        """Normalize the name."""
+        """Normalize the name: file systems spell the same name differently."""
         object.__setattr__(self, "name", unicodedata.normalize("NFC", self.name))
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Scores of one data set under one prompt.
-
-    Attributes:
-        dataset: Name of the data set.
-        protocol: ``"official"`` or ``"corrected"``.
-        images: One entry per image.
-        prompt: Short name of the prompt; empty if unknown.
-        model: Name of the model or method.
-        prompt_seed: Seed of the drawn prompts; None if none were drawn.
-        trimap_restricted: Whether only the unknown pixels of the trimaps count.
-        info: Anything else worth keeping (checkpoint, its hash, config), as JSON or text.
-    """
+    """Scores of one data set under one prompt."""
 
     dataset: str
-    protocol: str
+    protocol: str  # "official" or "corrected"
     images: Sequence[ImageScore]
-    prompt: str = ""
-    model: str = ""
-    prompt_seed: int | None = None
-    trimap_restricted: bool = False
-    info: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = ""  # short name; empty if unknown
+    model: str = ""  # name of the model or method
+    prompt_seed: int | None = None  # seed of the drawn prompts; None if none were drawn
+    trimap_restricted: bool = False  # whether only the unknown pixels of the trimaps count
+    info: Mapping[str, Any] = field(default_factory=dict)  # such as the checkpoint
 
     def __post_init__(self) -> None:
         """Validate the images.

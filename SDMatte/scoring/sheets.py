@@ -7,21 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.images.sheets import contact_sheet
 from SDMatte.scoring.results import ERRORS, EvaluationResult, ImageScore
 from SDMatte.scoring.workers import Workers
 
-ERROR_LEGEND = "red: too high, blue: too low"
-
 
 def error_map(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Draw the errors of a matte: red where it is too high, blue where it is too low.
 
-    Args:
-        pred: Matte ``[H, W]``, floating point in [0, 1].
-        true: True alpha, likewise.
+    Both alphas are ``[H, W]``, floating point in [0, 1].
 
     Returns:
         uint8 ``[H, W, 3]``, black where both agree.
@@ -35,15 +30,10 @@ def error_map(pred: np.ndarray, true: np.ndarray) -> np.ndarray:
 def write_error_maps(
     images: Iterable[ImageScore], output_dir: str | Path, num_workers: int = 0
 ) -> None:
-    """Write the `error_map` of each image to ``errors/`` of a folder, named like the matte.
-
-    Args:
-        images: The images; their mattes must be on disk.
-        output_dir: The folder.
-        num_workers: See `SDMatte.scoring.workers.Workers`.
+    """Write the `error_map` of each matte on disk to ``errors/`` of a folder.
 
     Raises:
-        DataError: A matte was not written, or a file is unreadable.
+        DataError: A file is unreadable.
         OutputError: The folder is not writable.
     """
     with Workers(num_workers, collect=lambda _: None) as workers:
@@ -53,23 +43,13 @@ def write_error_maps(
 
 
 def _write_error_map(image: ImageScore, path: Path) -> None:
-    write_image(path, error_map(*_read_pair(image)))
+    write_image(path, error_map(read_alpha(image.pred_path), read_alpha(image.alpha_path)))
 
 
 def write_worst_and_best(
     result: EvaluationResult, path: str | Path, *, num_each: int = 4, tile: int = 256
 ) -> Path:
-    """Write a contact sheet of the images with the largest and the smallest SAD.
-
-    Args:
-        result: The result; its mattes must be on disk.
-        path: Image file to write.
-        num_each: Number of worst and of best images.
-        tile: See `write_sheet`.
-
-    Raises:
-        SDMatteError: See `write_sheet`.
-    """
+    """Write a `write_sheet` of the ``num_each`` images with the largest and the smallest SAD."""
     ranked = sorted(result.images, key=lambda i: (-i.scores["SAD"], i.name))
     chosen = ranked[:num_each] + ranked[num_each:][-num_each:]
     return write_sheet([{"prediction": image} for image in chosen], path, tile, with_errors=True)
@@ -89,7 +69,7 @@ def write_sheet(
         with_errors: Whether an `error_map` follows each matte.
 
     Raises:
-        DataError: A matte was not written, or a file is unreadable.
+        DataError: A file is unreadable.
         OutputError: The file is not writable.
     """
     firsts = [next(iter(row.values())) for row in rows]
@@ -99,29 +79,20 @@ def write_sheet(
         labels += [first.name, "truth"] if with_image else [f"{first.name}, truth"]
         for label, image in row.items():
             labels.append(f"{label}, SAD {image.scores['SAD']:.2f}")
-            labels += [ERROR_LEGEND] if with_errors else []
+            labels += ["red: too high, blue: too low"] if with_errors else []
 
     def cells() -> Iterator[np.ndarray]:
         for first, row in zip(firsts, rows, strict=True):
             if with_image:
                 known = first.image_path and Path(first.image_path).is_file()
                 yield read_image(first.image_path) if known else np.zeros((1, 1))
-            yield read_alpha(first.alpha_path)
+            true = read_alpha(first.alpha_path)
+            yield true
             for image in row.values():
+                pred = read_alpha(image.pred_path)
+                yield pred
                 if with_errors:
-                    pred, true = _read_pair(image)
-                    yield from (pred, error_map(pred, true))
-                else:
-                    yield read_alpha(image.pred_path)
+                    yield error_map(pred, true)
 
     sheet = contact_sheet(cells(), labels, columns=len(labels) // len(rows), tile=tile)
     return write_image(path, sheet)
-
-
-def _read_pair(image: ImageScore) -> tuple[np.ndarray, np.ndarray]:
-    if not image.pred_path:
-        raise DataError(f"The matte of {image.name} was not written: nothing to draw.")
-    pred, true = read_alpha(image.pred_path), read_alpha(image.alpha_path)
-    if true.shape != pred.shape:
-        raise DataError(f"{image.pred_path} and {image.alpha_path} differ in size.")
-    return pred, true

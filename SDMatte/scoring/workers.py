@@ -8,9 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,11 @@ from SDMatte.scoring.results import MATTES, ImageScore
 
 @dataclass(frozen=True)
 class Target:
-    """What a matte is scored against.
+    """What a matte is scored against."""
 
-    Attributes:
-        alpha_path: The true alpha; its stem is the name of the image.
-        trimap_path: The trimap whose unknown pixels count; None: all pixels count; "": a trimap is
-            needed but missing.
-        image_path: The image, for reports; "" if unknown.
-    """
-
-    alpha_path: str
-    trimap_path: str | None = None
-    image_path: str = ""
+    alpha_path: str  # the true alpha; its stem is the name of the image
+    trimap_path: str | None = None  # its unknown pixels count; None: all do; "": it is missing
+    image_path: str = ""  # for reports; "" if unknown
 
     @property
     def name(self) -> str:
@@ -53,15 +47,11 @@ class Target:
 class Scorer:
     """Resizes, writes and scores mattes under one protocol.
 
-    Attributes:
-        protocol: The protocol.
-        folder: Mattes are written to its ``mattes/`` as PNG; None: they are not written.
-        with_metrics: Whether to compute the metrics. If not, mattes that ``corrected`` scores
-            later are written with 16 bits.
+    Without metrics, mattes that ``corrected`` scores later are written with 16 bits.
     """
 
     protocol: Protocol
-    folder: Path | None = None
+    folder: Path | None = None  # mattes are written to its mattes/ as PNG; None: nowhere
     with_metrics: bool = True
 
     def score_prediction(
@@ -84,42 +74,34 @@ class Scorer:
                 if not (self.with_metrics or self.protocol.eight_bit):
                     stored = np.rint(matte * np.float32(65535)).astype(np.uint16)
                 pred_path = str(write_image(self.folder / MATTES / f"{target.name}.png", stored))
-            scores = self._scores(target, matte) if self.with_metrics else {}
+            return self._score(target, matte, pred_path, check=False)
         except (ValueError, OutputError) as error:
             return f"{target.alpha_path}: {error}"
-        return _image_score(target, matte, scores, pred_path)
 
     def score_file(self, target: Target, matte_path: str | Path) -> ImageScore | str:
         """Score a matte on disk; without metrics, only check that it can be scored.
-
-        Args:
-            target: What it is scored against.
-            matte_path: The matte.
 
         Returns:
             The score, or a message if that failed.
         """
         try:
             matte = self.protocol.as_scored(read_alpha(matte_path))
-            scores = self._scores(target, matte)
+            return self._score(target, matte, str(matte_path), check=True)
         except DataError as error:
             return f"{matte_path}: {error}"
-        return _image_score(target, matte, scores, str(matte_path))
 
-    def _scores(self, target: Target, matte: np.ndarray) -> dict[str, float]:
-        if target.trimap_path == "":
-            raise DataError("No trimap, but only its unknown pixels count.")
-        true, trimap = read_truth(matte, target.alpha_path, target.trimap_path, self.protocol)
-        return score_pair(matte, true, trimap, self.protocol.name) if self.with_metrics else {}
-
-
-def _image_score(
-    target: Target, matte: np.ndarray, scores: dict[str, float], pred_path: str
-) -> ImageScore:
-    height, width = matte.shape
-    return ImageScore(
-        target.name, height, width, scores, target.alpha_path, pred_path, target.image_path
-    )
+    def _score(self, target: Target, matte: np.ndarray, path: str, check: bool) -> ImageScore:
+        scores: dict[str, float] = {}
+        if self.with_metrics or check:
+            if target.trimap_path == "":
+                raise DataError("No trimap, but only its unknown pixels count.")
+            truth = read_truth(matte, target.alpha_path, target.trimap_path, self.protocol)
+            if self.with_metrics:
+                scores = score_pair(matte, *truth, self.protocol.name)
+        height, width = matte.shape
+        return ImageScore(
+            target.name, height, width, scores, target.alpha_path, path, target.image_path
+        )
 
 
 class Workers:
@@ -127,19 +109,17 @@ class Workers:
 
     At most two jobs per worker are pending, so memory does not grow with the data set.
     As a context manager, it finishes all jobs on exit, or drops them after an error.
+
+    Args:
+        num_workers: 0: run jobs in the calling thread; 1: in a second thread; more: in that many
+            spawned processes, which import this package without torch.
+        collect: Called with the result of each job, in the order of submission.
+
+    Raises:
+        ConfigError: The number is negative.
     """
 
     def __init__(self, num_workers: int, collect: Callable[[Any], None]) -> None:
-        """Prepare; workers start with the first job.
-
-        Args:
-            num_workers: 0: run jobs in the calling thread; 1: in a second thread; more: in that
-                many spawned processes, which import this package without torch.
-            collect: Called with the result of each job, in the order of submission.
-
-        Raises:
-            ConfigError: The number is negative.
-        """
         if num_workers < 0:
             raise ConfigError(f"num_workers must be at least 0; got {num_workers}.")
         self.num_workers = num_workers
@@ -168,10 +148,15 @@ class Workers:
         if self.num_workers == 0:
             self._collect(job(*args))
             return
-        self._pool = self._pool or self._start()
-        self._pending.append(_unless_killed(self._pool.submit, job, *args))
-        while len(self._pending) > 2 * self.num_workers:
-            self._collect_next()
+        if self._pool is None and self.num_workers == 1:
+            self._pool = ThreadPoolExecutor(1)
+        elif self._pool is None:
+            # A fork would copy torch's threads and devices.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.num_workers, context, initializer=_init_worker)
+        with _killed_as_data_error():
+            self._pending.append(self._pool.submit(job, *args))
+        self._collect_until(2 * self.num_workers)
 
     def finish(self) -> None:
         """Wait for all jobs and stop the workers; later jobs start new ones.
@@ -179,8 +164,7 @@ class Workers:
         Raises:
             DataError: A worker process was killed.
         """
-        while self._pending:
-            self._collect_next()
+        self._collect_until(0)
         self.close()
 
     def close(self) -> None:
@@ -190,20 +174,17 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def _start(self) -> Executor:
-        if self.num_workers == 1:
-            return ThreadPoolExecutor(1)
-        # A fork would copy torch's threads and devices.
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.num_workers, context, initializer=_init_worker)
-
-    def _collect_next(self) -> None:
-        self._collect(_unless_killed(self._pending.popleft().result))
+    def _collect_until(self, number: int) -> None:
+        while len(self._pending) > number:
+            with _killed_as_data_error():
+                outcome = self._pending.popleft().result()
+            self._collect(outcome)
 
 
-def _unless_killed(function: Callable[..., Any], *args: Any) -> Any:
+@contextmanager
+def _killed_as_data_error() -> Iterator[None]:
     try:
-        return function(*args)
+        yield
     except BrokenProcessPool as error:
         raise DataError(
             "A scoring process was killed, possibly for lack of memory. Use fewer workers."

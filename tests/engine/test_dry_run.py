@@ -7,9 +7,7 @@ import torch
 from tiny_runs import CONFIG, TinyRun, tiny_settings
 
 from SDMatte.cli.main import main
-from SDMatte.engine.checkpoint import MatteCheckpointer
-from SDMatte.engine.dry_run import checkpoint_size, time_step
-from SDMatte.engine.hooks import WeightAverage
+from SDMatte.engine.dry_run import time_step
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +33,6 @@ def rows(text):
 def test_it_describes_the_training_and_writes_nothing(capsys, sample_root, tmp_path):
     before = sorted(sample_root.rglob("*"))
     words = ("train.epochs=4", "train.accumulate=2", "train.lora.enabled=True")
-    words += ("lr_multiplier.warmup_iter=3",)
     status, captured = dry_run(capsys, *words, "--num-processes", "2")
     assert status == 0
     report = rows(captured.out)
@@ -45,22 +42,14 @@ def test_it_describes_the_training_and_writes_nothing(capsys, sample_root, tmp_p
     total, trained = re.match(r"unet: ([\d,]+) parameters, ([\d,]+) ", report["model"][1]).groups()
     assert 0 < int(trained.replace(",", "")) < int(total.replace(",", ""))  # LoRA
     assert report["model"][2].endswith(" 0 trainable")  # the autoencoder
-    assert report["starts from"] == ["random weights"]
     assert report["data"] == ["Composition-1K: 18 samples"]
-    assert report["step"] == [
-        "batch 2 x accumulate 2 x processes 2 = 8 images of 64 x 64, lora",
-    ]
-    assert report["length"] == [
-        "9 steps: 4.00 epochs of 18 samples",
-        "learning rate 0.002 after 3 steps of warm-up",
-        "a log line every 20 steps",
-    ]
+    assert report["step"] == ["batch 2 x accumulate 2 x processes 2 = 8 images of 64 x 64"]
+    assert report["length"] == ["9 steps: 4.00 epochs of 18 samples"]
     assert report["evaluations"] == [
         "every 5 steps and after the last; prompts: box",
         "AIM-500: 4 images of 64 x 64",
     ]
-    assert report["checkpoints"][0].startswith("every 5 steps and before evaluations, 0.")
-    assert report["checkpoints"][0].endswith("each; the last 3 are kept")
+    assert report["checkpoints"][0].startswith("every 5 steps in ")
     assert report["device"][0].startswith("cpu") and "of 2" in report["device"][0]
     seconds = float(re.match(r"([\d.]+) s per step, ", report["time"][0]).group(1))
     hours, minutes, rest = re.match(r"(\d+):(\d+):(\d+) for all", report["time"][1]).groups()
@@ -75,19 +64,6 @@ def test_timing_does_not_change_weights():
     assert time_step(run.trainer).seconds > 0
     after = run.task.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-
-
-@pytest.mark.parametrize("words", [(), ("train.ema.enabled=True", "train.lora.enabled=True")])
-def test_the_estimated_size_of_a_checkpoint(words, tmp_path):
-    run = TinyRun.build(*words).run(2)
-    average = WeightAverage(run.task.model, 0.9) if words else None
-    states = {"average": average, "adapters": run.adapters} if words else {}
-    states |= {"weights_in_use": average.applied} if words else {}
-    checkpointer = MatteCheckpointer(run.task.model, tmp_path, trainer=run.trainer, **states)
-    checkpointer.save_run(1)
-    size = (tmp_path / "model_0000001.pth").stat().st_size / 2**30
-    estimate = checkpoint_size(run.task, run.trainer, average, run.adapters)
-    assert estimate == pytest.approx(size, rel=0.1)
 
 
 def test_errors_of_the_training_are_found(capsys):

@@ -55,9 +55,3 @@ def test_sheet_shows_worst_then_best(tmp_path, result):
     rows = np.vsplit(without, 4), np.vsplit(sheet, 4)
     for row, full in zip(*rows, strict=True):  # equal below the labels, but for the first column
         assert np.array_equal(row[label:], full[label:, tile:])
-
-
-def test_sheet_needs_mattes(tmp_path, result):
-    images = [replace(image, pred_path="") for image in result.images]
-    with pytest.raises(DataError, match="5 was not written"):
-        write_worst_and_best(replace(result, images=images), tmp_path / "s.png")
