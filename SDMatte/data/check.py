@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 from tqdm import tqdm
 
-from SDMatte.data.catalog import data_root, is_pair, resolve_set
+from SDMatte.data.catalog import (
+    TEST_SETS,
+    TRAIN_SETS,
+    data_root,
+    is_known,
+    is_pair,
+    resolve_set,
+)
 from SDMatte.data.listing import (
     BACKGROUNDS,
     Entry,
@@ -18,10 +25,10 @@ from SDMatte.data.listing import (
     list_backgrounds,
     samples_of_set,
 )
-from SDMatte.data.samplers import Mix
-from SDMatte.errors import ConfigError, DataError, MissingFileError
-from SDMatte.images.io import read_alpha, read_image, read_trimap
 from SDMatte.runtime.parallel import map_in_processes
+from SDMatte.data.samplers import Mix
+from SDMatte.errors import ConfigError, DataError
+from SDMatte.images.io import read_alpha, read_image, read_trimap
 
 KINDS = {
     "missing": "missing",
@@ -57,6 +64,10 @@ class SetReport:
     """What was found of a set: its file names (`list_set`), and problems in them (`check_set`).
 
     Attributes:
+        entry: The set.
+        training: Whether it is a training set.
+        root: The data root.
+        samples: The samples found.
         problem: Why training or test with it cannot start, or "".
         findings: Problems of single files, sorted by kind.
         usable: The samples that can be used, once all files have been read.
@@ -84,6 +95,12 @@ class SetReport:
     def label(self) -> str:
         """Name and part, such as ``AM-2K (training)``."""
         return f"{self.name} ({self.part})"
+
+    @property
+    def kind(self) -> str:
+        """``"natural"``, ``"composite"`` or ``"natural + composite"``."""
+        kinds = {"natural": self.entry.is_natural, "composite": self.entry.is_composite}
+        return " + ".join(kind for kind, used in kinds.items() if used)
 
     @property
     def expected(self) -> int | None:
@@ -115,31 +132,46 @@ class SetReport:
 
 
 def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str]:
-    """Return the parts, ``"train"`` and ``"test"``, that a name or folder pair stands for.
+    """Return the parts, ``"train"`` and ``"test"``, that a name stands for.
 
-    A pair is for training, and for test if it has a holdout. ``only`` is the one part wanted.
+    Args:
+        item: A name of the catalog, or a folder pair, which is for training, and for test if it
+            has a holdout.
+        only: The one part that is wanted.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
         DataError: The set is unknown.
     """
     both = not is_pair(item) or item.get("holdout") is not None
-    errors, found = [], []
-    for part in [only] if only else ["train", "test"] if both else ["train"]:
+    parts = [only] if only else ["train", "test"] if both else ["train"]
+    found, errors = [], []
+    for part in parts:
         try:
             resolve_set(item, data_root(), part == "train")
             found.append(part)
         except (ConfigError, DataError) as error:
             errors.append(error)
-    if not found:
-        raise errors[0]
-    return found
+    if found:
+        return found
+    name = item.get("name", "") if isinstance(item, Mapping) else item
+    if len(parts) == 2 and not is_pair(item) and not is_known(name):
+        raise DataError(
+            f"Unknown set {name!r}; known are {', '.join({**TRAIN_SETS, **TEST_SETS})}, and any "
+            f"folder pair as {{image: DIR, alpha: DIR}}."
+        )
+    raise errors[0]
 
 
 def list_set(
     item: str | Mapping[str, Any], root: str | Path | None = None, training: bool = True
 ) -> SetReport:
-    """List a set of a config without stopping at missing files.
+    """List a set without stopping at missing files.
+
+    Args:
+        item: A name or a folder pair, as in a config.
+        root: The data root of the config.
+        training: Whether as a training set.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -165,7 +197,7 @@ def list_table(listed: Sequence[SetReport]) -> str:
     Below it stand the problems of incomplete sets.
     """
     rows = [
-        (s.name, s.part, s.state, len(s.samples), s.expected, ", ".join(s.entry.folders))
+        (s.name, s.part, s.state, len(s.samples), s.expected, s.kind, ", ".join(s.entry.folders))
         for s in listed
     ]
     composites = [s for s in listed if s.entry.is_composite]
@@ -173,8 +205,8 @@ def list_table(listed: Sequence[SetReport]) -> str:
         number = len(list_backgrounds(root, folder))
         expected = BACKGROUNDS_EXPECTED if folder == BACKGROUNDS else None
         found = "yes" if number else "no"
-        rows.append((Path(folder).name, "backgrounds", found, number, expected, folder))
-    heads = ("set", "part", "found", "samples", "expected", "folder")
+        rows.append((Path(folder).name, "backgrounds", found, number, expected, "", folder))
+    heads = ("set", "part", "found", "samples", "expected", "kind", "folder")
     problems = [f"{s.label}: {s.problem}" for s in listed if s.state == "incomplete"]
     return "\n".join([tabulate(rows, heads), *([""] if problems else []), *problems])
 
@@ -191,7 +223,13 @@ class _Look(NamedTuple):
 def check_set(
     listed: SetReport, num_workers: int | None = None, progress: bool = False
 ) -> SetReport:
-    """Read every file of a set once, see `SDMatte.runtime.parallel.map_in_processes`."""
+    """Read every file of a set once.
+
+    Args:
+        listed: The set.
+        num_workers: Processes that read; None: one per core, at most 8.
+        progress: Whether to show a progress bar.
+    """
     tasks = sorted({task for sample in listed.samples for task in _files(sample)})
     looks = map_in_processes(partial(_look_at, listed.root), tasks, num_workers, chunk=8)
     looks = tqdm(looks, listed.label, len(tasks), unit="file", leave=False, disable=not progress)
@@ -210,19 +248,26 @@ def check_set(
     return replace(listed, findings=tuple(ordered), usable=tuple(usable))
 
 
-def _files(sample: Sample) -> list[tuple[str, str]]:
-    """Return path and role of each file of a sample."""
-    return [(getattr(sample, role), role) for role in _READERS if getattr(sample, role)]
+def _files(sample: Sample) -> Iterator[tuple[str, str]]:
+    """Yield path and role of each file of a sample."""
+    for role in _READERS:
+        if getattr(sample, role):
+            yield getattr(sample, role), role
 
 
 def _look_at(root: Path, task: tuple[str, str]) -> _Look:
     """Read a file; called in a worker process."""
     path, role = root / task[0], task[1]
     try:
+        path.stat()
+    except FileNotFoundError:
+        return _Look(finding=Finding("missing", f"{path} ({role})"))
+    except OSError:
+        pass  # the reader's message is more precise
+    try:
         array = _READERS[role](path)
     except DataError as error:
-        kind = "missing" if isinstance(error, MissingFileError) else "unreadable"
-        return _Look(finding=Finding(kind, str(error)))
+        return _Look(finding=Finding("unreadable", str(error)))
     low, high = (float(array.min()), float(array.max())) if role == "alpha" else (0.0, 1.0)
     return _Look(array.shape[:2], low, high)
 
@@ -248,7 +293,12 @@ def _findings(
 
 
 def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
-    """Return why a training with these training and test sets cannot start, in sentences."""
+    """Return why a training cannot start, in sentences; none if it can.
+
+    Args:
+        reports: Of the training sets, and of the sets that the training is evaluated on.
+        max_bad_samples: Total number of training samples that may be unreadable.
+    """
     found = [f"{report.label}: {report.problem}" for report in reports if report.problem]
     training = [report for report in reports if report.training]
     bad = sum(report.num_bad for report in training)

@@ -54,7 +54,10 @@ def test_expected_numbers_are_those_of_the_published_schedule(tmp_path):
     assert [expected(name, False) for name in ("AIM-500", "AM-2K", "UHRSD")] == [500, 200, 988]
 
 
-def test_folders(tmp_path):
+def test_kinds_and_folders(layout_root, tmp_path):
+    assert list_set("AM-2K", layout_root).kind == "natural + composite"
+    assert list_set("DIS-646", layout_root).kind == "composite"
+    assert list_set("RefMatte", layout_root).kind == "natural"
     assert list_set("UHRSD", tmp_path).entry.folders == ("UHRSD/UHRSD_TR_2K", "UHRSD/UHRSD_TE_2K")
     write_pairs(tmp_path, ["a"])
     pair = list_set({**PAIR, "name": "mine"}, tmp_path)
@@ -83,9 +86,9 @@ def test_parts_of_a_name():
     with pytest.raises(ConfigError, match="no setting AM-2K.shares"):
         parts_of({"name": "AM-2K", "shares": 2})
     assert parts_of(PAIR) == ["train"] and parts_of(PAIR, "test") == ["test"]
-    with pytest.raises(DataError, match="'AIM'. Training sets: Comp.* Test sets: AIM-500"):
+    with pytest.raises(DataError, match="Unknown set 'AIM'; known are Comp.*, AIM-500, P3M"):
         parts_of("AIM")
-    with pytest.raises(DataError, match="Unknown test set 'DIS-646'"):
+    with pytest.raises(DataError, match="DIS-646 is not a test set"):
         parts_of("DIS-646", "test")
     with pytest.raises(ConfigError, match="AM-2K.composits; did you mean composites"):
         parts_of({"name": "AM-2K", "composits": 4})
@@ -112,7 +115,7 @@ def damaged(tmp_path):
 def test_every_kind_of_damage_is_found(damaged, workers):
     report = check(PAIR, damaged, workers=workers)
     assert findings(report) == {
-        ("missing", "Cannot read image/0.jpg: the file does not exist."),
+        ("missing", "image/0.jpg (image)"),
         (
             "unreadable",
             "Cannot read alpha/1.png: the image is damaged or truncated (image file is truncated).",
@@ -154,7 +157,7 @@ def test_the_limit_holds_over_all_training_sets(damaged):
 def test_a_test_set_must_be_complete(damaged):
     report = check(PAIR, damaged, training=False)
     (text,) = obstacles([report], 100)
-    assert "1 missing" in text and "image/0.jpg" in text
+    assert "1 file is missing" in text and "image/0.jpg" in text
     write_image(damaged / "image/0.jpg", random_image(0))
     (text,) = obstacles([check(PAIR, damaged, training=False)], 100)
     assert text == ("pair (test): 3 of 9 samples cannot be used; a test stops at the first.")
@@ -167,7 +170,7 @@ def test_composites_and_trimaps(tmp_path):
     report = check({**PAIR, "composites": 3}, tmp_path)
     # Backgrounds 0, 1, 0 of the one foreground, and 1, 0, 1 of the other.
     assert report.num_bad == 3 and [f.kind for f in report.findings] == ["unreadable"]
-    assert len(report.samples) == 6
+    assert report.kind == "composite" and len(report.samples) == 6
 
     write_aim(tmp_path, ["a", "b"])
     write_image(tmp_path / "AIM-500/trimap/b.png", np.zeros((30, 60)))
@@ -220,6 +223,23 @@ def test_the_sheet_of_samples_draws_every_prompt(tmp_path):
         assert (lit & ~inside).sum() == 0 and least < lit.sum() / inside.sum() <= 1
     shown = (sample["point_coords"].numpy() * 64).round().astype(int).reshape(-1, 2)
     assert all((points[y, x] == (255, 210, 0)).all() for x, y in shown)
+    with pytest.raises(DataError, match="No sample"):
+        sample_sheet(dataset, [])
+
+
+def test_prompts_are_drawn_at_their_positions_with_keep_aspect(tmp_path):
+    root = write_pairs(tmp_path, ["a"], shape=(40, 80))
+    settings = {**SETTINGS, "keep_aspect": True, "size_multiple": 8}
+    dataset = MattingDataset(PAIR, root=root, size=32, training=False, settings=settings)
+    height, width = dataset[0]["alpha"].shape[1:]
+    assert height < width
+    sheet = sample_sheet(dataset, [0], tile=width + 4)
+    top = 18 + 2 + (width - height) // 2
+    box = sheet[top : top + height, width + 6 : 2 * width + 6]
+    yellow = (np.abs(box.astype(int) - (255, 210, 0)) < 8).all(axis=2)
+    corners = dataset[0]["bbox_coords"].numpy().reshape(2, 2) * (width, height)
+    (x0, y0), (x1, y1) = corners.round().astype(int)
+    assert yellow[y0, x0 : x1 + 1].all() and yellow[y0 : y1 + 1, x1].all()
 
 
 def test_the_sheet_of_a_sample_without_points(tmp_path):

@@ -70,6 +70,9 @@ def test_order_depends_on_seed_and_epoch():
 def test_invalid_arguments():
     with pytest.raises(DataError, match="no training samples"):
         EpochSampler(0)
+    for rank in (2, -1):
+        with pytest.raises(ConfigError, match=f"got {rank}"):
+            EpochSampler(5, rank=rank, world_size=2)
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 12, 13])
@@ -209,5 +212,5 @@ def test_invalid_mixes(root):
         MattingDataset([names()[1], "Composition-1K"], root=root)
     with pytest.raises(ConfigError, match="either weights or a limit"):
         MattingDataset(names(), root=root, limit=3)
-    with pytest.raises(DataError, match="mine: weight is not a setting of test sets"):
+    with pytest.raises(DataError, match="mine: weight is a setting of training sets only"):
         MattingDataset(names()[1], root=root, training=False)
