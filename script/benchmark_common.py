@@ -89,7 +89,7 @@ class PlainAttnProcessor:
         """Attend to the same keys as `MattingAttnProcessor`."""
         if encoder_hidden_states is None and self.masked:
             keys = context.keys.get(hidden_states.shape[1])
-            attention_mask = None if keys is None else keys.bias.unsqueeze(1)  # [B, 1, K]
+            attention_mask = None if keys is None else keys[0].mask(hidden_states.dtype)
         elif encoder_hidden_states is not None and self.visual:
             encoder_hidden_states = context.visual_tokens
         return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -111,7 +111,7 @@ class _Plain:
 
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         """Encode prompt maps in a call of their own, as RGB images."""
-        return self.encode(prompt.expand(-1, 3, -1, -1))
+        return self.encode(prompt.to(self.vae.device).expand(-1, 3, -1, -1))
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Decode latents without changing their memory format."""

@@ -86,8 +86,8 @@ class TrainingModel(nn.Module):
             pred, features = self.model(batch, aux_input=aux_input, return_features=True)
             with torch.no_grad():
                 _, taught = self.teacher(batch, aux_input=aux_input, return_features=True)
-        label = (batch["alpha"].to(pred.device) + 1) / 2  # [-1, 1] -> [0, 1]
-        losses = self.criterion(pred, label, batch["trimap"].to(pred.device))
+        alpha, trimap = (batch[n].to(pred.device, non_blocking=True) for n in ("alpha", "trimap"))
+        losses = self.criterion(pred, (alpha + 1) / 2, trimap)  # alpha: [-1, 1] -> [0, 1]
         if taught is not None:
             losses["distillation_loss"] = self.distillation(features, taught)
         first, nothing = next(iter(losses)), (slice(0), ...)

@@ -343,8 +343,8 @@ class MattePredictor:
         drawn = [task.prompt.draw(size, self.point_radius) for task in tasks]
         latent, _ = self.model.predict_latent(
             torch.cat([task.encoded.latent for task in tasks]),
-            torch.stack([to_tensor(prompt.mask) for prompt in drawn]).to(self.device),
-            torch.from_numpy(np.stack([prompt.coords for prompt in drawn])).to(self.device),
+            torch.stack([to_tensor(prompt.mask) for prompt in drawn]),
+            torch.from_numpy(np.stack([prompt.coords for prompt in drawn])),
             kind,
             is_trans=torch.tensor([int(task.transparent) for task in tasks]),
         )
