@@ -217,6 +217,7 @@ def main() -> None:
         for case in args.cases:
             if CASES[case].eight_bit and importlib.util.find_spec("bitsandbytes") is None:
                 print(f"{case}: bitsandbytes is not installed")
+                record(args.json, case=f"{case}: bitsandbytes is not installed")
                 continue
             for point, m in zip(group, run_in_subprocess(case, group, args), strict=True):
                 found[point][case] = m

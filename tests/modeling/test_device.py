@@ -1,7 +1,9 @@
 """A forward pass reads nothing back from its device, checked on pretended CUDA tensors."""
 
+import ast
 import contextlib
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import SDMatte as SDMatte_package
 from SDMatte import MattePredictor
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.errors import ConfigError
@@ -87,35 +90,36 @@ def test_what_reads_the_device_is_noticed(read):
         read(torch.ones(3))
 
 
-TYPES = {
-    "float32": ("float32", None),
-    "bfloat16": ("bfloat16", None),
-    "autocast": ("float32", torch.bfloat16),
+FEW = ("bbox_mask", "point_mask")
+CASES = {  # types of weights and autocast, prompts; each pass takes seconds
+    "float32": (SDMatte, "float32", None, PROMPT_TYPES),
+    "bfloat16": (SDMatte, "bfloat16", None, FEW),
+    "autocast": (SDMatte, "float32", torch.bfloat16, FEW),
+    "lite, float32": (LiteSDMatte, "float32", None, FEW),
+    "lite, autocast": (LiteSDMatte, "float32", torch.float16, FEW),
 }
 
 
-@pytest.mark.parametrize("dtype, amp", TYPES.values(), ids=TYPES)
-@pytest.mark.parametrize("cls", [SDMatte, LiteSDMatte])
-def test_predictions_do_not_wait_for_the_device(cls, dtype, amp):
-    one, two = make_batch(1, 256, 256), make_batch(2)
+@pytest.mark.parametrize("cls, dtype, amp, names", CASES.values(), ids=CASES)
+def test_predictions_do_not_wait_for_the_device(cls, dtype, amp, names):
+    large, two = make_batch(1, 256, 256), make_batch(2)  # bands are only found in the large map
     two["bbox_mask"][1, ..., :40] = 1  # other keys than the first image
     with pretended_cuda():
         model = build(cls, dtype=dtype).to(CUDA).eval()
         uploaded = {k: v.to(CUDA) if torch.is_tensor(v) else v for k, v in two.items()}
-        for batch, names in ((one, PROMPT_TYPES), (two, ["bbox_mask"]), (uploaded, ["bbox_mask"])):
-            for name in names:
+        for batch, prompts in ((large, FEW[:1]), (two, names), (uploaded, FEW[:1])):
+            for name in prompts:
                 with torch.no_grad(), autocast(amp):
                     alpha = model(batch, aux_input=name)
                 assert alpha.device.type == "cuda" and alpha.shape == batch["bbox_mask"].shape
 
 
-@pytest.mark.parametrize("dtype, amp", TYPES.values(), ids=TYPES)
-@pytest.mark.parametrize("cls", [SDMatte, LiteSDMatte])
-def test_losses_do_not_wait_for_the_device(cls, dtype, amp):
+@pytest.mark.parametrize("cls, dtype, amp, names", CASES.values(), ids=CASES)
+def test_losses_do_not_wait_for_the_device(cls, dtype, amp, names):
     with pretended_cuda():
         model = build(cls, dtype=dtype)
         task = TrainingModel(model, MattingCriterion(list(MATTING_LOSSES), 64)).to(CUDA).train()
-        for name in PROMPT_TYPES:
+        for name in names:
             with autocast(amp):
                 losses = task(make_batch(1), name)
             assert {loss.device.type for loss in losses.values()} == {"cuda"}
@@ -138,3 +142,19 @@ def test_prediction_out_of_memory_is_one_sentence(rgb):
     latent = encoded.latent[..., :1, :1].expand(-1, -1, 2**22, 2**22)
     with pytest.raises(ConfigError, match="Out of memory on cpu at a resolution of 64x64 and a"):
         predictor.predict(box=(5, 5, 50, 50), image=dataclasses.replace(encoded, latent=latent))
+
+
+@pytest.mark.parametrize("package", ["data", "engine", "evaluation", "inference", "modeling"])
+def test_no_call_names_a_gpu(package):
+    files = list((Path(SDMatte_package.__file__).parent / package).rglob("*.py"))
+    assert files
+    for file in files:
+        for call in ast.walk(ast.parse(file.read_text())):
+            if isinstance(call, ast.Call):
+                given = [*call.args, *(keyword.value for keyword in call.keywords)]
+                names = [v.value for v in given if isinstance(v, ast.Constant)]
+                place = f"{file}:{call.lineno}"
+                assert not any(str(name).startswith("cuda") for name in names), place
+                assert not (isinstance(call.func, ast.Attribute) and call.func.attr == "cuda"), (
+                    place
+                )
