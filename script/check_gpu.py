@@ -63,14 +63,14 @@ def _tests(figures: Path, dry: bool) -> list[list[str]]:
 def _inference(figures: Path, dry: bool) -> list[list[str]]:
     command = ["script/benchmark_inference.py", "--json", str(figures)]
     toy = ["--tiny", "--device", "cpu", "--runs", "1", "--batches", "1"]
-    full = ["--sizes", "512", "1024", "--batches", "1", "4", "--device", "cuda", "--runs", "5"]
-    eager = ["--cases", "plain", "float32", "TF32", "bfloat16"]
+    full = ["--sizes", "512", "1024", "--batches", "1", "4", "--device", "cuda", "--runs", "3"]
+    eager = ["--cases", "plain", "bfloat16", "float32", "TF32"]  # what matters most first
     if dry:
         return [
             [*command, *toy, "--cases", "plain", "bfloat16", "--model", m]
             for m in ("sdmatte", "lite")
         ]
-    compiled = ["--sizes", "1024", "--device", "cuda", "--runs", "5"]
+    compiled = ["--sizes", "1024", "--device", "cuda", "--runs", "3"]
     compiled += ["--cases", "plain", "bfloat16, compiled", "bfloat16, CUDA graphs"]
     return [
         [*command, *full, *eager],
@@ -87,7 +87,7 @@ def _training(figures: Path, dry: bool) -> list[list[str]]:
         return [loader, [*command, *toy]]
     cases = ["plain", "TF32", "bfloat16", "bfloat16, channels_last", "bfloat16, checkpointing"]
     cases += ["bfloat16, 8-bit optimizer", "bfloat16, compiled"]
-    full = ["--sizes", "512", "--batches", "1", "4", "8", "--device", "cuda", "--steps", "4"]
+    full = ["--sizes", "512", "--batches", "1", "4", "8", "--device", "cuda", "--steps", "3"]
     return [loader, [*command, *full, "--cases", *cases]]
 
 
@@ -96,10 +96,10 @@ def _config(figures: Path, dry: bool) -> list[list[str]]:
 
 
 PARTS = {
-    "tests": Part(0.28, True, _tests),
-    "inference": Part(0.28, False, _inference),
-    "training": Part(0.26, False, _training),
-    "config": Part(0.18, True, _config),
+    "tests": Part(0.33, True, _tests),
+    "inference": Part(0.23, False, _inference),
+    "training": Part(0.19, False, _training),
+    "config": Part(0.25, True, _config),
 }
 
 
@@ -245,6 +245,7 @@ def run_config(figures: Path, dry: bool) -> None:
     from benchmark_common import record, write_configs
     from detectron2.utils.events import EventStorage
 
+    from SDMatte.data.listing import BACKGROUNDS
     from SDMatte.engine.builders import build_trainer
     from SDMatte.runtime.config import build, load_config
     from SDMatte.runtime.devices import peak_memory
@@ -253,7 +254,8 @@ def run_config(figures: Path, dry: bool) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root, pretrained = f"{scratch}/data", Path(scratch) / "pretrained"
         size = ["--num", "2", "--size", "96"] if dry else ["--num", "4", "--size", "640"]
-        subprocess.run([sys.executable, "tests/layouts.py", root, *size], check=True)
+        sets = [*load_config("configs/SDMatte.py").dataloader.train.dataset.names, BACKGROUNDS]
+        subprocess.run([sys.executable, "tests/layouts.py", root, *sets, *size], check=True)
         write_configs(pretrained, tiny=dry)
         words = [
             f"model.pretrained_model_name_or_path={pretrained}",
