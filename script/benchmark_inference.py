@@ -190,14 +190,18 @@ def table(size: int, found: dict[str, Measurement | None], count: int = 1) -> It
         if m is None:
             yield f"  {case:22} out of memory"
             continue
-        cells = [f"{m.first:.3g}", f"{plain.first / m.first:.2f}x" if plain else ""]
-        cells += [f"{m.second:.3g}", f"{m.second / m.first:.0%}"] if m.second else ["", ""]
+        cells = [_seconds(m.first), f"{plain.first / m.first:.2f}x" if plain else ""]
+        cells += [_seconds(m.second), f"{m.second / m.first:.0%}"] if m.second else ["", ""]
         cells += [f"{m.memory:.2f}", f"{m.loading:.1f}"]
         difference = ""
         if plain:
             error = np.abs(m.alpha - plain.alpha)
             difference = f"{255 * error.mean():.4f}/255, {error.max():.1e}"
         yield f"  {case:22}" + "".join(f"{cell:>13}" for cell in cells) + f"  {difference}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def check(found: dict[str, Measurement | None]) -> None:

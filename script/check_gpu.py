@@ -131,10 +131,12 @@ def run_part(name: str, out: Path, seconds: float, dry: bool) -> dict[str, Any]:
             try:
                 failed = process.wait(max(1, left)) != 0
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
                 status = "failed" if status == "failed" else "cut off"
                 break
+            finally:
+                if process.poll() is None:  # also after Ctrl-C, which it does not get itself
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
             status = "failed" if failed else status
     text = log.read_text(errors="replace")
     found = [json.loads(line) for line in figures.read_text().splitlines()]
