@@ -28,6 +28,7 @@ from SDMatte.modeling.losses import MATTING_LOSSES, MattingCriterion
 from SDMatte.prompts.types import PROMPT_TYPES
 
 CUDA = torch.device("cuda")
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 READS = (DataDependentOutputException, DynamicOutputShapeException, AssertionError)
 
 
