@@ -299,7 +299,9 @@ def compare(points: Sequence[Point], folder: str, args: argparse.Namespace) -> N
     for case in args.cases:
         for point, m in zip(points, run_in_subprocess(case, folder, points, args), strict=True):
             found[point][case] = m
-            values = {k: v for k, v in vars(m).items() if k != "alpha"} if m else {"memory": None}
+            values = {"memory": None}
+            if m:
+                values = {k: v for k, v in vars(m).items() if k != "alpha" and v is not None}
             plain = found[point].get("plain")
             if m and plain:
                 values["largest_difference"] = float(np.abs(m.alpha - plain.alpha).max())
