@@ -1,12 +1,15 @@
 """Shared by the benchmarks: full-size models of random weights, plain variants, subprocesses."""
 
 import argparse
+import gc
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 import SDMatte
+from SDMatte.errors import ConfigError
 from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.attention import AttentionContext, MattingAttnProcessor
@@ -89,7 +93,7 @@ class PlainAttnProcessor:
         """Attend to the same keys as `MattingAttnProcessor`."""
         if encoder_hidden_states is None and self.masked:
             keys = context.keys.get(hidden_states.shape[1])
-            attention_mask = None if keys is None else keys.bias.unsqueeze(1)  # [B, 1, K]
+            attention_mask = None if keys is None else keys[0].mask(hidden_states.dtype)
         elif encoder_hidden_states is not None and self.visual:
             encoder_hidden_states = context.visual_tokens
         return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -111,7 +115,7 @@ class _Plain:
 
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         """Encode prompt maps in a call of their own, as RGB images."""
-        return self.encode(prompt.expand(-1, 3, -1, -1))
+        return self.encode(prompt.to(self.vae.device).expand(-1, 3, -1, -1))
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Decode latents without changing their memory format."""
@@ -136,10 +140,8 @@ class PlainLite(_Plain, LiteSDMatte):
     """LiteSDMatte without optimizations."""
 
 
-def build(cls: type[Model] = Model, tiny: bool = False) -> Model:
-    """Build a full-size model, or one of the small model's size, with fixed random weights."""
-    torch.manual_seed(0)
-    lite = issubclass(cls, LiteSDMatte)
+def write_configs(folder: Path, lite: bool = False, tiny: bool = False) -> None:
+    """Write the component configs of a full-size model, or of one of the small model's size."""
     if tiny:
         configs = {n: json.loads((SMALL / n / "config.json").read_text()) for n in CONFIGS}
     else:
@@ -148,31 +150,38 @@ def build(cls: type[Model] = Model, tiny: bool = False) -> Model:
             configs["unet"] = CONFIGS["unet"] | LITE_UNET
     if lite:
         configs["vae"] = TINY_VAE if tiny else LITE_VAE
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for name, config in configs.items():
-            (folder / name).mkdir()
-            (folder / name / "config.json").write_text(json.dumps(config))
-        shutil.copytree(SMALL / "tokenizer", folder / "tokenizer")
+    for name, config in configs.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(config))
+    shutil.copytree(SMALL / "tokenizer", folder / "tokenizer")
+
+
+def build(
+    cls: type[Model] = Model, tiny: bool = False, device: torch.device | None = None
+) -> Model:
+    """Build a model with fixed random weights, on the device that draws them (default: the CPU)."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder, device or nullcontext():
+        write_configs(Path(folder), issubclass(cls, LiteSDMatte), tiny)
         return cls(folder, load_weight=False, aux_input="bbox_mask")
 
 
-def make_batch(size: int) -> dict[str, Any]:
-    """Make a noise image, `size` pixels square, with a box of 30 % of it as prompt and alpha."""
+def make_batch(size: int, count: int = 1) -> dict[str, Any]:
+    """Make `count` noise images of `size` pixels, with a box of 30 % as prompt and alpha."""
     low, high = round(0.226 * size), round(0.774 * size)
-    mask = -torch.ones(1, 1, size, size)
+    mask = -torch.ones(count, 1, size, size)
     mask[..., low:high, low:high] = 1
     trimap = mask.clone()
     trimap[..., low:high, low:high] = 0
     trimap[..., size // 3 : -size // 3, size // 3 : -size // 3] = 1
     generator = torch.Generator().manual_seed(0)
     return {
-        "image": torch.rand(1, 3, size, size, generator=generator) * 2 - 1,
+        "image": torch.rand(count, 3, size, size, generator=generator) * 2 - 1,
         "bbox_mask": mask,
-        "bbox_coords": torch.tensor([[low, low, high, high]]) / size,
+        "bbox_coords": torch.tensor([[low, low, high, high]] * count) / size,
         "alpha": mask,
         "trimap": trimap,
-        "image_name": ["noise"],
+        "image_name": ["noise"] * count,
     }
 
 
@@ -191,28 +200,76 @@ def case_parser(
     parser.add_argument(
         "--sizes", type=int, nargs="+", help=f"multiples of 64 (default: {default_sizes})"
     )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="batch sizes")
     parser.add_argument("--cases", nargs="+", choices=cases, default=list(default_cases))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true", help="the small model, at 64 pixels")
+    parser.add_argument("--json", type=Path, help="file to append each measurement to, as a line")
     return parser
 
 
+Point = tuple[int, int]
+"""Size of the images in pixels, and size of the batch."""
+
+
+def point_groups(sizes: Sequence[int], batches: Sequence[int], on_gpu: bool) -> list[list[Point]]:
+    """Return what the processes measure: all in one on a GPU, whose peak memory can be reset."""
+    points = list(itertools.product(sizes, batches))
+    return [points] if on_gpu else [[point] for point in points]
+
+
 def measure_in_subprocess(
-    script: str, case: str, size: int, *options: str
-) -> dict[str, Any] | None:
+    script: str, case: str, points: Sequence[Point], *options: str
+) -> list[dict[str, Any] | None]:
     """Measure one case in a separate process, so that its peak memory is not shared.
 
     Returns:
-        What the script printed as JSON on its last line; None if it ran out of memory.
+        What the script printed as JSON for each point; None where memory ran out.
     """
-    command = [sys.executable, script, "--cases", case, "--sizes", str(size), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    sizes, batches = (map(str, dict.fromkeys(values)) for values in zip(*points, strict=True))
+    command = [sys.executable, script, "--cases", case, "--sizes", *sizes, "--batches", *batches]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    out_of_memory = ("out of memory", "can't allocate memory", "MemoryError", "bad_alloc")
-    if done.returncode == -9 or any(text in done.stderr for text in out_of_memory):
-        return None
-    raise SystemExit(f"{case} at {size} pixels failed:\n{done.stderr}")
+        return [json.loads(line) for line in done.stdout.splitlines()[-len(points) :]]
+    if done.returncode == -9 or _is_out_of_memory(done.stderr):
+        return [None] * len(points)
+    raise SystemExit(f"{case} at {points} failed:\n{done.stderr}")
+
+
+def _is_out_of_memory(text: str) -> bool:
+    known = ("out of memory", "Out of memory", "can't allocate memory", "MemoryError", "bad_alloc")
+    return any(words in text for words in known)
+
+
+def print_measurements(
+    measure: Callable[[int, int], dict[str, Any]], points: Sequence[Point], device: torch.device
+) -> None:
+    """Measure in this process, and print a line of JSON per point: null where memory ran out."""
+    for point in points:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            line = json.dumps(measure(*point))
+        except (RuntimeError, ConfigError) as error:
+            if device.type != "cuda" or not _is_out_of_memory(str(error)):
+                raise
+            line = "null"
+        print(line, flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def record(path: Path | None, **values: Any) -> None:
+    """Append a measurement to a file, as a line of JSON."""
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU compute in TF32 or not; by torch's default only convolutions do."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def synchronize() -> None:

@@ -3,11 +3,11 @@
 The plain path computes in float32, materializes all attention scores, encodes image and prompt
 separately, and encodes the empty caption in every call. The others are `MattePredictor`, loaded
 from a file of float32 weights like the published ones. Each case runs in a separate process, and
-its peak memory includes loading. The image is noise, the prompt a box of 30 % of it; batch size
-1::
+its peak memory includes loading (on a GPU, a process measures all sizes and batches of a case, and
+memory does not include loading). Images are noise, prompts boxes of 30 % of them::
 
     python script/benchmark_inference.py                      # 512 and 1024 pixels
-    python script/benchmark_inference.py --model lite
+    python script/benchmark_inference.py --model lite --batches 1 4
     python script/benchmark_inference.py --sizes 512 --cases plain float32 "bfloat16, compiled"
     python script/benchmark_inference.py --tiny               # the small model: a quick check
     python script/benchmark_inference.py --start-up           # import and command line
@@ -17,13 +17,13 @@ IMAGES is a folder with ``image/`` and ``alpha/``; the prompts are the boxes of 
 """
 
 import argparse
-import json
+import functools
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,14 @@ import torch
 from benchmark_common import (
     PlainLite,
     PlainModel,
+    Point,
+    allow_tf32,
     build,
     case_parser,
     measure_in_subprocess,
+    point_groups,
+    print_measurements,
+    record,
     synchronize,
 )
 from PIL import Image
@@ -54,6 +59,7 @@ from SDMatte.runtime.devices import choose_device, peak_memory
 CASES = {  # dtype of the weights, and keyword arguments of torch.compile (None: not compiled)
     "plain": ("float32", None),
     "float32": ("float32", None),
+    "TF32": ("float32", None),
     "bfloat16": ("bfloat16", None),
     "float16": ("float16", None),
     "float32, compiled": ("float32", {}),
@@ -69,7 +75,7 @@ class Measurement:
     """Cost and result of one case.
 
     Attributes:
-        first: Median seconds for an image with its first prompt.
+        first: Median seconds per image with its first prompt.
         second: Median seconds for another prompt on the same image; None for the plain path, which
             starts over.
         loading: Seconds to load the model.
@@ -91,10 +97,10 @@ def image_and_boxes(size: int) -> tuple[np.ndarray, list[tuple[int, int, int, in
     return image, [(low, low, low + side, low + side), (0, low, side, low + side)]
 
 
-def measure(case: str, folder: Path, size: int, runs: int, device: torch.device) -> Measurement:
-    """Run one of `CASES` in this process, with the model saved in `folder`."""
+@functools.lru_cache(1)
+def load(case: str, folder: Path, device: torch.device) -> tuple[Model, float]:
+    """Load the model saved in `folder` for one of `CASES`; return it and the seconds it took."""
     dtype, compile_options = CASES[case]
-    image, boxes = image_and_boxes(size)
     start = time.perf_counter()
     if case == "plain":
         lite = read_model_card(folder)["model"] == "LiteSDMatte"
@@ -103,41 +109,54 @@ def measure(case: str, folder: Path, size: int, runs: int, device: torch.device)
         load_checkpoint(model, folder / WEIGHTS_FILE)
         model.to(device)
     else:
-        predictor = MattePredictor.from_pretrained(
-            folder, dtype=dtype, device=device, resolution=size
-        )
+        model = MattePredictor.from_pretrained(folder, dtype=dtype, device=device).model
         if compile_options is not None:
-            predictor.model.compile(**compile_options)
-    loading = time.perf_counter() - start
+            model.compile(**compile_options)
+    return model, time.perf_counter() - start
+
+
+def measure(
+    case: str, folder: Path, size: int, runs: int, device: torch.device, count: int = 1
+) -> Measurement:
+    """Run one of `CASES` in this process on batches of `count` images."""
+    allow_tf32(case == "TF32")
+    image, boxes = image_and_boxes(size)
+    model, loading = load(case, folder, device)
+    predictor = MattePredictor(model, resolution=size, batch_size=count, device=device)
 
     def first() -> np.ndarray:
         if case == "plain":
-            return plain_alpha(model, image, boxes[0])
-        predictor.set_image(image)
-        return predictor.predict(box=boxes[0]).alpha
+            return plain_alpha(model, image, boxes[0], count)
+        for _ in range(count):
+            predictor.set_image(image)
+        return predictor.predict(box=[boxes[0]] * count)[-1].alpha
 
-    if compile_options is not None or device.type == "cuda":
+    if CASES[case][1] is not None or device.type == "cuda":
         first()  # warm up
     firsts, seconds = [], []
     for _ in range(runs):
         first_seconds, alpha = timed(first)
-        firsts.append(first_seconds)
+        firsts.append(first_seconds / count)
         if case != "plain":
-            seconds.append(timed(lambda: predictor.predict(box=boxes[1]))[0])
-    second = statistics.median(seconds) if seconds else None
-    return Measurement(statistics.median(firsts), second, loading, peak_memory(device), alpha)
+            second = timed(lambda: predictor.predict(box=[boxes[1]] * count))[0]
+            seconds.append(second / count)
+    median = statistics.median(seconds) if seconds else None
+    return Measurement(statistics.median(firsts), median, loading, peak_memory(device), alpha)
 
 
 @torch.no_grad()
-def plain_alpha(model: Model, image: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Predict with the plain path."""
+def plain_alpha(
+    model: Model, image: np.ndarray, box: tuple[int, int, int, int], count: int = 1
+) -> np.ndarray:
+    """Predict `count` times the same with the plain path, and return one alpha."""
     prompt = read_prompts(image.shape[:2], box=box)[0][0].draw(image.shape[:2], radius=0)
     batch = {
-        "image": to_tensor(image / np.float32(255))[None],
-        "bbox_mask": to_tensor(prompt.mask)[None],
-        "bbox_coords": torch.from_numpy(prompt.coords)[None],
+        "image": to_tensor(image / np.float32(255)),
+        "bbox_mask": to_tensor(prompt.mask),
+        "bbox_coords": torch.from_numpy(prompt.coords),
     }
-    return model(batch)[0, 0].cpu().numpy()
+    batch = {key: torch.stack([value] * count) for key, value in batch.items()}
+    return model(batch)[-1, 0].cpu().numpy()
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -149,28 +168,30 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def run_in_subprocess(
-    case: str, folder: str, size: int, args: argparse.Namespace
-) -> Measurement | None:
-    """Measure one case in a separate process; None if it ran out of memory."""
+    case: str, folder: str, points: Sequence[Point], args: argparse.Namespace
+) -> list[Measurement | None]:
+    """Measure one case in a separate process; None where it ran out of memory."""
     with tempfile.TemporaryDirectory() as scratch:
-        result = f"{scratch}/alpha.npy"
-        options = ["--runs", str(args.runs), "--device", args.device, "--child", folder, result]
-        measured = measure_in_subprocess(__file__, case, size, *options)
-        return measured and Measurement(**measured, alpha=np.load(result))
+        options = ["--runs", str(args.runs), "--device", args.device, "--child", folder, scratch]
+        measured = measure_in_subprocess(__file__, case, points, *options)
+        return [
+            m and Measurement(**m, alpha=np.load(f"{scratch}/{size}-{count}.npy"))
+            for (size, count), m in zip(points, measured, strict=True)
+        ]
 
 
-def table(size: int, found: dict[str, Measurement | None]) -> Iterable[str]:
-    """Yield the lines of the table of one size."""
+def table(size: int, found: dict[str, Measurement | None], count: int = 1) -> Iterable[str]:
+    """Yield the lines of the table of one size and batch."""
     plain = found.get("plain")
-    yield f"{size} x {size}"
+    yield f"{size} x {size}" + (f", batch {count}" if count > 1 else "")
     heads = ("s/image", "faster", "s/2nd prompt", "of 1st", "GiB", "load s", "alpha: mean, max")
     yield f"  {'case':22}" + "".join(f"{head:>13}" for head in heads[:-1]) + f"  {heads[-1]}"
     for case, m in found.items():
         if m is None:
             yield f"  {case:22} out of memory"
             continue
-        cells = [f"{m.first:.2f}", f"{plain.first / m.first:.2f}x" if plain else ""]
-        cells += [f"{m.second:.2f}", f"{m.second / m.first:.0%}"] if m.second else ["", ""]
+        cells = [_seconds(m.first), f"{plain.first / m.first:.2f}x" if plain else ""]
+        cells += [_seconds(m.second), f"{m.second / m.first:.0%}"] if m.second else ["", ""]
         cells += [f"{m.memory:.2f}", f"{m.loading:.1f}"]
         difference = ""
         if plain:
@@ -179,11 +200,15 @@ def table(size: int, found: dict[str, Measurement | None]) -> Iterable[str]:
         yield f"  {case:22}" + "".join(f"{cell:>13}" for cell in cells) + f"  {difference}"
 
 
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
 def check(found: dict[str, Measurement | None]) -> None:
     """Exit with an error if a case in float32 differs from the plain path."""
     plain = found.get("plain")
     for case, m in found.items():
-        if plain is None or m is None or CASES[case][0] != "float32":
+        if plain is None or m is None or CASES[case][0] != "float32" or case == "TF32":
             continue
         error = float(np.abs(m.alpha - plain.alpha).max())
         if not error <= TOLERANCE:
@@ -243,25 +268,48 @@ def main() -> None:
     args = parser.parse_args()
     sizes = args.sizes or ([64] if args.tiny else [512, 1024])
     device = choose_device(args.device)
+    groups = point_groups(sizes, args.batches, device.type == "cuda")
     if args.child:
-        folder, result = args.child
-        measured = vars(measure(args.cases[0], Path(folder), sizes[0], args.runs, device))
-        np.save(result, measured.pop("alpha"))
-        print(json.dumps(measured))
+        folder, results = args.child
+
+        def measure_point(size: int, count: int) -> dict[str, Any]:
+            found = vars(measure(args.cases[0], Path(folder), size, args.runs, device, count))
+            np.save(f"{results}/{size}-{count}.npy", found.pop("alpha"))
+            return found
+
+        print_measurements(measure_point, [p for group in groups for p in group], device)
         return
     threads = f"{torch.get_num_threads()} threads"
-    print(f"{args.model} on {device}, {threads}, torch {torch.__version__}; batch 1")
+    print(f"{args.model} on {device}, {threads}, torch {torch.__version__}")
     if args.start_up:
         start_up(max(3, args.runs))
     elif args.types:
         compare_types(args.types[0], Path(args.types[1]), device)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            build(MODELS[args.model], args.tiny).save_pretrained(folder)
-            for size in sizes:
-                found = {case: run_in_subprocess(case, folder, size, args) for case in args.cases}
-                print("\n".join(table(size, found)), flush=True)
-                check(found)
+            weights_device = device if device.type == "cuda" else None  # which draws them faster
+            build(MODELS[args.model], args.tiny, weights_device).save_pretrained(folder)
+            for group in groups:
+                compare(group, folder, args)
+
+
+def compare(points: Sequence[Point], folder: str, args: argparse.Namespace) -> None:
+    """Measure all cases, print a table per point, and check them."""
+    found: dict[Point, dict[str, Measurement | None]] = {point: {} for point in points}
+    for case in args.cases:
+        for point, m in zip(points, run_in_subprocess(case, folder, points, args), strict=True):
+            found[point][case] = m
+            values = {"memory": None}
+            if m:
+                values = {k: v for k, v in vars(m).items() if k != "alpha" and v is not None}
+            plain = found[point].get("plain")
+            if m and plain:
+                values["largest_difference"] = float(np.abs(m.alpha - plain.alpha).max())
+            point_values = dict(zip(("size", "batch"), point, strict=True))
+            record(args.json, model=args.model, case=case, **point_values, **values)
+    for (size, count), cases in found.items():
+        print("\n".join(table(size, cases, count)), flush=True)
+        check(cases)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import atexit
 import logging
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.samplers import EpochSampler, ShardSampler, WeightedSampler
 from SDMatte.errors import DataError
+from SDMatte.prompts.types import PROMPT_TYPES
 from SDMatte.runtime.settings import TrainLoaderSettings
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,50 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         else [sample[key] for sample in samples]
         for key, value in samples[0].items()
     }
+
+
+def upload_ahead(
+    batches: Iterable[dict[str, Any]], device: torch.device
+) -> Iterable[dict[str, Any]]:
+    """Upload each batch to a GPU while the previous one computes; return others unchanged.
+
+    The maps of prompts stay on the CPU, see `SDMatte.modeling.SDMatte.predict_latent`.
+    """
+    return _upload_ahead(batches, device) if device.type == "cuda" else batches
+
+
+def _upload_ahead(
+    batches: Iterable[dict[str, Any]], device: torch.device
+) -> Iterator[dict[str, Any]]:
+    stream = torch.cuda.Stream(device)
+    stay = PROMPT_TYPES.keys() - {"trimap"}  # the losses need the trimap
+    waiting: list[tuple[dict[str, Any], torch.cuda.Event]] = []
+
+    def upload(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            moved = {
+                key: value.to(device, non_blocking=True)
+                if isinstance(value, torch.Tensor) and key not in stay
+                else value
+                for key, value in batch.items()
+            }
+            return moved, stream.record_event()
+
+    def release() -> dict[str, Any]:
+        batch, uploaded = waiting.pop(0)
+        current = torch.cuda.current_stream(device)
+        current.wait_event(uploaded)
+        for value in batch.values():
+            if isinstance(value, torch.Tensor) and value.is_cuda:
+                value.record_stream(current)  # its memory is reused only after this stream's work
+        return batch
+
+    for batch in batches:
+        waiting.append(upload(batch))
+        if len(waiting) > 1:
+            yield release()
+    while waiting:
+        yield release()
 
 
 def build_train_loader(
@@ -169,6 +214,8 @@ def _options(batch_size: int, num_workers: int, timeout: float, seed: int = 0) -
         # Without a generator, a loader draws from torch's global one when it starts.
         "generator": torch.Generator(),
         "worker_init_fn": _start_worker,
+        # Copies to a GPU are asynchronous only from pinned memory.
+        "pin_memory": torch.cuda.is_available(),
     }
 
 

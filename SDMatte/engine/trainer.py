@@ -13,14 +13,16 @@ import SDMatte.compat  # noqa: F401
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from SDMatte.data.loader import upload_ahead
 from SDMatte.engine.hooks import Checkpoints, WeightAverage
 from SDMatte.engine.options import match_layouts
-from SDMatte.errors import DataError, RunStopped, SDMatteError
+from SDMatte.errors import ConfigError, DataError, RunStopped, SDMatteError
 from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
 from SDMatte.modeling.sdmatte import SDMatte, as_dtype
 from SDMatte.prompts.types import PROMPT_TYPES
@@ -86,8 +88,8 @@ class TrainingModel(nn.Module):
             pred, features = self.model(batch, aux_input=aux_input, return_features=True)
             with torch.no_grad():
                 _, taught = self.teacher(batch, aux_input=aux_input, return_features=True)
-        label = (batch["alpha"].to(pred.device) + 1) / 2  # [-1, 1] -> [0, 1]
-        losses = self.criterion(pred, label, batch["trimap"].to(pred.device))
+        alpha, trimap = (batch[n].to(pred.device, non_blocking=True) for n in ("alpha", "trimap"))
+        losses = self.criterion(pred, (alpha + 1) / 2, trimap)  # alpha: [-1, 1] -> [0, 1]
         if taught is not None:
             losses["distillation_loss"] = self.distillation(features, taught)
         first, nothing = next(iter(losses)), (slice(0), ...)
@@ -141,7 +143,9 @@ class MatteTrainer(SimpleTrainer):
         clip_grad_norm: float | None = None,
         non_finite: str = "stop",
     ):
-        super().__init__(model, data_loader, optimizer)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        super().__init__(model, upload_ahead(data_loader, self.device), optimizer)
         self.task: TrainingModel = getattr(model, "module", model)
         self.prompts = tuple(prompts)
         self.seed = seed
@@ -149,8 +153,6 @@ class MatteTrainer(SimpleTrainer):
         self.amp_dtype = as_dtype(amp_dtype) if amp_dtype is not None else None
         self.clip_grad_norm = clip_grad_norm
         self.non_finite = non_finite
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.device = self.parameters[0].device
         self.autocast = partial(
             torch.autocast, self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None
         )
@@ -175,8 +177,8 @@ class MatteTrainer(SimpleTrainer):
 
         Raises:
             RunStopped: A signal asked to stop, and the state is saved.
-            SDMatteError: The data or the output folder cannot be used, a loss is not finite, or
-                another process was lost.
+            SDMatteError: The data or the output folder cannot be used, a loss is not finite, memory
+                ran out, or another process was lost.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
@@ -193,7 +195,7 @@ class MatteTrainer(SimpleTrainer):
                 self.after_train()
             except BaseException as error:
                 self._close_writers()
-                cause = _as_data_error(error)
+                cause = self._as_user_error(error)
                 if isinstance(cause, RunStopped):
                     logger.warning("%s", cause)
                 elif isinstance(cause, SDMatteError):
@@ -212,6 +214,23 @@ class MatteTrainer(SimpleTrainer):
         rest = list(dropwhile(lambda hook: not isinstance(hook, Checkpoints), self._hooks))[1:]
         for hook in rest:
             hook.after_step()
+
+    def _as_user_error(self, error: BaseException) -> BaseException:
+        """Convert an error that the user can prevent; return any other unchanged."""
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            return ConfigError(
+                f"Out of memory at step {self.iter}. Lower dataloader.train.batch_size or "
+                f"dataloader.train.dataset.size (dataloader.test.* in an evaluation), or set "
+                f"train.gradient_checkpointing=True or train.amp.enabled=True."
+            )
+        message = str(error)
+        # torch can raise the error of a killed loader worker anywhere in a step.
+        if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):
+            return DataError(
+                f"{message.splitlines()[0].strip()} The usual cause is a lack of memory: lower "
+                f"dataloader.train.num_workers."
+            )
+        return error
 
     def _close_writers(self) -> None:
         for hook in self._hooks:
@@ -367,14 +386,3 @@ class MatteTrainer(SimpleTrainer):
 def _base_lr(group: Mapping[str, Any]) -> float:
     """Return the learning rate of a parameter group before the schedule's factor."""
     return group.get("initial_lr", group["lr"])
-
-
-def _as_data_error(error: BaseException) -> BaseException:
-    """Convert the error of a killed loader worker, which torch can raise anywhere in a step."""
-    message = str(error)
-    if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):
-        return DataError(
-            f"{message.splitlines()[0].strip()} The usual cause is a lack of memory: lower "
-            f"dataloader.train.num_workers."
-        )
-    return error

@@ -1,12 +1,14 @@
 """Interactive matting: encode an image once, then predict mattes for any number of prompts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from tqdm import tqdm
 
 from SDMatte.errors import ConfigError, DataError, PromptError
@@ -183,6 +185,7 @@ class MattePredictor:
 
         Raises:
             DataError: ``image`` is not an image or cannot be read; no image is set then.
+            ConfigError: Memory is too small for the resolution.
         """
         self._current = None
         self._current = self.encode(image, ignore_alpha=ignore_alpha)
@@ -232,7 +235,8 @@ class MattePredictor:
         Raises:
             PromptError: The prompt does not fit the image or the model, or no image is set.
             DataError: ``image`` is not an `EncodedImage`.
-            ConfigError: ``refine`` is unknown, or values overflow in the model's ``dtype``.
+            ConfigError: ``refine`` is unknown, values overflow in the model's ``dtype``, or memory
+                is too small for the resolution.
         """
         encoded = self._current if image is None else image
         if encoded is None:
@@ -310,7 +314,9 @@ class MattePredictor:
 
     def _encode(self, image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         small = resize_bilinear(image, size) / np.float32(255)  # [0, 255] -> [0, 1]
-        return self.model.encode(to_tensor(small)[None].to(self.device))  # [1, C, h, w]
+        with self._memory_checked(size):
+            tensor = to_tensor(small)[None].to(self.device, non_blocking=True)
+            return self.model.encode(tensor)  # [1, C, h, w]
 
     def _run(self, tasks: Sequence[_Task], refine: str | None) -> list[MatteResult]:
         if refine not in (None, "tiles"):
@@ -344,22 +350,39 @@ class MattePredictor:
         """Predict tasks with the same kind of prompt and size: float32 ``[B, h, w]`` in [0, 1]."""
         size, kind = tasks[0].encoded.size, tasks[0].prompt.kind
         drawn = [task.prompt.draw(size, self.point_radius) for task in tasks]
-        latent, _ = self.model.predict_latent(
-            torch.cat([task.encoded.latent for task in tasks]),
-            torch.stack([to_tensor(prompt.mask) for prompt in drawn]).to(self.device),
-            torch.from_numpy(np.stack([prompt.coords for prompt in drawn])).to(self.device),
-            kind,
-            is_trans=torch.tensor([int(task.transparent) for task in tasks]),
-        )
-        if len(tasks) * size[0] * size[1] >= _LARGE:
-            release_memory()  # before the decoder reaches the peak
-        alpha = self.model.decode(latent)[:, 0].cpu().numpy()  # [B, h, w]
+        with self._memory_checked(size, len(tasks)):
+            latent, _ = self.model.predict_latent(
+                torch.cat([task.encoded.latent for task in tasks]),
+                torch.stack([to_tensor(prompt.mask) for prompt in drawn]),
+                torch.from_numpy(np.stack([prompt.coords for prompt in drawn])),
+                kind,
+                is_trans=torch.tensor([int(task.transparent) for task in tasks]),
+            )
+            if len(tasks) * size[0] * size[1] >= _LARGE:
+                release_memory()  # before the decoder reaches the peak
+            alpha = self.model.decode(latent)[:, 0].cpu().numpy()  # [B, h, w]
         if not np.isfinite(alpha).all():
             raise ConfigError(
                 f"Values overflow in {self.model.unet.dtype}: use dtype=float32, or bfloat16 if "
                 f"the device supports it."
             )
         return alpha
+
+    @contextlib.contextmanager
+    def _memory_checked(self, size: tuple[int, int], count: int = 1) -> Iterator[None]:
+        """Raise one sentence if memory runs out."""
+        try:
+            yield
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                raise
+        # Outside of the handler, whose exception would keep the tensors of all its frames.
+        raise ConfigError(
+            f"Out of memory on {self.device} at a resolution of {size[1]}x{size[0]} and a batch of "
+            f"{count}: lower resolution or batch_size, or use dtype=bfloat16 or, on a GPU, "
+            f"offload=True."
+        )
 
     def _refine(self, image: np.ndarray, coarse: np.ndarray, transparent: bool) -> np.ndarray:
         """Refine a matte with a second pass over tiles: float32 ``[H, W]`` in [0, 1]."""

@@ -27,7 +27,8 @@ class KeySelection:
 
     Attributes:
         index: `[B, K]`, positions of the keys in the token grid; None for all of them.
-        bias: `[B, K]`, added to the scores, 0 at the best key of each row; None if all are 0.
+        bias: `[B, K]`, added to the scores, 0 at the best key of each row; None if all are 0, which
+            lets fused attention kernels run that take no bias.
     """
 
     index: torch.Tensor | None
@@ -40,6 +41,15 @@ class KeySelection:
         if len(tokens) == 1:
             return tokens.index_select(1, self.index[0])
         return tokens.gather(1, self.index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Return the bias as diffusers' attention takes it, `[B, 1, K]`."""
+        return None if self.bias is None else self.bias.unsqueeze(1).to(dtype)
+
+    def to(self, device: torch.device) -> "KeySelection":
+        """Return the selection on a device, without waiting for the copy."""
+        moved = (t if t is None else t.to(device, non_blocking=True) for t in vars(self).values())
+        return KeySelection(*moved)
 
 
 def score_bias(keep: torch.Tensor, mode: MaskMode = "bias") -> torch.Tensor:
@@ -60,29 +70,38 @@ def score_bias(keep: torch.Tensor, mode: MaskMode = "bias") -> torch.Tensor:
 
 def select_keys(
     keep: torch.Tensor, mode: MaskMode = "bias", all_keys: bool = False
-) -> KeySelection:
+) -> list[KeySelection]:
     """Find the keys that a masked self-attention has to read.
 
     A bias shared by all keys of a row cancels in the softmax, so each row is shifted to have its
     best key at 0. This preserves precision and turns an empty mask into plain attention. Keys below
     `DEAD_BIAS` after the shift have no influence; dropping them is exact and saves their work.
 
+    Which keys these are is decided on the CPU. No keys are dropped for maps on another device:
+    reading them back would make the host wait for it, and CUDA graphs need constant shapes.
+
     Args:
         keep: `[B, N]` in [0, 1], one row per image, shared by all heads and queries.
         mode: See `score_bias`.
         all_keys: Drop no keys, so that shapes do not depend on data (for compiled models).
+
+    Returns:
+        One selection for the batch, or one per image if their numbers of keys differ.
     """
     bias = score_bias(keep.float(), mode)
     bias = bias - bias.amax(dim=1, keepdim=True)
-    if all_keys or torch.compiler.is_compiling():
-        return KeySelection(index=None, bias=bias)
-    count = int((bias > DEAD_BIAS).sum(dim=1).max())
+    if all_keys or torch.compiler.is_compiling() or keep.device.type != "cpu":
+        return [KeySelection(index=None, bias=bias)]
+    counts = (bias > DEAD_BIAS).sum(dim=1).tolist()
+    if len(set(counts)) > 1:
+        # On a CPU, a call per image takes 0.5 to 1.1 times as long as one for all, in which the
+        # others would read as many keys as the image with the most. Not measured on GPUs.
+        return [key for row in keep.split(1) for key in select_keys(row, mode)]
     index = None
-    if count < bias.shape[1]:
-        # Rows with fewer live keys also take dead ones; their bias still gives them weight 0.
-        index = bias.topk(count, dim=1).indices.sort(dim=1).values
+    if counts[0] < bias.shape[1]:
+        index = bias.topk(counts[0], dim=1).indices.sort(dim=1).values
         bias = bias.gather(1, index)
-    return KeySelection(index=index, bias=bias if bool(bias.any()) else None)
+    return [KeySelection(index=index, bias=bias if bool(bias.any()) else None)]
 
 
 @dataclass(frozen=True)
@@ -91,11 +110,12 @@ class AttentionContext:
 
     Attributes:
         visual_tokens: `[B, h * w, cross_attention_dim]`, tokens of the visual prompt.
-        keys: Keys of the masked self-attentions by number of tokens; empty without masking.
+        keys: Keys of the masked self-attentions by number of tokens, see `select_keys`; empty
+            without masking.
     """
 
     visual_tokens: torch.Tensor | None = None
-    keys: dict[int, KeySelection] = field(default_factory=dict)
+    keys: dict[int, list[KeySelection]] = field(default_factory=dict)
 
 
 def build_key_selections(
@@ -104,7 +124,7 @@ def build_key_selections(
     num_levels: int,
     mode: MaskMode = "bias",
     all_keys: bool = False,
-) -> dict[int, KeySelection]:
+) -> dict[int, list[KeySelection]]:
     """Compute the masks of all levels of the U-Net.
 
     As in the reference, the prompt is resized to the latent grid and from there to each level,
@@ -153,12 +173,16 @@ class MattingAttnProcessor(AttnProcessor2_0):
     ) -> torch.Tensor:
         """Attend; diffusers' `Attention` calls this."""
         context = context or AttentionContext()
-        if encoder_hidden_states is None:
-            keys = context.keys.get(hidden_states.shape[1]) if self.masked else None
-            if keys is not None:
-                encoder_hidden_states = keys.take(hidden_states)
-                if keys.bias is not None:
-                    attention_mask = keys.bias.unsqueeze(1).to(hidden_states.dtype)  # [B, 1, K]
-        elif self.visual and context.visual_tokens is not None:
+        keys = context.keys.get(hidden_states.shape[1])
+        if encoder_hidden_states is None and self.masked and keys is not None:
+            images = hidden_states.chunk(len(keys))
+            found = [
+                super(MattingAttnProcessor, self).__call__(
+                    attn, image, selected.take(image), selected.mask(image.dtype), temb
+                )
+                for image, selected in zip(images, keys, strict=True)
+            ]
+            return found[0] if len(found) == 1 else torch.cat(found)
+        if encoder_hidden_states is not None and self.visual and context.visual_tokens is not None:
             encoder_hidden_states = context.visual_tokens
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)

@@ -103,8 +103,8 @@ def gradient_penalty(pred: torch.Tensor, label: torch.Tensor, region: torch.Tens
     Gradients are computed on the whole image and then restricted to the region. Restricting the
     image first would add the outline of the region.
     """
-    sobel = pred.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    kernels = torch.stack([sobel, sobel.T]).unsqueeze(1)  # [2, 1, 3, 3]: x, y
+    sobel = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = _upload(torch.stack([sobel, sobel.T]).unsqueeze(1), pred)  # [2, 1, 3, 3]: x, y
     pred_grad = F.conv2d(pred, kernels, padding=1) * region
     label_grad = F.conv2d(label, kernels, padding=1) * region
     per_direction = (pred_grad - label_grad).abs() + 0.01 * pred_grad.abs()
@@ -113,11 +113,16 @@ def gradient_penalty(pred: torch.Tensor, label: torch.Tensor, region: torch.Tens
 
 def laplacian_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Compute the weighted L1 between the Laplacian pyramids of two images `[B, 1, H, W]`."""
-    row = pred.new_tensor([1, 4, 6, 4, 1])
-    kernel = (row[:, None] * row[None, :] / 256)[None, None]  # [1, 1, 5, 5]
+    row = torch.tensor([1, 4, 6, 4, 1])
+    kernel = _upload((row[:, None] * row[None, :] / 256)[None, None], pred)  # [1, 1, 5, 5]
     pairs = zip(_laplacian_pyramid(pred, kernel), _laplacian_pyramid(label, kernel), strict=True)
     total = sum(2**level * F.l1_loss(p, t) for level, (p, t) in enumerate(pairs))
     return total / LAPLACIAN_LEVELS
+
+
+def _upload(kernel: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Return a constant with the type and on the device of an image, without waiting for it."""
+    return kernel.to(image.device, image.dtype, non_blocking=True)
 
 
 def _laplacian_pyramid(image: torch.Tensor, kernel: torch.Tensor) -> list[torch.Tensor]:

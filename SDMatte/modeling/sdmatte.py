@@ -167,7 +167,8 @@ class SDMatte(nn.Module):
             batch: `image` `[B, 3, H, W]` and the prompt's map `[B, 1, H, W]`, both in [-1, 1], the
                 prompt's coordinates, and optionally `is_trans` `[B]` (1: transparent; default:
                 opaque) and `caption` (B strings; default: empty). H and W are multiples of
-                `size_divisor`. Tensors on other devices are moved.
+                `size_divisor`. Tensors on other devices are moved; keep the prompt's map on the
+                CPU, see `predict_latent`.
             aux_input: The prompt to use; None: see `choose_prompt`.
             return_features: Whether to return the hidden states that distillation compares.
             generator: See `choose_prompt`.
@@ -221,7 +222,7 @@ class SDMatte(nn.Module):
     def _read_batch(
         self, batch: Mapping[str, Any], prompt_type: PromptType
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return image, prompt and coordinates of a batch, checked and on our device."""
+        """Return image, prompt and coordinates of a batch, checked; the image on our device."""
         needed = ("image", prompt_type.mask_key, prompt_type.coords_key)
         missing = [key for key in needed if key not in batch]
         if missing:
@@ -229,8 +230,7 @@ class SDMatte(nn.Module):
                 f"The {prompt_type.alias} prompt needs {', '.join(missing)} in the batch, which "
                 f"has {', '.join(batch)}."
             )
-        device = self.unet.device
-        image, prompt, coords = (batch[key].to(device) for key in needed)
+        image, prompt, coords = (batch[key] for key in needed)
         height, width = image.shape[-2:]
         if prompt.shape != (len(image), 1, height, width):
             raise DataError(
@@ -242,7 +242,7 @@ class SDMatte(nn.Module):
                 f"The image is {width}x{height}; width and height must be multiples of "
                 f"{self.size_divisor}."
             )
-        return image, prompt, coords
+        return image.to(self.unet.device, non_blocking=True), prompt, coords
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:
@@ -253,12 +253,18 @@ class SDMatte(nn.Module):
 
     @torch.no_grad()
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Encode the maps of prompts `[B, 1, H, W]` in [-1, 1] as `encode` does, boxes faster."""
-        image = prompt.expand(-1, 3, -1, -1)
+        """Encode the maps of prompts as `encode` does, boxes faster.
+
+        Args:
+            prompt: `[B, 1, H, W]` in [-1, 1], on any device; boxes are faster from the CPU.
+        """
         # An offloaded autoencoder is moved to its device only by calls of its own methods.
-        offloaded = getattr(self.vae, "_hf_hook", None) is not None
-        mean = None if self.training or offloaded else encode_bands(self.vae, image)
-        return self.encode(image) if mean is None else mean * self.vae.config.scaling_factor
+        hook = getattr(self.vae, "_hf_hook", None)
+        mean = None if self.training or hook is not None else encode_bands(self.vae, prompt)
+        if mean is not None:
+            return mean * self.vae.config.scaling_factor
+        device = self.vae.device if hook is None else hook.execution_device
+        return self.encode(prompt.to(device, non_blocking=True).expand(-1, 3, -1, -1))
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Decode latents `[B, C, h, w]` to alpha `[B, 1, H, W]` in [0, 1]."""
@@ -280,9 +286,14 @@ class SDMatte(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run the U-Net on an encoded image and a prompt.
 
+        Nothing is read back from the device. Which keys self-attention reads, and which rows of a
+        box are encoded, is decided on the CPU, from maps that are there. For maps on another device
+        all keys are read, with a bias, and all rows are encoded: equal up to rounding, slower, and
+        with shapes that do not depend on data, as CUDA graphs need it.
+
         Args:
             image_latent: `[B, C, h, w]`, from `encode`; it can be reused for other prompts.
-            prompt: Map of the prompt, `[B, 1, H, W]` in [-1, 1].
+            prompt: Map of the prompt, `[B, 1, H, W]` in [-1, 1], preferably on the CPU.
             coords: Coordinates of the prompt, `[B, 4]` or `[B, 20]`, fractions.
             prompt_type: Type of the prompt.
             is_trans: `[B]`, 1 for transparent objects; None: opaque.
@@ -294,7 +305,7 @@ class SDMatte(nn.Module):
         """
         size, device, settings = len(image_latent), image_latent.device, self.settings
         image_latent = image_latent.to(self.unet.dtype)  # the autoencoder may have another type
-        prompt_latent = self.encode_prompt(prompt).to(self.unet.dtype)
+        prompt_latent = self.encode_prompt(prompt).to(image_latent)
         visual = self.unet.aux_conv_in(prompt_latent).flatten(2).transpose(1, 2)  # [B, h*w, C]
         keys = {}
         is_masked = settings.use_attention_mask and not prompt_type.fixed
@@ -304,28 +315,31 @@ class SDMatte(nn.Module):
             keys = build_key_selections(
                 prompt, grid, levels, settings.attention_mask_mode, all_keys=self._all_keys
             )
+            keys = {n: [key.to(device) for key in selected] for n, selected in keys.items()}
         if is_trans is None or not settings.use_opacity_input:
-            is_trans = torch.zeros(size, dtype=torch.long)
+            is_trans = torch.zeros(size, dtype=torch.long, device=device)
         collected: list[torch.Tensor] = []
         with self._collect_features(collected if return_features else None):
             latent = self.unet(
                 torch.cat([image_latent, prompt_latent], dim=1),
-                timestep=1 - is_trans.to(device),
+                timestep=1 - is_trans.to(device, non_blocking=True),
                 encoder_hidden_states=self.encode_caption(caption, size).to(device),
                 cross_attention_kwargs={"context": AttentionContext(visual, keys)},
-                added_cond_kwargs=self._coordinates(coords, prompt_type),
+                added_cond_kwargs=self._coordinates(coords, prompt_type, device),
             ).sample
         return latent, collected
 
     def _coordinates(
-        self, coords: torch.Tensor, prompt_type: PromptType
+        self, coords: torch.Tensor, prompt_type: PromptType, device: torch.device
     ) -> dict[str, torch.Tensor]:
         used = self.settings.use_coor_input
         if prompt_type.is_point:
-            return {"point_coords": coords if used else torch.zeros_like(coords)}
-        if prompt_type.fixed or not used:
-            coords = coords.new_tensor([0, 0, 1, 1]).expand(len(coords), 4)
-        return {"bbox_coords": coords}
+            name, coords = "point_coords", coords if used else torch.zeros_like(coords)
+        else:
+            name = "bbox_coords"
+            if prompt_type.fixed or not used:
+                coords = torch.tensor([0, 0, 1, 1], dtype=coords.dtype).expand(len(coords), 4)
+        return {name: coords.to(device, non_blocking=True)}
 
     def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:
         """Encode captions with CLIP; the embedding of the empty caption is cached.

@@ -47,8 +47,7 @@ def plain(layer, tokens, bias=None):
 
 def test_keep_all_equals_no_mask(layer):
     tokens = torch.randn(2, 48, 32)
-    keys = select_keys(torch.ones(2, 48))
-    assert keys == KeySelection(None, None)
+    assert select_keys(torch.ones(2, 48)) == [KeySelection(None, None)]
     torch.testing.assert_close(attend(layer, tokens, torch.ones(2, 48)), plain(layer, tokens))
 
 
@@ -64,11 +63,32 @@ def test_different_masks_in_a_batch_equal_the_definition(layer):
     keep[1, 10:40] = 1
     expected = plain(layer, tokens, (1 - keep) * -10000)
     torch.testing.assert_close(attend(layer, tokens, keep), expected, atol=1e-5, rtol=1e-4)
-    assert select_keys(keep).index is None  # the third row is empty, so it needs all keys
-    assert select_keys(keep[:2]).index.shape == (2, 30)
-    torch.testing.assert_close(
-        attend(layer, tokens[:2], keep[:2]), expected[:2], atol=1e-5, rtol=1e-4
-    )
+    first, second, third = select_keys(keep)
+    assert first.index.shape == (1, 5) and second.index.shape == (1, 30)
+    assert third == KeySelection(None, None)  # it is empty, so it needs all keys
+
+
+def test_images_with_equally_many_keys_share_a_call_without_bias(layer):
+    tokens = torch.randn(2, 48, 32)
+    keep = torch.zeros(2, 48)
+    keep[0, :5] = 1
+    keep[1, 10:15] = 1
+    (keys,) = select_keys(keep)
+    assert keys.index.shape == (2, 5) and keys.bias is None
+    expected = plain(layer, tokens, (1 - keep) * -10000)
+    torch.testing.assert_close(attend(layer, tokens, keep), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_maps_on_a_device_are_not_read_back(layer):
+    keep = torch.zeros(2, 48)
+    keep[:, :5] = 1
+    (keys,) = select_keys(keep.to("meta"))  # has no values to read
+    assert keys.index is None and keys.bias.shape == (2, 48)
+    tokens = torch.randn(2, 48, 32)
+    context = AttentionContext(keys={48: select_keys(keep, all_keys=True)})
+    with torch.no_grad():
+        found = layer(tokens, context=context)
+    torch.testing.assert_close(found, attend(layer, tokens, keep), atol=1e-5, rtol=1e-4)
 
 
 def test_a_heat_map_equals_the_definition(layer):
@@ -76,7 +96,7 @@ def test_a_heat_map_equals_the_definition(layer):
     keep = torch.exp(-torch.linspace(-2, 2, 64).pow(2)).repeat(2, 1) * torch.tensor([[0.9], [1.0]])
     expected = plain(layer, tokens, (1 - keep) * -10000)
     torch.testing.assert_close(attend(layer, tokens, keep), expected, atol=1e-4, rtol=1e-3)
-    assert select_keys(keep).index.shape[1] < 64
+    assert all(keys.index.shape[1] < 64 for keys in select_keys(keep))
 
 
 def test_a_masked_key_has_no_influence(layer):
@@ -105,10 +125,10 @@ def test_levels_are_resized_from_the_latent_grid():
     prompt[..., 8:16, 24:] = 1  # row 1, columns 3.. of the 8 x 16 grid
     keys = build_key_selections(prompt, (8, 16), num_levels=4)
     assert sorted(keys) == [2, 8, 32, 128]
-    assert keys[128].index[0].tolist() == [16 + column for column in range(3, 16)]
+    assert keys[128][0].index[0].tolist() == [16 + column for column in range(3, 16)]
     # The 4 x 8 grid takes rows 0, 2, 4, 6 of the 8 x 16 one: the object vanishes, and with it the
     # mask. A direct resize would pick other pixels.
-    assert keys[32] == KeySelection(None, None)
+    assert keys[32] == [KeySelection(None, None)]
 
 
 def test_mask_modes():

@@ -56,15 +56,20 @@ Level = tuple[Axis, Axis]
 def encode_bands(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor | None:
     """Encode images of constant bands.
 
+    The bands are found on the CPU, and only what is computed is uploaded: reading an image back
+    from another device would make the host wait for it.
+
     Args:
-        vae: The autoencoder, in evaluation mode.
-        images: `[B, 3, H, W]`.
+        vae: The autoencoder, in evaluation mode, on any device.
+        images: `[B, 3, H, W]`, or `[B, 1, H, W]` for equal channels, on the CPU.
 
     Returns:
         Means of the posterior, `[B, C, h, w]`, equal to those of `vae.encode`. None if an image has
-        too few equal rows and columns, or the autoencoder was not prepared by `optimize_for_cpu`.
+        too few equal rows and columns or is not on the CPU, if the autoencoder was not prepared by
+        `optimize_for_cpu`, or if its device lacks float64.
     """
-    if not getattr(vae, "optimized_for_cpu", False):
+    ready = getattr(vae, "optimized_for_cpu", False) and vae.device.type != "mps"
+    if not ready or images.device.type != "cpu":
         return None
     plans = [_plan_levels(vae.encoder, image[None]) for image in images]
     if any(plan is None for plan in plans):
@@ -87,16 +92,17 @@ def _plan_levels(encoder: torch.nn.Module, image: torch.Tensor) -> list[Level] |
     fractions = [len(r.kept) * len(c.kept) / (r.length * c.length) for r, c in levels]
     if sum(fractions) > MAX_FRACTION * len(fractions):
         return None
-    return [tuple(Axis(a.length, a.kept.to(image.device)) for a in level) for level in levels]
+    return levels
 
 
 def _encode(vae: AutoencoderKL, image: torch.Tensor, levels: Sequence[Level]) -> torch.Tensor:
     encoder = vae.encoder
-    hidden = image.to(vae.dtype)
+    hidden = image.expand(-1, encoder.conv_in.in_channels, -1, -1)
     before: Level | None = None
     for block, level in zip(encoder.down_blocks, levels, strict=True):
         hidden = _select(hidden, before, [axis.kept for axis in level])
-        with CountedRows(*level):
+        hidden = hidden.to(vae.device, vae.dtype, non_blocking=True)
+        with CountedRows(*level, vae.device):
             if before is None:
                 hidden = encoder.conv_in(hidden)
             for resnet in block.resnets:
@@ -105,12 +111,12 @@ def _encode(vae: AutoencoderKL, image: torch.Tensor, levels: Sequence[Level]) ->
             hidden = downsampler(hidden)
             level = tuple(axis.halved() for axis in level)
         before = level
-    with CountedRows(*before):
+    with CountedRows(*before, vae.device):
         hidden = encoder.mid_block(hidden)
         hidden = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(hidden)))
     if vae.quant_conv is not None:
         hidden = vae.quant_conv(hidden)
-    everywhere = [torch.arange(axis.length, device=hidden.device) for axis in before]
+    everywhere = [torch.arange(axis.length) for axis in before]
     return _select(hidden, before, everywhere).chunk(2, dim=1)[0]
 
 
@@ -157,7 +163,7 @@ def _select(
     """Select rows and columns, by position in the whole map; `level` None: of a whole map."""
     for dim, wanted in zip((2, 3), positions, strict=True):
         indices = wanted if level is None else level[dim - 2].indices(wanted)
-        hidden = hidden.index_select(dim, indices)
+        hidden = hidden.index_select(dim, indices.to(hidden.device, non_blocking=True))
     return hidden
 
 
@@ -167,11 +173,13 @@ class CountedRows(TorchFunctionMode):
     Args:
         rows: Rows of the maps.
         columns: Columns of the maps.
+        device: Where the maps are.
     """
 
-    def __init__(self, rows: Axis, columns: Axis):
+    def __init__(self, rows: Axis, columns: Axis, device: torch.device):
         super().__init__()
-        self.counts = torch.outer(rows.counts, columns.counts)  # [h, w]
+        counts = (axis.counts.to(device, non_blocking=True) for axis in (rows, columns))
+        self.counts = torch.outer(*counts)  # [h, w]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Replace three functions."""
