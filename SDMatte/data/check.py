@@ -25,10 +25,10 @@ from SDMatte.data.listing import (
     list_backgrounds,
     samples_of_set,
 )
-from SDMatte.runtime.parallel import map_in_processes
 from SDMatte.data.samplers import Mix
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.images.io import read_alpha, read_image, read_trimap
+from SDMatte.runtime.parallel import map_in_processes
 
 KINDS = {
     "missing": "missing",

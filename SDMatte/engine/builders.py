@@ -30,7 +30,7 @@ def build_trainer(
     task, adapters = build_training_model(config, device)
     model = create_ddp_model(
         task,
-        device_ids=[device.index] if device.type == "cuda" else None,
+        device_ids=None,  # with them, DDP would upload the prompts' maps, see predict_latent
         broadcast_buffers=False,  # no buffer changes in training
         find_unused_parameters=ddp.find_unused_parameters,
         fp16_compression=ddp.fp16_compression,

@@ -19,7 +19,7 @@ from SDMatte.runtime.files import check_not_read, replace_file, write_text
 from SDMatte.scoring.document import Section, render
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.report import UNITS
-from SDMatte.scoring.tables import score_table
+from SDMatte.scoring.tables import metrics_table
 
 _METRIC = "SAD"  # in the plot
 PLOT, TABLE, NUMBERS = "robustness.png", "robustness.md", "robustness.json"
@@ -155,8 +155,8 @@ def write_robustness(measurements: Sequence[Measurement], output_dir: str | Path
     sections = [Section(text=UNITS, image=plot, caption=f"{_METRIC} at each level")]
     for (title, protocol), rows in tables.items():
         text = f"Protocol {protocol} ({get_protocol(protocol).description})."
-        sections.append(Section(title, text, [score_table(rows)]))
-    write_text(table, render("Robustness to the prompt", sections))
+        sections.append(Section(title, text, [metrics_table(rows)]))
+    write_text(table, render("report.md", "Robustness to the prompt", sections))
     return paths
 
 

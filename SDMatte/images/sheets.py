@@ -35,7 +35,15 @@ def contact_sheet(
 
     Returns:
         uint8 ``[H, columns * tile, 3]``, RGB.
+
+    Raises:
+        ConfigError: There are no images, or no room for them.
     """
+    if columns < 1 or tile < 16:
+        raise ConfigError(
+            f"A contact sheet needs 1 column and 16 pixels per tile or more; got {columns} columns "
+            f"of {tile} pixels."
+        )
     cells = [fit(image, tile) for image in tiles]
     if not cells:
         raise ConfigError("A contact sheet needs at least one image.")
@@ -51,7 +59,15 @@ def contact_sheet(
 
 
 def fit(image: np.ndarray, tile: int) -> np.ndarray:
-    """Scale an image (see `to_rgb`) into the middle of a cell, uint8 ``[tile, tile, 3]``."""
+    """Scale an image into the middle of a square cell, keeping its aspect.
+
+    Args:
+        image: See `to_rgb`.
+        tile: Side of the cell, in pixels.
+
+    Returns:
+        uint8 ``[tile, tile, 3]``.
+    """
     height, width = image.shape[:2]
     scale = (tile - 2 * _MARGIN) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -94,7 +94,7 @@ def select_keys(
         return [KeySelection(index=None, bias=bias)]
     counts = (bias > DEAD_BIAS).sum(dim=1).tolist()
     if len(set(counts)) > 1:
-        # On a CPU, a call per image takes 0.5 to 1.1 times as long as one for all, in which the
+        # On a CPU, a call per image takes 0.5 to 1.3 times as long as one for all, in which the
         # others would read as many keys as the image with the most. Not measured on GPUs.
         return [key for row in keep.split(1) for key in select_keys(row, mode)]
     index = None

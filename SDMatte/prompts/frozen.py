@@ -92,7 +92,11 @@ class PromptFile:
         return cls(**{name: content[name] for name in _SETTINGS}, sets=sets, path=str(path))
 
     def write(self, path: str | Path) -> None:
-        """Write the file atomically."""
+        """Write the file atomically.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
         header = {"format": FORMAT, "version": VERSION}
         header |= {name: getattr(self, name) for name in _SETTINGS}
         sets = (
@@ -108,7 +112,13 @@ class PromptFile:
     def check(
         self, size: int, point_radius: float, psm: str, samples: Sequence[tuple[str, str]]
     ) -> None:
-        """Ensure that the file fits a run with these settings and samples (set and key).
+        """Ensure that the file fits a run.
+
+        Args:
+            size: Side of the run's images.
+            point_radius: Radius of the run's points.
+            psm: Shape of the run's points.
+            samples: Set and key of each sample.
 
         Raises:
             DataError: It was made with another setting, or lacks a set or samples.
@@ -135,10 +145,18 @@ class PromptFile:
         )
 
     def prompts(self, dataset: str, key: str, shape: tuple[int, int]) -> dict[str, Prompt]:
-        """Draw the frozen prompts of a sample, by the names of their maps.
+        """Draw the frozen prompts of a sample.
+
+        Args:
+            dataset: Its set.
+            key: Its key.
+            shape: Height and width of its resized image.
+
+        Returns:
+            The prompts, by the names of their maps.
 
         Raises:
-            DataError: The entry is damaged, or for a resized image of another shape.
+            DataError: The entry is damaged, or for an image of another shape.
         """
         try:
             entry = self.sets[dataset][key]
@@ -150,10 +168,14 @@ class PromptFile:
             if len(points) > NUM_POINTS:
                 raise ValueError(f"it has {len(points)} points, more than {NUM_POINTS}")
             corners = [] if box is None else [box[:2], box[2:]]
-            pixels = np.array([*corners, *points] or [[0, 0]])
-            if pixels.dtype.kind != "i" or not ((pixels >= 0) & (pixels < (width, height))).all():
-                raise ValueError(f"coordinates must be pixels of {width}x{height}, integers")
-            if corners and (pixels[0] > pixels[1]).any():
+            for x, y in [*corners, *points]:
+                # Not isinstance: True and False are integers, too.
+                if not (type(x) is type(y) is int and 0 <= x < width and 0 <= y < height):
+                    raise ValueError(
+                        f"({x}, {y}) is not a pixel of {width}x{height}; coordinates are integers, "
+                        f"in pixels"
+                    )
+            if corners and not (box[0] <= box[2] and box[1] <= box[3]):
                 raise ValueError(f"the box {box} must have x0 <= x1 and y0 <= y1")
             return {
                 "bbox_mask": prompt_of_box(box, shape),
@@ -167,13 +189,23 @@ class PromptFile:
 
 
 def sample_key(alpha: str | Path, root: str | Path) -> str:
-    """Return the key of a sample, given the path of its alpha and the data root."""
+    """Return the name of a sample in a prompt file.
+
+    Args:
+        alpha: The path of its alpha.
+        root: The data root.
+    """
     path = Path(alpha)
     return name_key(path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name)
 
 
 def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entry of a test set's sample, which has maps ``[1, H, W]`` in [-1, 1]."""
+    """Return the entry of a sample.
+
+    Args:
+        sample: From a test set: for box, point and mask, maps ``[1, H, W]`` in [-1, 1] and
+            coordinates.
+    """
     mask = sample["mask"][0].numpy() > 0
     height, width = mask.shape
 
@@ -202,7 +234,11 @@ def encode_mask(mask: np.ndarray) -> list[int]:
 
 
 def decode_mask(counts: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
-    """Return the mask of run lengths, bool ``[H, W]``; a `ValueError` if they do not fill it."""
+    """Return the mask of run lengths: bool ``[H, W]``.
+
+    Raises:
+        ValueError: The runs do not fill the mask.
+    """
     runs = np.array(counts)
     if runs.dtype.kind != "i" or runs.ndim != 1 or runs.min(initial=0) < 0:
         raise ValueError("the counts of a mask must be integers of at least 0")

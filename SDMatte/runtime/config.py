@@ -21,6 +21,7 @@ from SDMatte.errors import ConfigError, MissingFileError, SDMatteError
 from SDMatte.runtime.files import expand_path
 from SDMatte.runtime.schema import unknown_setting
 from SDMatte.runtime.settings import (
+    GROUPS,
     PATH_KEYS,
     PATHS,
     REMOVED,
@@ -41,8 +42,11 @@ _BRACED_NAME = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Load a config file and apply ``key=value`` overrides to existing settings.
 
-    The file is a LazyConfig Python file, or the ``config.yaml`` of a run. Paths may start with
-    ``~`` and contain ``$VARIABLES``.
+    Paths may start with ``~`` and contain ``$VARIABLES``.
+
+    Args:
+        path: A LazyConfig Python file, or the ``config.yaml`` of a run.
+        overrides: Such as ``train.epochs=3`` or ``dataloader.train.dataset.names=[AIM-500]``.
 
     Raises:
         ConfigError: The file, an override or a value is invalid.
@@ -64,8 +68,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise ConfigError(f"{path} is not the config of a run: {', '.join(missing)} missing.")
     try:
-        if not path.endswith(".py"):
-            _update_old_settings(config)
+        _replace_old_settings(config, path)
         for override in overrides:
             _apply_override(config, override)
         _expand_paths(config)
@@ -75,15 +78,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def _update_old_settings(config: DictConfig) -> None:
-    """Update the ``config.yaml`` of a run of an earlier version."""
+def _replace_old_settings(config: DictConfig, path: str) -> None:
+    """Update the ``config.yaml`` of an earlier version; refuse old settings in Python files."""
     for key in (*RENAMED, *REMOVED):
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(config, section)
-        if isinstance(node, DictConfig) and name in node:
-            if key in RENAMED:
-                OmegaConf.update(config, RENAMED[key], node[name])
-            del node[name]
+        if not isinstance(node, DictConfig) or name not in node:
+            continue
+        if path.endswith(".py"):
+            _refuse_old_setting(key)
+        if key in RENAMED:
+            OmegaConf.update(config, RENAMED[key], node[name])
+        del node[name]
+
+
+def _refuse_old_setting(key: str) -> None:
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            raise ConfigError(f"The setting {key} is now called {new}{key.removeprefix(old)}.")
+    if key in REMOVED:
+        raise ConfigError(f"The setting {key} was removed; its value is always {REMOVED[key]}.")
 
 
 def _apply_override(config: DictConfig, override: str) -> None:
@@ -91,6 +105,9 @@ def _apply_override(config: DictConfig, override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"Overrides are written key=value; got {override!r}.")
+    if key.startswith("~"):
+        raise ConfigError(f"{override!r}: settings can be changed, but not deleted.")
+    key = key.lstrip("+")
     _check_key(config, key)
     try:
         value = parse_value(text, is_text=_is_text(config, key))
@@ -107,6 +124,13 @@ def _is_text(config: DictConfig, key: str) -> bool:
     """Return whether a setting is a string, whose value is taken verbatim."""
     if key in PATHS:
         return True
+    section, *names = key.split(".")
+    kind: Any = GROUPS.get(section)
+    for name in names:
+        field = getattr(kind, "model_fields", {}).get(name)
+        kind = field.annotation if field is not None else None
+    if kind in (str, str | None):
+        return True
     try:
         return isinstance(OmegaConf.select(config, key), str)
     except OmegaConfBaseException:  # an invalid reference, about to be replaced
@@ -114,10 +138,15 @@ def _is_text(config: DictConfig, key: str) -> bool:
 
 
 def parse_value(text: str, is_text: bool = False) -> Any:
-    """Read the value of an override, the part after the ``=``, by Hydra's grammar.
+    """Read the value of an override.
 
-    Strings that it rejects only for their characters (``~/x``, ``/x/My Runs (1)``) need no quotes.
-    If a setting ``is_text``, all but null, lists, mappings and quoted strings is taken verbatim.
+    Hydra's grammar reads lists, mappings, numbers and quoted strings. Strings that it rejects only
+    for their characters (``~/x``, ``/x/My Runs (1)``) need no quotes.
+
+    Args:
+        text: The part after the ``=``.
+        is_text: Whether the setting is a string: everything but null, lists, mappings and quoted
+            strings is then returned verbatim.
 
     Raises:
         HydraException: The value cannot be parsed.
@@ -181,6 +210,7 @@ def _first_line(error: Exception) -> str:
 
 def _check_key(config: DictConfig, key: str) -> None:
     """Refuse a key that neither the config nor the callable it configures has."""
+    _refuse_old_setting(key)
     node: Any = config
     parts = key.split(".")
     for depth, part in enumerate(parts):
@@ -199,21 +229,19 @@ def _check_key(config: DictConfig, key: str) -> None:
         node = OmegaConf.select(config, name)
 
 
-def _locate(target: Any) -> Any:
-    return locate(target) if isinstance(target, str) else target
-
-
 def _parameters(target: Any) -> list[str]:
-    target = _locate(target)
+    target = locate(target) if isinstance(target, str) else target
     if hasattr(target, "setting_names"):
         return target.setting_names()
     return [name for name in inspect.signature(target).parameters if name != "self"]
 
 
 def build(node: DictConfig, **extra: Any) -> Any:
-    """Instantiate a `LazyCall` of a config.
+    """Instantiate a part of a config.
 
-    Of ``extra``, arguments that only the run knows, the callable gets those that it takes.
+    Args:
+        node: A `LazyCall`.
+        **extra: Arguments that only the run knows; the callable gets those that it takes.
 
     Raises:
         ConfigError: The callable does not take a setting, or a reference is invalid.
@@ -233,15 +261,28 @@ def _check_arguments(node: Any) -> None:
     if not isinstance(node, DictConfig):
         return
     if "_target_" in node:
-        target = _locate(node["_target_"])
-        names = [name for name in map(str, node) if not name.startswith("_")]
-        try:
-            inspect.signature(target).bind(**dict.fromkeys(names))
-        except TypeError as error:
-            known = ", ".join(_parameters(target))
+        target = node["_target_"]
+        target = locate(target) if isinstance(target, str) else target
+        known = _parameters(target)
+        parameters = inspect.signature(target).parameters.values()
+        unknown = [
+            name for name in map(str, node) if not name.startswith("_") and name not in known
+        ]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        if unknown and (not takes_any or hasattr(target, "setting_names")):
             raise ConfigError(
-                f"{target.__qualname__}: {error}; its settings are {known}."
-            ) from error
+                f"{target.__qualname__} has no setting {', '.join(unknown)}; known are "
+                f"{', '.join(known)}."
+            )
+        missing = [
+            p.name
+            for p in parameters
+            if p.default is p.empty
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            and p.name not in node
+        ]
+        if missing:
+            raise ConfigError(f"{target.__qualname__} lacks the setting {', '.join(missing)}.")
     for name in node:
         if not OmegaConf.is_missing(node, name):
             _check_arguments(node[name])

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,9 +28,14 @@ _PLAIN_WORDS = (
 
 
 class Settings(BaseModel):
-    """Base of all groups of settings: immutable, strictly typed, unknown names are refused."""
+    """Base of all groups of settings: immutable, strictly typed, unknown names are refused.
+
+    Attributes:
+        renamed: Old name of a setting to its new one, for the message.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def of(cls, values: "Mapping[str, Any] | Settings | None", name: str = "") -> Self:
@@ -65,7 +70,10 @@ class Settings(BaseModel):
         if first["type"] == "missing":
             return f"The setting {name} is missing."
         if first["type"] == "extra_forbidden":
-            group = cls.group(*map(str, first["loc"][:-1]))
+            *parents, last = map(str, first["loc"])
+            group = cls.group(*parents)
+            if last in group.renamed:
+                return f"{name} is now called {group.renamed[last]}."
             return unknown_setting(name, list(group.model_fields))
         message = first["msg"]
         for pattern, words in _PLAIN_WORDS:

@@ -199,13 +199,13 @@ RENAMED = {
 }
 """Old names of settings to the new ones."""
 
-REMOVED = (
-    "train.compile.backend",
-    "train.ddp.broadcast_buffers",
-    "dataloader.train.pin_memory",
-    "dataloader.test.pin_memory",
-)
-"""Settings of earlier versions, which a ``config.yaml`` may still have."""
+REMOVED = {
+    "train.compile.backend": "inductor",
+    "train.ddp.broadcast_buffers": False,
+    "dataloader.train.pin_memory": False,
+    "dataloader.test.pin_memory": False,
+}
+"""Settings of earlier versions to the only value that is left."""
 
 PATH_KEYS = ("image", "alpha", "trimap", "background", "list_file")
 """Keys of a folder pair that are paths."""

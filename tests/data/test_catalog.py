@@ -532,7 +532,7 @@ def test_images_without_an_alpha_are_logged(tmp_path, caplog):
             "is_trans must be at most 1; got 2",
         ),
         ([{"name": "RefMatte", "count": 1.5}], True, "count must be an integer; got 1.5"),
-        ([{"name": "RefMatte", "remap": "/a:/b"}], True, "remap must be a tuple"),
+        ([{"name": "RefMatte", "remap": "/a:/b"}], True, "remap must be a list"),
         ([{"name": "COCO-Matting", "count": 5}], True, "COCO-Matting does not use count"),
         ([{"name": "UHRSD", "list_file": "x"}], True, "UHRSD does not use list_file"),
         (

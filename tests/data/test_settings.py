@@ -43,7 +43,7 @@ def test_own_values_and_lists():
         ("flip_prob", -0.1, "flip_prob must be at least 0"),
         ("gray_prob", float("nan"), "gray_prob must be a finite number"),
         ("gray_prob", "often", "gray_prob must be a number; got 'often'"),
-        ("blur_sizes", 20, "blur_sizes must be a tuple; got 20"),
+        ("blur_sizes", 20, "blur_sizes must be a list; got 20"),
         ("blur_sizes", [], "blur_sizes .*at least 1 item"),
         ("blur_sizes", [20, 0], "blur_sizes.1 must be at least 1; got 0"),
         ("blur_sizes", [10**9], "blur_sizes.* must be at most 10000"),

@@ -85,5 +85,5 @@ def test_a_run_has_at_least_one_step():
 def test_missing_settings_are_named():
     config = load_config(CONFIGS / "SDMatte.py")
     del config.lr_multiplier["decay"]
-    with pytest.raises(ConfigError, match="exponential_schedule: missing a required .*decay"):
+    with pytest.raises(ConfigError, match="exponential_schedule lacks the setting decay."):
         build(config.lr_multiplier, max_iter=10)

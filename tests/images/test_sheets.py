@@ -78,3 +78,5 @@ def test_fit_keeps_the_aspect(shape):
 def test_empty_sheets_are_refused():
     with pytest.raises(ConfigError, match="at least one image"):
         contact_sheet([])
+    with pytest.raises(ConfigError, match="0 columns"):
+        contact_sheet([np.zeros((4, 4))], columns=0)
