@@ -189,6 +189,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_shared(args: argparse.Namespace) -> int:
     """Make the mattes of this process's share of the images; called in every process."""
+    import SDMatte.compat  # noqa: F401
+
     import torch.distributed as dist
     from detectron2.utils import comm
 

@@ -190,7 +190,8 @@ def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_process
     if not on_gpu:  # with all cores each, the processes would slow each other down
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     try:
-        return _join(main, args, on_gpu, timeout)
+        # When it restarts the processes, the launcher keeps its store, with the keys of the others.
+        return _join(main, args, on_gpu, timeout, os.environ["TORCHELASTIC_RESTART_COUNT"])
     except RunStopped as stopped:
         sys.exit(stopped.status)
     except ProcessError:
@@ -198,7 +199,7 @@ def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_process
         raise
 
 
-def _join(main: Callable, args: tuple, on_gpu: bool, timeout: float) -> Any:
+def _join(main: Callable, args: tuple, on_gpu: bool, timeout: float, store_prefix: str = "") -> Any:
     """Join the process group of torchrun's environment and run ``main`` in it."""
     who = f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
     patience = datetime.timedelta(seconds=timeout)
@@ -206,7 +207,14 @@ def _join(main: Callable, args: tuple, on_gpu: bool, timeout: float) -> Any:
         local_size = int(os.environ["LOCAL_WORLD_SIZE"])
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore(store_prefix, store),
+            rank=rank,
+            world_size=world_size,
+            timeout=patience,
+        )
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{who} has an incomplete environment of torchrun: {error}") from error
     try:

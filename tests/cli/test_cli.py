@@ -48,7 +48,7 @@ def test_importing_the_package_imports_nothing_heavy():
         (["train", "nowhere.py"], "Config file nowhere.py not found."),
         (["train", "train.epoch=1"], "There is no setting train.epoch"),
         (["train", "a.py", "b.py"], "Unexpected argument 'b.py'"),
-        (["train", "--num-machines", "2"], "need --dist-url"),
+        (["train", "--num-machines", "2"], "--dist-url must be tcp://HOST:PORT"),
         (["train", "dataloader.train.dataset.root=nowhere"], "nowhere"),
         (["train", "dataloader.train.dataset.names=[Compositon-1K]"], "Composition-1K"),
         (["train", "train.device=tpu9"], "train.device=tpu9 is not available"),

@@ -223,7 +223,7 @@ def test_the_sheet_of_samples_draws_every_prompt(tmp_path):
         assert (lit & ~inside).sum() == 0 and least < lit.sum() / inside.sum() <= 1
     shown = (sample["point_coords"].numpy() * 64).round().astype(int).reshape(-1, 2)
     assert all((points[y, x] == (255, 210, 0)).all() for x, y in shown)
-    with pytest.raises(DataError, match="No sample"):
+    with pytest.raises(ConfigError, match="needs at least one image"):
         sample_sheet(dataset, [])
 
 

@@ -14,7 +14,6 @@ from runs import CONFIG, Run, assert_equal, finish, pause, settings
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, ProcessFailure
 
 from SDMatte.cli.main import main
-from SDMatte.engine.train import train
 from SDMatte.errors import ConfigError, DataError, ProcessError, RunStopped
 from SDMatte.modeling import weights
 from SDMatte.runtime.launch import _as_error, launch
@@ -150,14 +149,14 @@ def test_errors_of_processes_are_raised_again(error, kind, text, tmp_path, monke
 
 
 def test_a_restarted_run_ends_as_an_undisturbed_one(sample_root, tmp_path):
-    for name, function in (("undisturbed", train), ("restarted", train_killed_once)):
-        words = settings(sample_root, tmp_path / name, "train.evaluations=0", "train.max_iter=4")
-        launch(function, 2, args=(CONFIG, words), device="cpu", max_restarts=1)
-    assert "model_0000001.pth" in (tmp_path / "restarted" / "log.txt").read_text()
+    words = ("train.evaluations=0", "train.max_iter=4")
+    undisturbed, restarted = tmp_path / "undisturbed", tmp_path / "restarted"
+    finish(settings(sample_root, undisturbed, *words), tmp_path / "log", num_processes=2)
+    args = CONFIG, settings(sample_root, restarted, *words)
+    launch(train_killed_once, 2, args=args, device="cpu", max_restarts=1)
+    assert "Resuming from" in (restarted / "log.txt").read_text()
     # The same steps from the same state: equal bits.
-    assert_equal(
-        *(torch.load(tmp_path / n / "model_final.pth") for n in ("undisturbed", "restarted"))
-    )
+    assert_equal(*(torch.load(run / "model_final.pth") for run in (undisturbed, restarted)))
 
 
 def test_a_silent_process_ends_the_run_with_a_message(sample_root, tmp_path):

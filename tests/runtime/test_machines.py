@@ -14,7 +14,7 @@ from runs import CONFIG, TIMINGS, Run, settings
 from SDMatte.modeling import weights
 
 ADDRESS = "10.77.0.1"
-TIMEOUT = 10
+TIMEOUT = 5
 
 
 def ip(*words):
@@ -96,5 +96,5 @@ def test_two_machines_train_as_one_until_they_are_cut_off(machines, sample_root,
     one, four = moves(alone), moves(output)
     moved = max(value.abs().max() for value in one.values()).item()
     assert moved > 1e-3
-    torch.testing.assert_close(four, one, rtol=1e-3, atol=1e-4 * moved)
+    torch.testing.assert_close(four, one, rtol=1e-3, atol=1e-3 * moved)
     assert evaluations(output) == pytest.approx(evaluations(alone), rel=1e-3)

@@ -113,6 +113,7 @@ def test_requirements_cover_every_import(folder, required):
     files = sorted((ROOT / folder).rglob("*.py"))
     local = {"SDMatte", "configs", "tests", "detectron2"}  # detectron2: script/setup.sh
     local |= {path.stem for path in [*files, *ROOT.glob("*.py")]}
+    local |= {path.parent.name for path in files}
     missing = {}
     for path in files:
         for name in RequiredImports(path).names - set(sys.stdlib_module_names) - local:
