@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Set up, check style and types, and run the tests; then those of numerics with fewer instructions
-# and threads. Arguments are passed to pytest, which then runs once: script/run_tests.sh -k losses
+# Set up, check style and types, and run the tests but for slow ones; then those of numerics with fewer
+# instructions and threads. Arguments are passed to pytest, which then runs once:
+# script/run_tests.sh -k losses, script/run_tests.sh -m slow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -17,8 +18,8 @@ say "pytest"
 status=0
 # A process per core, up to four, each with one thread: PyTorch's would compete. COVERAGE_CORE is the
 # cheapest tracer, from Python 3.12 on.
-OMP_NUM_THREADS=1 COVERAGE_CORE=sysmon "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile \
-    --cov --cov-report=term:skip-covered || status=$?
+OMP_NUM_THREADS=1 COVERAGE_CORE=sysmon "$python" -m pytest -m "not slow" -n auto --maxprocesses 4 \
+    --dist loadfile --cov --cov-report=term:skip-covered || status=$?
 # Rounding differs between processors: comparisons of two computations must hold on all of them. One
 # thread was above; here are two, with fewer instructions.
 for restriction in "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \

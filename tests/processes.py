@@ -11,7 +11,8 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from SDMatte.errors import DataError, RunStopped
-from SDMatte.runtime.launch import launch, was_restarted
+from SDMatte.runtime.launch import launch
+from SDMatte.runtime.ranks import was_restarted
 from SDMatte.runtime.signals import StopRequest, exit_status
 
 

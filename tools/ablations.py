@@ -32,7 +32,7 @@ from SDMatte.modeling.surgery import COORDINATE_LAYERS, coordinate_weights
 from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.files import write_text
 from SDMatte.samples import make_sample_set
-from SDMatte.scoring.tables import display_name, format_table, score_table, to_display
+from SDMatte.scoring.tables import Table, display_name, score_table, to_display
 
 logger = logging.getLogger("ablations")
 CONFIG = "configs/SDMatte_small.py"
@@ -144,7 +144,7 @@ def report(scores: dict[str, Scores], protocol: str) -> Iterator[str]:
             [title, *(f"{to_display(scores[title][key])[metric]:.2f}" for key in keys)]
             for title in variants
         ]
-        yield format_table(["", *keys], rows)
+        yield Table(["", *keys], rows).format() + "\n"
 
 
 def main() -> None:

@@ -3,11 +3,13 @@
 import argparse
 import io
 import logging
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from SDMatte.errors import ConfigError, RunStopped, SDMatteError
 from SDMatte.runtime.files import clear_leftovers, expand_path
@@ -111,7 +113,7 @@ def launch(
     function: Callable,
     *given,
     saved: Callable[[str], str] = lambda _: "earlier results are kept",
-) -> None:
+) -> Any:
     """Run ``function(*given)`` in as many processes as the command line asks for.
 
     Args:
@@ -121,23 +123,71 @@ def launch(
         function: A module-level function.
         *given: Its arguments; must be picklable.
         saved: Describes, given ``train.output_dir``, what was saved before a signal.
+
+    Returns:
+        What the function returned in the first process of this machine.
     """
-    from SDMatte.runtime import launch as processes
     from SDMatte.runtime.config import load_config
 
     train = load_config(config_file, overrides).train
-    processes.launch(
+    return start_processes(
+        args,
         function,
-        args.num_processes,
-        args.num_machines,
-        args.machine_rank,
-        args.dist_url,
-        args=given,
-        device=train.device,
+        given,
+        train.device,
         timeout=train.ddp.timeout,
         saved=lambda: saved(train.output_dir),
-        max_restarts=args.max_restarts,
     )
+
+
+def start_processes(
+    args: argparse.Namespace, function: Callable, given: tuple, device: str, **options
+) -> Any:
+    """Start processes as `launch` does, without a config; see `SDMatte.runtime.launch.launch`.
+
+    Raises:
+        ConfigError: The counts do not fit this machine or each other.
+    """
+    import torch
+
+    from SDMatte.runtime.launch import launch as start
+    from SDMatte.runtime.launch import under_torchrun
+
+    alone = not under_torchrun()
+    on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")
+    several = not alone or args.num_processes * args.num_machines > 1
+    if several and str(device).startswith("cuda:"):
+        raise ConfigError(
+            f"train.device={device} is one GPU for several processes; use cuda or auto to give "
+            f"each its own."
+        )
+    if alone and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise ConfigError(
+            "srun starts several tasks, each of which would run alone: use "
+            "`srun --ntasks-per-node=1 torchrun ...`, see docs/training.md."
+        )
+    if min(args.num_processes, args.num_machines, args.max_restarts + 1) < 1:
+        raise ConfigError(
+            "--num-processes and --num-machines must be at least 1, --max-restarts 0."
+        )
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(
+            f"--machine-rank must be from 0 to {args.num_machines - 1} (--num-machines is "
+            f"{args.num_machines}); got {args.machine_rank}."
+        )
+    if args.dist_url != "auto" or args.num_machines > 1:
+        if not re.fullmatch(r"tcp://[^/]+:\d+", args.dist_url):
+            raise ConfigError(
+                f"--dist-url must be tcp://HOST:PORT of machine 0; got {args.dist_url!r}."
+            )
+    if alone and on_gpu and args.num_processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"{args.num_processes} processes need as many GPUs; this machine has "
+            f"{torch.cuda.device_count()}."
+        )
+    counts = (args.num_processes, args.num_machines, args.machine_rank, args.dist_url)
+    options["max_restarts"] = args.max_restarts
+    return start(function, *counts, args=given, device=device, **options)
 
 
 def is_setting(word: str) -> bool:

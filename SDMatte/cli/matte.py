@@ -8,7 +8,7 @@ import os
 import signal
 from pathlib import Path
 
-from SDMatte.cli.common import Removed, add_process_arguments, path_or_name
+from SDMatte.cli.common import Removed, add_process_arguments, path_or_name, start_processes
 from SDMatte.errors import ConfigError, MissingFileError, RunStopped
 
 logger = logging.getLogger(__name__)
@@ -172,18 +172,8 @@ def run(args: argparse.Namespace) -> int:
         _predict(batch, args)
         return _report(batch, args)
 
-    from SDMatte.runtime.launch import launch
-
-    return launch(
-        _run_shared,
-        args.num_processes,
-        args.num_machines,
-        args.machine_rank,
-        args.dist_url,
-        args=(args,),
-        device=args.device,
-        saved=lambda: "written mattes are kept",
-        max_restarts=args.max_restarts,
+    return start_processes(
+        args, _run_shared, (args,), args.device, saved=lambda: "written mattes are kept"
     )
 
 
@@ -194,7 +184,7 @@ def _run_shared(args: argparse.Namespace) -> int:
     import torch.distributed as dist
     from detectron2.utils import comm
 
-    from SDMatte.runtime.launch import run_on_main
+    from SDMatte.runtime.ranks import run_on_main
 
     batch = run_on_main(functools.partial(_plan, args))
     # Shares can take hours longer than others, longer than the timeout of the run's own groups.

@@ -34,7 +34,7 @@ from SDMatte.modeling import SDMatte, hub, weights
 from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.devices import choose_device
 from SDMatte.runtime.files import check_not_read
-from SDMatte.runtime.launch import was_restarted
+from SDMatte.runtime.ranks import was_restarted
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from SDMatte.errors import ConfigError, DataError, RunStopped, SDMatteError
 from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
 from SDMatte.modeling.sdmatte import SDMatte, as_dtype
 from SDMatte.prompts.types import PROMPT_TYPES
-from SDMatte.runtime.launch import has_lost_others
+from SDMatte.runtime.ranks import has_lost_others
 from SDMatte.runtime.signals import StopRequest
 
 logger = logging.getLogger(__name__)

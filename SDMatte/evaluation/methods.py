@@ -24,7 +24,7 @@ from SDMatte.modeling import hub, weights
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
 from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.devices import choose_device
-from SDMatte.runtime.launch import run_on_main
+from SDMatte.runtime.ranks import run_on_main
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from SDMatte.evaluation.progress_log import ProgressLog
 from SDMatte.prompts.types import PromptType, get_prompt_type
 from SDMatte.runtime.config import build
 from SDMatte.runtime.files import check_not_read, stem_key
-from SDMatte.runtime.launch import run_on_main
+from SDMatte.runtime.ranks import run_on_main
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.results import ERRORS, MATTES, SCORES, SUMMARY, ImageScore
 from SDMatte.scoring.workers import Target

@@ -18,7 +18,7 @@ from SDMatte.evaluation.evaluator import MatteEvaluator
 from SDMatte.evaluation.plan import SetTest, plan_test
 from SDMatte.evaluation.progress_log import clear_results
 from SDMatte.runtime.config import build
-from SDMatte.runtime.launch import run_on_main
+from SDMatte.runtime.ranks import run_on_main
 
 logger = logging.getLogger(__name__)
 

@@ -6,13 +6,12 @@ detectron2's own `launch` requires CUDA, and waits forever for the others when a
 import datetime
 import logging
 import os
-import re
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import SDMatte.compat  # noqa: F401
 
@@ -26,13 +25,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from SDMatte import errors
 from SDMatte.errors import ConfigError, ProcessError, RunStopped, SDMatteError
+from SDMatte.runtime.ranks import has_lost_others
 from SDMatte.runtime.signals import STOP_SIGNALS, end_with_parent, exit_status, handling
 
 DEFAULT_TIMEOUT = 1800  # seconds, as in detectron2
 _SAVING_SECONDS = 600  # a signaled process may be writing a full checkpoint
 _CAUSE_FIRST_SECONDS = 2
-
-_Result = TypeVar("_Result")
 
 
 def launch(
@@ -67,45 +65,15 @@ def launch(
         What ``main`` returned in the first process of this machine.
 
     Raises:
-        ConfigError: The counts do not fit this machine or each other, or torchrun's environment is
-            incomplete.
+        ConfigError: torchrun's environment is incomplete.
         ProcessError: A process died or did not answer; the others were stopped.
         RunStopped: A signal stopped the processes.
         SDMatteError: Raised by ``main``.
     """
     on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")
-    under_torchrun = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
-    several = under_torchrun or num_processes * num_machines > 1
-    if several and str(device).startswith("cuda:"):
-        raise ConfigError(
-            f"train.device={device} is one GPU for several processes; use cuda or auto to give "
-            f"each its own."
-        )
-    if under_torchrun:
+    if under_torchrun():
         return _join(main, args, on_gpu, timeout)
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        raise ConfigError(
-            "srun starts several tasks, each of which would run alone: use "
-            "`srun --ntasks-per-node=1 torchrun ...`, see docs/training.md."
-        )
-    if min(num_processes, num_machines, max_restarts + 1) < 1:
-        raise ConfigError(
-            "--num-processes and --num-machines must be at least 1, --max-restarts 0."
-        )
-    if not 0 <= machine_rank < num_machines:
-        raise ConfigError(
-            f"--machine-rank must be from 0 to {num_machines - 1} (--num-machines is "
-            f"{num_machines}); got {machine_rank}."
-        )
-    if dist_url != "auto" or num_machines > 1:
-        if not re.fullmatch(r"tcp://[^/]+:\d+", dist_url):
-            raise ConfigError(f"--dist-url must be tcp://HOST:PORT of machine 0; got {dist_url!r}.")
-    if on_gpu and num_processes > torch.cuda.device_count():
-        raise ConfigError(
-            f"{num_processes} processes need as many GPUs; this machine has "
-            f"{torch.cuda.device_count()}."
-        )
-    if not several and not max_restarts:
+    if num_processes * num_machines == 1 and not max_restarts:
         return main(*args)
     endpoint = f"127.0.0.1:{get_free_port()}" if dist_url == "auto" else dist_url[6:]
 
@@ -151,37 +119,9 @@ def launch(
             ) from error
 
 
-def was_restarted() -> bool:
-    """Return whether the launcher started this process after another one had failed."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
-def run_on_main(function: Callable[[], _Result]) -> _Result:
-    """Call a function in the main process only; every process gets its result or its error.
-
-    Args:
-        function: Its result must be picklable.
-
-    Raises:
-        SDMatteError: Raised by the function.
-    """
-    outcome: Any = None
-    if comm.is_main_process():
-        try:
-            outcome = function()
-        except SDMatteError as error:
-            outcome = error
-    outcome = comm.all_gather(outcome)[0]
-    if isinstance(outcome, SDMatteError):
-        raise outcome
-    return outcome
-
-
-def has_lost_others(error: BaseException) -> bool:
-    """Return whether an error means that another process died or does not answer."""
-    return isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or "gloo" in str(error)
-    )
+def under_torchrun() -> bool:
+    """Return whether torchrun started this process."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_processes: int) -> Any:

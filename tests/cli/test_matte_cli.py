@@ -253,6 +253,7 @@ print(status, [name for name in ("torch", "diffusers") if name in sys.modules])
         assert "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_killed_runs_are_resumed(model, tmp_path):
     for number in range(15):
         image = np.random.default_rng(number).integers(0, 256, (60, 80, 3), dtype=np.uint8)

@@ -36,6 +36,7 @@ def run(command, *words, status=0):
     assert main([command, *words, *settings]) == status
 
 
+@pytest.mark.slow
 def test_measures_and_draws_all_kinds(capsys, caplog):
     caplog.set_level("INFO")
     run("robustness", "a.pth", "--baseline", "grabcut", "--output", "out", "-j", "0")

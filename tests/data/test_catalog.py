@@ -82,6 +82,7 @@ def write_full_size_trees(root):
     fill("BG-20K", ["a", "b"], train=".jpg", testval=".jpg")
 
 
+@pytest.mark.slow
 def test_the_published_schedule_has_24401_samples(tmp_path):
     write_full_size_trees(tmp_path)
     config = load_config(CONFIGS / "SDMatte.py")

@@ -91,6 +91,7 @@ def test_checkpoints_of_another_kind_are_refused(checkpointer, tmp_path):
         other.resume()
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_steps(whole, stateful, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     run = Run(stateful(output), log, at=("before step", 2), action=fill_disk)

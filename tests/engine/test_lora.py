@@ -94,6 +94,7 @@ def test_loading_a_plain_checkpoint_resets_the_adapters(trained):
     assert any(parameter.any() for parameter in effects)
 
 
+@pytest.mark.slow
 def test_runs_resume_and_leave_plain_checkpoints(sample_root, tmp_path, monkeypatch):
     """With a moving average, so that the saved weights differ from those in training."""
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))

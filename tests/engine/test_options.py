@@ -123,6 +123,7 @@ def test_a_missing_compiler(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["True", "False"])
 def test_resuming_in_another_memory_layout(before):
     start = TinyRun.build(ONE_PROMPT, f"train.channels_last={before}").run(1)

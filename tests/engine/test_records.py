@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import CONFIG, tiny_settings
 
@@ -87,6 +88,27 @@ def test_tensorboard_gets_scalars_and_image_strips(run):
         assert (strips[0].width, strips[0].height) == (4 * 64, 64)
 
 
+def test_strips_of_images_of_any_shape(tmp_path, sample_root):
+    sizes = {"wide.png": (192, 48), "high.png": (48, 192)}
+    for name, size in sizes.items():
+        for folder, mode in (("image", "RGB"), ("alpha", "L")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new(mode, size, "white").save(tmp_path / folder / name)
+    pair = f"{{image: {tmp_path / 'image'}, alpha: {tmp_path / 'alpha'}}}"
+    words = tiny_settings(
+        f"train.output_dir={tmp_path / 'run'}",
+        f"dataloader.train.dataset.root={sample_root}",
+        f"dataloader.test.dataset.names=[{pair}]",
+        *("dataloader.test.dataset.settings.keep_aspect=True", "dataloader.test.batch_size=1"),
+        *("train.max_iter=1", "train.checkpoints=1", "train.evaluations=1"),
+    )
+    train(CONFIG, words)
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    strips = {name: events.Images(f"images/{name}")[0] for name in sizes}
+    shapes = {name: (strip.width, strip.height) for name, strip in strips.items()}
+    assert shapes == {"wide.png": (4 * 128, 64), "high.png": (4 * 64, 128)}
+
+
 def test_the_log_has_progress_lines_and_the_test_command(run):
     log = (run / "log.txt").read_text()
     lines = re.findall(r" iter: (\d+) .* total_loss: .* lr: ", log)
@@ -103,10 +125,16 @@ def test_the_environment_is_recorded(run):
 
 
 def test_changed_settings_are_logged(tmp_path):
-    for lr in (0.5, 0.25, 0.25):
-        config = load_config(CONFIG, [f"train.output_dir={tmp_path}", f"optimizer.lr={lr}"])
+    starts = [("lr=0.5", False), ("lr=0.25", True), ("lr=0.25", True), ("eps=1e-6", True)]
+    for word, resumed in starts:
+        config = load_config(CONFIG, [f"train.output_dir={tmp_path}", f"optimizer.{word}"])
         open_output(config)
-        record_start(config, CONFIG, torch.device("cpu"))
-    log = (tmp_path / "log.txt").read_text()
-    assert log.count("config.yaml changed since the last start:") == 1
-    assert "\n-  lr: 0.5\n+  lr: 0.25\n" in log
+        record_start(config, CONFIG, torch.device("cpu"), resumed)
+    logged = re.findall(
+        "Settings changed since the last start: (.*)", (tmp_path / "log.txt").read_text()
+    )
+    assert logged == [
+        "optimizer.lr was 0.5, is 0.25.",
+        "optimizer.eps was None, is 1e-06; optimizer.lr was 0.25, is 0.001. No effect on a resumed "
+        "run: optimizer.eps.",
+    ]

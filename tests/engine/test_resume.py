@@ -20,6 +20,7 @@ from SDMatte.runtime.config import build
 KILL = -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killing_one_process_at_any_moment(whole, stateful, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     words = [*stateful(output), "--resume"]
@@ -38,6 +39,7 @@ def test_killing_one_process_at_any_moment(whole, stateful, tmp_path):
     assert (output / "model_final.pth").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_killing_one_of_two_processes(stateful, tmp_path):
     finish(stateful(tmp_path / "whole"), tmp_path / "whole.log", num_processes=2)
     output, log = tmp_path / "run", tmp_path / "log"

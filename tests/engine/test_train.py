@@ -99,6 +99,7 @@ def test_variants_of_training(tmp_path, more):
     assert np.isfinite(records(tmp_path)[-1]["total_loss"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_test(sample_root, tmp_path):
     words = settings(tmp_path, *TINY, "train.max_iter=2", "dataloader.train.batch_size=1")
     words += [f"dataloader.train.dataset.root={sample_root}"]

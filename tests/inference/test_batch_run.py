@@ -185,6 +185,7 @@ def run(*arguments):
     return subprocess.run(command(*arguments), capture_output=True, text=True, env=environ)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_files_of_one(folder, model, tmp_path):
     (tmp_path / "in").mkdir()
     for path in folder.iterdir():
@@ -205,6 +206,7 @@ def test_two_processes_write_the_files_of_one(folder, model, tmp_path):
     assert (again.returncode, again.stdout) == (1, expected), again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--num-processes", "2")])
 def test_a_stopped_command_is_resumed(folder, model, tmp_path, options):
     (tmp_path / "in").mkdir()

@@ -146,6 +146,7 @@ print(*errors, after - before)
 """
 
 
+@pytest.mark.slow
 def test_8k_images_are_refined_in_bounded_memory():
     folders = [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parent)]
     done = subprocess.run(

@@ -1,5 +1,6 @@
 """Processes find each other, report failures, and train as a single one does."""
 
+import argparse
 import json
 import multiprocessing
 import signal
@@ -13,6 +14,7 @@ from processes import as_task, describe, end, starter, train_killed_once
 from runs import CONFIG, Run, assert_equal, finish, pause, settings
 from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, ProcessFailure
 
+from SDMatte.cli.common import add_process_arguments, start_processes
 from SDMatte.cli.main import main
 from SDMatte.errors import ConfigError, DataError, ProcessError, RunStopped
 from SDMatte.modeling import weights
@@ -28,22 +30,29 @@ def port():
         return str(free.getsockname()[1])
 
 
-def test_invalid_counts(monkeypatch):
-    for counts in ({"num_processes": 0}, {"num_machines": 0}, {"max_restarts": -1}):
-        with pytest.raises(ConfigError, match="must be at least 1, --max-restarts 0"):
-            launch(describe, **counts)
-    with pytest.raises(ConfigError, match="--machine-rank must be from 0 to 1 .*; got 2"):
-        launch(describe, num_machines=2, machine_rank=2)
-    for dist_url in ("auto", "node1:29500", "tcp://node1", "file:///tmp/x"):
-        with pytest.raises(
-            ConfigError, match="--dist-url must be tcp://HOST:PORT of machine 0; got"
-        ):
-            launch(describe, num_machines=2, dist_url=dist_url)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-processes", "0"], "must be at least 1, --max-restarts 0"),
+        (["--num-machines", "0"], "must be at least 1, --max-restarts 0"),
+        (["--max-restarts", "-1"], "must be at least 1, --max-restarts 0"),
+        (["--num-machines", "2", "--machine-rank", "2"], "must be from 0 to 1 .*; got 2"),
+        (["--num-machines", "2"], "--dist-url must be tcp://HOST:PORT of machine 0; got 'auto'"),
+        (["--dist-url", "tcp://node1"], "--dist-url must be tcp://HOST:PORT of machine 0; got"),
+        (["--dist-url", "file:///x"], "--dist-url must be tcp://HOST:PORT of machine 0; got"),
+    ],
+)
+def test_invalid_counts(words, message, monkeypatch):
+    parser = argparse.ArgumentParser()
+    add_process_arguments(parser)
+    with pytest.raises(ConfigError, match=message):
+        start_processes(parser.parse_args(words), describe, (), "cpu")
+    two = parser.parse_args(["--num-processes", "2"])
     with pytest.raises(ConfigError, match="train.device=cuda:1 is one GPU for several processes"):
-        launch(describe, num_processes=2, device="cuda:1")
+        start_processes(two, describe, (), "cuda:1")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     with pytest.raises(ConfigError, match="use `srun --ntasks-per-node=1 torchrun"):
-        launch(describe)
+        start_processes(two, describe, (), "cpu")
 
 
 @pytest.mark.parametrize("missing", ["MASTER_ADDR", "LOCAL_WORLD_SIZE"])
@@ -148,6 +157,7 @@ def test_errors_of_processes_are_raised_again(error, kind, text, tmp_path, monke
         raise _as_error("Process 1 of 2", failure)
 
 
+@pytest.mark.slow
 def test_a_restarted_run_ends_as_an_undisturbed_one(sample_root, tmp_path):
     words = ("train.evaluations=0", "train.max_iter=4")
     undisturbed, restarted = tmp_path / "undisturbed", tmp_path / "restarted"

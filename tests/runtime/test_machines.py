@@ -54,6 +54,7 @@ def moves(output):
     return {name: value - first[name] for name, value in last.items()}
 
 
+@pytest.mark.slow
 def test_two_machines_train_as_one_until_they_are_cut_off(machines, sample_root, tmp_path):
     # As in the test of two processes: a loss without normalization and smooth steps.
     common = ["criterion.losses=[l1_loss]", "optimizer.eps=1.0", "optimizer.lr=10.0"]
@@ -90,8 +91,8 @@ def test_two_machines_train_as_one_until_they_are_cut_off(machines, sample_root,
     logs = [process.communicate(timeout=TIMEOUT + 60)[0] for process in processes]
     assert time.monotonic() - cut < TIMEOUT + 40  # 30 s of which torch gives processes to end
     assert [process.returncode for process in processes] == [2, 2]
-    for log in logs:
-        assert re.match(r"error: Process \d of 4 lost the others", log.splitlines()[-1]), log
+    for log in logs:  # after gloo's timeout, torch may abort the process rather than raise
+        assert re.search(r"^error: Process \d of 4 (lost the others|was killed)", log, re.M), log
 
     one, four = moves(alone), moves(output)
     moved = max(value.abs().max() for value in one.values()).item()

@@ -11,6 +11,7 @@ from SDMatte.engine.output import describe_saved
 from SDMatte.runtime.signals import StopRequest
 
 
+@pytest.mark.slow
 def test_a_run_stopped_twice_equals_an_uninterrupted_one(whole, stateful, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     words = [*stateful(output), "--resume"]

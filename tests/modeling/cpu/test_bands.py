@@ -68,6 +68,7 @@ def test_latents_equal_those_of_the_whole_image(vae, height, width, boxes):
     assert_equals_whole(vae, box_image(height, width, boxes))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_every_position_of_an_edge(vae):
     for low in range(160, 176):
