@@ -46,6 +46,7 @@ def step(trainer):
     return {name: history.latest() for name, history in trainer.storage.histories().items()}
 
 
+@pytest.mark.slow
 def test_only_the_student_changes(teacher_file):
     task, trainer = distil(teacher_file)
     assert isinstance(task.model, LiteSDMatte) and isinstance(task.teacher, SDMatte)

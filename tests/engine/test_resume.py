@@ -94,6 +94,7 @@ def by_decay(run, name):
     return {group["weight_decay"]: group[name] for group in run.trainer.optimizer.param_groups}
 
 
+@pytest.mark.slow
 def test_a_changed_learning_rate_takes_effect_on_resume(tmp_path, caplog):
     first, schedule = resumed_trainer(tmp_path)
     step(first, 2)

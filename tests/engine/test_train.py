@@ -153,6 +153,7 @@ def no_sets(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_held_out_images_are_tested_during_the_run_and_after_it(
     no_sets, sample_root, tmp_path, capsys, caplog
 ):

@@ -162,6 +162,7 @@ def test_a_step_does_not_change_idle_parameters():
     assert moved == {name for name in before if name.startswith("unet.bbox_embedding.")}
 
 
+@pytest.mark.slow
 def test_processes_skip_a_step_together(sample_root, tmp_path):
     words = settings(sample_root, tmp_path / "run", "train.max_iter=3", "train.evaluations=0")
     words += ["train.non_finite=skip", "train.log_period=1"]

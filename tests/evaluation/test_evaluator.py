@@ -114,6 +114,7 @@ def test_wrong_arguments(truths):
             MatteEvaluator(make_test(truths)).process(batch, bad)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_processes(truths):
     """Scores are gathered; a problem in one process raises the same error in both."""

@@ -215,6 +215,7 @@ def test_a_checkpoint_is_converted_to_the_types_of_the_model(tmp_path, model, ki
     other.save_pretrained(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_converting_a_large_checkpoint_needs_only_the_memory_of_the_model(tmp_path):
     tensors = {str(i): torch.ones(2**20) for i in range(160)}  # 1 GiB with the next line
     tensors |= {f"text_encoder.text_model.{i}": torch.ones(2**20) for i in range(96)}

@@ -181,6 +181,7 @@ def test_a_silent_process_ends_the_run_with_a_message(sample_root, tmp_path):
     assert "gave no answer for 5 s (train.ddp.timeout)" in text and "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(sample_root, tmp_path):
     # The published losses are normalized per batch; this one is a plain mean.
     # The large eps makes AdamW's steps smooth in the gradients.
