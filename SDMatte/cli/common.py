@@ -158,8 +158,8 @@ def start_processes(
     several = not alone or args.num_processes * args.num_machines > 1
     if several and str(device).startswith("cuda:"):
         raise ConfigError(
-            f"train.device={device} is one GPU for several processes; use cuda or auto to give "
-            f"each its own."
+            f"The device {device} is one GPU for several processes; use cuda or auto to give each "
+            f"its own."
         )
     if alone and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         raise ConfigError(

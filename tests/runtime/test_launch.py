@@ -48,7 +48,7 @@ def test_invalid_counts(words, message, monkeypatch):
     with pytest.raises(ConfigError, match=message):
         start_processes(parser.parse_args(words), describe, (), "cpu")
     two = parser.parse_args(["--num-processes", "2"])
-    with pytest.raises(ConfigError, match="train.device=cuda:1 is one GPU for several processes"):
+    with pytest.raises(ConfigError, match="The device cuda:1 is one GPU for several processes"):
         start_processes(two, describe, (), "cuda:1")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     with pytest.raises(ConfigError, match="use `srun --ntasks-per-node=1 torchrun"):
