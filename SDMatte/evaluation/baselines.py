@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from SDMatte.errors import DependencyError, PromptError
+from SDMatte.images.guided import guided_filter
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
 from SDMatte.runtime.numba_cache import load_compiled
 
@@ -141,46 +142,13 @@ class GuidedGrabCut(GrabCut):
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
         """Segment the image and filter the result."""
         radius = max(1, round(self.radius * max(prompt.shape)))
-        alpha = guided_filter(image, super().solve(image, prompt), radius, self.eps).clip(0, 1)
+        alpha = super().solve(image, prompt).astype(np.float64)
+        alpha = guided_filter(image.astype(np.float64), alpha, radius, self.eps).clip(0, 1)
         if self.prompt.alias == "box":
             return np.where(prompt > 0.5, alpha, 0)
         if self.prompt.alias == "trimap":
             return np.select([prompt < 0.25, prompt > 0.75], [0, 1], default=alpha)
         return alpha
-
-
-def guided_filter(guide: np.ndarray, source: np.ndarray, radius: int, eps: float) -> np.ndarray:
-    """Filter a map so that its edges follow those of an image.
-
-    In each window the map is modeled as a linear function of the colors; a pixel gets the mean over
-    its windows. K. He, J. Sun, X. Tang, "Guided Image Filtering", ECCV 2010, equations 11, 14 and
-    15. OpenCV has this filter in its contributed modules only.
-
-    Args:
-        guide: Image ``[H, W, 3]``, floating point in [0, 1].
-        source: Map ``[H, W]``, floating point.
-        radius: Windows are ``2 * radius + 1`` wide and high, mirrored at the border.
-        eps: Regularization: windows whose colors have a lower variance are smoothed.
-
-    Returns:
-        float64 ``[H, W]``, which may slightly exceed the range of ``source``.
-    """
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return cv2.blur(values, (2 * radius + 1,) * 2, borderType=cv2.BORDER_REFLECT)
-
-    guide = np.ascontiguousarray(guide, np.float64)
-    source = np.ascontiguousarray(source, np.float64)
-    mean_guide, mean_source = mean(guide), mean(source)  # [H, W, 3], [H, W]
-    covariance = np.empty((*source.shape, 3, 3))
-    for i, j in np.ndindex(3, 3):
-        covariance[..., i, j] = mean(guide[..., i] * guide[..., j])
-        covariance[..., i, j] -= mean_guide[..., i] * mean_guide[..., j]
-    covariance += eps * np.eye(3)
-    with_source = mean(guide * source[..., None]) - mean_guide * mean_source[..., None]
-    slope = np.linalg.solve(covariance, with_source[..., None])[..., 0]  # [H, W, 3]
-    offset = mean_source - np.sum(slope * mean_guide, axis=2)
-    return np.sum(mean(slope) * guide, axis=2) + mean(offset)
 
 
 class ClosedForm(Baseline):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import cpu_offload_with_hook
@@ -17,6 +17,7 @@ from SDMatte.modeling import LiteSDMatte, SDMatte, hub, weights
 from SDMatte.runtime.devices import choose_dtype
 from SDMatte.runtime.schema import Settings
 
+Refinement = Literal["none", "guided", "tiles"]
 RUN_CONFIG = "config.yaml"
 BOXES_ONLY_STEM = "SDMatte_plus"
 """Prefix of the published checkpoint of SDMatte*, which was trained with boxes only, and of its
@@ -40,6 +41,16 @@ class InferenceDefaults(Settings):
         gt=0,
         description="Sigma of a point's Gaussian in pixels at that resolution. None: 35/1024 of "
         "the resolution.",
+    )
+
+    crop_margin: float | None = Field(
+        None,
+        ge=0,
+        description="Crop images to the prompt, with this fraction of its extent on each side, for "
+        "small models. None: the whole image, as published.",
+    )
+    refine: Refinement = Field(
+        "none", description="How mattes of large images are refined: none, guided or tiles."
     )
 
     def radius_at(self, resolution: int) -> float:
@@ -188,5 +199,7 @@ def offload_model(model: SDMatte, device: torch.device) -> None:
     _, vae_hook = cpu_offload_with_hook(model.vae, device)
     _, unet_hook = cpu_offload_with_hook(model.unet, device, prev_module_hook=vae_hook)
     vae_hook.hook.prev_module_hook = unet_hook
+    if model.image_prior is not None:
+        cpu_offload_with_hook(model.image_prior, device)
     # The model calls this layer directly, before the U-Net.
     cpu_offload_with_hook(model.get_submodule("unet.aux_conv_in"), device)

@@ -4,8 +4,9 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+import cv2
 import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -13,8 +14,15 @@ from tqdm import tqdm
 
 from SDMatte.errors import ConfigError, DataError, PromptError
 from SDMatte.images.arrays import flatten, read_pixels
-from SDMatte.images.resize import aspect_shape, resize_alpha, resize_bilinear, to_tensor
-from SDMatte.inference.loading import InferenceDefaults, find_model, offload_model
+from SDMatte.images.resize import (
+    Window,
+    aspect_shape,
+    resize_alpha,
+    resize_bilinear,
+    to_tensor,
+)
+from SDMatte.inference.guided import refine_with_guide
+from SDMatte.inference.loading import InferenceDefaults, Refinement, find_model, offload_model
 from SDMatte.inference.result import MatteResult
 from SDMatte.inference.tiles import refine_with_tiles
 from SDMatte.modeling import SDMatte
@@ -37,12 +45,14 @@ class EncodedImage:
         latent: ``[1, C, h, w]``, on the predictor's device.
         size: Height and width of the image that the model saw.
         opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None if it is opaque.
+        residuals: What the image prior adds to the U-Net; empty for models without one.
     """
 
     image: np.ndarray
     latent: torch.Tensor
     size: tuple[int, int]
     opacity: np.ndarray | None = None
+    residuals: tuple[torch.Tensor, ...] = ()
 
 
 class _Task(NamedTuple):
@@ -70,6 +80,9 @@ class MattePredictor:
         keep_aspect: Keep the aspect ratio of images, up to 16 : 1, at about as many pixels as the
             square has. The published models were trained and tested on squares. None: as in
             ``defaults``.
+        crop_margin: Crop images to the prompt, with this fraction of its extent on each side; for
+            small models, which were trained so. A large one is the whole image. None: as in
+            ``defaults``.
         prompts: Short names of the prompts that are allowed. None: those that the model was trained
             with (its ``aux_input_list``), ``auto`` if they include boxes, and ``trimap`` if they
             include masks.
@@ -88,6 +101,7 @@ class MattePredictor:
         *,
         resolution: int | None = None,
         keep_aspect: bool | None = None,
+        crop_margin: float | None = None,
         prompts: Iterable[str] | None = None,
         batch_size: int = 4,
         defaults: InferenceDefaults | None = None,
@@ -99,6 +113,8 @@ class MattePredictor:
         self.device = device or next(model.get_submodule("unet").parameters()).device
         self.resolution = defaults.resolution if resolution is None else resolution
         self.keep_aspect = defaults.keep_aspect if keep_aspect is None else keep_aspect
+        self.crop_margin = defaults.crop_margin if crop_margin is None else crop_margin
+        self.refine = defaults.refine
         self.batch_size = batch_size
         self.progress = progress
         for name, step in (("resolution", model.size_divisor), ("batch_size", 1)):
@@ -106,6 +122,9 @@ class MattePredictor:
             if type(value) is not int or value < 1 or value % step:
                 kind = "integer" if step == 1 else f"multiple of {step}"
                 raise ConfigError(f"{name} must be a positive {kind}; got {value!r}.")
+        margin = self.crop_margin
+        if margin is not None and not 0 <= margin < np.inf:
+            raise ConfigError(f"crop_margin must be at least 0; got {margin!r}.")
         self.point_radius = defaults.radius_at(self.resolution)
         self.prompts = _allowed_prompts(model, prompts)
         self._current: EncodedImage | None = None
@@ -120,6 +139,7 @@ class MattePredictor:
         dtype: str | torch.dtype = "auto",
         resolution: int | None = None,
         keep_aspect: bool | None = None,
+        crop_margin: float | None = None,
         prompts: Iterable[str] | None = None,
         batch_size: int = 4,
         offload: bool = False,
@@ -139,6 +159,7 @@ class MattePredictor:
                 floating-point type; see `SDMatte.runtime.devices.choose_dtype`.
             resolution: See `MattePredictor`.
             keep_aspect: See `MattePredictor`.
+            crop_margin: See `MattePredictor`.
             prompts: See `MattePredictor`.
             batch_size: See `MattePredictor`.
             offload: Keep the model on the CPU, and only the part that computes on the device, for
@@ -161,6 +182,7 @@ class MattePredictor:
             model,
             resolution=resolution,
             keep_aspect=keep_aspect,
+            crop_margin=crop_margin,
             prompts=prompts,
             batch_size=batch_size,
             defaults=source.defaults,
@@ -198,7 +220,8 @@ class MattePredictor:
     def encode_pixels(self, colors: np.ndarray, opacity: np.ndarray | None) -> EncodedImage:
         """Encode what `read_pixels` returned, perhaps in another thread."""
         size = self._model_size(*colors.shape[:2])
-        return EncodedImage(colors, self._encode(flatten(colors, opacity), size), size, opacity)
+        latent, residuals = self._encode(flatten(colors, opacity), size)
+        return EncodedImage(colors, latent, size, opacity, residuals)
 
     def predict(
         self,
@@ -225,8 +248,9 @@ class MattePredictor:
             trimap: ``[H, W]``: 0 background, 128 unknown, 255 foreground, or 0, 1, 2; or a list of
                 trimaps.
             transparent: Whether the object is transparent, such as glass or smoke. None: opaque.
-            refine: ``"tiles"`` for a second pass over the edges at full resolution; see
-                `SDMatte.inference.tiles`.
+            refine: ``"tiles"`` for a second pass over the edges at full resolution (see
+                `SDMatte.inference.tiles`), ``"guided"`` for edges that follow the image's (see
+                `SDMatte.inference.guided`), or ``"none"``. None: the model's default.
             image: An image from `encode` or `set_image`. None: the one that is set.
 
         Returns:
@@ -312,25 +336,55 @@ class MattePredictor:
         limited = min(height, _MAX_ASPECT * width), min(width, _MAX_ASPECT * height)
         return aspect_shape(limited, self.resolution, self.model.size_divisor)
 
-    def _encode(self, image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-        small = resize_bilinear(image, size) / np.float32(255)  # [0, 255] -> [0, 1]
-        with self._memory_checked(size):
-            tensor = to_tensor(small)[None].to(self.device, non_blocking=True)
-            return self.model.encode(tensor)  # [1, C, h, w]
+    def _encode(
+        self, image: np.ndarray, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Return the latent ``[1, C, h, w]`` of an image, and what the image prior adds."""
+        if self.crop_margin is not None and image.shape[0] * image.shape[1] > size[0] * size[1]:
+            small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        else:
+            small = resize_bilinear(image, size)  # as published, without smoothing
+        with self._memory_checked(size), torch.no_grad():
+            tensor = to_tensor(small / np.float32(255))[None]  # [0, 255] -> [0, 1] -> [-1, 1]
+            tensor = tensor.to(self.device, non_blocking=True)
+            latent = self.model.encode(tensor)  # [1, C, h, w]
+            return latent, tuple(self.model.encode_prior(tensor) or ())
+
+    def _look_closer(self, task: _Task) -> tuple[_Task, Window]:
+        """Crop the image of a task to its prompt, if the model wants it."""
+        encoded, prompt, transparent = task
+        whole = Window.whole(encoded.image.shape)
+        window = whole if self.crop_margin is None else prompt.window_around(self.crop_margin)
+        if window == whole:
+            return task, whole
+        opacity = None if encoded.opacity is None else window.cut(encoded.opacity)
+        crop = self.encode_pixels(window.cut(encoded.image), opacity)
+        return _Task(crop, prompt.cropped(window), transparent), window
 
     def _run(self, tasks: Sequence[_Task], refine: str | None) -> list[MatteResult]:
-        if refine not in (None, "tiles"):
-            raise ConfigError(f"refine must be None or 'tiles'; got {refine!r}.")
+        refine = self.refine if refine is None else refine
+        if refine not in get_args(Refinement):
+            raise ConfigError(
+                f"refine must be one of {', '.join(get_args(Refinement))}; got {refine!r}."
+            )
+        closer, windows = zip(*map(self._look_closer, tasks), strict=True)
         results = []
-        for task, coarse in zip(tasks, self._infer(tasks), strict=True):
-            image, opacity = task.encoded.image, task.encoded.opacity
-            if refine is None:
-                alpha = resize_alpha(coarse, image.shape[:2])
+        mattes = zip(tasks, closer, windows, self._infer(closer), strict=True)
+        for task, seen, window, coarse in mattes:
+            image = seen.encoded.image
+            if refine == "none":
+                part = resize_alpha(coarse, image.shape[:2])
             else:
-                alpha = self._refine(flatten(image, opacity), coarse, task.transparent)
+                image = flatten(image, seen.encoded.opacity)
+                part = self._refine(image, coarse, refine, task.transparent)
+            alpha = part
+            if seen is not task:  # nothing of the object is outside
+                alpha = np.zeros(task.encoded.image.shape[:2], np.float32)
+                window.cut(alpha)[...] = part
+            opacity = task.encoded.opacity
             if opacity is not None:
                 alpha = np.minimum(alpha, opacity)
-            results.append(MatteResult(image, alpha, task.prompt.kind.alias, opacity))
+            results.append(MatteResult(task.encoded.image, alpha, task.prompt.kind.alias, opacity))
         return results
 
     def _infer(self, tasks: Sequence[_Task]) -> list[np.ndarray]:
@@ -350,6 +404,7 @@ class MattePredictor:
         """Predict tasks with the same kind of prompt and size: float32 ``[B, h, w]`` in [0, 1]."""
         size, kind = tasks[0].encoded.size, tasks[0].prompt.kind
         drawn = [task.prompt.draw(size, self.point_radius) for task in tasks]
+        levels = zip(*(task.encoded.residuals for task in tasks), strict=True)
         with self._memory_checked(size, len(tasks)):
             latent, _ = self.model.predict_latent(
                 torch.cat([task.encoded.latent for task in tasks]),
@@ -357,6 +412,7 @@ class MattePredictor:
                 torch.from_numpy(np.stack([prompt.coords for prompt in drawn])),
                 kind,
                 is_trans=torch.tensor([int(task.transparent) for task in tasks]),
+                residuals=[torch.cat(level) for level in levels] or None,
             )
             if len(tasks) * size[0] * size[1] >= _LARGE:
                 release_memory()  # before the decoder reaches the peak
@@ -384,8 +440,12 @@ class MattePredictor:
             f"offload=True."
         )
 
-    def _refine(self, image: np.ndarray, coarse: np.ndarray, transparent: bool) -> np.ndarray:
-        """Refine a matte with a second pass over tiles: float32 ``[H, W]`` in [0, 1]."""
+    def _refine(
+        self, image: np.ndarray, coarse: np.ndarray, refine: str, transparent: bool
+    ) -> np.ndarray:
+        """Refine a matte at the size of its image: float32 ``[H, W]`` in [0, 1]."""
+        if refine == "guided":
+            return refine_with_guide(image, coarse)
         with tqdm(unit="tile", leave=False, disable=not self.progress) as bar:
 
             def predict(crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray]) -> Any:
@@ -403,7 +463,8 @@ class MattePredictor:
         tasks = []
         for crop, matte in zip(crops, mattes, strict=True):
             height, width = (-(-n // divisor) * divisor for n in crop.shape[:2])
-            encoded = EncodedImage(crop, self._encode(crop, (height, width)), (height, width))
+            latent, residuals = self._encode(crop, (height, width))
+            encoded = EncodedImage(crop, latent, (height, width), residuals=residuals)
             tasks.append(_Task(encoded, self._prompt_from_matte(matte), transparent))
         pairs = zip(self._infer(tasks), crops, strict=True)
         return [resize_alpha(small, crop.shape[:2]) for small, crop in pairs]

@@ -17,6 +17,7 @@ from SDMatte.modeling import hub, surgery, weights
 from SDMatte.modeling.attention import AttentionContext, build_key_selections
 from SDMatte.modeling.cpu import encode_bands, optimize_for_cpu
 from SDMatte.modeling.hub import COMPONENTS
+from SDMatte.modeling.prior import ImagePrior
 from SDMatte.modeling.settings import IGNORED_SETTINGS, ModelSettings
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
 from SDMatte.prompts.types import PROMPT_TYPES, PromptType
@@ -64,6 +65,12 @@ class SDMatte(nn.Module):
             self.settings.use_attention_mask_list,
             visual if self.settings.use_encoder_hidden_states else (False,) * 3,
         )
+        self.image_prior: ImagePrior | None = None
+        if self.settings.image_prior is not None:
+            self.image_prior = ImagePrior(
+                self.settings.image_prior, self.unet.config, self.latent_stride
+            )
+            nn.Module.to(self.image_prior, self.unet.dtype)
         optimize_for_cpu(self.vae)
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
@@ -192,6 +199,7 @@ class SDMatte(nn.Module):
             is_trans=batch.get("is_trans"),
             caption=batch.get("caption"),
             return_features=return_features,
+            residuals=self.encode_prior(image),
         )
         alpha = self.decode(latent)
         return (alpha, features) if return_features else alpha
@@ -251,6 +259,16 @@ class SDMatte(nn.Module):
         posterior = self.vae.encode(image).latent_dist
         return posterior.mean * self.vae.config.scaling_factor
 
+    def encode_prior(self, image: torch.Tensor) -> list[torch.Tensor] | None:
+        """Return what an image adds to the U-Net's down blocks; None without `image_prior`.
+
+        Args:
+            image: `[B, 3, H, W]` in [-1, 1].
+        """
+        if self.image_prior is None:
+            return None
+        return self.image_prior(image.to(self.unet.dtype))
+
     @torch.no_grad()
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
         """Encode the maps of prompts as `encode` does, boxes faster.
@@ -283,6 +301,7 @@ class SDMatte(nn.Module):
         is_trans: torch.Tensor | None = None,
         caption: Sequence[str] | None = None,
         return_features: bool = False,
+        residuals: Sequence[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run the U-Net on an encoded image and a prompt.
 
@@ -299,6 +318,7 @@ class SDMatte(nn.Module):
             is_trans: `[B]`, 1 for transparent objects; None: opaque.
             caption: B strings; None: empty.
             return_features: See `forward`.
+            residuals: From `encode_prior`; reusable like `image_latent`.
 
         Returns:
             The latent of alpha, `[B, C, h, w]`, and the features (empty without `return_features`).
@@ -326,6 +346,7 @@ class SDMatte(nn.Module):
                 encoder_hidden_states=self.encode_caption(caption, size).to(device),
                 cross_attention_kwargs={"context": AttentionContext(visual, keys)},
                 added_cond_kwargs=self._coordinates(coords, prompt_type, device),
+                down_intrablock_additional_residuals=None if residuals is None else [*residuals],
             ).sample
         return latent, collected
 

@@ -85,6 +85,11 @@ class ModelSettings(Settings):
         False,
         description="Give the self-attentions of the first level a residual of their own.",
     )
+    image_prior: str | None = Field(
+        None,
+        description="An image encoder of timm that guides the U-Net of a small model; see "
+        "`SDMatte.modeling.prior`. Null: none, as published.",
+    )
 
     @property
     def training_prompts(self) -> tuple[str, ...]:

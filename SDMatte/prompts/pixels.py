@@ -10,16 +10,19 @@ import numpy as np
 from SDMatte.errors import DataError, PromptError
 from SDMatte.images.arrays import is_tensor
 from SDMatte.images.io import list_ids, trimap_levels
-from SDMatte.images.resize import resize_trimap
+from SDMatte.images.resize import Window, resize_trimap
 from SDMatte.prompts.maps import (
     Prompt,
     auto_prompt,
+    extent,
     full_frame,
     prompt_of_box,
     prompt_of_mask,
     prompt_of_points,
 )
 from SDMatte.prompts.types import NUM_POINTS, PromptType, get_prompt_type
+
+_MAX_WINDOW_ASPECT = 2
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,45 @@ class PixelPrompt:
                     trimap[_resize_mask((self.value > 0).astype(np.float32), size)] = 0.5
                 return Prompt(trimap, full_frame())
         return auto_prompt(size)
+
+    def window_around(self, margin: float) -> Window:
+        """Return the part of the image around the prompt, for models that look closer.
+
+        Boxes, masks and trimaps have an extent. Points and ``auto`` have none: the whole image.
+
+        Args:
+            margin: Fraction of the extent that is added on each side. The shorter side grows
+                further, to half of the longer one, and the image is the limit.
+        """
+        match self.kind.alias:
+            case "box":
+                x0, y0, x1, y1 = self.value
+            case "mask" | "trimap":
+                bounds = extent(self.value > (0.49 if self.kind.alias == "mask" else 0))
+                assert bounds is not None  # empty maps are refused
+                x0, y0, x1, y1 = (*bounds[:2], bounds[2] + 1, bounds[3] + 1)
+            case _:
+                return Window.whole(self.hw)
+        corners = np.array([[x0, y0], [x1, y1]])
+        sides = np.diff(corners, axis=0)[0] * (1 + 2 * margin)
+        sides = np.maximum(sides, sides.max() / _MAX_WINDOW_ASPECT)
+        center = corners.mean(axis=0)
+        limit = np.array(self.hw[::-1])
+        left, top = np.floor(np.clip(center - sides / 2, 0, limit - 1)).astype(int)
+        right, bottom = np.ceil(np.clip(center + sides / 2, (left + 1, top + 1), limit)).astype(int)
+        return Window(int(top), int(left), int(bottom - top), int(right - left))
+
+    def cropped(self, window: Window) -> "PixelPrompt":
+        """Return the prompt of a part of the image that contains it."""
+        value, offset = self.value, np.array([window.left, window.top], np.float64)
+        match self.kind.alias:
+            case "box":
+                value = value - np.tile(offset, 2)
+            case "point":
+                value = value - offset
+            case "mask" | "trimap":
+                value = window.cut(value)
+        return PixelPrompt(self.kind, (window.height, window.width), value)
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -218,7 +218,7 @@ def test_invalid_settings(tiny, setting, sentence):
 
 def test_invalid_arguments(predictor, rgb):
     predictor.set_image(rgb)
-    with pytest.raises(ConfigError, match="refine must be None or 'tiles'"):
+    with pytest.raises(ConfigError, match="refine must be one of none, guided, tiles"):
         predictor.predict(box=BOX, refine="twice")
     with pytest.raises(DataError, match="image must come from encode or set_image"):
         predictor.predict(box=BOX, image=rgb)
@@ -370,3 +370,63 @@ def test_any_map_gives_a_matte_in_range_or_an_error(predictor, kind, values, ref
         return
     assert result.alpha.shape == (9, 13)
     assert result.alpha.min() >= 0 and result.alpha.max() <= 1  # false of NaN
+
+
+def test_cropping_to_the_prompt(tiny, rgb):
+    """Models that look closer see what is around the prompt, and nothing else has an influence."""
+    predictor = MattePredictor(tiny, resolution=64, crop_margin=0.25)
+    box = (20, 16, 60, 40)
+    result = predictor.predict(box=box, image=predictor.encode(rgb))
+    window = (slice(10, 46), slice(10, 70))  # a quarter of 24 and 40 on each side
+    outside = np.ones(rgb.shape[:2], bool)
+    outside[window] = False
+    assert result.alpha.shape == rgb.shape[:2]
+    assert result.alpha[outside].max() == 0 and result.alpha[window].mean() > 0.1
+    other = np.where(outside[..., None], 255 - rgb, rgb)
+    again = predictor.predict(box=box, image=predictor.encode(other))
+    np.testing.assert_array_equal(again.alpha, result.alpha)  # the same computation
+    whole = MattePredictor(tiny, resolution=64)
+    part = whole.predict(box=(10, 6, 50, 30), image=whole.encode(rgb[window]))
+    assert close(part.alpha, result.alpha[window])
+
+
+def test_cropping_keeps_to_the_image(tiny, rgb):
+    predictor = MattePredictor(tiny, resolution=64, crop_margin=1.0)
+    height, width = rgb.shape[:2]
+    mask = np.zeros((height, width), bool)
+    mask[height - 1, width - 1] = True
+    for prompt in (
+        {"box": (0, 0, 2, 1)},
+        {"box": (0, 0, width, 1)},
+        {"mask": mask},
+        {"trimap": mask * np.uint8(255)},
+        {"points": [(0, 0)]},
+        {},
+    ):
+        alpha = predictor.predict(**prompt, image=predictor.encode(rgb)).alpha
+        assert alpha.shape == (height, width) and 0 <= alpha.min() <= alpha.max() <= 1
+    boxes = [(0, 0, 30, 30), (5, 5, 80, 60)]
+    together = predictor.predict(box=boxes, image=predictor.encode(rgb))
+    for box, result in zip(boxes, together, strict=True):
+        assert close(predictor.predict(box=box, image=predictor.encode(rgb)).alpha, result.alpha)
+
+
+def test_cropping_transparent_images(tiny, rgb):
+    predictor = MattePredictor(tiny, resolution=64, crop_margin=0.1)
+    opacity = np.full((*rgb.shape[:2], 1), 255, np.uint8)
+    opacity[20:30] = 100
+    image = np.concatenate([rgb, opacity], axis=2)
+    alpha = predictor.predict(box=(20, 10, 60, 60), image=predictor.encode(image)).alpha
+    assert (alpha <= opacity[..., 0] / np.float32(255)).all()
+    with pytest.raises(ConfigError, match="crop_margin must be at least 0; got -1"):
+        MattePredictor(tiny, crop_margin=-1)
+
+
+def test_guided_refinement(tiny, rgb):
+    predictor = MattePredictor(tiny, resolution=64)
+    encoded = predictor.encode(rgb)
+    plain, guided = (predictor.predict(box=BOX, refine=r, image=encoded) for r in (None, "guided"))
+    assert not close(plain.alpha, guided.alpha)
+    predictor.refine = "guided"
+    assert close(predictor.predict(box=BOX, image=encoded).alpha, guided.alpha)
+    assert close(predictor.predict(box=BOX, refine="none", image=encoded).alpha, plain.alpha)
