@@ -22,6 +22,7 @@ from .common.train import test, train
 _small = Path(SDMatte.__file__).parent / "assets" / "small"
 model.pretrained_model_name_or_path = str(_small)
 model.load_weight = ["vae"]
+model.image_prior = "tf_efficientnet_lite0"
 
 dataloader.train.dataset.names = ["Composition-1K"]
 dataloader.train.dataset.root = "data/samples"
@@ -42,7 +43,7 @@ optimizer.lr = 1e-3
 lr_multiplier.warmup_iter = 20
 lr_multiplier.decay = 0.02
 train.output_dir = "output/SDMatte_small"
-train.init_checkpoint = str(_small / "start.safetensors")
+train.init_checkpoint = str(_small / "model.safetensors")
 train.epochs = 8
 train.checkpoints = 2
 train.evaluations = 2

@@ -7,12 +7,9 @@ python examples/predict.py --image photo.jpg --box 10 20 300 400 --model Longfei
 import argparse
 from pathlib import Path
 
-import SDMatte
 from SDMatte import MattePredictor
 from SDMatte.images.io import write_image
 from SDMatte.samples import real_photographs
-
-SMALL = Path(SDMatte.__file__).parent / "assets" / "small"
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--image", help="default: a photograph shipped with scikit-image")
@@ -21,10 +18,7 @@ parser.add_argument("--model", help="folder or hub id (default: the small model,
 parser.add_argument("--output", type=Path, default=Path("output/examples/predict"))
 args = parser.parse_args()
 
-if args.model is None:
-    predictor = MattePredictor.from_pretrained(SMALL, "start.safetensors", resolution=128)
-else:
-    predictor = MattePredictor.from_pretrained(args.model)
+predictor = MattePredictor.from_pretrained(args.model)
 photographs = {photograph.name: photograph.path for photograph in real_photographs()}
 predictor.set_image(args.image or photographs["coffee"])
 result = predictor.predict(box=args.box)

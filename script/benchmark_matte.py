@@ -26,11 +26,8 @@ from SDMatte.inference import foreground
 from SDMatte.inference.batch import Batch, Job
 from SDMatte.inference.predictor import MattePredictor
 from SDMatte.inference.result import OutputSettings
-from SDMatte.modeling import SDMatte
-from SDMatte.modeling.weights import load_checkpoint
 from SDMatte.prompts.requests import PromptRequest
 
-SMALL = Path(__file__).parents[1] / "SDMatte" / "assets" / "small"
 TURNS = 3
 
 
@@ -68,9 +65,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=60, help="photographs")
     parser.add_argument("--size", type=int, nargs=2, default=(3000, 2000), metavar=("W", "H"))
     args = parser.parse_args()
-    model = SDMatte(SMALL, load_weight=False, aux_input=None)
-    load_checkpoint(model, SMALL / "start.safetensors")
-    predictor = MattePredictor(model, resolution=128)
+    predictor = MattePredictor.from_pretrained()
     prompt = PromptRequest("box", [side * n // 6 for n in (1, 5) for side in args.size])
     with tempfile.TemporaryDirectory() as folder:
         images = [Path(folder, f"{i}.jpg") for i in range(args.number)]

@@ -32,6 +32,7 @@ def settings(root: Path, output: Path, *more: str) -> list[str]:
         f"model.pretrained_model_name_or_path={tiny_folder()}",
         "model.load_weight=False",
         "train.init_checkpoint=''",
+        "model.image_prior=null",
         "train.device=cpu",
         "train.max_iter=6",
         "train.checkpoints=3",

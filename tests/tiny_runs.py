@@ -22,6 +22,7 @@ def tiny_settings(*more: str) -> list[str]:
         f"model.pretrained_model_name_or_path={tiny_folder()}",
         "model.load_weight=False",
         "train.init_checkpoint=null",
+        "model.image_prior=null",
         "optimizer.lr=2e-3",
         "dataloader.train.dataset.size=64",
         "dataloader.train.batch_size=2",

@@ -8,7 +8,6 @@ public domain); the large image is drawn. The commands read and write files in o
 
 import argparse
 import shlex
-import shutil
 from pathlib import Path
 
 import cv2
@@ -18,54 +17,43 @@ from check_large_image import draw
 from SDMatte.cli.main import main as sdmatte
 from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.images.sheets import contact_sheet
-from SDMatte.modeling import SDMatte
-from SDMatte.modeling.weights import load_checkpoint
 from SDMatte.samples import real_photographs
 
 ROOT = Path(__file__).parents[1]
-SMALL = ROOT / "SDMatte" / "assets" / "small"
 WORK = Path("output/docs")
-MODEL = f"{WORK}/model"
 BOX = (80, 16, 478, 386)
 POINTS = ((280, 120), (200, 200), (330, 200), (280, 280))
 DETAIL = (770, 280, 930, 440)  # the enlarged part of the large image: x0, y0, x1, y1
 
 COMMANDS = (
-    "sdmatte matte output/docs/coffee.png --box 80 16 478 386"
-    " --alpha-only -o output/docs/box.png --model output/docs/model",
+    "sdmatte matte output/docs/coffee.png --box 80 16 478 386 --alpha-only -o output/docs/box.png",
     "sdmatte matte output/docs/coffee.png --points 280 120 200 200 330 200 280 280"
-    " --alpha-only -o output/docs/points.png --model output/docs/model",
+    " --alpha-only -o output/docs/points.png",
     "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png"
-    " --alpha-only -o output/docs/mask.png --model output/docs/model",
+    " --alpha-only -o output/docs/mask.png",
+    "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png -o output/docs/cut_out.png",
     "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png"
-    " -o output/docs/cut_out.png --model output/docs/model",
-    "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png"
-    " --background output/docs/rocket.png -o output/docs/postcard.png --model output/docs/model",
+    " --background output/docs/rocket.png -o output/docs/postcard.png",
     "sdmatte matte output/docs/large.png --box 378 98 902 622"
-    " --alpha-only -o output/docs/plain.png --model output/docs/model",
+    " --alpha-only -o output/docs/plain.png",
     "sdmatte matte output/docs/large.png --box 378 98 902 622 --refine tiles"
-    " --alpha-only -o output/docs/tiles.png --model output/docs/model",
+    " --alpha-only -o output/docs/tiles.png",
 )
 
 
 def main() -> None:
     """Prepare the inputs, run the commands, and lay out the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", help="folder of a training run (default: the shipped weights of the small model)"
-    )
-    args = parser.parse_args()
-    prepare(args.model)
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    prepare()
     for command in COMMANDS:
         print("$", command, flush=True)
-        words = shlex.split(command.replace(MODEL, args.model or MODEL))
-        if sdmatte(words[1:]):
+        if sdmatte(shlex.split(command)[1:]):
             raise SystemExit(f"failed: {command}")
     for name, sheet in sheets().items():
         print(write_image(ROOT / "docs" / f"inference_{name}.jpg", sheet))
 
 
-def prepare(model: str | None) -> None:
+def prepare() -> None:
     """Write the inputs of the commands."""
     WORK.mkdir(parents=True, exist_ok=True)
     for photograph in real_photographs():
@@ -77,11 +65,6 @@ def prepare(model: str | None) -> None:
     image, alpha = draw(1280, 720)
     write_image(WORK / "large.png", image)
     write_image(WORK / "large_alpha.png", alpha)
-    if model is None:
-        shutil.rmtree(MODEL, ignore_errors=True)
-        small = SDMatte(SMALL, load_weight=False, aux_input=None)
-        load_checkpoint(small, SMALL / "start.safetensors")
-        small.save_pretrained(MODEL, inference={"resolution": 128, "point_radius": 5.0})
 
 
 def sheets() -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ from SDMatte.data.transforms import make_trimap
 from SDMatte.images.resize import to_tensor
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.losses import MattingCriterion
-from SDMatte.modeling.weights import load_checkpoint, write_tensors
+from SDMatte.modeling.weights import load_checkpoint, read_tensors, write_tensors
 from SDMatte.prompts.types import PROMPT_TYPES
 from SDMatte.runtime.files import replace_file
 
@@ -94,6 +94,13 @@ def build(args: argparse.Namespace) -> Model:
     torch.manual_seed(args.seed)
     model = Model(args.model, load_weight=["vae"], aux_input=None, image_prior=args.encoder)
     assert model.image_prior is not None
+    if args.start is not None:
+        start = read_tensors(args.start)
+        unet = {n.removeprefix("unet."): v for n, v in start.items() if n.startswith("unet.")}
+        model.unet.load_state_dict(unet)
+        with torch.no_grad():  # disturb what the U-Net knows less
+            for projection in model.image_prior.projections:
+                projection[-1].weight.mul_(0.3)
     if args.prior is not None:
         # The package's names differ from timm's, but not its order.
         own = model.image_prior.encoder.state_dict()
@@ -226,6 +233,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=weighted, nargs="+", required=True, metavar="W:FOLDER")
     parser.add_argument("--backgrounds", type=Path, nargs="+", required=True)
+    parser.add_argument("--start", type=Path, help="a checkpoint with the weights of the U-Net")
     parser.add_argument("--prior", type=Path, help="the encoder's pretrained weights")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0")
     parser.add_argument("--model", type=Path, default=SMALL, help="folder of the component configs")

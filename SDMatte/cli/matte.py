@@ -13,7 +13,6 @@ from SDMatte.errors import ConfigError, MissingFileError, RunStopped
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "LongfeiHuang/SDMatte"
 FORMATS = ("png", "webp", "tif", "jpg", "bmp")
 SOME_FAILED = 1
 USER_ERROR = 2
@@ -133,9 +132,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         type=path_or_name,
-        default=DEFAULT_MODEL,
-        help="a folder or hub id with configs and a checkpoint, a training run's folder, or a "
-        f"checkpoint in one of these (default: {DEFAULT_MODEL})",
+        help="a folder or hub id with configs and a checkpoint, such as LongfeiHuang/SDMatte, a "
+        "training run's folder, or a checkpoint in one of these (default: the small model that "
+        "ships)",
     )
     group.add_argument(
         "--checkpoint",
@@ -154,7 +153,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="keep the proportions (default: resize to a square)",
     )
     group.add_argument(
-        "--refine", choices=("tiles",), help="a second pass over tiles of large images"
+        "--refine",
+        choices=("none", "guided", "tiles"),
+        help="guided: edges follow the image's; tiles: a second pass over tiles of large images "
+        "(default: the model's)",
     )
     group.add_argument(
         "--offload", action="store_true", help="keep only the active part of the model on the GPU"
@@ -205,6 +207,8 @@ def _plan(args: argparse.Namespace):
     settings = OutputSettings(
         kind, args.background, args.premultiplied, args.bits, f".{args.format}"
     )
+    if args.checkpoint is not None and args.model is None:
+        raise ConfigError("--checkpoint needs --model.")
     batch = Batch(settings, args.output)
     _add_jobs(batch, args)
     # The matte of a single image is always written.
@@ -212,7 +216,12 @@ def _plan(args: argparse.Namespace):
     batch.check(args.overwrite or _is_single(args), also_read)
     if batch.jobs:
         many = "s" if len(batch.jobs) > 1 else ""
-        logger.info("%d matte%s to make; loading %s ...", len(batch.jobs), many, args.model)
+        logger.info(
+            "%d matte%s to make; loading %s ...",
+            len(batch.jobs),
+            many,
+            args.model or "the small model",
+        )
     return batch
 
 

@@ -1,6 +1,7 @@
 """The work of ``sdmatte quickstart``: samples, training, test, scores and images."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from SDMatte.evaluation.methods import load_trained
 from SDMatte.evaluation.plan import build_test_loaders
 from SDMatte.evaluation.run import run_test
 from SDMatte.images.io import read_alpha, read_image, write_image
-from SDMatte.images.sheets import PAGE, contact_sheet
+from SDMatte.images.sheets import contact_sheet
 from SDMatte.inference.predictor import MattePredictor
 from SDMatte.inference.result import MatteResult
 from SDMatte.modeling import SDMatte, hub
@@ -29,11 +30,20 @@ from SDMatte.samples.photos import real_photographs
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.tables import score_table
 
-_BLANK = np.full((1, 1), PAGE, np.uint8)
+logger = logging.getLogger(__name__)
+
 _ROWS = 12
+_PROMPT_COLOR = (255, 210, 0)
+# Prompts of the photographs that installed packages bring, in pixels.
+_POINTS = {
+    "coffee": ((280, 120), (200, 200), (330, 200), (280, 280)),
+    "flower": ((310, 220), (250, 180), (370, 260)),
+}
+_ELLIPSES = {"coffee": ((280, 200), (170, 150)), "grace_hopper": ((260, 330), (220, 290))}
 PROMPTS = ("box", "point", "mask")
 NEXT_STEPS = """\
-Scores, curves and images are in {output}: scores.md, train/curves.png, results.png.
+In {output}: photographs.png (the model that ships), scores.md, train/curves.png and results.png
+(after fine-tuning).
 Next: your own data, the published weights and the published recipe; see README.md."""
 
 
@@ -60,11 +70,13 @@ def quickstart(
     overrides: Sequence[str] = (),
     sample_settings: Mapping[str, Any] | None = None,
 ) -> QuickstartResult:
-    """Create the sample set, train, test against baselines, and draw the results.
+    """Cut out photographs; fine-tune on the sample set, test against baselines, draw the results.
 
     A training in ``output/train`` is resumed.
     """
     output, run_dir = Path(output), Path(output) / "train"
+    draw_photographs(MattePredictor.from_pretrained(), output / "photographs.png")
+    logger.info("Mattes of photographs by the model that ships: %s", output / "photographs.png")
     make_sample_set(samples, **(sample_settings or {}))
     outputs = [output / name for name in ("test", "results.png", "scores.json", "scores.md")]
     check_not_read([output, *outputs], [samples])
@@ -109,16 +121,50 @@ def _summary(scores: dict[str, dict[str, float]], protocol: str) -> tuple[str, b
     return f"Held-out part of the sample set, protocol {protocol}: {description}\n\n{table}", beats
 
 
-def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:
-    """Draw rows of image, prompt, prediction and truth.
+def draw_photographs(predictor: MattePredictor, path: Path) -> None:
+    """Draw photographs with their prompts, mattes and cutouts on a checkerboard."""
+    tiles = []
+    for photograph in real_photographs():
+        image = np.array(photograph.load())
+        for prompt in _photograph_prompts(photograph.name, photograph.box, image.shape[:2]):
+            result = predictor.predict(**prompt, image=predictor.encode(image))
+            assert isinstance(result, MatteResult)  # a single prompt
+            cutout = result.composite(_checkerboard(image.shape[:2]))
+            tiles += [_prompted(image, **prompt), result.alpha, cutout]
+    write_image(path, contact_sheet(tiles, ["prompt", "matte", "cutout"] * 2, columns=6))
 
-    The first rows are images of the test set, the others photographs without a true matte.
-    """
+
+def _photograph_prompts(
+    name: str, box: tuple[int, int, int, int] | None, hw: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """Return the prompts of a photograph: arguments of `MattePredictor.predict`."""
+    if box is None:
+        return []
+    x0, y0, x1, y1 = box
+    prompts: list[dict[str, Any]] = [{"box": (x0, y0, x1 + 1, y1 + 1)}]
+    if name in _POINTS:
+        prompts.append({"points": _POINTS[name]})
+    if name in _ELLIPSES:
+        mask = np.zeros(hw, np.uint8)
+        center, axes = _ELLIPSES[name]
+        cv2.ellipse(mask, center, axes, 0, 0, 360, 1, -1)
+        prompts.append({"mask": mask})
+    return prompts
+
+
+def _checkerboard(hw: tuple[int, int]) -> np.ndarray:
+    """Draw light and dark squares, uint8 ``[H, W, 3]``."""
+    ys, xs = np.mgrid[: hw[0], : hw[1]] // (max(hw) // 24)
+    return np.repeat((205 + 50 * ((ys + xs) % 2)).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:
+    """Draw rows of image, prompt, prediction and truth of the test set."""
     _, loader = next(iter(build_test_loaders(config)))
     samples = loader.dataset.samples
     predictor = MattePredictor(model, resolution=loader.dataset.size)
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(_ROWS, len(samples))).round())
-    rows = []
+    tiles = []
     for index in chosen.astype(int):
         sample = samples[index]
         image = read_image(loader.dataset.root / sample.image)
@@ -126,27 +172,30 @@ def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:
         x0, y0, x1, y1 = loader.dataset[index]["bbox_coords"].tolist()
         height, width = truth.shape
         box = (x0 * width, y0 * height, x1 * width, y1 * height)
-        rows.append([image, _prompted(image, box), _predict(predictor, image, box), truth])
-    for photograph in real_photographs():
-        if photograph.box is not None:
-            image, box = np.array(photograph.load()), photograph.box
-            rows.append([image, _prompted(image, box), _predict(predictor, image, box), _BLANK])
-    tiles = [cell for row in rows for cell in row]
+        result = predictor.predict(box=box, image=predictor.encode(image))
+        assert isinstance(result, MatteResult)  # of a single box
+        tiles += [image, _prompted(image, box), result.alpha, truth]
     labels = ["image", "box prompt", "prediction", "truth"]
     write_image(path, contact_sheet(tiles, labels, columns=4))
 
 
-def _predict(predictor: MattePredictor, image: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    result = predictor.predict(box=box, image=predictor.encode(image))
-    assert isinstance(result, MatteResult)  # a single box
-    return result.alpha
-
-
-def _prompted(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """Draw a box, given in pixels, and dim its outside."""
-    prompt = (image * 0.4).astype(np.uint8)
-    x0, y0, x1, y1 = (int(round(v)) for v in box)
-    prompt[y0:y1, x0:x1] = image[y0:y1, x0:x1]
+def _prompted(
+    image: np.ndarray,
+    box: Sequence[float] | None = None,
+    points: Sequence[tuple[int, int]] = (),
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw a prompt: a box, points, or a mask whose outside is dimmed."""
+    drawn = image.copy()
     width = max(2, image.shape[1] // 100)
-    cv2.rectangle(prompt, (x0, y0), (x1, y1), (255, 210, 0), width)
-    return prompt
+    if box is not None:
+        x0, y0, x1, y1 = (int(round(v)) for v in box)
+        mask = np.zeros(image.shape[:2], np.uint8)
+        mask[y0:y1, x0:x1] = 1
+    if mask is not None:
+        drawn = (drawn * np.where(mask[..., None] > 0, 1, 0.4)).astype(np.uint8)
+    if box is not None:
+        cv2.rectangle(drawn, (x0, y0), (x1, y1), _PROMPT_COLOR, width)
+    for point in points:
+        cv2.circle(drawn, point, 2 * width, _PROMPT_COLOR, -1)
+    return drawn

@@ -18,6 +18,9 @@ from SDMatte.runtime.devices import choose_dtype
 from SDMatte.runtime.schema import Settings
 
 Refinement = Literal["none", "guided", "tiles"]
+SMALL_MODEL = Path(__file__).parents[1] / "assets" / "small"
+"""The model that ships."""
+
 RUN_CONFIG = "config.yaml"
 BOXES_ONLY_STEM = "SDMatte_plus"
 """Prefix of the published checkpoint of SDMatte*, which was trained with boxes only, and of its

@@ -1,6 +1,7 @@
 """Interactive matting: encode an image once, then predict mattes for any number of prompts."""
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,13 @@ from SDMatte.images.resize import (
     to_tensor,
 )
 from SDMatte.inference.guided import refine_with_guide
-from SDMatte.inference.loading import InferenceDefaults, Refinement, find_model, offload_model
+from SDMatte.inference.loading import (
+    SMALL_MODEL,
+    InferenceDefaults,
+    Refinement,
+    find_model,
+    offload_model,
+)
 from SDMatte.inference.result import MatteResult
 from SDMatte.inference.tiles import refine_with_tiles
 from SDMatte.modeling import SDMatte
@@ -30,6 +37,8 @@ from SDMatte.prompts.maps import extent
 from SDMatte.prompts.pixels import PixelPrompt, read_prompts
 from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
 from SDMatte.runtime.devices import choose_device, release_memory
+
+logger = logging.getLogger(__name__)
 
 _MAX_ASPECT = 16
 _LARGE = 2**20  # pixels of a batch; for less, allocating memory again costs more than it saves
@@ -132,7 +141,7 @@ class MattePredictor:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_hub_id: str | Path,
+        path_or_hub_id: str | Path | None = None,
         checkpoint: str | Path | None = None,
         *,
         device: str | torch.device = "auto",
@@ -151,7 +160,7 @@ class MattePredictor:
             path_or_hub_id: A folder or hub id with component configs and a checkpoint beside them
                 (``LongfeiHuang/SDMatte``, ``LongfeiHuang/LiteSDMatte``, or a folder written by
                 ``save_pretrained``), the output folder of a training run, or a checkpoint in one of
-                these.
+                these. None: the small model that ships.
             checkpoint: Name of the checkpoint in the folder, such as ``SDMatte_plus.pth`` for
                 SDMatte*. None: the usual one.
             device: ``"auto"`` (CUDA, else MPS, else the CPU) or the name of a device.
@@ -171,6 +180,12 @@ class MattePredictor:
             ConfigError: A setting is invalid.
         """
         device = choose_device(device)
+        if path_or_hub_id is None:
+            path_or_hub_id = SMALL_MODEL
+            logger.warning(
+                "Using the small model that ships; the published one, LongfeiHuang/SDMatte, is "
+                "far better and takes 5 GB."
+            )
         source = find_model(path_or_hub_id, checkpoint)
         model = source.load(device, dtype)
         if offload:

@@ -34,6 +34,7 @@ def settings(output: Path, *more: str) -> list[str]:
         f"model.pretrained_model_name_or_path={tiny_folder()}",
         "model.load_weight=False",
         "train.init_checkpoint=",
+        "model.image_prior=null",
         f"train.output_dir={output}",
         "train.evaluations=0",
         "train.checkpoints=1",

@@ -29,6 +29,7 @@ TINY = [
     f"model.pretrained_model_name_or_path={tiny_folder()}",
     "model.load_weight=False",
     "train.init_checkpoint=''",
+    "model.image_prior=null",
 ]
 
 
