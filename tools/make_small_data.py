@@ -1,16 +1,18 @@
 """Make objects and backgrounds for `tools/train_small.py` from free sources.
 
 `drawn` draws the sample set's training kinds, `furry` gives hair to the outlines of other objects,
-`views` takes photographs of the surroundings that HDR images show, `renders` path-traces 3-D models
-lit by them (needs mitsuba and trimesh). docs/small_model.md lists the sources and their licenses::
+`views` takes photographs of the surroundings that HDR images show (needs OpenEXR).
+docs/small_model.md lists the sources and their licenses::
 
     python tools/make_small_data.py drawn OUT
-    python tools/make_small_data.py furry OUT --objects FOLDER
-    python tools/make_small_data.py views OUT --hdris FOLDER
-    python tools/make_small_data.py renders OUT --hdris FOLDER --models FOLDER
+    python tools/make_small_data.py furry OUT --source FOLDER
+    python tools/make_small_data.py views OUT --source FOLDER
 """
 
 import argparse
+import base64
+import re
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -47,7 +49,7 @@ def draw_kinds(args: argparse.Namespace) -> None:
 
 def grow_hair(args: argparse.Namespace) -> None:
     """Give hair to the outlines of objects."""
-    cutouts = read_cutouts([args.objects], args.size)
+    cutouts = read_cutouts([args.source], args.size)
     for index in tqdm(range(args.count)):
         rng = np.random.default_rng([12, index])
         cutout = cutouts[rng.integers(len(cutouts))].rgba
@@ -96,16 +98,67 @@ def _with_hair(rgba: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
     return mixed / np.maximum(alpha, 1e-3)[..., None], alpha
 
 
+def take_views(args: argparse.Namespace) -> None:
+    """Take photographs of the surroundings that HDR images show."""
+    paths = sorted(args.source.glob("*.exr.js")) + sorted(args.source.glob("*.exr"))
+    args.output.mkdir(parents=True, exist_ok=True)
+    for index in tqdm(range(args.count)):
+        path = paths[index % len(paths)]
+        rng = np.random.default_rng([13, index])
+        view = _view(_read_exr(path), args.size, rng)
+        name = path.name.partition(".")[0]
+        cv2.imwrite(str(args.output / f"{index:04}_{name}.jpg"), view[..., ::-1])  # RGB -> BGR
+
+
+def _read_exr(path: Path) -> np.ndarray:
+    """Read an OpenEXR file, or a module of JavaScript with one: float32 `[H, W, 3]`."""
+    import OpenEXR
+
+    if path.suffix == ".js":  # export default "data:...;base64,..."
+        encoded = path.read_text().partition("base64,")[2]
+        content = base64.b64decode(re.match(r"[\w+/=]*", encoded)[0])
+        with tempfile.NamedTemporaryFile(suffix=".exr") as file:
+            file.write(content)
+            file.flush()
+            return _read_exr(Path(file.name))
+    return OpenEXR.File(str(path)).channels()["RGB"].pixels.astype(np.float32)
+
+
+def _view(surroundings: np.ndarray, size: int, rng: Rng) -> np.ndarray:
+    """Take a photograph in a random direction: uint8 `[size, size, 3]`.
+
+    Args:
+        surroundings: Equirectangular, float32 `[H, W, 3]`, linear.
+        size: Side in pixels.
+        rng: Draws direction and field of view.
+    """
+    yaw, pitch = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.25)
+    focal = size / 2 / np.tan(np.radians(rng.uniform(45, 95)) / 2)
+    xs, ys = np.meshgrid(np.arange(size) - size / 2, np.arange(size) - size / 2)
+    x, y, z = xs / focal, ys / focal, np.ones_like(xs)
+    y, z = y * np.cos(pitch) - z * np.sin(pitch), y * np.sin(pitch) + z * np.cos(pitch)
+    height, width = surroundings.shape[:2]
+    columns = ((np.arctan2(x, z) + yaw) / (2 * np.pi) % 1 * width).astype(np.float32)
+    rows = ((np.arctan2(y, np.hypot(x, z)) / np.pi + 0.5) * height).astype(np.float32)
+    light = cv2.remap(
+        surroundings, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+    ).clip(0, 100)
+    light *= np.clip(0.5 / max(float(np.median(light)), 1e-4), 0.2, 5)
+    shown = np.clip(1.6 * light / (1 + light), 0, 1) ** (1 / 2.2)
+    return np.round(shown * 255).astype(np.uint8)
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for name, function in {"drawn": draw_kinds, "furry": grow_hair}.items():
+    functions = {"drawn": draw_kinds, "furry": grow_hair, "views": take_views}
+    for name, function in functions.items():
         command = commands.add_parser(name, help=function.__doc__)
         command.add_argument("output", type=Path)
         command.add_argument("--count", type=int, default=480)
         command.add_argument("--size", type=int, default=224)
-        command.add_argument("--objects", type=Path)
+        command.add_argument("--source", type=Path, help="folder of objects or HDR images")
         command.set_defaults(run=function)
     args = parser.parse_args()
     args.run(args)

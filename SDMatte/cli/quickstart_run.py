@@ -131,7 +131,7 @@ def draw_photographs(predictor: MattePredictor, path: Path) -> None:
             assert isinstance(result, MatteResult)  # a single prompt
             cutout = result.composite(_checkerboard(image.shape[:2]))
             tiles += [_prompted(image, **prompt), result.alpha, cutout]
-    write_image(path, contact_sheet(tiles, ["prompt", "matte", "cutout"] * 2, columns=6))
+    write_image(path, contact_sheet(tiles, ["prompt", "matte", "cutout"] * 2, 6, 256))
 
 
 def _photograph_prompts(

@@ -28,5 +28,9 @@ class LiteSDMatte(SDMatte):
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Encode images `[B, 3, H, W]` in [-1, 1] to scaled latents `[B, C, h, w]`."""
-        image = (image + 1) / 2  # [-1, 1] -> [0, 1]
-        return self.vae.encode(image.to(self.vae.dtype)).latents * self.vae.config.scaling_factor
+        image = self.to_vae_range(image).to(self.vae.dtype, memory_format=torch.channels_last)
+        return self.vae.encode(image).latents * self.vae.config.scaling_factor
+
+    def to_vae_range(self, image: torch.Tensor) -> torch.Tensor:
+        """Scale images in [-1, 1] to [0, 1], as the reference does."""
+        return (image + 1) / 2

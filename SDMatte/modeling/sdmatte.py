@@ -259,6 +259,10 @@ class SDMatte(nn.Module):
         posterior = self.vae.encode(image).latent_dist
         return posterior.mean * self.vae.config.scaling_factor
 
+    def to_vae_range(self, image: torch.Tensor) -> torch.Tensor:
+        """Convert images in [-1, 1] to the range that the autoencoder takes: the same."""
+        return image
+
     def encode_prior(self, image: torch.Tensor) -> list[torch.Tensor] | None:
         """Return what an image adds to the U-Net's down blocks; None without `image_prior`.
 
@@ -278,9 +282,10 @@ class SDMatte(nn.Module):
         """
         # An offloaded autoencoder is moved to its device only by calls of its own methods.
         hook = getattr(self.vae, "_hf_hook", None)
-        mean = None if self.training or hook is not None else encode_bands(self.vae, prompt)
-        if mean is not None:
-            return mean * self.vae.config.scaling_factor
+        if not self.training and hook is None:
+            latent = encode_bands(self.vae, self.to_vae_range(prompt))
+            if latent is not None:
+                return latent * self.vae.config.scaling_factor
         device = self.vae.device if hook is None else hook.execution_device
         return self.encode(prompt.to(device, non_blocking=True).expand(-1, 3, -1, -1))
 

@@ -298,3 +298,14 @@ def test_masks_of_0_and_1(matte):
     assert matte("in/a.png", "--mask", "one.png", "-o", "y.png")[0] == 0
     same = np.array(Image.open("x.png")).astype(int) - np.array(Image.open("y.png"))
     assert np.abs(same).max() <= 1
+
+
+def test_without_a_model(tmp_path, monkeypatch, caplog, capsys):
+    """The small model is used, and the published one named."""
+    monkeypatch.chdir(tmp_path)
+    write_image("a.png", np.zeros((60, 80, 3), np.uint8))
+    words = ["matte", "a.png", "--box", "10", "10", "60", "50", "-o", "b.png"]
+    assert main(words) == 0 and Image.open("b.png").size == (80, 60)
+    assert "small model that ships" in caplog.text and "LongfeiHuang/SDMatte" in caplog.text
+    assert main([*words, "--checkpoint", "SDMatte_plus.pth"]) == 2
+    assert "--checkpoint needs --model" in capsys.readouterr().err + caplog.text

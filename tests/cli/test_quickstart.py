@@ -39,6 +39,8 @@ def test_quickstart_writes_scores_curves_and_images(tmp_path, monkeypatch):
     assert (output / "train" / "curves.png").is_file()
     image = read_image(output / "results.png")
     assert image.shape[1] == 4 * 192 and image.std() > 20
+    photographs = read_image(output / "photographs.png")
+    assert photographs.shape[1] == 6 * 256 and photographs.std() > 20
     trained, _, *baselines = (s for name, s in result.scores.items() if name.endswith("box"))
     better = all(trained[m] < s[m] for s in baselines for m in ("MSE", "SAD"))
     assert result.beats_baselines == better

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 from SDMatte import MattePredictor
 from SDMatte.errors import CheckpointError, ConfigError
-from SDMatte.inference.loading import InferenceDefaults, find_model
+from SDMatte.inference.loading import SMALL_MODEL, InferenceDefaults, find_model
 from SDMatte.modeling import LiteSDMatte, SDMatte
 from SDMatte.runtime.config import load_config
+from SDMatte.samples import real_photographs
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -139,6 +140,7 @@ def test_training_runs(model, tmp_path, rgb, expected):
         ROOT / "configs" / "SDMatte_small.py",
         [
             f"model.pretrained_model_name_or_path={tiny_folder()}",
+            "model.image_prior=null",
             "dataloader.test.dataset.size=64",
             "dataloader.test.dataset.settings.point_radius=3",
         ],
@@ -198,3 +200,17 @@ def test_refused_models(saved, published, tmp_path):
             find_model(spoil(spoiled, "sdmatte.json", json.dumps(content)))
     with pytest.raises(ConfigError, match="dtype must be float32, bfloat16 or float16"):
         MattePredictor.from_pretrained(saved, device="cpu", dtype="int8")
+
+
+def test_the_small_model_ships(caplog):
+    """Without a model, offline; it is small and sees the object of a photograph."""
+    predictor = MattePredictor.from_pretrained()
+    assert "Using the small model that ships" in caplog.text
+    assert (predictor.resolution, predictor.refine) == (256, "guided")
+    assert sum(f.stat().st_size for f in SMALL_MODEL.rglob("*")) < 30e6
+    coffee = next(p for p in real_photographs() if p.name == "coffee")
+    predictor.set_image(coffee.load())
+    for prompt in ({"box": (80, 16, 479, 387)}, {"points": [(280, 120), (200, 200), (280, 280)]}):
+        alpha = predictor.predict(**prompt).alpha
+        assert alpha[60:340, 150:420].mean() > 0.7  # the cup and its saucer
+        assert alpha[:, :40].mean() < 0.3 and alpha[:, 560:].mean() < 0.3

@@ -3,11 +3,13 @@
 See docs/cpu.md for the ideas and what they save.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
@@ -35,20 +37,55 @@ class FoldedUpsample(Upsample2D):
         """Map `[B, C, h, w]` to `[B, D, 2 * h, 2 * w]`."""
         if hidden_states.device.type != "cpu":
             return super().forward(hidden_states, *args, **kwargs)
-        height, width = hidden_states.shape[-2:]
-        weight = self.conv.weight
-        result = torch.empty(
-            (len(hidden_states), weight.shape[0], 2 * height, 2 * width),
-            dtype=weight.dtype,
-            device=weight.device,
-            memory_format=torch.channels_last,
-        )
-        for y, rows in enumerate(_fold(weight.float(), dim=2)):
-            for x, kernel in enumerate(_fold(rows, dim=3)):
-                kernel = kernel.to(weight.dtype, memory_format=torch.channels_last)
-                part = F.conv2d(hidden_states, kernel, self.conv.bias, padding=1)
-                result[..., y::2, x::2] = part[..., y : y + height, x : x + width]
-        return result
+        return _upsample_and_convolve(hidden_states, self.conv)
+
+
+class LeftToConv(nn.Upsample):
+    """The nearest upsampling of an `AutoencoderTiny`, left to the `UpsamplingConv` behind it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the input."""
+        return input
+
+
+class UpsamplingConv(nn.Conv2d):
+    """A 3 x 3 convolution with nearest upsampling before it; see `FoldedUpsample`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map `[B, C, h, w]` to `[B, D, 2 * h, 2 * w]`."""
+        if input.device.type != "cpu":
+            return super().forward(F.interpolate(input, scale_factor=2.0, mode="nearest"))
+        return _upsample_and_convolve(input, self)
+
+
+class InplaceTinyBlock(AutoencoderTinyBlock):
+    """A residual block of an `AutoencoderTiny` that overwrites maps, unless autograd needs them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `[B, C, H, W]` to `[B, D, H, W]`."""
+        if not _is_eager_cpu(x):
+            return super().forward(x)
+        hidden = x
+        for layer in self.conv:
+            hidden = F.relu_(hidden) if isinstance(layer, nn.ReLU) else layer(hidden)
+        hidden += self.skip(x)
+        return F.relu_(hidden)
+
+
+def _upsample_and_convolve(hidden: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
+    height, width = hidden.shape[-2:]
+    result = torch.empty(
+        (len(hidden), conv.out_channels, 2 * height, 2 * width),
+        dtype=conv.weight.dtype,
+        device=conv.weight.device,
+        memory_format=torch.channels_last,
+    )
+    for y, rows in enumerate(_fold(conv.weight.float(), dim=2)):
+        for x, kernel in enumerate(_fold(rows, dim=3)):
+            kernel = kernel.to(conv.weight.dtype, memory_format=torch.channels_last)
+            part = F.conv2d(hidden, kernel, conv.bias, padding=1)
+            result[..., y::2, x::2] = part[..., y : y + height, x : x + width]
+    return result
 
 
 def _fold(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,19 +208,26 @@ OPTIMIZED = {
     ResnetBlock2D: ChunkedResnetBlock,
     nn.GroupNorm: ExactGroupNorm,
     nn.SiLU: InplaceSiLU,
+    AutoencoderTinyBlock: InplaceTinyBlock,
 }
 
 
 def optimize_for_cpu(vae: nn.Module) -> None:
-    """Optimize an `AutoencoderKL` in place; other autoencoders are left unchanged.
+    """Optimize an `AutoencoderKL` or an `AutoencoderTiny` in place.
 
     Modules change their classes and keep their weights. It also enables
     `SDMatte.modeling.cpu.encode_bands`. Results stay the same up to rounding.
     """
-    if isinstance(vae, AutoencoderKL):
-        for module in vae.modules():
-            module.__class__ = OPTIMIZED.get(type(module), type(module))
-        vae.optimized_for_cpu = True
+    for module in vae.modules():
+        module.__class__ = OPTIMIZED.get(type(module), type(module))
+    if isinstance(vae, AutoencoderTiny):
+        for upsample, conv in itertools.pairwise(vae.decoder.layers):
+            if type(upsample) is nn.Upsample and (upsample.mode, upsample.scale_factor) == (
+                "nearest",
+                2.0,
+            ):
+                upsample.__class__, conv.__class__ = LeftToConv, UpsamplingConv
+    vae.optimized_for_cpu = True
 
 
 def _row_chunks(hidden: torch.Tensor, values: int) -> Iterator[tuple[int, int]]:

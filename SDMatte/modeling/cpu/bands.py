@@ -1,19 +1,20 @@
 """Encode images that are constant in bands, such as the map of a box, with a part of the work.
 
-The autoencoder's encoder consists of convolutions, group norms and one attention. Equal rows stay
-equal as long as they are farther from any other row, and from the border, than the convolutions
-have reached; likewise columns. So only the rows and columns near the ends of each band of equal
-ones are computed, plus one to represent the rest, at each of the encoder's resolutions. Norms and
-attention weight the representative by the number of rows it stands for. The result equals that of
-the whole image up to rounding. For a box at 1024 x 1024, a tenth of the work remains.
+The autoencoder's encoder consists of convolutions, group norms and at most one attention. Equal
+rows stay equal as long as they are farther from any other row, and from the border, than the
+convolutions have reached; likewise columns. So only the rows and columns near the ends of each band
+of equal ones are computed, plus one to represent the rest, at each of the encoder's resolutions.
+Norms and attention weight the representative by the number of rows it stands for. The result equals
+that of the whole image up to rounding. For a box at 1024 x 1024, a tenth of the work remains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock, EncoderTiny
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from SDMatte.modeling.cpu.autoencoder import group_moments, scale_and_shift
@@ -52,6 +53,49 @@ class Axis:
 Level = tuple[Axis, Axis]
 """Rows and columns of one resolution."""
 
+Layer = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Stage:
+    """The part of an encoder at one resolution.
+
+    Attributes:
+        layers: The layers but the last.
+        downsample: The convolution of stride 2 that follows; None at the last resolution.
+        depth: Number of successive 3 x 3 convolutions in `layers`.
+        padding: Rows before an image that `downsample` reads: 0 or 1.
+    """
+
+    layers: list[Layer]
+    downsample: Layer | None = None
+    depth: int = 0
+    padding: int = 0
+
+
+def list_stages(encoder: nn.Module) -> list[Stage]:
+    """Divide the encoder of an `AutoencoderKL` or an `AutoencoderTiny` by resolution."""
+    if isinstance(encoder, EncoderTiny):
+        stages = [Stage([lambda image: image.add(1).div(2)], padding=1)]
+        for layer in encoder.layers:
+            if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):
+                stages[-1].downsample = layer
+                stages.append(Stage([], padding=1))
+                continue
+            stages[-1].layers.append(layer)
+            stages[-1].depth += 3 if isinstance(layer, AutoencoderTinyBlock) else 1
+        return stages
+    stages = [
+        Stage([*block.resnets], *(block.downsamplers or [None]), depth=2 * len(block.resnets))
+        for block in encoder.down_blocks
+    ]
+    stages[0].layers.insert(0, encoder.conv_in)
+    stages[0].depth += 1
+    tail = [encoder.mid_block, encoder.conv_norm_out, encoder.conv_act, encoder.conv_out]
+    stages[-1].layers += tail
+    stages[-1].depth += 2 * len(encoder.mid_block.resnets) + 1
+    return stages
+
 
 def encode_bands(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor | None:
     """Encode images of constant bands.
@@ -64,30 +108,32 @@ def encode_bands(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor | N
         images: `[B, 3, H, W]`, or `[B, 1, H, W]` for equal channels, on the CPU.
 
     Returns:
-        Means of the posterior, `[B, C, h, w]`, equal to those of `vae.encode`. None if an image has
-        too few equal rows and columns or is not on the CPU, if the autoencoder was not prepared by
-        `optimize_for_cpu`, or if its device lacks float64.
+        Latents, or means of the posterior, `[B, C, h, w]`, equal to those of `vae.encode`. None if
+        an image has too few equal rows and columns or is not on the CPU, if the autoencoder was not
+        prepared by `optimize_for_cpu`, or if its device lacks float64.
     """
     ready = getattr(vae, "optimized_for_cpu", False) and vae.device.type != "mps"
     if not ready or images.device.type != "cpu":
         return None
-    plans = [_plan_levels(vae.encoder, image[None]) for image in images]
+    stages = list_stages(vae.encoder)
+    plans = [_plan_levels(stages, image[None]) for image in images]
     if any(plan is None for plan in plans):
         return None
     pairs = zip(images, plans, strict=True)
-    return torch.cat([_encode(vae, image[None], plan) for image, plan in pairs])
+    encoded = torch.cat([_encode(vae, stages, image[None], plan) for image, plan in pairs])
+    if isinstance(vae.encoder, EncoderTiny):
+        return encoded
+    return (encoded if vae.quant_conv is None else vae.quant_conv(encoded)).chunk(2, dim=1)[0]
 
 
-def _plan_levels(encoder: torch.nn.Module, image: torch.Tensor) -> list[Level] | None:
-    depths = [2 * len(block.resnets) for block in encoder.down_blocks]
-    depths[0] += 1  # conv_in
-    depths[-1] += 2 * len(encoder.mid_block.resnets) + 1  # conv_out
+def _plan_levels(stages: Sequence[Stage], image: torch.Tensor) -> list[Level] | None:
+    depths = [stage.depth for stage in stages]
     axes = []
     for dim in (2, 3):
         edges = find_edges(image, dim)
         if len(edges) > MAX_EDGES:
             return None
-        axes.append(plan_axis(image.shape[dim], edges, depths))
+        axes.append(plan_axis(image.shape[dim], edges, depths, stages[0].padding))
     levels = list(zip(*axes, strict=True))
     fractions = [len(r.kept) * len(c.kept) / (r.length * c.length) for r, c in levels]
     if sum(fractions) > MAX_FRACTION * len(fractions):
@@ -95,29 +141,22 @@ def _plan_levels(encoder: torch.nn.Module, image: torch.Tensor) -> list[Level] |
     return levels
 
 
-def _encode(vae: AutoencoderKL, image: torch.Tensor, levels: Sequence[Level]) -> torch.Tensor:
-    encoder = vae.encoder
-    hidden = image.expand(-1, encoder.conv_in.in_channels, -1, -1)
+def _encode(
+    vae: nn.Module, stages: Sequence[Stage], image: torch.Tensor, levels: Sequence[Level]
+) -> torch.Tensor:
+    hidden = image.expand(-1, 3, -1, -1)
     before: Level | None = None
-    for block, level in zip(encoder.down_blocks, levels, strict=True):
+    for stage, level in zip(stages, levels, strict=True):
         hidden = _select(hidden, before, [axis.kept for axis in level])
         hidden = hidden.to(vae.device, vae.dtype, non_blocking=True)
         with CountedRows(*level, vae.device):
-            if before is None:
-                hidden = encoder.conv_in(hidden)
-            for resnet in block.resnets:
-                hidden = resnet(hidden, None)
-        for downsampler in block.downsamplers or ():
-            hidden = downsampler(hidden)
-            level = tuple(axis.halved() for axis in level)
+            for layer in stage.layers:
+                hidden = layer(hidden)
         before = level
-    with CountedRows(*before, vae.device):
-        hidden = encoder.mid_block(hidden)
-        hidden = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(hidden)))
-    if vae.quant_conv is not None:
-        hidden = vae.quant_conv(hidden)
-    everywhere = [torch.arange(axis.length) for axis in before]
-    return _select(hidden, before, everywhere).chunk(2, dim=1)[0]
+        if stage.downsample is not None:
+            hidden = stage.downsample(hidden)
+            before = tuple(axis.halved() for axis in level)
+    return _select(hidden, before, [torch.arange(axis.length) for axis in before])
 
 
 def find_edges(image: torch.Tensor, dim: int) -> list[int]:
@@ -128,14 +167,17 @@ def find_edges(image: torch.Tensor, dim: int) -> list[int]:
     return [0, *(differs.any(dim=others).nonzero().flatten() + 1).tolist(), length]
 
 
-def plan_axis(length: int, edges: Sequence[int], depths: Sequence[int]) -> list[Axis]:
+def plan_axis(
+    length: int, edges: Sequence[int], depths: Sequence[int], padding: int = 0
+) -> list[Axis]:
     """Choose the rows, or columns, to compute at each resolution.
 
     Args:
         length: Number of rows of the image.
         edges: See `find_edges`.
         depths: Number of successive 3 x 3 convolutions at each resolution. Between resolutions, a
-            convolution of stride 2 reads rows 2 i to 2 i + 2.
+            convolution of stride 2 reads rows 2 i - padding to 2 i - padding + 2.
+        padding: See above.
     """
     axes = []
     # First and last row of the region around each edge that is not constant: empty at first.
@@ -144,7 +186,8 @@ def plan_axis(length: int, edges: Sequence[int], depths: Sequence[int]) -> list[
         spans = [(low - depth, high + depth) for low, high in spans]
         last = level == len(depths) - 1
         if not last:
-            spans = [(-((2 - low) // 2), high // 2) for low, high in spans]  # after halving
+            # After halving.
+            spans = [(-((2 - padding - low) // 2), (high + padding) // 2) for low, high in spans]
         unit = 1 if last else 2
         kept: set[int] = set()
         for low, high in spans:

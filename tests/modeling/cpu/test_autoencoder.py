@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.upsampling import Upsample2D
 
 from SDMatte.modeling.cpu import autoencoder, optimize_for_cpu
@@ -57,6 +57,18 @@ def small_autoencoder() -> AutoencoderKL:
     return vae.requires_grad_(False)
 
 
+def tiny_autoencoder() -> AutoencoderTiny:
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 2, 1),
+        num_decoder_blocks=(2, 1, 1),
+        latent_channels=4,
+    )
+    return vae.requires_grad_(False)
+
+
 def chunk_all_maps(monkeypatch) -> None:
     """Chunk maps of any size, at most five rows at a time."""
     monkeypatch.setattr(autoencoder, "LARGE_MAP", 1)
@@ -74,13 +86,39 @@ def test_whole_autoencoder_equals_diffusers(with_gradient, chunked, layout, monk
     ours = copy.deepcopy(plain)
     optimize_for_cpu(ours)
     replaced = {type(module) for module in ours.modules()}
-    assert replaced >= set(autoencoder.OPTIMIZED.values())
+    assert replaced >= set(autoencoder.OPTIMIZED.values()) - {autoencoder.InplaceTinyBlock}
     assert not replaced & set(autoencoder.OPTIMIZED)
     assert ours.state_dict().keys() == plain.state_dict().keys()
     image, found = torch.rand(2, 3, 32, 48), []
     for vae, given in ((plain, image), (ours, image.to(memory_format=layout))):
         with torch.no_grad():
             latent = vae.encode(given).latent_dist.mean
+        latent = latent.requires_grad_(with_gradient)
+        with torch.set_grad_enabled(with_gradient):
+            alpha = vae.decode(latent).sample
+        found.append((latent, alpha))
+        if with_gradient:
+            found[-1] += torch.autograd.grad(alpha.square().sum(), latent)
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() < 1e-5 * one.abs().max()
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_whole_tiny_autoencoder_equals_diffusers(with_gradient, layout):
+    plain = tiny_autoencoder()
+    ours = copy.deepcopy(plain)
+    optimize_for_cpu(ours)
+    assert {autoencoder.InplaceTinyBlock, autoencoder.UpsamplingConv} <= set(
+        map(type, ours.modules())
+    )
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    image, found = torch.rand(2, 3, 32, 48), []
+    for vae, given in ((plain, image), (ours, image.to(memory_format=layout))):
+        before = given.clone()
+        with torch.no_grad():
+            latent = vae.encode(given).latents
+        assert torch.equal(given, before)  # inputs are not overwritten
         latent = latent.requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
             alpha = vae.decode(latent).sample

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from models import make_batch, tiny_model
 
 from SDMatte.modeling.cpu import autoencoder, encode_bands, optimize_for_cpu
@@ -66,6 +66,31 @@ def assert_equals_whole(vae, image):
 @torch.no_grad()
 def test_latents_equal_those_of_the_whole_image(vae, height, width, boxes):
     assert_equals_whole(vae, box_image(height, width, boxes))
+
+
+@pytest.mark.parametrize(
+    "height, width, boxes",
+    [
+        (256, 320, [(100, 201, 77, 300)]),
+        (384, 384, [(150, 151, 100, 300)]),
+        (256, 256, []),
+        (256, 256, [(0, 1, 255, 256)]),
+        (320, 256, [(9, 10, 3, 100)]),
+        *((256, 256, [(low, low + 97, 255 - low, 256)]) for low in range(100, 108)),
+    ],
+)
+@torch.no_grad()
+def test_latents_of_a_tiny_autoencoder(height, width, boxes):
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8), num_encoder_blocks=(1, 1, 2, 1)
+    ).eval()
+    optimize_for_cpu(vae)
+    image = box_image(height, width, boxes)
+    expected = vae.encode(image).latents
+    found = encode_bands(vae, image)
+    assert found is not None and expected.std() > 0.01
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
