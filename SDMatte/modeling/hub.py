@@ -158,6 +158,25 @@ def resolve_component(name: str | Path) -> Path:
     return _resolve(name, choose)[0]
 
 
+def resolve_detector(name: str | Path) -> Path:
+    """Return the folder of a transformers model with its processor, after fetching it if needed.
+
+    Its weights must be safetensors.
+    """
+
+    def choose(names: Sequence[str], where: str) -> list[str]:
+        files = [n for n in names if re.fullmatch(r"[^/]+\.(json|txt|model)", n)]
+        weights = [n for n in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", n)]
+        if "config.json" not in files or not weights:
+            raise CheckpointError(
+                f"{where} is not a detector of transformers: it must have config.json and "
+                f"model.safetensors."
+            )
+        return [*files, *weights]
+
+    return _resolve(name, choose)[0]
+
+
 def _resolve(name: str | Path, choose: Chooser) -> tuple[Path, list[str]]:
     """Return the local folder of a model or of its copy from the hub, and the chosen files."""
     path = Path(name)
