@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from SDMatte.cli.common import path_or_name
 from SDMatte.errors import MissingFileError
@@ -110,10 +111,11 @@ def make_card(
 
     hub.check_repo(repo)
     found = find_model(source, checkpoint)
-    home, config, base = found.checkpoint.parent, None, None
+    home = found.checkpoint.parent
+    config: Any = None
+    base = None
     if (home / RUN_CONFIG).is_file() and not (home / "unet").is_dir():
         config = OmegaConf.to_container(OmegaConf.load(home / RUN_CONFIG), resolve=True)
-        assert isinstance(config, dict)
         name = hub.HubName.parse(str(found.folder))
         base = name.repo if name is not None and not Path(found.folder).exists() else None
     digest = file_hash(found.checkpoint)
