@@ -1,5 +1,6 @@
 """A small Hugging Face hub on 127.0.0.1, for huggingface_hub's own client."""
 
+import base64
 import contextlib
 import hashlib
 import importlib
@@ -25,6 +26,12 @@ class Hub:
         endpoint: Value of HF_ENDPOINT.
         repos: Folders with the files of repositories, by id.
         gated: Ids of repositories that need an accepted access request.
+        private: Ids of private repositories; they are served to everybody.
+        read_only: Ids of repositories that nobody may write.
+        created: Folder in which repositories are created.
+        no_commits: Whether commits fail, after the large files were uploaded.
+        commits: Message and changed files of each commit, in order.
+        blobs: Large files that were uploaded, by SHA-256; visible only after a commit.
         broken: Status of every response; None to respond normally.
         silent: If set, requests are accepted but not answered until the event.
         requests: Method and path of each request, in order.
@@ -33,6 +40,12 @@ class Hub:
     endpoint: str = ""
     repos: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    private: set[str] = field(default_factory=set)
+    read_only: set[str] = field(default_factory=set)
+    created: Path | None = None
+    no_commits: bool = False
+    commits: list[tuple[str, list[str]]] = field(default_factory=list)
+    blobs: dict[str, bytes] = field(default_factory=dict)
     broken: int | None = None
     silent: threading.Event | None = None
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -67,6 +80,89 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
+    def do_POST(self) -> None:
+        hub: Hub = self.server.hub
+        path = unquote(urlsplit(self.path).path)
+        hub.requests.append((self.command, path))
+        lines = self.body().splitlines()
+        if hub.broken is not None:
+            return self.send(hub.broken)
+        content = json.loads(lines[0])
+        if path == "/api/validate-yaml":
+            has_metadata = content["content"].startswith("---\n")
+            return self.send_json({"errors": [], "warnings": []}, 200 if has_metadata else 400)
+        if path == "/api/repos/create":
+            repo = f"{content['organization']}/{content['name']}"
+            if repo in hub.read_only:
+                return self.send(403)
+            known = repo in hub.repos
+            if not known:
+                hub.repos[repo] = hub.created / repo
+                hub.repos[repo].mkdir(parents=True)
+                if content.get("private") or content.get("visibility") == "private":
+                    hub.private.add(repo)
+            return self.send_json({"url": f"{hub.endpoint}/{repo}"}, 409 if known else 200)
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                {
+                    **{key: one[key] for key in ("oid", "size")},
+                    "actions": {"upload": {"href": f"{hub.endpoint}/blobs/{one['oid']}"}},
+                }
+                for one in content["objects"]
+            ]
+            return self.send_json({"transfer": "basic", "objects": objects})
+        owner, name, action = path.removeprefix("/api/models/").split("/")[:3]
+        if action == "preupload":
+            files = [
+                {
+                    "path": one["path"],
+                    "uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for one in content["files"]
+            ]
+            return self.send_json({"files": files})
+        if hub.no_commits:
+            return self.send(500)
+        files = {}
+        for line in map(json.loads, lines[1:]):
+            value = line["value"]
+            is_large = line["key"] == "lfsFile"
+            files[value["path"]] = (
+                hub.blobs[value["oid"]] if is_large else base64.b64decode(value["content"])
+            )
+        for file, written in files.items():
+            target = hub.repos[f"{owner}/{name}"] / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(written)
+        hub.commits.append((content["value"]["summary"], sorted(files)))
+        url = f"{hub.endpoint}/{owner}/{name}/commit/{COMMIT}"
+        return self.send_json({"success": True, "commitUrl": url, "commitOid": COMMIT})
+
+    def do_PUT(self) -> None:
+        hub: Hub = self.server.hub
+        hub.requests.append((self.command, self.path))
+        content = self.body()
+        oid = hashlib.sha256(content).hexdigest()
+        if self.path != f"/blobs/{oid}":
+            return self.send(400)
+        hub.blobs[oid] = content
+        return self.send(200)
+
+    def body(self) -> bytes:
+        length = self.headers.get("Content-Length")
+        if length is not None:
+            return self.rfile.read(int(length))
+        content = b""
+        while size := int(self.rfile.readline(), 16):  # sent in chunks
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def send_json(self, content, status=200) -> None:
+        self.send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
     def answer(self) -> None:
         hub: Hub = self.server.hub
         path = unquote(urlsplit(self.path).path)
@@ -100,10 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
                     "sha": COMMIT,
                     "siblings": [{"rfilename": n} for n in names],
                     "gated": "manual" if repo in hub.gated else False,
+                    "private": repo in hub.private,
                 }
-            return self.send(
-                200, json.dumps(content).encode(), {"Content-Type": "application/json"}
-            )
+            return self.send_json(content)
         if repo in hub.gated:
             return self.send(401, code="GatedRepo")
         file = folder / "/".join(rest[2:])

@@ -16,6 +16,7 @@ COMMANDS = {
     "matte": "cut objects out of images",
     "data": "list, check and show data sets",
     "export-weights": "write the weights of a checkpoint, without the training state",
+    "push": "upload a model to the Hugging Face hub",
     "quickstart": "create samples, train the small model and test it",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from SDMatte.cli.common import Removed, add_process_arguments, path_or_name, start_processes
 from SDMatte.errors import ConfigError, MissingFileError, RunStopped
+from SDMatte.prompts.types import DETECTOR, DETECTOR_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ EPILOG = """\
 examples:
   sdmatte matte photo.jpg --box 10 20 300 400 -o cat.png
   sdmatte matte photo.jpg --points 50 60 70 80 --alpha-only --bits 16
+  sdmatte matte photo.jpg --text "the dog on the left" -o dog.png
   sdmatte matte photo.jpg --mask rough.png --background "#00b140"
   sdmatte matte FOLDER --prompts prompts.csv -o MATTES
   sdmatte matte FOLDER --mask MASKS -o MATTES --recursive
@@ -83,6 +85,9 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         metavar="FILE_OR_FOLDER",
         help="0 background, 128 unknown, 255 foreground; or 0, 1, 2",
     )
+    kinds.add_argument(
+        "--text", metavar="WORDS", help="what the object is; a detector finds its box"
+    )
     kinds.add_argument("--auto", action="store_true", help="no prompt: the salient object")
     kinds.add_argument(
         "--prompts",
@@ -92,6 +97,26 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--transparent", action="store_true", help="the object is transparent: glass, smoke, veils"
+    )
+    group.add_argument(
+        "--all",
+        dest="find_all",
+        action="store_true",
+        help="with --text: a matte of each object that is found, NAME_1, NAME_2, ...",
+    )
+    group.add_argument(
+        "--detector",
+        type=path_or_name,
+        default=DETECTOR,
+        help="folder or hub id of a zero-shot detector such as Grounding DINO or OWLv2, for texts "
+        f"(default: {DETECTOR})",
+    )
+    group.add_argument(
+        "--detector-threshold",
+        type=float,
+        default=DETECTOR_THRESHOLD,
+        metavar="SCORE",
+        help=f"lowest score of a box that is used, from 0 to 1 (default: {DETECTOR_THRESHOLD})",
     )
 
 
@@ -209,6 +234,12 @@ def _plan(args: argparse.Namespace):
     )
     if args.checkpoint is not None and args.model is None:
         raise ConfigError("--checkpoint needs --model.")
+    if args.find_all and args.text is None:
+        raise ConfigError("--all needs --text.")
+    if not 0 <= args.detector_threshold <= 1:
+        raise ConfigError(
+            f"--detector-threshold must be from 0 to 1; got {args.detector_threshold:g}."
+        )
     batch = Batch(settings, args.output)
     _add_jobs(batch, args)
     # The matte of a single image is always written.
@@ -251,8 +282,10 @@ def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool 
     try:
         with handling(stop):
             # Imported late: it takes seconds.
+            from SDMatte.inference.detection import Detector
             from SDMatte.inference.predictor import MattePredictor
 
+            has_text = any(job.prompt.kind == "text" for job in batch.jobs)
             predictor = MattePredictor.from_pretrained(
                 args.model,
                 args.checkpoint,
@@ -262,6 +295,9 @@ def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool 
                 keep_aspect=args.keep_aspect,
                 offload=args.offload,
                 progress=is_main,
+                # Loaded first, so that a mistake is reported before a large model is fetched.
+                detector=Detector(args.detector, args.device) if has_text else args.detector,
+                detector_threshold=args.detector_threshold,
             )
             batch.run(predictor, args.refine, args.ignore_alpha, num_local, is_main)
     except KeyboardInterrupt:
@@ -316,6 +352,8 @@ def _prompts(args: argparse.Namespace) -> list:
     if args.points is not None:
         points = as_pairs(args.points, "--points")
         return [PromptRequest("points", points, args.transparent)]
+    if args.text is not None:
+        return [PromptRequest("text", args.text, args.transparent, args.find_all)]
     for kind in ("mask", "trimap"):
         value = getattr(args, kind)
         if value is not None:

@@ -49,7 +49,7 @@ class Job:
     Attributes:
         image: The image file.
         prompt: The prompt.
-        output: The file to write.
+        output: The file to write; the first one if the prompt may find several objects.
         problem: Why the job will fail, if that is known in advance.
     """
 
@@ -57,6 +57,12 @@ class Job:
     prompt: PromptRequest
     output: Path
     problem: str = ""
+
+    def outputs(self, count: int) -> list[Path]:
+        """Return the files of several mattes: ``NAME_1``, ``NAME_2`` and so on."""
+        stem, suffix = self.output.stem.removesuffix("_1"), self.output.suffix
+        others = [self.output.with_name(f"{stem}_{n}{suffix}") for n in range(2, count + 1)]
+        return [self.output, *others]
 
 
 class Batch:
@@ -86,6 +92,7 @@ class Batch:
         self.failed: list[tuple[Job, str]] = []
         self.num_left_out = 0
         self._lookup = NameLookup()
+        self._read: list[str | Path | None] = []
 
     # ---------------------------------------------------------------- planning
 
@@ -106,6 +113,8 @@ class Batch:
             self._add(image, prompts, output / image.stem)
         elif len(prompts) > 1:
             raise ConfigError(f"{len(prompts)} mattes need an output folder; {output} is a file.")
+        elif prompts[0].find_all:
+            raise ConfigError(f"All that is found needs an output folder; {output} is a file.")
         else:
             self.settings.check_suffix(output.suffix)
             self._add(image, prompts, output.with_suffix(""), suffix=output.suffix)
@@ -199,7 +208,8 @@ class Batch:
         """Add the mattes of one image, numbered if there are several."""
         suffix = self.settings.suffix if suffix is None else suffix
         for number, prompt in enumerate(prompts, start=1):
-            end = f"_{number}{suffix}" if len(prompts) > 1 else suffix
+            end = f"_{number}" if len(prompts) > 1 else ""
+            end += f"_1{suffix}" if prompt.find_all else suffix
             problem = ""
             try:
                 prompt = prompt.located(image, place, self._lookup)
@@ -224,8 +234,8 @@ class Batch:
         """
         jobs, self.jobs = self.jobs, []
         maps = [job.prompt.value for job in jobs if job.prompt.kind in MAPS]
-        read = [*(job.image for job in jobs), *maps, *also_read]
-        check_not_read((job.output for job in jobs), read)
+        self._read = [*(job.image for job in jobs), *maps, *also_read]
+        check_not_read((job.output for job in jobs), self._read)
         sources: dict[str, Path] = {}
         for job in jobs:
             source = sources.setdefault(name_key(str(job.output)), job.image)
@@ -264,6 +274,7 @@ class Batch:
             world_size: Number of processes.
         """
         part = Batch(self.settings, self.output)
+        part._read = self._read
         numbers = {image: n for n, image in enumerate(dict.fromkeys(j.image for j in self.jobs))}
         part.jobs = [job for job in self.jobs if numbers[job.image] % world_size == rank]
         return part
@@ -304,9 +315,9 @@ class Batch:
         pool = ThreadPoolExecutor(num_threads, "matte")
         try:
             with logging_redirect_tqdm(), bar:
-                for job, result in self._predict(predictor, pool, jobs, refine, ignore_alpha, bar):
-                    written.append((job, pool.submit(self._write, job, result)))
-                    del result  # the thread's is the only reference
+                for job, results in self._predict(predictor, pool, jobs, refine, ignore_alpha, bar):
+                    written.append((job, pool.submit(self._write, job, results)))
+                    del results  # the thread's is the only reference
                     if len(written) >= num_threads:
                         self._collect(*written[0], bar)
                         written.popleft()
@@ -315,7 +326,7 @@ class Batch:
                     written.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
-            self.done += [job.output for job, future in written if _succeeded(future)]
+            self.done += [path for _, f in written if _succeeded(f) for path in f.result()]
 
     def _predict(
         self,
@@ -325,33 +336,44 @@ class Batch:
         refine: str | None,
         ignore_alpha: bool,
         bar: tqdm,
-    ) -> Iterator[tuple[Job, "MatteResult"]]:
+    ) -> Iterator[tuple[Job, "list[MatteResult]"]]:
         """Yield the results of jobs; those that fail are recorded."""
         # One matte at a time: on CPUs, a batch changes the last bits of alpha; on GPUs, it has not
         # been measured.
         encoded = source = None
         for job, pixels, arguments in _read_ahead(pool, jobs, ignore_alpha):
-            result = None
+            results = None
             with self._recording(job):
                 if source is not pixels:
                     encoded = source = None  # free its memory before the next image is encoded
                     encoded, source = predictor.encode_pixels(*pixels.result()), pixels
                 result = predictor.predict(**arguments.result(), refine=refine, image=encoded)
-                assert not isinstance(result, list)  # of one prompt
-            if result is None:
+                results = result if isinstance(result, list) else [result]
+                del result
+            if results is None:
                 bar.update()
             else:
-                yield job, result
+                yield job, results
 
-    def _write(self, job: Job, result: "MatteResult") -> None:
+    def _write(self, job: Job, results: "list[MatteResult]") -> list[Path]:
+        """Write the mattes of a job and return their files."""
+        for result in results:
+            if result.box is not None:
+                where = " ".join(map(str, result.box))
+                text, score = job.prompt.value, result.score
+                logger.info("%s: %r found at %s, score %.2f.", job.image, text, where, score)
         metadata = None if self.settings.kind == "alpha" else read_metadata(job.image)
-        write_image(job.output, self.settings.render(result), metadata)
+        outputs = job.outputs(len(results))
+        check_not_read(outputs[1:], self._read)  # their number was not known before
+        # The first one last: a job whose first matte exists is complete.
+        for path, result in reversed(list(zip(outputs, results, strict=True))):
+            write_image(path, self.settings.render(result), metadata)
+        return outputs
 
     def _collect(self, job: Job, future: Future, bar: tqdm) -> None:
         """Wait until a matte is written."""
         with self._recording(job):
-            future.result()
-            self.done.append(job.output)
+            self.done += future.result()
         bar.update()
 
     @contextlib.contextmanager

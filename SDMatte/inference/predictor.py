@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -22,6 +22,7 @@ from SDMatte.images.resize import (
     resize_bilinear,
     to_tensor,
 )
+from SDMatte.inference.detection import Detector, FoundBox, best_boxes
 from SDMatte.inference.guided import refine_with_guide
 from SDMatte.inference.loading import (
     SMALL_MODEL,
@@ -34,15 +35,20 @@ from SDMatte.inference.result import MatteResult
 from SDMatte.inference.tiles import refine_with_tiles
 from SDMatte.modeling import SDMatte
 from SDMatte.prompts.maps import extent
-from SDMatte.prompts.pixels import PixelPrompt, read_prompts
-from SDMatte.prompts.types import PROMPT_TYPES, get_prompt_type
+from SDMatte.prompts.pixels import PixelPrompt, check_text, read_prompts, select_prompt
+from SDMatte.prompts.types import (
+    DETECTOR,
+    DETECTOR_THRESHOLD,
+    PROMPT_TYPES,
+    get_prompt_type,
+)
 from SDMatte.runtime.devices import choose_device, release_memory
 
 logger = logging.getLogger(__name__)
 
 _MAX_ASPECT = 16
 _LARGE = 2**20  # pixels of a batch; for less, allocating memory again costs more than it saves
-_PREDICT_KEYS = ("box", "points", "mask", "trimap", "transparent")
+_PREDICT_KEYS = ("box", "points", "mask", "trimap", "text", "transparent")
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class _Task(NamedTuple):
     encoded: EncodedImage
     prompt: PixelPrompt
     transparent: bool
+    found: FoundBox | None = None
 
 
 class MattePredictor:
@@ -99,6 +106,10 @@ class MattePredictor:
         defaults: How the model processes images.
         device: Where to compute. None: where the model is; an offloaded model needs it.
         progress: Show the number of tiles of ``refine="tiles"`` on standard error.
+        detector: What finds the boxes of texts, loaded when the first text is given: a folder or
+            hub id of a zero-shot detector (Grounding DINO, OWLv2); a `Detector`, or a function that
+            is called like one.
+        detector_threshold: Lowest score of a box that is used, in [0, 1].
 
     Raises:
         ConfigError: A setting is invalid.
@@ -116,6 +127,8 @@ class MattePredictor:
         defaults: InferenceDefaults | None = None,
         device: torch.device | None = None,
         progress: bool = False,
+        detector: str | Path | Callable[[np.ndarray, str], list[FoundBox]] = DETECTOR,
+        detector_threshold: float = DETECTOR_THRESHOLD,
     ):
         defaults = defaults or InferenceDefaults()
         self.model = model.eval()
@@ -134,6 +147,12 @@ class MattePredictor:
         margin = self.crop_margin
         if margin is not None and not 0 <= margin < np.inf:
             raise ConfigError(f"crop_margin must be at least 0; got {margin!r}.")
+        if not 0 <= detector_threshold <= 1:
+            raise ConfigError(
+                f"detector_threshold must be from 0 to 1; got {detector_threshold!r}."
+            )
+        self.detector = detector
+        self.detector_threshold = detector_threshold
         self.point_radius = defaults.radius_at(self.resolution)
         self.prompts = _allowed_prompts(model, prompts)
         self._current: EncodedImage | None = None
@@ -153,6 +172,8 @@ class MattePredictor:
         batch_size: int = 4,
         offload: bool = False,
         progress: bool = False,
+        detector: str | Path | Callable[[np.ndarray, str], list[FoundBox]] = DETECTOR,
+        detector_threshold: float = DETECTOR_THRESHOLD,
     ) -> "MattePredictor":
         """Load a published model or one trained with this project.
 
@@ -174,6 +195,8 @@ class MattePredictor:
             offload: Keep the model on the CPU, and only the part that computes on the device, for
                 GPUs with little memory.
             progress: See `MattePredictor`.
+            detector: See `MattePredictor`.
+            detector_threshold: See `MattePredictor`.
 
         Raises:
             CheckpointError: The model was not found, or its weights do not fit.
@@ -203,6 +226,8 @@ class MattePredictor:
             defaults=source.defaults,
             device=device,
             progress=progress,
+            detector=detector,
+            detector_threshold=detector_threshold,
         )
 
     def set_image(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
@@ -245,6 +270,8 @@ class MattePredictor:
         points: Any = None,
         mask: Any = None,
         trimap: Any = None,
+        text: str | None = None,
+        find_all: bool = False,
         transparent: bool | None = None,
         refine: str | None = None,
         image: EncodedImage | None = None,
@@ -262,6 +289,9 @@ class MattePredictor:
                 in [0, 1]; or a list of masks. See `SDMatte.prompts.pixels.read_prompts`.
             trimap: ``[H, W]``: 0 background, 128 unknown, 255 foreground, or 0, 1, 2; or a list of
                 trimaps.
+            text: What the object is, such as ``"the dog on the left"``. The best box that the
+                detector finds is the prompt; the result has it, with its score.
+            find_all: Predict a matte for each box that is found for the text, the best first.
             transparent: Whether the object is transparent, such as glass or smoke. None: opaque.
             refine: ``"tiles"`` for a second pass over the edges at full resolution (see
                 `SDMatte.inference.tiles`), ``"guided"`` for edges that follow the image's (see
@@ -269,10 +299,12 @@ class MattePredictor:
             image: An image from `encode` or `set_image`. None: the one that is set.
 
         Returns:
-            The result, or a list of results for a list of prompts.
+            The result, or a list of results for a list of prompts and for ``find_all``.
 
         Raises:
-            PromptError: The prompt does not fit the image or the model, or no image is set.
+            PromptError: The prompt does not fit the image or the model, no image is set, or nothing
+                is found for the text.
+            CheckpointError: The detector was not found, or is not one.
             DataError: ``image`` is not an `EncodedImage`.
             ConfigError: ``refine`` is unknown, values overflow in the model's ``dtype``, or memory
                 is too small for the resolution.
@@ -282,11 +314,18 @@ class MattePredictor:
             raise PromptError("No image is set: call set_image first.")
         if not isinstance(encoded, EncodedImage):
             raise DataError("image must come from encode or set_image; pass other images there.")
-        prompts, many = self._read_prompts(
-            encoded, box=box, points=points, mask=mask, trimap=trimap
-        )
         opacity = _check_transparent(transparent)
-        results = self._run([_Task(encoded, prompt, opacity) for prompt in prompts], refine)
+        tasks, many = self._plan(
+            encoded,
+            opacity,
+            find_all=find_all,
+            box=box,
+            points=points,
+            mask=mask,
+            trimap=trimap,
+            text=text,
+        )
+        results = self._run(tasks, refine)
         return results if many else results[0]
 
     def predict_batch(
@@ -327,22 +366,44 @@ class MattePredictor:
             given = dict(given)
             transparent = _check_transparent(given.pop("transparent", None))
             encoded = self.encode(image, ignore_alpha=ignore_alpha)
-            (prompt, *_), many = self._read_prompts(encoded, **given)
+            (task, *_), many = self._plan(encoded, transparent, **given)
             if many:
                 raise PromptError("Each image takes one box, mask or trimap, not a list.")
-            tasks.append(_Task(encoded, prompt, transparent))
+            tasks.append(task)
         return self._run(tasks, refine)
 
-    def _read_prompts(self, encoded: EncodedImage, **given: Any) -> tuple[list[PixelPrompt], bool]:
-        """Read prompts, and whether they were given as a list."""
-        prompts, many = read_prompts(encoded.image.shape[:2], **given)
-        alias = prompts[0].kind.alias
+    def _plan(
+        self, encoded: EncodedImage, transparent: bool, find_all: bool = False, **given: Any
+    ) -> tuple[list[_Task], bool]:
+        """Return the tasks of a prompt, and whether their results are a list."""
+        text = select_prompt(**given).get("text")
+        if text is None:
+            if find_all:
+                raise PromptError("find_all needs a text.")
+            given.pop("text", None)
+            prompts, many = read_prompts(encoded.image.shape[:2], **given)
+            self._check_allowed(prompts[0].kind.alias)
+            return [_Task(encoded, prompt, transparent) for prompt in prompts], many
+        check_text(text)
+        self._check_allowed("box")
+        if isinstance(self.detector, str | Path):
+            self.detector = Detector(self.detector, self.device)
+        boxes = self.detector(flatten(encoded.image, encoded.opacity), text)
+        kind, hw = get_prompt_type("box"), encoded.image.shape[:2]
+        tasks = [
+            _Task(
+                encoded, PixelPrompt(kind, hw, np.array(found.box, np.float64)), transparent, found
+            )
+            for found in best_boxes(boxes, text, self.detector_threshold, find_all)
+        ]
+        return tasks, find_all
+
+    def _check_allowed(self, alias: str) -> None:
         if alias not in self.prompts:
             raise PromptError(
                 f"This model was not trained with {alias} prompts; it takes "
                 f"{', '.join(self.prompts)}."
             )
-        return prompts, many
 
     def _model_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that an image is resized to for the model."""
@@ -367,14 +428,14 @@ class MattePredictor:
 
     def _look_closer(self, task: _Task) -> tuple[_Task, Window]:
         """Crop the image of a task to its prompt, if the model wants it."""
-        encoded, prompt, transparent = task
+        encoded, prompt = task.encoded, task.prompt
         whole = Window.whole(encoded.image.shape)
         window = whole if self.crop_margin is None else prompt.window_around(self.crop_margin)
         if window == whole:
             return task, whole
         opacity = None if encoded.opacity is None else window.cut(encoded.opacity)
         crop = self.encode_pixels(window.cut(encoded.image), opacity)
-        return _Task(crop, prompt.cropped(window), transparent), window
+        return task._replace(encoded=crop, prompt=prompt.cropped(window)), window
 
     def _run(self, tasks: Sequence[_Task], refine: str | None) -> list[MatteResult]:
         refine = self.refine if refine is None else refine
@@ -399,7 +460,9 @@ class MattePredictor:
             opacity = task.encoded.opacity
             if opacity is not None:
                 alpha = np.minimum(alpha, opacity)
-            results.append(MatteResult(task.encoded.image, alpha, task.prompt.kind.alias, opacity))
+            box, score = (task.found.box, task.found.score) if task.found else (None, None)
+            alias = task.prompt.kind.alias
+            results.append(MatteResult(task.encoded.image, alpha, alias, opacity, box, score))
         return results
 
     def _infer(self, tasks: Sequence[_Task]) -> list[np.ndarray]:

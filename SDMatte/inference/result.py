@@ -28,14 +28,18 @@ class MatteResult:
         image: uint8 ``[H, W, 3]``, RGB; mid-gray where the image is fully transparent.
         alpha: float32 ``[H, W]`` in [0, 1], the fraction of each pixel that the object covers.
             Never exceeds the image's own alpha.
-        prompt: Short name of the prompt: box, point, mask, trimap or auto.
+        prompt: Short name of the prompt: box, point, mask, trimap or auto; box for a text.
         opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None if it is opaque.
+        box: The box that was found for a text, x0, y0, x1, y1 in pixels; None for other prompts.
+        score: The detector's confidence in that box, in [0, 1].
     """
 
     image: np.ndarray
     alpha: np.ndarray
     prompt: str
     opacity: np.ndarray | None = None
+    box: tuple[int, int, int, int] | None = None
+    score: float | None = None
 
     @cached_property
     def foreground(self) -> np.ndarray:

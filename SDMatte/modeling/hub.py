@@ -34,7 +34,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from SDMatte.errors import CheckpointError, MissingCheckpointError, OutputError
+from SDMatte.errors import CheckpointError, ConfigError, MissingCheckpointError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,25 @@ def resolve_component(name: str | Path) -> Path:
                 f"{where} is not a component in diffusers layout, with weights and config.json."
             )
         return ["config.json", *files]
+
+    return _resolve(name, choose)[0]
+
+
+def resolve_detector(name: str | Path) -> Path:
+    """Return the folder of a transformers model with its processor, after fetching it if needed.
+
+    Its weights must be safetensors.
+    """
+
+    def choose(names: Sequence[str], where: str) -> list[str]:
+        files = [n for n in names if re.fullmatch(r"[^/]+\.(json|txt|model)", n)]
+        weights = [n for n in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", n)]
+        if "config.json" not in files or not weights:
+            raise CheckpointError(
+                f"{where} is not a detector of transformers: it must have config.json and "
+                f"model.safetensors."
+            )
+        return [*files, *weights]
 
     return _resolve(name, choose)[0]
 
@@ -358,6 +377,62 @@ def _access_error(hub_name: HubName, error: Exception) -> CheckpointError:
         f'a private repository needs `hf auth login` or HF_TOKEN. README.md, "Pretrained model", '
         f"lists sources of weights."
     )
+
+
+# ------------------------------------------------------------------- uploading
+
+
+def check_repo(repo: str) -> None:
+    """Ensure that a name can be that of a repository.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    name = HubName.parse(repo)
+    if name is None or repo != name.repo:
+        raise ConfigError(f"A repository on the Hugging Face hub is OWNER/NAME; got {repo!r}.")
+
+
+def push_folder(folder: str | Path, repo: str, private: bool, message: str) -> str:
+    """Upload a folder in one commit; without it, the repository shows nothing of the upload.
+
+    Args:
+        folder: The folder.
+        repo: `OWNER/NAME`; created if it does not exist.
+        private: Whether the repository must be private.
+        message: Message of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ConfigError: `repo` is not such a name.
+        OutputError: The repository exists and is public, or the hub refuses the upload.
+    """
+    check_repo(repo)
+    if constants.HF_HUB_OFFLINE:
+        raise OutputError("HF_HUB_OFFLINE is set: nothing is uploaded to the Hugging Face hub.")
+    api = HfApi()
+    try:
+        # None: public, unless the owner is an organization whose repositories are private.
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise OutputError(f"{repo} exists on the Hugging Face hub and is public.")
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    except OutputError:  # also an OSError
+        raise
+    except (*_NETWORK_ERRORS, ValueError) as error:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (401, 403):
+            raise OutputError(
+                f"The Hugging Face hub does not accept uploads to {repo} ({_first_line(error)}). "
+                f"Log in with `hf auth login` and a token that may write, or set HF_TOKEN."
+            ) from error
+        raise OutputError(
+            f"Uploading to {repo} failed ({_first_line(error)}). Its files are unchanged; run the "
+            f"command again."
+        ) from error
+    return str(commit.commit_url)
 
 
 def _first_line(error: Exception) -> str:

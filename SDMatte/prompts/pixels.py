@@ -114,6 +114,33 @@ def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return covered >= min(0.5, float(covered.max()))
 
 
+def select_prompt(**given: Any) -> dict[str, Any]:
+    """Return the only argument that is not None; empty if all are.
+
+    Raises:
+        PromptError: There are several.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise PromptError(
+            f"Give one type of prompt: box, points, mask, trimap, text, or none; got "
+            f"{', '.join(given)}."
+        )
+    return given
+
+
+def check_text(text: Any) -> None:
+    """Ensure that a text can describe an object.
+
+    Raises:
+        PromptError: It is not a string, or has no letter or digit.
+    """
+    if not isinstance(text, str) or not any(character.isalnum() for character in text):
+        raise PromptError(
+            f'The text must describe the object, such as "the dog on the left"; got {_short(text)}.'
+        )
+
+
 def read_prompts(
     hw: tuple[int, int],
     *,
@@ -135,12 +162,7 @@ def read_prompts(
     Raises:
         PromptError: The prompt does not fit the image, or there are several types.
     """
-    given = {"box": box, "points": points, "mask": mask, "trimap": trimap}
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) > 1:
-        raise PromptError(
-            f"Give one type of prompt: box, points, mask, trimap, or none; got {', '.join(given)}."
-        )
+    given = select_prompt(box=box, points=points, mask=mask, trimap=trimap)
     if not given:
         return [PixelPrompt(get_prompt_type("auto"), hw, None)], False
     name, value = given.popitem()

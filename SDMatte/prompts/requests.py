@@ -4,13 +4,15 @@ A JSON file has a prompt for each image, or a list of prompts for several mattes
 
     {"a.jpg": {"box": [10, 20, 300, 400]},
      "b.jpg": [{"points": [[50, 60], [70, 80]]}, {"mask": "masks/b.png", "transparent": true}],
-     "c.jpg": {"auto": true}}
+     "c.jpg": {"auto": true},
+     "d.jpg": {"text": "the dog on the left"}}
 
 A CSV file has a column ``image`` and any of the others, and a line for each matte::
 
-    image,box,points,mask,trimap,auto,transparent
-    a.jpg,10 20 300 400,,,,,
-    b.jpg,,50 60 70 80,,,,1
+    image,box,points,mask,trimap,text,auto,transparent
+    a.jpg,10 20 300 400,,,,,,
+    b.jpg,,50 60 70 80,,,,,1
+    d.jpg,,,,,the dog on the left,,
 
 Images are named relative to their folder, mask and trimap files relative to the prompt file, in
 any spelling (`SDMatte.runtime.files.name_key`).
@@ -28,11 +30,11 @@ from SDMatte.errors import DataError, PromptError
 from SDMatte.images.decode import read_hw
 from SDMatte.images.io import read_mask, read_trimap
 from SDMatte.images.listing import find_partner
-from SDMatte.prompts.pixels import read_prompts
+from SDMatte.prompts.pixels import check_text, read_prompts
 from SDMatte.runtime.files import NameLookup, read_error
 
 MAPS = ("mask", "trimap")
-_TYPES = ("box", "points", *MAPS, "auto")
+_TYPES = ("box", "points", *MAPS, "text", "auto")
 _COLUMNS = ("image", *_TYPES, "transparent")
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
 
@@ -42,15 +44,17 @@ class PromptRequest:
     """A prompt as a user writes it, whose maps are not read yet.
 
     Attributes:
-        kind: ``"box"``, ``"points"``, ``"mask"``, ``"trimap"`` or ``"auto"``.
-        value: Of a box or points, numbers as for `MattePredictor.predict`; of a mask or a trimap,
+        kind: ``"box"``, ``"points"``, ``"mask"``, ``"trimap"``, ``"text"`` or ``"auto"``.
+        value: Of a box, points or a text, as for `MattePredictor.predict`; of a mask or a trimap,
             a file, or a folder that has a partner of the image; None for ``auto``.
         transparent: Whether the object is transparent.
+        find_all: Whether a text stands for a matte of each object that it describes.
     """
 
     kind: str
     value: Any = None
     transparent: bool = False
+    find_all: bool = False
 
     def located(
         self, image: Path, sub_folder: str = "", lookup: NameLookup | None = None
@@ -78,10 +82,15 @@ class PromptRequest:
             arguments[self.kind] = read(self.located(image).value)
         elif self.kind != "auto":
             arguments[self.kind] = self.value
+        if self.find_all:
+            arguments["find_all"] = True
         return arguments
 
     def check(self, image: Path) -> None:
         """Check the prompt against an image, of which usually only the header is read."""
+        if self.kind == "text":
+            check_text(self.value)
+            return
         arguments = self.load(image)
         del arguments["transparent"]
         try:
@@ -173,7 +182,7 @@ def _parse(column: str, text: str, where: str) -> Any:
         if text.lower() not in (*_TRUE, *_FALSE):
             raise DataError(f"{where}: {column} must be 1 or 0; got {text!r}.")
         return text.lower() in _TRUE
-    if column in MAPS:
+    if column in (*MAPS, "text"):
         return text
     try:
         numbers = [float(number) for number in re.split(r"[\s,;]+", text)]

@@ -11,6 +11,12 @@ from SDMatte.errors import PromptError
 NUM_POINTS = 10
 """Points of a point prompt; missing ones are padded with zeros, as the embedding was trained."""
 
+DETECTOR = "IDEA-Research/grounding-dino-tiny"
+"""Detector that finds the boxes of texts, unless the caller names another."""
+
+DETECTOR_THRESHOLD = 0.25
+"""Lowest score of a box that is used, unless the caller gives another."""
+
 
 @dataclass(frozen=True)
 class PromptType:

@@ -1,0 +1,252 @@
+"""The nodes: a model, and mattes by box, points, mask or trimap.
+
+IMAGE is float ``[B, H, W, C]`` in [0, 1], MASK float ``[B, H, W]`` in [0, 1], as everywhere in
+ComfyUI. The ids of the nodes are stored in workflows and never change.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from SDMatte.errors import PromptError
+from SDMatte.inference.loading import find_model
+from SDMatte.inference.predictor import MattePredictor
+from SDMatte.prompts.requests import as_pairs
+from SDMatte.runtime.devices import choose_device
+
+try:
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.utils
+
+    HAS_COMFY = True
+except ImportError:  # tests, and other programs that run nodes
+    HAS_COMFY = False
+
+MODEL = "SDMATTE_MODEL"
+
+
+class LoadedModel:
+    """A model that ComfyUI moves to its device when needed, and away when memory is short.
+
+    Attributes:
+        predictor: The predictor, whose weights may be on another device until `activate`.
+    """
+
+    def __init__(self, name: str, dtype: str, resolution: int, keep_aspect: bool):
+        device = comfy.model_management.get_torch_device() if HAS_COMFY else choose_device()
+        source = find_model(name)
+        model = source.load(device, dtype)  # to the CPU
+        model.release_text_encoder()
+        self.predictor = MattePredictor(
+            model,
+            resolution=resolution or None,
+            keep_aspect=keep_aspect or None,
+            defaults=source.defaults,
+            device=device,
+        )
+        # Without the text encoder, which has no memory that could be moved.
+        weights = torch.nn.ModuleDict({"unet": model.unet, "vae": model.vae})
+        self._patcher = None
+        if HAS_COMFY:
+            away = comfy.model_management.unet_offload_device()
+            self._patcher = comfy.model_patcher.ModelPatcher(weights, device, away)
+        else:
+            weights.to(device)
+
+    def activate(self) -> MattePredictor:
+        """Return the predictor with its weights on its device."""
+        if self._patcher is not None:
+            comfy.model_management.load_models_gpu([self._patcher])
+        return self.predictor
+
+
+@functools.lru_cache(maxsize=1)
+def load_model(name: str, dtype: str, resolution: int, keep_aspect: bool) -> LoadedModel:
+    """Load a model; the last one is kept, whatever ComfyUI caches."""
+    # ComfyUI runs nodes in inference mode, whose tensors have no version; the model needs it.
+    with torch.inference_mode(False):
+        return LoadedModel(name, dtype, resolution, keep_aspect)
+
+
+class LoadModel:
+    """Load a published model, a saved one or a training run."""
+
+    CATEGORY = "SDMatte"
+    DESCRIPTION = "Load SDMatte from a folder or the Hugging Face hub."
+    FUNCTION = "run"
+    RETURN_TYPES = (MODEL,)
+    RETURN_NAMES = ("model",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        """Return the inputs."""
+        tooltip = "A folder, a checkpoint or a hub id."
+        resolution = {"default": 0, "min": 0, "max": 8192, "step": 64}
+        return {
+            "required": {
+                "name": ("STRING", {"default": "LongfeiHuang/SDMatte", "tooltip": tooltip}),
+                "dtype": (["auto", "float32", "bfloat16", "float16"],),
+                "resolution": ("INT", {**resolution, "tooltip": "0: that of the model."}),
+                "keep_aspect": ("BOOLEAN", {"default": False}),
+            }
+        }
+
+    def run(self, name: str, dtype: str, resolution: int, keep_aspect: bool) -> tuple[LoadedModel]:
+        """Load the model."""
+        return (load_model(name.strip(), dtype, resolution, keep_aspect),)
+
+
+class Matte:
+    """Base of the nodes that make mattes; each adds the inputs of its prompt."""
+
+    CATEGORY = "SDMatte"
+    FUNCTION = "run"
+    RETURN_TYPES = ("MASK", "IMAGE")
+    RETURN_NAMES = ("alpha", "foreground")
+    OUTPUT_TOOLTIPS = (
+        "The matte: 1 is the object.",
+        "The object's own colors, without those of the background at soft edges.",
+    )
+    PROMPT: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        """Return the inputs."""
+        tooltips = {
+            "transparent": "The object is transparent: glass, smoke, veils.",
+            "tiles": "A second pass over the edges at full resolution.",
+            "foreground_colors": "Estimate the object's colors; otherwise those of the image.",
+        }
+        switches = {
+            name: ("BOOLEAN", {"default": name == "foreground_colors", "tooltip": text})
+            for name, text in tooltips.items()
+        }
+        return {"required": {"model": (MODEL,), "image": ("IMAGE",), **cls.PROMPT, **switches}}
+
+    def run(
+        self,
+        model: LoadedModel,
+        image: torch.Tensor,
+        transparent: bool,
+        tiles: bool,
+        foreground_colors: bool,
+        **prompt: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict the mattes of a batch.
+
+        Returns:
+            Alpha, ``[B, H, W]``, and colors, ``[B, H, W, 3]``, in [0, 1].
+        """
+        prompts = self.read(**prompt)
+        count = max(len(image), len(prompts))
+        if {len(image), len(prompts)} - {1, count}:
+            raise PromptError(
+                f"{len(image)} images and {len(prompts)} masks: give the same number, or one."
+            )
+        predictor = model.activate()
+        bar = comfy.utils.ProgressBar(count) if HAS_COMFY else None
+        alphas, colors = [], []
+        for index in range(count):
+            if index < len(image):
+                pixels = image[index].clamp(0, 1).movedim(-1, 0)  # [H, W, C] -> [C, H, W]
+                encoded = predictor.encode(pixels)
+            result = predictor.predict(
+                **prompts[min(index, len(prompts) - 1)],
+                transparent=transparent,
+                refine="tiles" if tiles else None,
+                image=encoded,
+            )
+            alphas.append(torch.from_numpy(result.alpha))
+            own = result.foreground if foreground_colors else result.image
+            colors.append(torch.from_numpy(own).float() / 255)  # [0, 255] -> [0, 1]
+            if bar is not None:
+                bar.update(1)
+        return torch.stack(alphas), torch.stack(colors)
+
+    def read(self, **prompt: Any) -> list[Mapping[str, Any]]:
+        """Return arguments of `MattePredictor.predict`, for each image or for all."""
+        raise NotImplementedError
+
+
+class MatteByBox(Matte):
+    """Mattes of the object in a box."""
+
+    DESCRIPTION = "Matte of the object in a box, whose edges are in pixels."
+    PROMPT: ClassVar[dict[str, Any]] = {
+        name: ("INT", {"default": value, "min": 0, "max": 2**15})
+        for name, value in (("x0", 0), ("y0", 0), ("x1", 512), ("y1", 512))
+    }
+
+    def read(self, x0: int, y0: int, x1: int, y1: int) -> list[Mapping[str, Any]]:
+        """Return the box."""
+        return [{"box": (x0, y0, x1, y1)}]
+
+
+class MatteByPoints(Matte):
+    """Mattes of the object at one to ten points."""
+
+    DESCRIPTION = "Matte of the object at one to ten points: x y, in pixels, a line each."
+    PROMPT: ClassVar[dict[str, Any]] = {"points": ("STRING", {"default": "", "multiline": True})}
+
+    def read(self, points: str) -> list[Mapping[str, Any]]:
+        """Return the points."""
+        words = [word for word in re.split(r"[\s,;()\[\]]+", points) if word]
+        try:
+            numbers = [float(word) for word in words]
+        except ValueError as error:
+            raise PromptError(f"Points are numbers x y, a line each; got {points!r}.") from error
+        if not numbers:
+            raise PromptError("Give at least one point: x y, in pixels of the image.")
+        return [{"points": as_pairs(numbers, "points")}]
+
+
+class MatteByMask(Matte):
+    """Mattes of the object under a rough mask."""
+
+    DESCRIPTION = "Matte of the object under a rough mask, such as one painted in the mask editor."
+    PROMPT: ClassVar[dict[str, Any]] = {"mask": ("MASK",)}
+
+    def read(self, mask: torch.Tensor) -> list[Mapping[str, Any]]:
+        """Return the masks; one that is not painted is refused."""
+        masks = _as_batch(mask)
+        if not (masks >= 0.5).flatten(1).any(1).all():
+            raise PromptError("The mask is empty: paint over the object in the mask editor.")
+        return [{"mask": one.float().clamp(0, 1).cpu().numpy()} for one in masks]
+
+
+class MatteByTrimap(Matte):
+    """Mattes by trimaps."""
+
+    DESCRIPTION = "Matte by a trimap: 0 is background, 0.5 unknown, 1 foreground."
+    PROMPT: ClassVar[dict[str, Any]] = {"trimap": ("MASK",)}
+
+    def read(self, trimap: torch.Tensor) -> list[Mapping[str, Any]]:
+        """Return the trimaps, each value rounded to the nearest of the three."""
+        levels = (_as_batch(trimap).float().clamp(0, 1) * 2).round().long().cpu()
+        values = torch.tensor([0, 128, 255], dtype=torch.uint8)[levels]  # [B, H, W]
+        return [{"trimap": one.numpy()} for one in values]
+
+
+def _as_batch(mask: torch.Tensor) -> torch.Tensor:
+    """Add the batch dimension that some nodes leave out."""
+    return mask[None] if mask.ndim == 2 else mask
+
+
+NODE_CLASS_MAPPINGS = {
+    "SDMatteLoadModel": LoadModel,
+    "SDMatteBox": MatteByBox,
+    "SDMattePoints": MatteByPoints,
+    "SDMatteMask": MatteByMask,
+    "SDMatteTrimap": MatteByTrimap,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "SDMatteLoadModel": "SDMatte: load model",
+    "SDMatteBox": "SDMatte: matte by box",
+    "SDMattePoints": "SDMatte: matte by points",
+    "SDMatteMask": "SDMatte: matte by mask",
+    "SDMatteTrimap": "SDMatte: matte by trimap",
+}
