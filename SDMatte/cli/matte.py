@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_prompts(parser)
     _add_outputs(parser)
-    _add_model(parser)
+    add_model_arguments(parser)
     add_process_arguments(parser)
 
 
@@ -128,7 +128,8 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `load_predictor`, and ``--refine``."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -158,6 +159,22 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--offload", action="store_true", help="keep only the active part of the model on the GPU"
+    )
+
+
+def load_predictor(args: argparse.Namespace, progress: bool):
+    """Load the model that the arguments of `add_model_arguments` name."""
+    from SDMatte.inference.predictor import MattePredictor  # late: it takes seconds
+
+    return MattePredictor.from_pretrained(
+        args.model,
+        args.checkpoint,
+        device=args.device,
+        dtype=args.dtype,
+        resolution=args.resolution,
+        keep_aspect=args.keep_aspect,
+        offload=args.offload,
+        progress=progress,
     )
 
 
@@ -241,19 +258,7 @@ def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool 
 
     try:
         with handling(stop):
-            # Imported late: it takes seconds.
-            from SDMatte.inference.predictor import MattePredictor
-
-            predictor = MattePredictor.from_pretrained(
-                args.model,
-                args.checkpoint,
-                device=args.device,
-                dtype=args.dtype,
-                resolution=args.resolution,
-                keep_aspect=args.keep_aspect,
-                offload=args.offload,
-                progress=is_main,
-            )
+            predictor = load_predictor(args, progress=is_main)
             batch.run(predictor, args.refine, args.ignore_alpha, num_local, is_main)
     except KeyboardInterrupt:
         if not received:
