@@ -1,6 +1,7 @@
 """``sdmatte demo``: a web page on this machine."""
 
 import argparse
+import logging
 import os
 import tempfile
 import threading
@@ -79,6 +80,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         ) from error
     from SDMatte.demo.page import LAUNCH, build_page
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's requests to itself
     print(f"Loading {args.model} ...", flush=True)
     page = build_page(
         load_predictor(args, progress=True),  # which the page shows, too

@@ -11,10 +11,9 @@ from typing import Any
 
 import gradio as gr
 
-from SDMatte.demo.session import VIEWS, Session, data_url, read_upload, reduce
+from SDMatte.demo.session import VIEWS, Session, data_url, reduce
 from SDMatte.errors import DataError, SDMatteError
 from SDMatte.images.formats import IMAGE_EXTENSIONS
-from SDMatte.inference.loading import InferenceDefaults
 from SDMatte.inference.predictor import MattePredictor
 from SDMatte.samples.photos import Photograph, real_photographs
 
@@ -25,6 +24,12 @@ _TOOLS = {"box": ("box", "Box"), "point": ("points", "Points"), "mask": ("paint"
 _THUMBNAIL = 96  # pixels
 # Seconds between checks, and age at which files of visitors who vanished are removed.
 _DELETE_CACHE = (60, 600)
+_DOWNLOADS = {
+    f"{label}, {bits} bits": (kind, bits)
+    for label, kind in (("Cutout (RGBA)", "cutout"), ("Matte", "alpha"))
+    for bits in (8, 16)
+}
+_PROGRESS = gr.Progress(track_tqdm=True)
 _ACCEPT = ",".join(IMAGE_EXTENSIONS)
 
 _THEME = gr.themes.Base(
@@ -36,7 +41,9 @@ _THEME = gr.themes.Base(
 )
 _CSS = """
 .gradio-container { max-width: 1280px !important; }
-#head h1 { margin: 0; font-size: 26px; } #head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
+#head h1 { margin: 0; font-size: 26px; }
+#head p { margin: 2px 0 0; color: var(--body-text-color-subdued); }
+#downloads { align-items: stretch; }
 """
 LAUNCH: dict[str, Any] = {
     "theme": _THEME,
@@ -74,8 +81,7 @@ def build_page(
     """
     samples = [photo for photo in real_photographs() if photo.name in _SAMPLES]
     sessions: dict[str, Session] = {}
-    small = predictor.model.size_divisor
-    choices = sorted({predictor.resolution * k // 2 for k in (1, 2, 3, 4)})
+    sizes = sorted({predictor.resolution * k // 2 for k in (1, 2, 3, 4)})
 
     def session_of(request: gr.Request) -> Session:
         key = str(request.session_hash)
@@ -105,32 +111,22 @@ def build_page(
             shutil.rmtree(path.parent, ignore_errors=True)
 
     @_with_sentences
-    def open_image(value, view, color, resolution, request: gr.Request, progress=gr.Progress()):
+    def open_image(value, view, color, resolution, request: gr.Request, progress=_PROGRESS):
         session = session_of(request)
         progress(0.1, desc="Reading the image")
         take(value, lambda path, named: session.open(path, named, max_pixels))
         progress(0.4, desc="Encoding the image")
-        session.encode(at_resolution(predictor, resolution))
+        session.encode(predictor.at_resolution(resolution))
         return session.stage([], with_image=True), session.compare(view, color)
 
     @_with_sentences
     def predict(
-        value,
-        transparent,
-        tiles,
-        resolution,
-        view,
-        color,
-        request: gr.Request,
-        progress=gr.Progress(track_tqdm=True),
+        value, see_through, tiles, resolution, view, color, request: gr.Request, progress=_PROGRESS
     ):
-        session = session_of(request)
+        session, gestures = session_of(request), (value or {}).get("gestures", [])
         progress(0.2, desc="Predicting the matte")
-        gestures = (value or {}).get("gestures", [])
-        result = session.predict(
-            at_resolution(predictor, resolution), gestures, bool(transparent), bool(tiles)
-        )
-        if result.alpha.max() < 0.5:
+        session.predict(predictor.at_resolution(resolution), gestures, see_through, tiles)
+        if session.steps[-1].result.alpha.max() < 0.5:
             gr.Warning("The matte is almost empty: prompt the object more closely.")
         progress(0.9, desc="Coloring the preview")
         return session.stage(session.shown()), session.compare(view, color)
@@ -143,44 +139,40 @@ def build_page(
 
     @_with_sentences
     def show(view, color, request: gr.Request):
-        image = gr.update(visible=view == "Image")
-        return session_of(request).compare(view, color), gr.update(visible=view == "Color"), image
+        picked = [gr.update(visible=view == name) for name in ("Color", "Image")]
+        return session_of(request).compare(view, color), *picked
 
     @_with_sentences
     def set_background(value, view, color, request: gr.Request):
         session = session_of(request)
-
-        def use(path: Path, named: str) -> None:
-            session.background = reduce(read_upload(path, named, max_pixels)[0])
-
-        take(value, use)
+        take(value, lambda path, named: session.set_background(path, named, max_pixels))
         return session.compare(view, color)
 
     @_with_sentences
-    def save(kind, bits, request: gr.Request, progress=gr.Progress()):
+    def save(chosen, request: gr.Request, progress=_PROGRESS):
         progress(0.3, desc="Writing the file")
-        return str(session_of(request).write(kind, bits))
+        return str(session_of(request).write(*_DOWNLOADS[chosen]))
 
     with gr.Blocks(title="SDMatte", analytics_enabled=False, delete_cache=_DELETE_CACHE) as page:
         gr.HTML(
-            "<h1>SDMatte</h1><p>Cut an object out of a photo: mark it with a box, points or a "
-            f"rough mask. Model: {html.escape(name)}.</p>",
+            "<h1>SDMatte</h1><p>Cut an object out of a photo: mark it with "
+            f"{_describe(predictor.prompts)}, then press Matte. Model: {html.escape(name)}.</p>",
             elem_id="head",
         )
         with gr.Row():
-            with gr.Column(scale=1, min_width=420):
+            with gr.Column(min_width=420):
                 stage = _stage(predictor.prompts, samples, max_upload)
                 with gr.Row(equal_height=True):
-                    transparent = gr.Checkbox(label="Transparent object", min_width=120)
-                    tile_box = gr.Checkbox(tiles, label="Refine edges with tiles", min_width=120)
+                    see_through = gr.Checkbox(label="Transparent object", min_width=120)
+                    tile_box = gr.Checkbox(tiles, label="Refine with tiles", min_width=120)
                     resolution = gr.Dropdown(
-                        [n for n in choices if n % small == 0],
+                        [n for n in sizes if n % predictor.model.size_divisor == 0],
                         value=predictor.resolution,
-                        label="Resolution of the model",
-                        min_width=120,
+                        label="Resolution",
+                        min_width=100,
                     )
-                button = gr.Button("Matte", variant="primary", size="lg", elem_id="matte")
-            with gr.Column(scale=1, min_width=420):
+                button = gr.Button("Matte", variant="primary", elem_id="matte")
+            with gr.Column(min_width=420):
                 slider = gr.ImageSlider(
                     label="Before and after",
                     type="filepath",
@@ -190,59 +182,31 @@ def build_page(
                     elem_id="result",
                 )
                 with gr.Row(equal_height=True):
-                    view = gr.Radio(VIEWS, value=VIEWS[0], label="Background", scale=3)
-                    color = gr.ColorPicker("#00b140", label="Color", visible=False, scale=1)
-                    image = _background()
-                with gr.Row(equal_height=True):
-                    kind = gr.Radio(
-                        [("Cutout (RGBA)", "cutout"), ("Matte", "alpha")],
-                        value="cutout",
-                        label="Download",
-                        scale=2,
-                    )
-                    bits = gr.Radio([8, 16], value=8, label="Bits", scale=1, min_width=110)
-                    download = gr.Button("Download PNG", scale=1, min_width=140, elem_id="save")
+                    view = gr.Radio(VIEWS, value=VIEWS[0], label="Show on", scale=4)
+                    color = gr.ColorPicker("#00b140", label="Color", visible=False, min_width=90)
+                    image = _background_button()
+                with gr.Row(elem_id="downloads"):
+                    chosen = gr.Dropdown(list(_DOWNLOADS), label="PNG at full size", scale=3)
+                    download = gr.Button("Download", elem_id="save", min_width=120)
                 file = gr.DownloadButton(elem_id="file", visible="hidden")
 
+        # All events of this group wait for each other: one computation at a time.
         heavy: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
-        both = [stage, slider]
-        hidden: dict[str, Any] = {"show_progress_on": slider, "api_visibility": "private"}
-        stage.upload(open_image, [stage, view, color, resolution], both, **heavy, **hidden)
-        button.click(
-            predict,
-            [stage, transparent, tile_box, resolution, view, color],
-            both,
-            **heavy,
-            **hidden,
-        )
-        stage.undo(undo, [stage, view, color], both, **hidden)
-        for changed in (view, color):
-            changed.change(show, [view, color], [slider, color, image], **hidden)
-        image.upload(set_background, [image, view, color], slider, **hidden)
-        download.click(save, [kind, bits], file, **heavy, **hidden).success(
-            None, js="() => { document.querySelector('#file a, a#file, #file').click(); }"
+        common: dict[str, Any] = {"show_progress_on": slider, "api_visibility": "private"}
+        both, looks = [stage, slider], [view, color]
+        stage.upload(open_image, [stage, *looks, resolution], both, **heavy, **common)
+        prompt = [stage, see_through, tile_box, resolution, *looks]
+        button.click(predict, prompt, both, **heavy, **common)
+        stage.undo(undo, [stage, *looks], both, **common)
+        for changed in looks:
+            changed.change(show, looks, [slider, color, image], **common)
+        image.upload(set_background, [image, *looks], slider, **common)
+        common["show_progress_on"] = chosen
+        download.click(save, chosen, file, **heavy, **common).success(
+            None, js="() => document.querySelector('a#file, #file a, #file').click()"
         )
         page.unload(leave)
     return page.queue(default_concurrency_limit=1, max_size=64, api_open=False)
-
-
-def at_resolution(predictor: MattePredictor, resolution: int) -> MattePredictor:
-    """Return a predictor with the same model at another resolution."""
-    if resolution == predictor.resolution:
-        return predictor
-    defaults = InferenceDefaults(
-        resolution=predictor.resolution, point_radius=predictor.point_radius
-    )
-    return MattePredictor(
-        predictor.model,
-        resolution=resolution,
-        keep_aspect=predictor.keep_aspect,
-        prompts=predictor.prompts,
-        batch_size=predictor.batch_size,
-        defaults=defaults,
-        device=predictor.device,
-        progress=predictor.progress,
-    )
 
 
 def _with_sentences(function: Callable) -> Callable:
@@ -260,6 +224,11 @@ def _with_sentences(function: Callable) -> Callable:
         raise gr.Error(html.escape(message, quote=False), print_exception=False)
 
     return run
+
+
+def _describe(prompts: tuple[str, ...]) -> str:
+    words = {"box": "a box", "point": "points", "mask": "a rough mask"}
+    return " or ".join(words[name] for name in words if name in prompts)
 
 
 def _stage(prompts: tuple[str, ...], samples: list[Photograph], max_upload: float) -> gr.HTML:
@@ -285,11 +254,12 @@ def _stage(prompts: tuple[str, ...], samples: list[Photograph], max_upload: floa
 <div class="samples"><span>Samples</span>{thumbnails}</div></div>""",
         css_template=(here / "stage.css").read_text(),
         js_on_load=(here / "stage.js").read_text(),
+        apply_default_css=False,
         elem_id="stage",
     )
 
 
-def _background() -> gr.HTML:
+def _background_button() -> gr.HTML:
     """Return a button that uploads the background of the view "Image"."""
     return gr.HTML(
         html_template=f'<label><span>Choose image</span><input type="file" accept="{_ACCEPT}">'
@@ -304,6 +274,7 @@ input.addEventListener('change', async () => {
   trigger('upload');
   input.value = '';
 });""",
+        apply_default_css=False,
         elem_id="background",
         visible=False,
     )

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from SDMatte.errors import DataError, PromptError
-from SDMatte.images.arrays import read_pixels
+from SDMatte.images.arrays import PAPER, flatten, read_pixels
 from SDMatte.images.decode import read_hw, read_metadata
 from SDMatte.images.io import write_image
 from SDMatte.inference.predictor import EncodedImage, MattePredictor
@@ -80,6 +80,11 @@ class Session:
         self._small = reduce(pixels[0])
         opacity = pixels[1]
         self._small_opacity = None if opacity is None else reduce(opacity)
+
+    def set_background(self, path: Path, name: str, max_pixels: float) -> None:
+        """Read the background of the view "Image", like `open`."""
+        colors, opacity = read_upload(path, name, max_pixels)
+        self.background = reduce(flatten(colors, opacity, PAPER))
 
     def encode(self, predictor: MattePredictor) -> EncodedImage:
         """Return the encoded image, from memory if the resolution is the last one."""

@@ -1,5 +1,5 @@
 // The stage: an image with the gestures of a visitor (points, a box, strokes). Python sends
-// {image, width, height, matte, gestures} as the value, and reads back {gestures, path, name, sample}.
+// {image, width, height, matte, gestures} as the value, and reads back {gestures} and {path, name} of an upload or {sample}.
 // Coordinates are pixels of the full image; the canvas shows a reduced one.
 const find = (selector) => element.querySelector(selector);
 const canvas = find('canvas'), pen = canvas.getContext('2d'), input = find('input[type=file]');
@@ -89,9 +89,9 @@ async function open(file) {
   find('.drop').classList.add('busy');
   try {
     const {path} = await upload(file);
-    props.value = {path, name: file.name};
-  } catch (error) {
-    props.value = {error: String(error?.message ?? error), name: file.name};
+    props.value = {gestures, path, name: file.name};
+  } catch {
+    props.value = {gestures, name: file.name}; // without a path: refused
   }
   trigger('upload');
   input.value = '';
@@ -103,7 +103,7 @@ element.addEventListener('drop', (event) => { event.preventDefault(); open(event
 element.addEventListener('click', ({target}) => {
   const data = target.closest('button')?.dataset ?? {};
   if (data.tool) choose(data.tool);
-  if (data.sample) { props.value = {sample: Number(data.sample)}; trigger('upload'); }
+  if (data.sample) { props.value = {gestures, sample: Number(data.sample)}; trigger('upload'); }
   if (data.do === 'undo') trigger('undo');
   if (data.do === 'open') input.click();
 });
