@@ -80,17 +80,19 @@ def build_page(
         max_upload: Largest upload, in MB, for messages; the server enforces it.
     """
     samples = [photo for photo in real_photographs() if photo.name in _SAMPLES]
-    sessions: dict[str, Session] = {}
+    sessions: dict[str, Session | None] = {}  # None: the visitor left
     sizes = sorted({predictor.resolution * k // 2 for k in (1, 2, 3, 4)})
 
     def session_of(request: gr.Request) -> Session:
         key = str(request.session_hash)
-        if key not in sessions:
-            sessions[key] = Session(folder / secrets.token_hex(16))
-        return sessions[key]
+        session = sessions.setdefault(key, Session(folder / secrets.token_hex(16)))
+        if session is None:  # an event that waited in the queue must not write files
+            raise DataError("This page lost its connection: reload it.")
+        return session
 
     def leave(request: gr.Request) -> None:
-        session = sessions.pop(str(request.session_hash), None)
+        key = str(request.session_hash)
+        session, sessions[key] = sessions.get(key), None
         if session is not None:
             session.close()
 
@@ -228,7 +230,8 @@ def _with_sentences(function: Callable) -> Callable:
 
 def _describe(prompts: tuple[str, ...]) -> str:
     words = {"box": "a box", "point": "points", "mask": "a rough mask"}
-    return " or ".join(words[name] for name in words if name in prompts)
+    *most, last = [words[name] for name in words if name in prompts]
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _stage(prompts: tuple[str, ...], samples: list[Photograph], max_upload: float) -> gr.HTML:

@@ -57,7 +57,10 @@ class Server:
             raise
 
     def files(self):
-        return [path for path in self.temporary.rglob("*") if path.is_file()]
+        # Unlike Path.rglob, os.walk passes over folders that are removed meanwhile.
+        return [
+            Path(folder, name) for folder, _, names in os.walk(self.temporary) for name in names
+        ]
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
