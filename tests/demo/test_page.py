@@ -350,7 +350,6 @@ def test_screenshots(browser, tmp_path):
         tmp_path, "--model", str(SMALL), "--checkpoint", "start.safetensors", "--resolution", "128"
     )
     visitor = Visitor(browser, server.address)
-    visitor.page.screenshot(path=Path(SCREENSHOTS, "demo_start.jpg"), type="jpeg", quality=80)
     visitor.page.click("#stage [title=coffee]")
     visitor.page.wait_for_selector(".opened canvas")
     visitor.drag(0.12, 0.03, 0.81, 0.97)
