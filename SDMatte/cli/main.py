@@ -14,6 +14,7 @@ COMMANDS = {
     "report": "compare runs with each other and with the paper",
     "robustness": "measure how scores change with perturbed prompts",
     "matte": "cut objects out of images",
+    "demo": "open a web page to cut objects out of images",
     "data": "list, check and show data sets",
     "export-weights": "write the weights of a checkpoint, without the training state",
     "push": "upload a model to the Hugging Face hub",

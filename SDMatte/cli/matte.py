@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_prompts(parser)
     _add_outputs(parser)
-    _add_model(parser)
+    add_model_arguments(parser)
     add_process_arguments(parser)
 
 
@@ -152,7 +152,8 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `load_predictor`, and ``--refine``."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -185,6 +186,29 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--offload", action="store_true", help="keep only the active part of the model on the GPU"
+    )
+
+
+def load_predictor(args: argparse.Namespace, progress: bool, **settings):
+    """Load the model that the arguments of `add_model_arguments` name.
+
+    Args:
+        args: The parsed arguments.
+        progress: See `MattePredictor`.
+        **settings: More arguments of `MattePredictor.from_pretrained`.
+    """
+    from SDMatte.inference.predictor import MattePredictor  # late: it takes seconds
+
+    return MattePredictor.from_pretrained(
+        args.model,
+        args.checkpoint,
+        device=args.device,
+        dtype=args.dtype,
+        resolution=args.resolution,
+        keep_aspect=args.keep_aspect,
+        offload=args.offload,
+        progress=progress,
+        **settings,
     )
 
 
@@ -281,19 +305,11 @@ def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool 
 
     try:
         with handling(stop):
-            # Imported late: it takes seconds.
-            from SDMatte.inference.detection import Detector
-            from SDMatte.inference.predictor import MattePredictor
+            from SDMatte.inference.detection import Detector  # late: it takes seconds
 
             has_text = any(job.prompt.kind == "text" for job in batch.jobs)
-            predictor = MattePredictor.from_pretrained(
-                args.model,
-                args.checkpoint,
-                device=args.device,
-                dtype=args.dtype,
-                resolution=args.resolution,
-                keep_aspect=args.keep_aspect,
-                offload=args.offload,
+            predictor = load_predictor(
+                args,
                 progress=is_main,
                 # Loaded first, so that a mistake is reported before a large model is fetched.
                 detector=Detector(args.detector, args.device) if has_text else args.detector,

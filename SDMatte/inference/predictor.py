@@ -230,6 +230,23 @@ class MattePredictor:
             detector_threshold=detector_threshold,
         )
 
+    def at_resolution(self, resolution: int) -> "MattePredictor":
+        """Return a predictor with the same model and settings at another resolution.
+
+        Raises:
+            ConfigError: ``resolution`` is not a multiple of the model's ``size_divisor``.
+        """
+        return MattePredictor(
+            self.model,
+            resolution=resolution,
+            keep_aspect=self.keep_aspect,
+            prompts=self.prompts,
+            batch_size=self.batch_size,
+            defaults=InferenceDefaults(resolution=self.resolution, point_radius=self.point_radius),
+            device=self.device,
+            progress=self.progress,
+        )
+
     def set_image(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
         """Encode the image that the next calls of `predict` refer to.
 

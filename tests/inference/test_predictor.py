@@ -184,6 +184,18 @@ def test_points_scale_with_the_resolution(tiny, rgb):
     assert fractions[0] == pytest.approx(fractions[1], rel=0.2) and fractions[0] > 0
 
 
+def test_at_resolution_shares_the_model_and_the_settings(tiny, rgb):
+    first = MattePredictor(
+        tiny, resolution=64, keep_aspect=True, prompts=["point"], batch_size=2, progress=True
+    )
+    other, direct = first.at_resolution(128), MattePredictor(tiny, resolution=128)
+    assert other.model is tiny and other.point_radius == direct.point_radius
+    for name in ("keep_aspect", "prompts", "batch_size", "device", "progress"):
+        assert getattr(other, name) == getattr(first, name)
+    with pytest.raises(ConfigError, match="resolution must be a positive multiple of"):
+        first.at_resolution(100)
+
+
 def test_a_model_trained_with_boxes_refuses_other_prompts(rgb):
     predictor = MattePredictor(tiny_model(aux_input_list=["bbox_mask"]), resolution=64)
     predictor.set_image(rgb)

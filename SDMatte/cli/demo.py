@@ -1,0 +1,111 @@
+"""``sdmatte demo``: a web page on this machine."""
+
+import argparse
+import logging
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+from SDMatte.cli.matte import add_model_arguments, load_predictor
+from SDMatte.errors import ConfigError, DependencyError
+
+DEFAULT_PORT = 7860
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the subcommand."""
+    parser.description = (
+        "Open a web page to cut objects out of images, see docs/demo.md. Ctrl-C ends it; images of "
+        "visitors are removed when they leave."
+    )
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 for all of this machine (default: 127.0.0.1, only "
+        "this machine)",
+    )
+    group.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"default: {DEFAULT_PORT}")
+    group.add_argument(
+        "--share", action="store_true", help="also open a public address, through gradio.live"
+    )
+    group.add_argument(
+        "--max-pixels", type=float, default=5e7, help="largest image in pixels (default: 5e7)"
+    )
+    group.add_argument(
+        "--max-upload", type=float, default=100, help="largest upload in MB (default: 100)"
+    )
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the model and serve the page until a signal arrives."""
+    from SDMatte.runtime.signals import handling
+
+    if not 0 < args.port < 65536:
+        raise ConfigError(f"--port must be from 1 to 65535; got {args.port}.")
+    if not (args.max_pixels >= 1 and args.max_upload > 0):
+        raise ConfigError("--max-pixels must be at least 1, and --max-upload positive.")
+
+    def stop(number: int) -> None:
+        if not received:  # later ones must not interrupt the cleaning
+            received.append(number)
+            raise KeyboardInterrupt
+
+    received: list[int] = []
+    # Gradio writes whatever visitors upload and download here; it reads the names when imported.
+    with (
+        tempfile.TemporaryDirectory(prefix="sdmatte-demo-", ignore_cleanup_errors=True) as folder,
+        handling(stop),
+    ):
+        os.environ |= {"GRADIO_TEMP_DIR": str(Path(folder).resolve())}
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False"}
+        try:
+            _serve(args, Path(folder).resolve())
+        except KeyboardInterrupt:
+            if not received:
+                raise
+            print("Stopped.")
+    return 0
+
+
+def _serve(args: argparse.Namespace, folder: Path) -> None:
+    """Serve the page until interrupted."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            "sdmatte demo needs gradio: run `python tools/install_demo.py`."
+        ) from error
+    from SDMatte.demo.page import LAUNCH, build_page
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's requests to itself
+    name = "the small model" if args.model is None else Path(args.model).name
+    print(f"Loading {name} ...", flush=True)
+    page = build_page(
+        load_predictor(args, progress=True),  # which the page shows, too
+        folder,
+        name=name,
+        tiles=args.refine == "tiles",
+        max_pixels=args.max_pixels,
+        max_upload=args.max_upload,
+    )
+    try:
+        _, address, public = page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=args.share,
+            max_file_size=int(args.max_upload * 1e6),
+            **LAUNCH,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on {args.host}, port {args.port}: {error}; choose another with "
+            f"--host and --port."
+        ) from error
+    try:
+        print(f"The page is at {public or address} (Ctrl-C ends it).", flush=True)
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)

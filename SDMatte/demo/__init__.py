@@ -1,0 +1,1 @@
+"""A web page for interactive matting, on this machine; needs gradio."""
