@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from SDMatte.errors import PromptError
-from SDMatte.inference.loading import find_model
+from SDMatte.inference.loading import SMALL_MODEL, find_model
 from SDMatte.inference.predictor import MattePredictor
 from SDMatte.prompts.requests import as_pairs
 from SDMatte.runtime.devices import choose_device
@@ -38,7 +38,7 @@ class LoadedModel:
 
     def __init__(self, name: str, dtype: str, resolution: int, keep_aspect: bool):
         device = comfy.model_management.get_torch_device() if HAS_COMFY else choose_device()
-        source = find_model(name)
+        source = find_model(name or SMALL_MODEL)
         model = source.load(device, dtype)  # to the CPU
         model.release_text_encoder()
         self.predictor = MattePredictor(
@@ -50,6 +50,8 @@ class LoadedModel:
         )
         # Without the text encoder, which has no memory that could be moved.
         weights = torch.nn.ModuleDict({"unet": model.unet, "vae": model.vae})
+        if model.image_prior is not None:
+            weights["image_prior"] = model.image_prior
         self._patcher = None
         if HAS_COMFY:
             away = comfy.model_management.unet_offload_device()
@@ -84,7 +86,7 @@ class LoadModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         """Return the inputs."""
-        tooltip = "A folder, a checkpoint or a hub id."
+        tooltip = "A folder, a checkpoint or a hub id; empty: the small model that ships."
         resolution = {"default": 0, "min": 0, "max": 8192, "step": 64}
         return {
             "required": {

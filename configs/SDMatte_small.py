@@ -1,12 +1,12 @@
-"""A small SDMatte for two CPU cores, trained on the embedded sample set (data make-samples).
+"""The small model that ships, fine-tuned on the embedded sample set (data make-samples).
 
-It has SDMatte's classes, losses and training loop, and a U-Net 190 times smaller. It starts from an
-autoencoder and a U-Net of this project (tools/train_small_vae.py, tools/train_small_unet.py), not
-from Stable Diffusion; train.init_checkpoint="" starts from a random U-Net. Use it to try the whole
-path and ideas: its scores are far from the paper's.
+It has SDMatte's classes, losses and training loop, and a U-Net 190 times smaller. In place of Stable
+Diffusion it starts from weights of this project and the prior of an image classifier; see
+docs/small_model.md. train.init_checkpoint="" starts from a random U-Net. Use it to try the whole path
+and ideas: its scores are far from the paper's.
 
-Hardware: two CPU cores, seven minutes for the quickstart's 720 steps.
-Expected on the sample set's test part: SAD 20.7 with boxes, MSE 0.063 (docs/results.md).
+Hardware: two CPU cores, three minutes for the quickstart's iterations.
+Expected on the sample set's test part: see docs/results.md.
 """
 
 from pathlib import Path
@@ -26,25 +26,25 @@ model.image_prior = "tf_efficientnet_lite0"
 
 dataloader.train.dataset.names = ["Composition-1K"]
 dataloader.train.dataset.root = "data/samples"
-dataloader.train.dataset.size = 96
+dataloader.train.dataset.size = 128
 dataloader.train.batch_size = 8
 dataloader.train.num_workers = 0  # images are cached, so workers would only take CPU time
-dataloader.test.dataset.size = 128
+dataloader.test.dataset.size = 192
 dataloader.test.batch_size = 8
 dataloader.test.num_workers = 1
 # Lengths in pixels scale with the size; the published ones are for 512.
 dataloader.train.dataset.settings.update(
-    kernel_sizes=(3, 6), point_radius=5.0, duplicate_prob=0.5, decode="reduced", cache_mb=512.0
+    kernel_sizes=(4, 8), point_radius=6.4, duplicate_prob=0.5, decode="reduced", cache_mb=512.0
 )
-dataloader.test.dataset.settings.update(kernel_sizes=(4, 8), point_radius=5.0)
+dataloader.test.dataset.settings.update(kernel_sizes=(6, 11), point_radius=9.6)
 
 # A short run needs a higher rate than the published fine-tuning.
-optimizer.lr = 1e-3
+optimizer.lr = 2e-4
 lr_multiplier.warmup_iter = 20
 lr_multiplier.decay = 0.02
 train.output_dir = "output/SDMatte_small"
 train.init_checkpoint = str(_small / "model.safetensors")
-train.epochs = 8
+train.epochs = 4
 train.checkpoints = 2
 train.evaluations = 2
 train.clip_grad_norm = 1.0

@@ -2,12 +2,16 @@
 
 import json
 import re
+import subprocess
 import sys
 
+import numpy as np
 import pytest
+from models import tiny_folder
 from safetensors.torch import load_file
 from scripts import ROOT, load_script
 
+from SDMatte.images.io import write_image
 from SDMatte.samples import make_sample_set
 
 
@@ -59,3 +63,43 @@ def test_images_of_pages_exist_and_are_small(page):
     path = ROOT / page if page == "README.md" else ROOT / "docs" / page
     for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
         assert 0 < (path.parent / name).stat().st_size < 200_000
+
+
+def test_small_model_training(tmp_path, monkeypatch, caplog):
+    """Objects are made, scenes composed, and a run that was stopped by the clock is resumed."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    make_data, scenes = (load_script(f"tools/{n}.py") for n in ("make_small_data", "small_scenes"))
+    monkeypatch.setattr(sys, "argv", ["", "drawn", str(tmp_path / "drawn"), "--count", "12"])
+    make_data.main()
+    source = ["--source", str(tmp_path / "drawn"), "--count", "2"]
+    monkeypatch.setattr(sys, "argv", ["", "furry", str(tmp_path / "furry"), *source])
+    make_data.main()
+    cutouts = scenes.read_cutouts([tmp_path / "drawn"])
+    assert {cutout.transparent for cutout in cutouts} == {True, False}
+    photo = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    write_image(tmp_path / "photos" / "a.png", photo)
+    maker = scenes.SceneMaker([(1, cutouts)], [photo])
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scene = maker.draw(64, seed % 2 == 0, rng)
+        assert scene.image.shape == (64, 64, 3) and scene.alpha.shape == (64, 64)
+        for values in (scene.image, scene.alpha):
+            assert values.dtype == np.float32 and 0 <= values.min() <= values.max() <= 1
+        for prompt in ("bbox_mask", "point_mask", "mask"):
+            drawn = scenes.draw_prompt(scene, prompt, rng)
+            assert (
+                drawn.mask.shape == (64, 64) and 0 <= drawn.coords.min() <= drawn.coords.max() <= 1
+            )
+
+    caplog.set_level("INFO")
+    command = [sys.executable, str(ROOT / "tools" / "train_small.py"), "--sizes", "64:1"]
+    command += ["--objects", f"1:{tmp_path / 'drawn'}", "--backgrounds", str(tmp_path / "photos")]
+    command += ["--model", str(tiny_folder()), "--random", "--pixels", "8192", "--workers", "0"]
+    command += ["--output", str(tmp_path / "model.safetensors")]
+    for minutes in ("0.1", "0.2"):
+        done = subprocess.run([*command, "--minutes", minutes], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "resumed after" in done.stderr
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert any(name.startswith("image_prior.") for name in tensors)
+    assert all(t.isfinite().all() for t in tensors.values())

@@ -59,6 +59,7 @@ def settings_of(name: str, args: argparse.Namespace) -> list[str]:
     return [
         f"train.output_dir={args.output / name}",
         f"train.max_iter={args.steps}",
+        "model.image_prior=null",
         f"dataloader.train.dataset.size={args.size}",
         f"dataloader.test.dataset.size={args.size}",
         f"dataloader.train.batch_size={args.batch_size}",

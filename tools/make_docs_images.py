@@ -1,4 +1,4 @@
-"""Make the images of docs/inference.md with the commands printed there.
+"""Make the images of docs/inference.md with the commands printed there, and that of README.md.
 
     .venv/bin/python tools/make_docs_images.py
 
@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 from check_large_image import draw
 
+from SDMatte import MattePredictor
 from SDMatte.cli.main import main as sdmatte
+from SDMatte.cli.quickstart_run import draw_photographs
 from SDMatte.images.io import read_alpha, read_image, write_image
 from SDMatte.images.sheets import contact_sheet
 from SDMatte.samples import real_photographs
@@ -34,7 +36,7 @@ COMMANDS = (
     "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png -o output/docs/cut_out.png",
     "sdmatte matte output/docs/coffee.png --mask output/docs/rough.png"
     " --background output/docs/rocket.png -o output/docs/postcard.png",
-    "sdmatte matte output/docs/large.png --box 378 98 902 622"
+    "sdmatte matte output/docs/large.png --box 378 98 902 622 --refine none"
     " --alpha-only -o output/docs/plain.png",
     "sdmatte matte output/docs/large.png --box 378 98 902 622 --refine tiles"
     " --alpha-only -o output/docs/tiles.png",
@@ -51,6 +53,9 @@ def main() -> None:
             raise SystemExit(f"failed: {command}")
     for name, sheet in sheets().items():
         print(write_image(ROOT / "docs" / f"inference_{name}.jpg", sheet))
+    path = ROOT / "docs" / "photographs.jpg"
+    draw_photographs(MattePredictor.from_pretrained(), path, tile=200)
+    print(path)
 
 
 def prepare() -> None:

@@ -92,7 +92,12 @@ class Batches(IterableDataset):
 def build(args: argparse.Namespace) -> Model:
     """Build the model: random U-Net, pretrained autoencoder, and the classifier's weights."""
     torch.manual_seed(args.seed)
-    model = Model(args.model, load_weight=["vae"], aux_input=None, image_prior=args.encoder)
+    model = Model(
+        args.model,
+        load_weight=[] if args.random else ["vae"],
+        aux_input=None,
+        image_prior=args.encoder,
+    )
     assert model.image_prior is not None
     if args.start is not None:
         start = read_tensors(args.start)
@@ -170,7 +175,7 @@ def train(args: argparse.Namespace) -> None:
         logger.info("resumed after %.0f s, %d samples", earlier, samples)
     clock = Clock(60 * args.minutes, earlier)
     batches = Batches(maker, clock, args.sizes, args.pixels, args.seed + samples)
-    loader = DataLoader(batches, batch_size=None, num_workers=args.workers, prefetch_factor=4)
+    loader = DataLoader(batches, batch_size=None, num_workers=args.workers)
 
     def save() -> None:
         tensors = dict(model.state_dict())
@@ -195,7 +200,7 @@ def train(args: argparse.Namespace) -> None:
         step += 1
         decay = 0.5 * (1 + np.cos(np.pi * clock.progress())) * min(1, clock.seconds() / 60)
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * max(0.01, decay)
+            group["lr"] = float(group["rate"] * max(0.01, decay))
         batch = {
             n: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
             for n, v in batch.items()
@@ -237,6 +242,7 @@ if __name__ == "__main__":
     parser.add_argument("--prior", type=Path, help="the encoder's pretrained weights")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0")
     parser.add_argument("--model", type=Path, default=SMALL, help="folder of the component configs")
+    parser.add_argument("--random", action="store_true", help="a random autoencoder, for tests")
     parser.add_argument("--output", type=Path, default=SMALL / "model.safetensors")
     parser.add_argument("--minutes", type=float, default=60, help="of all runs together")
     parser.add_argument(

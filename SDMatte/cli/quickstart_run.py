@@ -121,7 +121,7 @@ def _summary(scores: dict[str, dict[str, float]], protocol: str) -> tuple[str, b
     return f"Held-out part of the sample set, protocol {protocol}: {description}\n\n{table}", beats
 
 
-def draw_photographs(predictor: MattePredictor, path: Path) -> None:
+def draw_photographs(predictor: MattePredictor, path: Path, tile: int = 256) -> None:
     """Draw photographs with their prompts, mattes and cutouts on a checkerboard."""
     tiles = []
     for photograph in real_photographs():
@@ -131,7 +131,7 @@ def draw_photographs(predictor: MattePredictor, path: Path) -> None:
             assert isinstance(result, MatteResult)  # a single prompt
             cutout = result.composite(_checkerboard(image.shape[:2]))
             tiles += [_prompted(image, **prompt), result.alpha, cutout]
-    write_image(path, contact_sheet(tiles, ["prompt", "matte", "cutout"] * 2, 6, 256))
+    write_image(path, contact_sheet(tiles, ["prompt", "matte", "cutout"] * 2, 6, tile))
 
 
 def _photograph_prompts(

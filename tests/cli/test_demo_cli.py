@@ -8,7 +8,7 @@ from models import SMALL
 
 from SDMatte.cli.main import build_parser, main
 
-MODEL = ["--model", str(SMALL), "--checkpoint", "start.safetensors", "--device", "cpu"]
+MODEL = ["--model", str(SMALL), "--device", "cpu"]
 
 
 def test_defaults_are_for_this_machine_only():
