@@ -1,9 +1,9 @@
 """The small model that ships, fine-tuned on the embedded sample set (data make-samples).
 
-It has SDMatte's classes, losses and training loop, and a U-Net 190 times smaller. In place of Stable
-Diffusion it starts from weights of this project and the prior of an image classifier; see
-docs/small_model.md. train.init_checkpoint="" starts from a random U-Net. Use it to try the whole path
-and ideas: its scores are far from the paper's.
+It has SDMatte's classes, losses and training loop, and a U-Net 190 times smaller. In place of
+Stable Diffusion it starts from weights of this project and the prior of an image classifier; see
+docs/small_model.md. train.init_checkpoint="" starts from a random U-Net. Use it to try the whole
+path and ideas: its scores are far from the paper's.
 
 Hardware: two CPU cores, three minutes for the quickstart's iterations.
 Expected on the sample set's test part: see docs/results.md.

@@ -13,7 +13,7 @@ MODEL = ["--model", str(SMALL), "--device", "cpu"]
 
 def test_defaults_are_for_this_machine_only():
     args = build_parser("demo").parse_args(["demo"])
-    assert args.host == "127.0.0.1" and not args.share and args.model == "LongfeiHuang/SDMatte"
+    assert args.host == "127.0.0.1" and not args.share and args.model is None
 
 
 @pytest.mark.parametrize(
