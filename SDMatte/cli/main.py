@@ -15,6 +15,7 @@ COMMANDS = {
     "robustness": "measure how scores change with perturbed prompts",
     "matte": "cut objects out of images",
     "data": "list, check and show data sets",
+    "export": "write a model as ONNX, which runs without torch",
     "export-weights": "write the weights of a checkpoint, without the training state",
     "quickstart": "create samples, train the small model and test it",
 }
