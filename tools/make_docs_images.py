@@ -54,7 +54,7 @@ def main() -> None:
     for name, sheet in sheets().items():
         print(write_image(ROOT / "docs" / f"inference_{name}.jpg", sheet))
     path = ROOT / "docs" / "photographs.jpg"
-    draw_photographs(MattePredictor.from_pretrained(), path, tile=200)
+    draw_photographs(MattePredictor.from_pretrained(), path, tile=132)
     print(path)
 
 

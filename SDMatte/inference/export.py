@@ -344,4 +344,5 @@ def _export(
         output_names=outputs,
         verbose=False,
     )
+    assert program is not None  # with dynamo=True
     program.save(path)  # weights of more than 1.5 GB are written beside it
