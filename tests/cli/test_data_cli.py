@@ -220,6 +220,7 @@ def test_prompts_are_saved_and_used_again(tmp_path, capsys, one_thread):
     torch.save({"model": tiny_model().state_dict()}, checkpoint)
     words = [SMALL, str(checkpoint), "dataloader.test.num_workers=0", *SIZES]
     words += [f"model.pretrained_model_name_or_path={tiny_folder()}", "model.load_weight=False"]
+    words += ["model.image_prior=null"]
     words += ["test.prompts=[point,mask]"]
 
     def run(name, *more):

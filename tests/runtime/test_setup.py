@@ -61,6 +61,8 @@ def read_requirements(name):
 REQUIREMENTS = read_requirements("requirements.txt")
 DEVELOPMENT = read_requirements("requirements-dev.txt")
 FINETUNE = read_requirements("requirements-finetune.txt")
+DEMO = read_requirements("requirements-demo.txt")
+TOOLS = [Requirement("OpenEXR")]  # installed by hand, for tools/make_small_data.py
 CONSTRAINTS = read_requirements("constraints.txt")
 
 
@@ -99,12 +101,12 @@ def distributions_by_import():
 @pytest.mark.parametrize(
     "folder, required",
     [
-        ("SDMatte", REQUIREMENTS),
+        ("SDMatte", REQUIREMENTS + DEMO),
         ("configs", REQUIREMENTS),
         ("script", REQUIREMENTS),
-        ("tools", REQUIREMENTS),
+        ("tools", REQUIREMENTS + TOOLS),
         ("examples", REQUIREMENTS),
-        ("tests", REQUIREMENTS + DEVELOPMENT),
+        ("tests", REQUIREMENTS + DEVELOPMENT + DEMO),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -149,7 +151,7 @@ def test_the_installed_package_declares_its_requirements():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("SDMatte is used from its folder, not installed")
     declared = {canonicalize_name(Requirement(text).name) for text in distribution.requires}
-    listed = REQUIREMENTS + DEVELOPMENT + FINETUNE
+    listed = REQUIREMENTS + DEVELOPMENT + FINETUNE + DEMO
     assert declared == {canonicalize_name(r.name) for r in listed}
     (command,) = distribution.entry_points.select(group="console_scripts")
     assert (command.name, command.value) == ("sdmatte", "SDMatte.cli.main:main")
