@@ -135,6 +135,6 @@ def test_changed_settings_are_logged(tmp_path):
     )
     assert logged == [
         "optimizer.lr was 0.5, is 0.25.",
-        "optimizer.eps was None, is 1e-06; optimizer.lr was 0.25, is 0.0002. No effect on a resumed "
-        "run: optimizer.eps.",
+        "optimizer.eps was None, is 1e-06; optimizer.lr was 0.25, is 0.0002. No effect on a "
+        "resumed run: optimizer.eps.",
     ]

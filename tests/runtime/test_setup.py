@@ -119,7 +119,7 @@ def test_requirements_cover_every_import(folder, required):
     missing = {}
     for path in files:
         for name in RequiredImports(path).names - set(sys.stdlib_module_names) - local:
-            if not known & distributions_by_import().get(name, {name}):
+            if not known & distributions_by_import().get(name, {canonicalize_name(name)}):
                 missing.setdefault(name, str(path.relative_to(ROOT)))
     assert not missing
 
