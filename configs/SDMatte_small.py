@@ -5,8 +5,8 @@ Stable Diffusion it starts from weights of this project and the prior of an imag
 docs/small_model.md. train.init_checkpoint="" starts from a random U-Net. Use it to try the whole
 path and ideas: its scores are far from the paper's.
 
-Hardware: two CPU cores, three minutes for the quickstart's iterations.
-Expected on the sample set's test part: see docs/results.md.
+Hardware: two CPU cores; the time of the quickstart's iterations has not been measured.
+Expected on the sample set's test part: not known after fine-tuning; docs/small_model.md for before.
 """
 
 from pathlib import Path

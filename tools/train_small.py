@@ -109,7 +109,7 @@ def build(args: argparse.Namespace) -> Model:
     if args.prior is not None:
         # The package's names differ from timm's, but not its order.
         own = model.image_prior.encoder.state_dict()
-        given = [v for v in torch.load(args.prior, weights_only=True).values()]
+        given = torch.load(args.prior, weights_only=True).values()
         for (name, value), tensor in zip(own.items(), given, strict=False):
             if value.shape != tensor.shape:
                 raise SystemExit(f"{args.prior}: {name} is {list(tensor.shape)}.")
@@ -139,8 +139,7 @@ def loss_of(alpha: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor
     losses = MattingCriterion(LOSSES, size)(alpha, batch["alpha"], batch["trimap"])
     known = (batch["trimap"] != 0).float()
     inside = alpha.clamp(1e-3, 1 - 1e-3)
-    inside = inside + 0.1 * (alpha - alpha.clamp(1e-3, 1 - 1e-3))
-    entropy = F.binary_cross_entropy(inside.clamp(1e-3, 1 - 1e-3), batch["alpha"], reduction="none")
+    entropy = F.binary_cross_entropy(inside, batch["alpha"], reduction="none")
     return sum(losses.values()) + BCE_WEIGHT * (entropy * known).sum() / known.sum().clamp(min=1)
 
 

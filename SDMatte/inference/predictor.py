@@ -250,6 +250,8 @@ class MattePredictor:
             ),
             device=self.device,
             progress=self.progress,
+            detector=self.detector,
+            detector_threshold=self.detector_threshold,
         )
 
     def set_image(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:

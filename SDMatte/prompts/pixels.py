@@ -79,7 +79,7 @@ class PixelPrompt:
             case "box":
                 x0, y0, x1, y1 = self.value
             case "mask" | "trimap":
-                bounds = extent(self.value > (0.49 if self.kind.alias == "mask" else 0))
+                bounds = extent(self.value > 0)
                 assert bounds is not None  # empty maps are refused
                 x0, y0, x1, y1 = (*bounds[:2], bounds[2] + 1, bounds[3] + 1)
             case _:
