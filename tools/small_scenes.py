@@ -42,6 +42,11 @@ class Scene:
     alpha: np.ndarray
     transparent: bool
 
+    def mirrored(self) -> "Scene":
+        """Return the scene with left and right swapped."""
+        image, alpha = (np.ascontiguousarray(array[:, ::-1]) for array in (self.image, self.alpha))
+        return Scene(image, alpha, self.transparent)
+
 
 def read_cutouts(folders: Sequence[Path], max_side: int = 256) -> list[Cutout]:
     """Read the RGBA images below folders, cropped and reduced to a longer side of `max_side`.
@@ -253,6 +258,8 @@ class SceneMaker:
 def _target_box(size: int, close: bool, rng: Rng) -> np.ndarray:
     if close:  # around a prompt, with margins; some targets are cut off by the frame
         margins = rng.uniform(0.02, 0.24, 4)
+        if rng.random() < 0.2:  # the target fills the whole image, so that its box says nothing
+            margins = rng.uniform(-0.05, 0.04, 4)
         cut = rng.random(4) < 0.1
         margins = np.where(cut, -rng.uniform(0, 0.35, 4), margins)
         if rng.random() < 0.2:  # a portrait: the lower edge cuts it
@@ -298,11 +305,12 @@ def _shadow(image: np.ndarray, alpha: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def _recolor(image: np.ndarray, rng: Rng) -> np.ndarray:
-    """Vary brightness, contrast, saturation and color cast: float32 in [0, 1]."""
-    gray = image.mean(-1, keepdims=True)
-    image = gray + (image - gray) * rng.uniform(0.4, 1.4)
-    image = image * rng.uniform(0.85, 1.15, 3).astype(np.float32) * rng.uniform(0.75, 1.2)
-    return np.clip(image, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.25)))
+    """Vary saturation, color cast, brightness and gamma: float32 in [0, 1]."""
+    saturation = rng.uniform(0.4, 1.4)
+    mix = np.full((3, 3), (1 - saturation) / 3) + saturation * np.eye(3)
+    mix *= (rng.uniform(0.85, 1.15, 3) * rng.uniform(0.75, 1.2))[:, None]
+    image = np.clip(cv2.transform(np.asarray(image, np.float32), mix), 0, 1)
+    return cv2.pow(image, float(np.exp(rng.normal(0, 0.25))))
 
 
 def _degrade(image: np.ndarray, rng: Rng) -> np.ndarray:
@@ -311,7 +319,7 @@ def _degrade(image: np.ndarray, rng: Rng) -> np.ndarray:
     if rng.random() < 0.5:
         image = _recolor(np.clip(image, 0, 1), rng)
     if rng.random() < 0.08:
-        image = np.repeat(image.mean(-1, keepdims=True), 3, axis=-1)
+        image = cv2.transform(np.asarray(image, np.float32), np.full((3, 3), 1 / 3))
     if rng.random() < 0.15:
         small = cv2.resize(image, (int(size * rng.uniform(0.5, 0.9)),) * 2)
         image = cv2.resize(small, (size, size))

@@ -3,7 +3,8 @@
 It starts from an image classifier's weights (`--prior`) and the small autoencoder
 (`tools/train_small_vae.py`), and learns from scenes that are composited on the way
 (`tools/small_scenes.py`). docs/small_model.md has the sources of the objects and the commands. A
-run stops by the clock (`--minutes`), writes its state every few minutes, and resumes from it::
+run stops by the clock (`--minutes`), writes its state every few minutes, and resumes from it. On a
+GPU it computes in bfloat16 but for decoder and losses::
 
     python tools/train_small.py --objects POOL --backgrounds PHOTOS --prior lite0.pth --minutes 60
 """
@@ -34,7 +35,9 @@ from SDMatte.runtime.files import replace_file
 
 logger = logging.getLogger("train_small")
 SMALL = Path(SDMatte.__file__).parent / "assets" / "small"
-PROMPTS = ("bbox_mask", "bbox_mask", "mask", "point_mask")
+# Each scene is used twice, the second time mirrored: composing it takes longer than a prompt.
+PROMPTS = (("bbox_mask", "mask"), ("bbox_mask", "point_mask"))
+CLOSE = (0.9, 0.5)  # probability that its scenes are a close look at the target
 LOSSES = ["unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss"]
 BCE_WEIGHT = 0.5
 SAVE_EVERY = 240  # seconds
@@ -70,15 +73,18 @@ class Batches(IterableDataset):
         while True:
             progress = self.clock.progress()
             size = next(size for size, until in self.sizes if progress <= until or until == 1)
-            prompt = PROMPTS[rng.integers(len(PROMPTS))]
+            kind = rng.integers(len(PROMPTS))
             count = max(1, round(self.pixels / size**2))
-            samples = [self._sample(prompt, size, rng) for _ in range(count)]
-            yield prompt, {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+            scenes = [self.maker.draw(size, rng.random() < CLOSE[kind], rng) for _ in range(count)]
+            for prompt in PROMPTS[kind]:
+                samples = [self._sample(scene, prompt, rng) for scene in scenes]
+                yield prompt, {key: torch.stack([s[key] for s in samples]) for key in samples[0]}
+                scenes = [scene.mirrored() for scene in scenes]
 
-    def _sample(self, prompt: str, size: int, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        close = rng.random() < (0.25 if prompt == "point_mask" else 0.85)
-        scene: Scene = self.maker.draw(size, close, rng)
-        drawn = draw_prompt(scene, prompt, rng)
+    def _sample(
+        self, scene: Scene, prompt: str, rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        size, drawn = len(scene.alpha), draw_prompt(scene, prompt, rng)
         return {
             "image": to_tensor(scene.image),
             "alpha": torch.from_numpy(scene.alpha)[None],
@@ -101,11 +107,13 @@ def build(args: argparse.Namespace) -> Model:
     assert model.image_prior is not None
     if args.start is not None:
         start = read_tensors(args.start)
-        unet = {n.removeprefix("unet."): v for n, v in start.items() if n.startswith("unet.")}
-        model.unet.load_state_dict(unet)
-        with torch.no_grad():  # disturb what the U-Net knows less
-            for projection in model.image_prior.projections:
-                projection[-1].weight.mul_(0.3)
+        missing, _ = model.load_state_dict(start, strict=False)
+        if any(name.startswith("unet.") for name in missing):
+            raise SystemExit(f"{args.start} has no U-Net of this model.")
+        if any(name.startswith("image_prior.") for name in missing):
+            with torch.no_grad():  # disturb what the U-Net knows less
+                for projection in model.image_prior.projections:
+                    projection[-1].weight.mul_(0.3)
     if args.prior is not None:
         # The package's names differ from timm's, but not its order.
         own = model.image_prior.encoder.state_dict()
@@ -114,21 +122,26 @@ def build(args: argparse.Namespace) -> Model:
             if value.shape != tensor.shape:
                 raise SystemExit(f"{args.prior}: {name} is {list(tensor.shape)}.")
             value.copy_(tensor)
-    return model.to(memory_format=torch.channels_last)
+    if args.decoder_factor:
+        model.vae.decoder.requires_grad_(True)
+    # On CPUs this is faster than channels_last for the small U-Net, and slower for the encoder.
+    model.to(args.device).image_prior.to(memory_format=torch.channels_last)
+    return model
 
 
 def predict(model: Model, prompt: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Predict alpha `[B, 1, H, W]`, not clipped: pixels beyond 0 and 1 keep their gradient."""
     image = batch["image"]
     kind = PROMPT_TYPES[prompt]
-    latent, _ = model.predict_latent(
-        model.encode(image),
-        batch[prompt],
-        batch[kind.coords_key],
-        kind,
-        is_trans=batch["is_trans"],
-        residuals=model.encode_prior(image),
-    )
+    with torch.autocast("cuda", torch.bfloat16, enabled=image.is_cuda):
+        latent, _ = model.predict_latent(
+            model.encode(image),
+            batch[prompt],
+            batch[kind.coords_key],
+            kind,
+            is_trans=batch["is_trans"],
+            residuals=model.encode_prior(image),
+        )
     decoded = model.vae.decode((latent / model.vae.config.scaling_factor).float()).sample
     return (decoded.mean(dim=1, keepdim=True) + 1) / 2  # [-1, 1] -> [0, 1]
 
@@ -149,21 +162,25 @@ def train(args: argparse.Namespace) -> None:
     logger.info("objects: %s", [len(group) for _, group in objects])
     maker = SceneMaker(objects, read_backgrounds(args.backgrounds))
     model = build(args)
-    names = [n for n, _ in model.named_parameters() if n.startswith(("unet.", "image_prior."))]
-    parameters = dict(model.named_parameters())
-    encoder = [parameters[n] for n in names if n.startswith("image_prior.encoder.")]
-    others = [parameters[n] for n in names if not n.startswith("image_prior.encoder.")]
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    factors = {
+        "unet.": 1.0,
+        "image_prior.projections.": 1.0,
+        "image_prior.encoder.": args.encoder_factor,
+        "vae.decoder.": args.decoder_factor,
+    }
     groups: list[dict[str, Any]] = [
-        {"params": others, "rate": args.lr},
-        {"params": encoder, "rate": args.lr * args.encoder_factor},
+        {"params": [p for n, p in parameters.items() if n.startswith(part)], "rate": args.lr * f}
+        for part, f in factors.items()
+        if f
     ]
     optimizer = torch.optim.AdamW(groups, args.lr, (0.9, 0.99), weight_decay=0.02)
-    trained = torch.nn.ParameterDict({n.replace(".", "/"): parameters[n] for n in names})
+    trained = torch.nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
     average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(args.ema))
     samples, earlier = 0, 0.0
     state_path = args.output.with_suffix(".state")
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, map_location="cpu", weights_only=True)
         load_checkpoint(model, args.output)  # buffers; the parameters follow
         trained.load_state_dict(state["trained"])
         average.load_state_dict(state["average"])
@@ -174,7 +191,10 @@ def train(args: argparse.Namespace) -> None:
         logger.info("resumed after %.0f s, %d samples", earlier, samples)
     clock = Clock(60 * args.minutes, earlier)
     batches = Batches(maker, clock, args.sizes, args.pixels, args.seed + samples)
-    loader = DataLoader(batches, batch_size=None, num_workers=args.workers)
+    device = torch.device(args.device)
+    loader = DataLoader(
+        batches, batch_size=None, num_workers=args.workers, pin_memory=device.type == "cuda"
+    )
 
     def save() -> None:
         tensors = dict(model.state_dict())
@@ -192,31 +212,38 @@ def train(args: argparse.Namespace) -> None:
         with replace_file(state_path) as temporary:
             torch.save(state, temporary)
 
-    total, count, saved, step = 0.0, 0, time.time(), 0
+    saved, step = time.time(), 0
+    losses: list[torch.Tensor] = []
+    waited, before = 0.0, time.time()
     for prompt, batch in loader:
         if clock.progress() >= 1:
             break
+        waited += time.time() - before
         step += 1
-        decay = 0.5 * (1 + np.cos(np.pi * clock.progress())) * min(1, clock.seconds() / 60)
+        decay = 0.5 * (1 + np.cos(np.pi * clock.progress())) * min(1, step / 100)
         for group in optimizer.param_groups:
             group["lr"] = float(group["rate"] * max(0.01, decay))
-        batch = {
-            n: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
-            for n, v in batch.items()
-        }
+        batch = {n: v.to(device, non_blocking=True) for n, v in batch.items()}
         loss = loss_of(predict(model, prompt, batch), batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(trained)
-        total, count, samples = total + loss.item(), count + 1, samples + len(batch["image"])
+        losses.append(loss.detach())
+        samples += len(batch["image"])
         if step % 25 == 0:
-            logger.info("%.0f s  %d samples  loss %.4f", clock.seconds(), samples, total / count)
-            total, count = 0.0, 0
+            mean = torch.stack(losses).mean().item()
+            logger.info(
+                "%.0f s  %d samples  loss %.4f  waited %.1f s for data",
+                *(clock.seconds(), samples, mean, waited),
+            )
+            losses.clear()
+            waited = 0.0
         if time.time() - saved > SAVE_EVERY:
             save()
             saved = time.time()
+        before = time.time()
     save()
 
 
@@ -237,7 +264,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=weighted, nargs="+", required=True, metavar="W:FOLDER")
     parser.add_argument("--backgrounds", type=Path, nargs="+", required=True)
-    parser.add_argument("--start", type=Path, help="a checkpoint with the weights of the U-Net")
+    parser.add_argument("--start", type=Path, help="weights of a model, with or without a prior")
     parser.add_argument("--prior", type=Path, help="the encoder's pretrained weights")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0")
     parser.add_argument("--model", type=Path, default=SMALL, help="folder of the component configs")
@@ -255,7 +282,9 @@ if __name__ == "__main__":
     parser.add_argument("--pixels", type=int, default=16 * 128**2, help="pixels per batch")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--encoder-factor", type=float, default=0.1)
+    parser.add_argument("--decoder-factor", type=float, default=0.0, help="0: it is not trained")
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     train(parser.parse_args())

@@ -17,6 +17,7 @@ from SDMatte.modeling import hub, surgery, weights
 from SDMatte.modeling.attention import AttentionContext, build_key_selections
 from SDMatte.modeling.cpu import encode_bands, optimize_for_cpu
 from SDMatte.modeling.hub import COMPONENTS
+from SDMatte.modeling.norm import parallelize_group_norms
 from SDMatte.modeling.prior import ImagePrior
 from SDMatte.modeling.settings import IGNORED_SETTINGS, ModelSettings
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
@@ -72,6 +73,7 @@ class SDMatte(nn.Module):
             )
             nn.Module.to(self.image_prior, self.unet.dtype)
         optimize_for_cpu(self.vae)
+        parallelize_group_norms(self.unet)
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
         self._empty_caption: tuple[Any, torch.Tensor] | None = None
@@ -275,10 +277,10 @@ class SDMatte(nn.Module):
 
     @torch.no_grad()
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Encode the maps of prompts as `encode` does, boxes faster.
+        """Encode the maps of prompts as `encode` does, boxes faster on CPUs.
 
         Args:
-            prompt: `[B, 1, H, W]` in [-1, 1], on any device; boxes are faster from the CPU.
+            prompt: `[B, 1, H, W]` in [-1, 1], on any device.
         """
         # An offloaded autoencoder is moved to its device only by calls of its own methods.
         hook = getattr(self.vae, "_hf_hook", None)
@@ -310,10 +312,9 @@ class SDMatte(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run the U-Net on an encoded image and a prompt.
 
-        Nothing is read back from the device. Which keys self-attention reads, and which rows of a
-        box are encoded, is decided on the CPU, from maps that are there. For maps on another device
-        all keys are read, with a bias, and all rows are encoded: equal up to rounding, slower, and
-        with shapes that do not depend on data, as CUDA graphs need it.
+        Nothing is read back from the device. Which keys self-attention reads is decided on the CPU,
+        from maps that are there. For maps on another device all keys are read, with a bias: equal
+        up to rounding, slower, and with shapes that do not depend on data, as CUDA graphs need it.
 
         Args:
             image_latent: `[B, C, h, w]`, from `encode`; it can be reused for other prompts.
