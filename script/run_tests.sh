@@ -25,6 +25,7 @@ OMP_NUM_THREADS=1 COVERAGE_CORE=sysmon "$python" -m pytest -m "not slow" -n auto
 for restriction in "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
     "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41"; do
     say "pytest -m numerics, $restriction"
-    env $restriction "$python" -m pytest -m "numerics and not slow" || status=$?
+    env $restriction "$python" -m pytest -m "numerics and not slow" -n auto --maxprocesses 2 \
+        --dist loadfile || status=$?
 done
 exit "$status"

@@ -264,6 +264,7 @@ def test_the_example_workflow(nodes):
         assert by_id[start]["order"] < by_id[end]["order"]
 
 
+@pytest.mark.slow
 def test_a_link_is_enough(tmp_path):
     """The package is found beside the linked folder, from anywhere."""
     (tmp_path / "SDMatte").symlink_to(FOLDER)

@@ -15,6 +15,7 @@ from SDMatte.images.io import write_image
 from SDMatte.samples import make_sample_set
 
 
+@pytest.mark.slow
 def test_ablations(tmp_path, monkeypatch, capsys):
     ablations = load_script("tools/ablations.py")
     samples, output = tmp_path / "samples", tmp_path / "output"
@@ -65,6 +66,7 @@ def test_images_of_pages_exist_and_are_small(page):
         assert 0 < (path.parent / name).stat().st_size < 200_000
 
 
+@pytest.mark.slow
 def test_small_model_training(tmp_path, monkeypatch, caplog):
     """Objects are made, scenes composed, and a run that was stopped by the clock is resumed."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))

@@ -1,6 +1,7 @@
 """``sdmatte demo``: a web page on this machine."""
 
 import argparse
+import functools
 import logging
 import os
 import tempfile
@@ -36,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-upload", type=float, default=100, help="largest upload in MB (default: 100)"
     )
+    group.add_argument(
+        "--more-models",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="other models to choose from, each loaded when it is first chosen",
+    )
     add_model_arguments(parser)
 
 
@@ -70,6 +78,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _name(model: str | None) -> str:
+    return "SDMatte_small" if model is None else Path(model).absolute().name
+
+
+def _with_model(args: argparse.Namespace, model: str | None) -> argparse.Namespace:
+    if model == args.model:
+        return args
+    return argparse.Namespace(**{**vars(args), "model": model, "checkpoint": None})
+
+
 def _serve(args: argparse.Namespace, folder: Path) -> None:
     """Serve the page until interrupted."""
     try:
@@ -81,12 +99,16 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     from SDMatte.demo.page import LAUNCH, build_page
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's requests to itself
-    name = "the small model" if args.model is None else Path(args.model).name
-    print(f"Loading {name} ...", flush=True)
+    models = {
+        _name(model): functools.partial(load_predictor, _with_model(args, model), progress=True)
+        for model in (args.model, *args.more_models)
+    }
+    if len(models) <= len(args.more_models):
+        raise ConfigError("--more-models: two models have the same name.")
+    print(f"Loading {next(iter(models))} ...", flush=True)
     page = build_page(
-        load_predictor(args, progress=True),  # which the page shows, too
+        models,
         folder,
-        name=name,
         tiles=args.refine == "tiles",
         max_pixels=args.max_pixels,
         max_upload=args.max_upload,

@@ -5,7 +5,7 @@ import html
 import logging
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,9 @@ LAUNCH: dict[str, Any] = {
 
 
 def build_page(
-    predictor: MattePredictor,
+    models: Mapping[str, Callable[[], MattePredictor]],
     folder: Path,
     *,
-    name: str,
     tiles: bool = False,
     max_pixels: float,
     max_upload: float,
@@ -72,16 +71,18 @@ def build_page(
     """Build the page.
 
     Args:
-        predictor: Loaded model, shared by all visitors, one computation at a time.
+        models: What loads each model, by its name on the page. The first one is loaded now, the
+            others when they are first chosen. All visitors share them, one computation at a time.
         folder: Gradio's folder for uploads, in which each visitor gets a folder.
-        name: Name of the model, shown on the page.
         tiles: Whether the second pass over tiles is on at first.
         max_pixels: Largest image, in pixels.
         max_upload: Largest upload, in MB, for messages; the server enforces it.
     """
     samples = [photo for photo in real_photographs() if photo.name in _SAMPLES]
     sessions: dict[str, Session | None] = {}  # None: the visitor left
-    sizes = sorted({predictor.resolution * k // 2 for k in (1, 2, 3, 4)})
+    name, *others = models
+    load = functools.cache(lambda name: models[name]())
+    predictor = load(name)
 
     def session_of(request: gr.Request) -> Session:
         key = str(request.session_hash)
@@ -113,21 +114,35 @@ def build_page(
             shutil.rmtree(path.parent, ignore_errors=True)
 
     @_with_sentences
-    def open_image(value, view, color, resolution, request: gr.Request, progress=_PROGRESS):
+    def open_image(value, view, color, model, resolution, request: gr.Request, progress=_PROGRESS):
         session = session_of(request)
         progress(0.1, desc="Reading the image")
         take(value, lambda path, named: session.open(path, named, max_pixels))
         progress(0.4, desc="Encoding the image")
-        session.encode(predictor.at_resolution(resolution))
+        session.encode(load(model).at_resolution(resolution))
         return session.stage([], with_image=True), session.compare(view, color)
 
     @_with_sentences
+    def choose_model(model, progress=_PROGRESS):
+        progress(0.1, desc=f"Loading {model}")
+        chosen = load(model)
+        return gr.update(choices=_resolutions(chosen), value=chosen.resolution)
+
+    @_with_sentences
     def predict(
-        value, see_through, tiles, resolution, view, color, request: gr.Request, progress=_PROGRESS
+        value,
+        see_through,
+        tiles,
+        model,
+        resolution,
+        view,
+        color,
+        request: gr.Request,
+        progress=_PROGRESS,
     ):
         session, gestures = session_of(request), (value or {}).get("gestures", [])
         progress(0.2, desc="Predicting the matte")
-        session.predict(predictor.at_resolution(resolution), gestures, see_through, tiles)
+        session.predict(load(model).at_resolution(resolution), gestures, see_through, tiles)
         if session.steps[-1].result.alpha.max() < 0.5:
             gr.Warning("The matte is almost empty: prompt the object more closely.")
         progress(0.9, desc="Coloring the preview")
@@ -158,7 +173,7 @@ def build_page(
     with gr.Blocks(title="SDMatte", analytics_enabled=False, delete_cache=_DELETE_CACHE) as page:
         gr.HTML(
             "<h1>SDMatte</h1><p>Cut an object out of a photo: mark it with "
-            f"{_describe(predictor.prompts)}, then press Matte. Model: {html.escape(name)}.</p>",
+            f"{_describe(predictor.prompts)}, then press Matte.</p>",
             elem_id="head",
         )
         with gr.Row():
@@ -167,8 +182,11 @@ def build_page(
                 with gr.Row(equal_height=True):
                     see_through = gr.Checkbox(label="Transparent object", min_width=120)
                     tile_box = gr.Checkbox(tiles, label="Refine with tiles", min_width=120)
+                    model = gr.Dropdown(
+                        [name, *others], label="Model", min_width=130, interactive=bool(others)
+                    )
                     resolution = gr.Dropdown(
-                        [n for n in sizes if n % predictor.model.size_divisor == 0],
+                        _resolutions(predictor),
                         value=predictor.resolution,
                         label="Resolution",
                         min_width=100,
@@ -196,8 +214,9 @@ def build_page(
         heavy: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
         common: dict[str, Any] = {"show_progress_on": slider, "api_visibility": "private"}
         both, looks = [stage, slider], [view, color]
-        stage.upload(open_image, [stage, *looks, resolution], both, **heavy, **common)
-        prompt = [stage, see_through, tile_box, resolution, *looks]
+        stage.upload(open_image, [stage, *looks, model, resolution], both, **heavy, **common)
+        model.input(choose_model, model, resolution, **heavy, **common)
+        prompt = [stage, see_through, tile_box, model, resolution, *looks]
         button.click(predict, prompt, both, **heavy, **common)
         stage.undo(undo, [stage, *looks], both, **common)
         for changed in looks:
@@ -226,6 +245,11 @@ def _with_sentences(function: Callable) -> Callable:
         raise gr.Error(html.escape(message, quote=False), print_exception=False)
 
     return run
+
+
+def _resolutions(predictor: MattePredictor) -> list[int]:
+    sizes = (predictor.resolution * k // 2 for k in (1, 2, 3, 4))
+    return [n for n in sizes if n % predictor.model.size_divisor == 0]
 
 
 def _describe(prompts: tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ from SDMatte.images.decode import read_hw, read_metadata
 from SDMatte.images.io import write_image
 from SDMatte.inference.predictor import EncodedImage, MattePredictor
 from SDMatte.inference.result import MatteResult, OutputSettings
+from SDMatte.modeling import SDMatte
 
 PREVIEW = 1024
 """Longest side in pixels of what the browser shows."""
@@ -59,7 +60,8 @@ class Session:
     def _clear(self) -> None:
         self.steps: deque[Step] = deque(maxlen=_MAX_STEPS)
         self._pixels: tuple[np.ndarray, np.ndarray | None] | None = None
-        self._encoded: tuple[int, EncodedImage] | None = None  # with its resolution
+        # With the model and the resolution that it is for.
+        self._encoded: tuple[tuple[SDMatte, int], EncodedImage] | None = None
 
     def open(self, path: Path, name: str, max_pixels: float) -> None:
         """Read an image.
@@ -87,11 +89,12 @@ class Session:
         self.background = reduce(flatten(colors, opacity, PAPER))
 
     def encode(self, predictor: MattePredictor) -> EncodedImage:
-        """Return the encoded image, from memory if the resolution is the last one."""
+        """Return the encoded image, from memory if model and resolution are the last ones."""
         if self._pixels is None:
             raise PromptError("No image is open: drop one, or choose a sample.")
-        if self._encoded is None or self._encoded[0] != predictor.resolution:
-            self._encoded = predictor.resolution, predictor.encode_pixels(*self._pixels)
+        key = predictor.model, predictor.resolution
+        if self._encoded is None or self._encoded[0] != key:
+            self._encoded = key, predictor.encode_pixels(*self._pixels)
         return self._encoded[1]
 
     def predict(

@@ -69,6 +69,7 @@ def test_errors_are_one_sentence(argv, sentence, capsys, monkeypatch, tmp_path, 
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_the_shell_scripts_pass_errors_on():
     for script, words, sentence in (
         ("train.sh", ["nowhere.py"], "Config file nowhere.py not found."),

@@ -77,6 +77,7 @@ def test_train_on_a_mix_of_all_sets(trained):
     assert len(losses(trained)) == 2 and np.isfinite(losses(trained)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAIN_SETS)
 def test_train_on_a_single_set(tmp_path, name):
     more = [f"dataloader.train.dataset.names=[{name}]", "train.max_iter=1"]

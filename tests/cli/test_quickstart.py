@@ -22,6 +22,7 @@ SETTINGS = [
 SAMPLES = {"num_train": 4, "num_test": 3, "size": 96, "num_workers": 1, "progress": False}
 
 
+@pytest.mark.slow
 def test_quickstart_writes_scores_curves_and_images(tmp_path, monkeypatch):
     monkeypatch.setenv("SDMATTE_DATA_ROOT", "nowhere")  # set by the user for other data
     output, samples = tmp_path / "out", tmp_path / "samples"

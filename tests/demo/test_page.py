@@ -173,9 +173,17 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, model):
-    arguments = ["--model", str(model), "--device", "cpu", "--max-upload", "20"]
-    server = Server(tmp_path_factory.mktemp("server"), *arguments, "--max-pixels", "13e6")
+def other_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "other"
+    tiny_model(seed=1, aux_input=None).save_pretrained(folder, inference={"resolution": 128})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, model, other_model):
+    arguments = ["--model", str(model), "--more-models", str(other_model), "--device", "cpu"]
+    arguments += ["--max-upload", "20", "--max-pixels", "13e6"]
+    server = Server(tmp_path_factory.mktemp("server"), *arguments)
     yield server
     server.stop()
 
@@ -231,6 +239,22 @@ def test_box_points_and_mask_give_the_predictors_mattes(visitor, photo, expected
     visitor.matte()  # the same points again
     assert close(visitor.alpha(), expected(points=points, transparent=True))
     assert not close(expected(points=points, transparent=True), expected(points=points))
+
+
+def test_another_model_can_be_chosen(visitor, photo, expected, other_model):
+    visitor.open(photo[0])
+    visitor.tool("box")
+    box = visitor.drag(*BOX)
+    visitor.matte()
+    visitor.page.get_by_label("Model").click()
+    visitor.page.get_by_role("option", name="other", exact=True).click()
+    visitor.page.wait_for_function(
+        "() => [...document.querySelectorAll('input')].some(i => i.value === '128')"
+    )
+    visitor.matte()
+    predictor = MattePredictor.from_pretrained(other_model, device="cpu")
+    alpha = predictor.predict(box=box, image=predictor.encode(photo[1])).alpha
+    assert close(visitor.alpha(), alpha) and not close(alpha, expected(box=box))
 
 
 def test_paint_add_remove_and_undo(visitor, photo):

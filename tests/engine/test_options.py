@@ -41,7 +41,13 @@ def plain():
     return TinyRun.build(ONE_PROMPT, "optimizer.fused=False").run(2)
 
 
-@pytest.mark.parametrize(("words", "is_on"), OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    ("words", "is_on"),
+    [
+        pytest.param(*option, id=name, marks=[pytest.mark.slow] if name == "compile" else [])
+        for name, option in OPTIONS.items()
+    ],
+)
 def test_options_change_neither_steps_nor_names(words, is_on, plain, tmp_path, monkeypatch):
     monkeypatch.setattr(options, "BACKEND", "eager")  # traces the model, and does not compile
     torch._dynamo.reset()

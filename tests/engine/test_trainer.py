@@ -177,6 +177,7 @@ def test_processes_skip_a_step_together(sample_root, tmp_path):
     assert all(value.isfinite().all() for value in final.values() if value.is_floating_point())
 
 
+@pytest.mark.slow
 def test_a_hung_loader_ends_the_run_with_a_message(sample_root, tmp_path):
     words = settings(sample_root, tmp_path / "run", "dataloader.train.timeout=1")
     words += ["dataloader.train.num_workers=1", "train.evaluations=0"]

@@ -92,6 +92,7 @@ def test_what_reads_the_device_is_noticed(read):
 
 
 FEW = ("bbox_mask", "point_mask")
+SLOW = ("autocast", "lite, autocast")
 CASES = {  # types of weights and autocast, prompts; each pass takes seconds
     "float32": (SDMatte, "float32", None, PROMPT_TYPES),
     "bfloat16": (SDMatte, "bfloat16", None, FEW),
@@ -99,9 +100,16 @@ CASES = {  # types of weights and autocast, prompts; each pass takes seconds
     "lite, float32": (LiteSDMatte, "float32", None, FEW),
     "lite, autocast": (LiteSDMatte, "float32", torch.float16, FEW),
 }
+every_case = pytest.mark.parametrize(
+    "cls, dtype, amp, names",
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, case in CASES.items()
+    ],
+)
 
 
-@pytest.mark.parametrize("cls, dtype, amp, names", CASES.values(), ids=CASES)
+@every_case
 def test_predictions_do_not_wait_for_the_device(cls, dtype, amp, names):
     one, two = make_batch(1), make_batch(2)
     two["bbox_mask"][1, ..., :40] = 1  # other keys than the first image
@@ -115,7 +123,7 @@ def test_predictions_do_not_wait_for_the_device(cls, dtype, amp, names):
                 assert alpha.device.type == "cuda" and alpha.shape == batch["bbox_mask"].shape
 
 
-@pytest.mark.parametrize("cls, dtype, amp, names", CASES.values(), ids=CASES)
+@every_case
 def test_losses_do_not_wait_for_the_device(cls, dtype, amp, names):
     with pretended_cuda():
         model = build(cls, dtype=dtype)
