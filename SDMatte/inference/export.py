@@ -10,6 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,8 +51,10 @@ TOLERANCES = {"float32": 1e-4, "float16": 3e-2}
 """Largest difference of alpha from PyTorch in float32, by type of the weights."""
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_SAMPLE = (2, 2, 3)  # batch, and height and width as multiples of the model's divisor
-_BATCH, _HEIGHT, _WIDTH = (Dim(name, min=1, max=2**12) for name in ("batch", "height", "width"))
+_BATCH = Dim("batch", min=1, max=63)  # diffusers copies larger ones, to the same result
+_HEIGHT, _WIDTH = Dim("height", min=1, max=2**12), Dim("width", min=1, max=2**12)
+_BLOCKS = {0: _BATCH, 2: _HEIGHT, 4: _WIDTH}
+_SAMPLE_SIDE = 128  # pixels; of smaller images, an encoder's deepest maps have a side of 1
 
 
 def export_model(
@@ -169,7 +172,9 @@ class _ConstantPadding(nn.Conv2d):
         pads = []
         for kernel, step, spread in zip(self.kernel_size, self.stride, self.dilation, strict=True):
             total = max(0, (kernel - 1) * spread + 1 - step)
-            pads = [total // 2, total - total // 2, *pads]  # of the last axis first
+            # Of the last axis first. What is added at the end lets deeper layers, whose features
+            # are not used, compute something for other sizes.
+            pads = [total // 2, total - total // 2 + step - 1, *pads]
         return super().forward(nn.functional.pad(input, pads))
 
 
@@ -289,51 +294,55 @@ class _Decoder(_Graph):
 
 @torch.no_grad()
 def _write_graphs(model: SDMatte, folder: Path) -> None:
-    batch, *size = (n * f for n, f in zip(_SAMPLE, (1, *[model.size_divisor] * 2), strict=True))
-    image = torch.rand(batch, 3, *size) * 2 - 1
+    rows = max(2, _SAMPLE_SIDE // model.size_divisor)
+    columns = rows + 1
+    image = torch.rand(2, 3, rows * model.size_divisor, columns * model.size_divisor) * 2 - 1
     latent = model.encode(image).float()
     residuals = [residual.float() for residual in model.encode_prior(image) or ()]
-    flag = torch.tensor(True)
-    coords = torch.rand(batch, 2 * NUM_POINTS)
-    is_trans = torch.tensor([0, 1])
-    _export(_Encoder(model), (image,), ["image"], ["latent"], folder / ENCODER)
-    rows, columns = _SAMPLE[1:]
     blocks = [in_blocks(value, rows, columns) for value in (image, latent, *residuals)]
+    flag = torch.tensor(True)
+    coords = torch.rand(2, 2 * NUM_POINTS)
+    is_trans = torch.tensor([0, 1])
+    names = [f"residual_{level}" for level in range(len(residuals))]
     if residuals:
-        names = [f"residual_{level}" for level in range(len(residuals))]
-        _export(_Prior(model), (blocks[0],), ["image"], names, folder / PRIOR)
-    names = ["image_latent", "prompt_latent", "prompt", "coords", "is_point", "is_masked"]
-    names += ["is_trans", *(f"residual_{level}" for level in range(len(residuals)))]
-    given = (blocks[1], blocks[1], blocks[0][:, :1], coords, flag, flag, is_trans, blocks[2:])
-    _export(_UNet(model), given, names, ["latent"], folder / UNET)
-    _export(_Decoder(model), (latent,), ["latent"], ["alpha"], folder / DECODER)
+        _export(_Prior(model), blocks[:1], [_BLOCKS], ["image"], names, folder / PRIOR)
+    latents = blocks[1], blocks[1].clone()  # the exporter would see that they share memory
+    prompt = blocks[0][:, :1].contiguous()
+    _export(
+        _UNet(model),
+        [*latents, prompt, coords, flag, flag, is_trans, blocks[2:]],
+        [_BLOCKS, _BLOCKS, _BLOCKS, {0: _BATCH}, {}, {}, {0: _BATCH}, [_BLOCKS] * len(residuals)],
+        ["image_latent", "prompt_latent", "prompt", "coords", "is_point", "is_masked", "is_trans"]
+        + names,
+        ["latent"],
+        folder / UNET,
+    )
+    for graph, value, given, found, name in (
+        (_Encoder(model), image, "image", "latent", ENCODER),
+        (_Decoder(model), latent, "latent", "alpha", DECODER),
+    ):
+        height, width = value.shape[-2] // rows * _HEIGHT, value.shape[-1] // columns * _WIDTH
+        shape = {0: _BATCH, 2: height, 3: width}
+        _export(graph, [value], [shape], [given], [found], folder / name)
 
 
 def _export(
-    graph: _Graph, inputs: tuple, names: Sequence[str], outputs: Sequence[str], path: Path
+    graph: _Graph,
+    inputs: Sequence[Any],
+    shapes: Sequence[Any],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    path: Path,
 ) -> None:
     logger.info("Exporting %s ...", path.name)
     program = torch.onnx.export(
         graph.eval(),
-        inputs,
+        tuple(inputs),
         dynamo=True,
-        dynamic_shapes=tuple(map(_dynamic_shape, inputs)),
+        dynamic_shapes=tuple(shapes),
         input_names=names,
         output_names=outputs,
         verbose=False,
     )
     assert program is not None  # with dynamo=True
     program.save(path)  # weights of more than 1.5 GB are written beside it
-
-
-def _dynamic_shape(value: torch.Tensor | list[torch.Tensor]) -> dict | list:
-    """Describe a sample input: batch, height and width are free, the others are constant."""
-    if isinstance(value, list):
-        return [_dynamic_shape(one) for one in value]
-    shape = {0: _BATCH} if value.ndim else {}
-    if value.ndim == 4:
-        for axis, symbol, count in ((2, _HEIGHT, _SAMPLE[1]), (3, _WIDTH, _SAMPLE[2])):
-            shape[axis] = value.shape[axis] // count * symbol
-    if value.ndim == 6:
-        shape |= {2: _HEIGHT, 4: _WIDTH}
-    return shape

@@ -177,7 +177,8 @@ class MattingAttnProcessor(AttnProcessor2_0):
         context = context or AttentionContext()
         keys = self.find_keys(context, hidden_states)
         if encoder_hidden_states is None and self.masked and keys is not None:
-            images = hidden_states.chunk(len(keys))
+            # An export takes the number of chunks, even of one, as a constant.
+            images = hidden_states.chunk(len(keys)) if len(keys) > 1 else (hidden_states,)
             found = [
                 super(MattingAttnProcessor, self).__call__(
                     attn, image, selected.take(image), selected.mask(image.dtype), temb
