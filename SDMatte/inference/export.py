@@ -138,7 +138,7 @@ def export_model(
     return differences
 
 
-def _predict_samples(network: TorchNetwork | OnnxNetwork) -> dict[str, np.ndarray]:
+def _predict_samples(network: Any) -> dict[str, np.ndarray]:
     """Predict a batch for each prompt, at another size than that of the export."""
     rng = np.random.default_rng(0)
     height, width = 3 * network.size_divisor, 2 * network.size_divisor
@@ -169,7 +169,7 @@ class _ConstantPadding(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Pad and convolve `[B, C, H, W]`."""
-        pads = []
+        pads: list[int] = []
         for kernel, step, spread in zip(self.kernel_size, self.stride, self.dilation, strict=True):
             total = max(0, (kernel - 1) * spread + 1 - step)
             # Of the last axis first. What is added at the end lets deeper layers, whose features
@@ -195,7 +195,7 @@ class _LevelProcessor(MattingAttnProcessor):
         return context.keys[self.level]
 
 
-def _prepare(model: SDMatte, dtype: torch.dtype) -> None:
+def _prepare(model: Any, dtype: torch.dtype) -> None:
     """Cast a model, and replace what an export does not support; equal up to rounding."""
     for part in (model.unet, model.image_prior):
         if part is not None:
@@ -210,9 +210,9 @@ def _prepare(model: SDMatte, dtype: torch.dtype) -> None:
 
     def level_of(name: str) -> int:
         section, number = name.split(".")[:2]
-        return {"down_blocks": int, "up_blocks": lambda n: last - int(n)}.get(
-            section, lambda _: last
-        )(number)
+        if section == "down_blocks":
+            return int(number)
+        return last - int(number) if section == "up_blocks" else last
 
     processors = model.unet.attn_processors.items()
     model.unet.set_attn_processor({n: _LevelProcessor(p, level_of(n)) for n, p in processors})
@@ -224,9 +224,9 @@ class _Graph(nn.Module):
     U-Net and image prior take maps in blocks, see `SDMatte.inference.onnx.in_blocks`.
     """
 
-    def __init__(self, model: SDMatte):
+    def __init__(self, model: Any):
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
 
 def _joined(blocks: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -247,7 +247,9 @@ class _Prior(_Graph):
 
 
 class _UNet(_Graph):
-    def __init__(self, model: SDMatte):
+    text: torch.Tensor
+
+    def __init__(self, model: Any):
         super().__init__(model)
         self.register_buffer("text", model.encode_caption(None, 1).to(model.unet.dtype))
 
@@ -270,7 +272,8 @@ class _UNet(_Graph):
         )
         unet, settings, dtype = self.model.unet, self.model.settings, self.model.unet.dtype
         keep = torch.where(is_masked, prompt, torch.ones_like(prompt))  # 1: no bias
-        masks = build_masks(keep, image_latent.shape[-2:], len(unet.config.block_out_channels))
+        grid = (image_latent.shape[2], image_latent.shape[3])
+        masks = build_masks(keep, grid, len(unet.config.block_out_channels))
         mode = settings.attention_mask_mode
         named = {"is_point": is_point}
         for name, values in (("bbox_mask", coords[:, :4]), ("point_mask", coords)):

@@ -1,6 +1,7 @@
 """The network of a predictor, computed by torch; `SDMatte.inference.onnx` has the other runtime."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class TorchNetwork:
     )
     if_overflow = "use dtype=float32, or bfloat16 if the device supports it"
 
-    def __init__(self, model: SDMatte, device: torch.device | None = None):
+    def __init__(self, model: SDMatte, device: Any = None):
         self.model = model.eval()
         self.device = device or next(model.get_submodule("unet").parameters()).device
         self.size_divisor = model.size_divisor
@@ -44,7 +45,7 @@ class TorchNetwork:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return self.model.unet.dtype
+        return next(self.model.get_submodule("unet").parameters()).dtype
 
     @torch.no_grad()
     def encode(self, image: np.ndarray) -> Encoding:
