@@ -303,17 +303,18 @@ def _write_graphs(model: SDMatte, folder: Path) -> None:
     latent = model.encode(image).float()
     residuals = [residual.float() for residual in model.encode_prior(image) or ()]
     blocks = [in_blocks(value, rows, columns) for value in (image, latent, *residuals)]
-    flag = torch.tensor(True)
+    is_point, is_masked = torch.tensor(True), torch.tensor(True)
     coords = torch.rand(2, 2 * NUM_POINTS)
     is_trans = torch.tensor([0, 1])
     names = [f"residual_{level}" for level in range(len(residuals))]
     if residuals:
         _export(_Prior(model), blocks[:1], [_BLOCKS], ["image"], names, folder / PRIOR)
-    latents = blocks[1], blocks[1].clone()  # the exporter would see that they share memory
+    # No two inputs may be one tensor: the exporter would connect both to a single input.
+    latents = blocks[1], blocks[1].clone()
     prompt = blocks[0][:, :1].contiguous()
     _export(
         _UNet(model),
-        [*latents, prompt, coords, flag, flag, is_trans, blocks[2:]],
+        [*latents, prompt, coords, is_point, is_masked, is_trans, blocks[2:]],
         [_BLOCKS, _BLOCKS, _BLOCKS, {0: _BATCH}, {}, {}, {0: _BATCH}, [_BLOCKS] * len(residuals)],
         ["image_latent", "prompt_latent", "prompt", "coords", "is_point", "is_masked", "is_trans"]
         + names,
