@@ -8,10 +8,12 @@ embedding of the empty caption is a constant.
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -141,8 +143,10 @@ def export_model(
 def _predict_samples(network: Any) -> dict[str, np.ndarray]:
     """Predict a batch for each prompt, at another size than that of the export."""
     rng = np.random.default_rng(0)
-    height, width = 3 * network.size_divisor, 2 * network.size_divisor
-    images = rng.random((3, height, width, 3), np.float32)
+    divisor = network.size_divisor
+    height, width = 3 * divisor * max(1, 32 // divisor), 2 * divisor * max(1, 32 // divisor)
+    coarse = rng.random((3, 4, 4, 3), np.float32)  # noise of pixels would amplify rounding
+    images = [cv2.resize(image, (width, height)) for image in coarse]
     encodings = [network.encode(image) for image in images]
     box = (width // 4, height // 4, width - 5, height - 9)
     mask = np.zeros((height, width), np.uint8)
@@ -178,6 +182,31 @@ class _ConstantPadding(nn.Conv2d):
         return super().forward(nn.functional.pad(input, pads))
 
 
+class _ExactGroupNorm(nn.GroupNorm):
+    """Group norm in float32 that averages axis by axis, since short sums are precise.
+
+    onnxruntime's own adds the values of a group one after the other. In the map of a prompt almost
+    all are equal, and its error would exceed the tolerance.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalize `[B, C, ...]`."""
+        values = input.float().unflatten(1, (self.num_groups, -1))  # [B, G, C / G, ...]
+        values = values - _mean_of_groups(values)
+        scale, shift = (
+            value.float().view(self.num_groups, -1, *[1] * (input.ndim - 2))
+            for value in (self.weight, self.bias)
+        )
+        scale = scale * (_mean_of_groups(values * values) + self.eps).rsqrt()
+        return (values * scale + shift).flatten(1, 2).to(input.dtype)
+
+
+def _mean_of_groups(values: torch.Tensor) -> torch.Tensor:
+    for axis in range(values.ndim - 1, 1, -1):
+        values = values.mean(axis, keepdim=True)
+    return values
+
+
 class _LevelProcessor(MattingAttnProcessor):
     """Attention that finds its keys by the U-Net's level.
 
@@ -203,9 +232,11 @@ def _prepare(model: Any, dtype: torch.dtype) -> None:
     if max(model.vae.config.block_out_channels) >= MIN_WIDTH_FOR_LOW_PRECISION:
         nn.Module.to(model.vae, dtype)
     undo_optimization(model.vae)
-    for module in () if model.image_prior is None else model.image_prior.modules():
+    for module in model.modules():
         if type(module).__name__ == "Conv2dSame":
             module.__class__ = _ConstantPadding
+        elif type(module) is nn.GroupNorm:
+            module.__class__ = _ExactGroupNorm
     last = len(model.unet.config.block_out_channels) - 1
 
     def level_of(name: str) -> int:
@@ -315,7 +346,7 @@ def _write_graphs(model: SDMatte, folder: Path) -> None:
     _export(
         _UNet(model),
         [*latents, prompt, coords, is_point, is_masked, is_trans, blocks[2:]],
-        [_BLOCKS, _BLOCKS, _BLOCKS, {0: _BATCH}, {}, {}, {0: _BATCH}, [_BLOCKS] * len(residuals)],
+        [_BLOCKS, _BLOCKS, _BLOCKS, {0: _BATCH}, None, None, {0: _BATCH}, [_BLOCKS] * len(residuals)],
         ["image_latent", "prompt_latent", "prompt", "coords", "is_point", "is_masked", "is_trans"]
         + names,
         ["latent"],
@@ -339,14 +370,16 @@ def _export(
     path: Path,
 ) -> None:
     logger.info("Exporting %s ...", path.name)
-    program = torch.onnx.export(
-        graph.eval(),
-        tuple(inputs),
-        dynamo=True,
-        dynamic_shapes=tuple(shapes),
-        input_names=names,
-        output_names=outputs,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # axes of equal sizes
+        program = torch.onnx.export(
+            graph.eval(),
+            tuple(inputs),
+            dynamo=True,
+            dynamic_shapes=tuple(shapes),
+            input_names=names,
+            output_names=outputs,
+            verbose=False,
+        )
     assert program is not None  # with dynamo=True
     program.save(path)  # weights of more than 1.5 GB are written beside it

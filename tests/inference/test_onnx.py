@@ -56,44 +56,84 @@ def assert_same_mattes(exported, model, rgb, tolerance=1e-4, **settings):
             np.testing.assert_allclose(other.alpha, one.alpha, rtol=0, atol=tolerance)
 
 
+def small_folder(folder, lite=False, levels=2):
+    """Configs with the last levels of the tiny model and few layers, whose export is faster."""
+    shutil.copytree(tiny_folder(), folder)
+    unet, vae = (json.loads((folder / name / "config.json").read_text()) for name in ("unet", "vae"))
+    for name in ("block_out_channels", "attention_head_dim", "down_block_types"):
+        unet[name] = unet[name][:levels]
+    unet["up_block_types"] = unet["up_block_types"][-levels:]
+    unet["layers_per_block"] = 1
+    if lite:
+        vae = {
+            "_class_name": "AutoencoderTiny",
+            "latent_channels": vae["latent_channels"],
+            "encoder_block_out_channels": [8, 8, 8],
+            "decoder_block_out_channels": [8, 8, 8],
+            "num_encoder_blocks": [1, 1, 1],
+            "num_decoder_blocks": [1, 1, 1],
+            "scaling_factor": 1.0,
+        }
+    else:
+        for name in ("block_out_channels", "down_block_types", "up_block_types"):
+            vae[name] = vae[name][:levels]
+    for name, config in (("unet", unet), ("vae", vae)):
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def small_model(folder, cls=SDMatte, **settings):
+    """A model with random weights whose mattes are not constant."""
+    torch.manual_seed(0)
+    model = cls(folder, load_weight=False, aux_input=None, **settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model
+
+
 @pytest.fixture(scope="module")
-def saved(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "tiny"
-    tiny.save_pretrained(folder, inference={"resolution": 64, "crop_margin": 0.5})
+def model(tmp_path_factory):
+    return small_model(small_folder(tmp_path_factory.mktemp("model") / "configs"))
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    model.save_pretrained(folder, inference={"resolution": 64, "crop_margin": 0.5})
     return folder
 
 
 @pytest.fixture(scope="module")
 def exported(saved, tmp_path_factory):
-    """The tiny model, exported by the command."""
-    folder = tmp_path_factory.mktemp("exported") / "sub" / "tiny"
+    """The model, exported by the command; takes the most time of these tests."""
+    folder = tmp_path_factory.mktemp("exported") / "sub" / "small"
     assert main(["export", str(saved), str(folder)]) == 0
     return folder
 
 
-@pytest.mark.numerics
-def test_exported_models_give_the_same_mattes(exported, tiny, rgb):
+def test_exported_models_give_the_same_mattes(exported, model, rgb):
     predictor = MattePredictor.from_pretrained(exported, device="cpu")
     network = predictor.model
     assert (predictor.resolution, predictor.crop_margin) == (64, 0.5)
     assert predictor.prompts == ("point", "box", "mask", "auto", "trimap")
-    assert network.size_divisor == tiny.size_divisor
-    assert_same_mattes(network, tiny, rgb, resolution=64)
-    assert_same_mattes(network, tiny, rgb, resolution=96, keep_aspect=True, crop_margin=0.1)
+    assert network.size_divisor == model.size_divisor
+    assert_same_mattes(network, model, rgb, resolution=64)
+    assert_same_mattes(network, model, rgb, resolution=96, keep_aspect=True, crop_margin=0.1)
 
 
-@pytest.mark.numerics
-def test_tiles_and_batches_of_exported_models(exported, tiny, rgb):
+@pytest.mark.parametrize("refine", ["guided", "tiles"])
+def test_options_of_exported_models(exported, model, rgb, refine):
     image = np.kron(rgb[:30, :40], np.ones((5, 5, 1), np.uint8))
-    predictors = [
-        MattePredictor(tiny, resolution=64),
-        MattePredictor.from_pretrained(exported, crop_margin=0),
-    ]
     prompts = [{"box": (20, 20, 120, 80)}, {"points": [(30, 30)], "transparent": True}]
-    predictors[1].crop_margin = None
-    found = [p.predict_batch([image, image], prompts, refine="tiles") for p in predictors]
+    predictors = [
+        MattePredictor(model, resolution=64, crop_margin=0.5),
+        MattePredictor.from_pretrained(exported),
+    ]
+    found = [p.predict_batch([image, image], prompts, refine=refine) for p in predictors]
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(other.alpha, one.alpha, rtol=0, atol=5e-4)  # of two passes
+        np.testing.assert_allclose(other.cutout(), one.cutout(), rtol=0, atol=1)
 
 
 def test_the_same_errors(exported, rgb):
@@ -105,8 +145,8 @@ def test_the_same_errors(exported, rgb):
     predictor.set_image(rgb)
     with pytest.raises(PromptError, match=r"The point \(95, 3\) is not in the image"):
         predictor.predict(points=[(95, 3)])
-    with pytest.raises(ConfigError, match="resolution must be a positive multiple of 32; got 100"):
-        MattePredictor.from_pretrained(exported, resolution=100)
+    with pytest.raises(ConfigError, match="resolution must be a positive multiple of 4; got 102"):
+        MattePredictor.from_pretrained(exported, resolution=102)
     with pytest.raises(ConfigError, match=r"Out of memory on cpu at a resolution of \d+x\d+ and a"):
         huge = MattePredictor.from_pretrained(exported, resolution=2**17, crop_margin=0.1)
         huge.encode(np.zeros((2, 2, 3), np.uint8))
@@ -208,31 +248,6 @@ def test_exports_that_are_refused(saved, exported, tmp_path, capsys):
 
 
 # ------------------------------------------------------------- other models, slower
-
-
-def small_folder(folder, lite=False):
-    """Configs with two levels, whose export is faster."""
-    shutil.copytree(tiny_folder(), folder)
-    config = json.loads((folder / "unet" / "config.json").read_text())
-    for name in ("block_out_channels", "attention_head_dim"):
-        config[name] = config[name][:2]
-    for name in ("down_block_types", "up_block_types"):
-        types = [kind for kind in config[name] if "CrossAttn" in kind]
-        config[name] = types[:2]
-    config["layers_per_block"] = 1
-    (folder / "unet" / "config.json").write_text(json.dumps(config))
-    if lite:
-        vae = {
-            "_class_name": "AutoencoderTiny",
-            "latent_channels": config["in_channels"],
-            "encoder_block_out_channels": [8, 8, 8],
-            "decoder_block_out_channels": [8, 8, 8],
-            "num_encoder_blocks": [1, 1, 1],
-            "num_decoder_blocks": [1, 1, 1],
-            "scaling_factor": 1.0,
-        }
-        (folder / "vae" / "config.json").write_text(json.dumps(vae))
-    return folder
 
 
 @pytest.mark.slow
