@@ -371,7 +371,7 @@ def _export(
 ) -> None:
     logger.info("Exporting %s ...", path.name)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "# The axis name", UserWarning)  # axes of equal sizes
+        warnings.filterwarnings("ignore", "# ", UserWarning)  # about names of axes
         program = torch.onnx.export(
             graph.eval(),
             tuple(inputs),
