@@ -232,7 +232,8 @@ def optimize_for_cpu(vae: nn.Module) -> None:
 
 def undo_optimization(vae: nn.Module) -> None:
     """Undo `optimize_for_cpu`, for exports: they have operators of their own for these modules."""
-    plain = {fast: original for original, fast in OPTIMIZED.items()}
+    plain: dict[type, type] = {LeftToConv: nn.Upsample, UpsamplingConv: nn.Conv2d}
+    plain |= {fast: original for original, fast in OPTIMIZED.items()}
     for module in vae.modules():
         module.__class__ = plain.get(type(module), type(module))
     vae.optimized_for_cpu = False
