@@ -343,10 +343,11 @@ def _write_graphs(model: SDMatte, folder: Path) -> None:
     # No two inputs may be one tensor: the exporter would connect both to a single input.
     latents = blocks[1], blocks[1].clone()
     prompt = blocks[0][:, :1].contiguous()
+    batch = {0: _BATCH}
     _export(
         _UNet(model),
         [*latents, prompt, coords, is_point, is_masked, is_trans, blocks[2:]],
-        [_BLOCKS, _BLOCKS, _BLOCKS, {0: _BATCH}, None, None, {0: _BATCH}, [_BLOCKS] * len(residuals)],
+        [*[_BLOCKS] * 3, batch, None, None, batch, [_BLOCKS] * len(residuals)],
         ["image_latent", "prompt_latent", "prompt", "coords", "is_point", "is_masked", "is_trans"]
         + names,
         ["latent"],

@@ -61,7 +61,8 @@ def assert_same_mattes(exported, model, rgb, tolerance=1e-4, **settings):
 def small_folder(folder, lite=False, levels=2):
     """Configs with the last levels of the tiny model and few layers, whose export is faster."""
     shutil.copytree(tiny_folder(), folder)
-    unet, vae = (json.loads((folder / name / "config.json").read_text()) for name in ("unet", "vae"))
+    paths = [folder / name / "config.json" for name in ("unet", "vae")]
+    unet, vae = (json.loads(path.read_text()) for path in paths)
     for name in ("block_out_channels", "attention_head_dim", "down_block_types"):
         unet[name] = unet[name][:levels]
     unet["up_block_types"] = unet["up_block_types"][-levels:]
@@ -79,8 +80,8 @@ def small_folder(folder, lite=False, levels=2):
     else:
         for name in ("block_out_channels", "down_block_types", "up_block_types"):
             vae[name] = vae[name][:levels]
-    for name, config in (("unet", unet), ("vae", vae)):
-        (folder / name / "config.json").write_text(json.dumps(config))
+    for path, config in zip(paths, (unet, vae), strict=True):
+        path.write_text(json.dumps(config))
     return folder
 
 
