@@ -277,6 +277,7 @@ def test_exports_that_are_refused(saved, exported, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # an export takes minutes
 @pytest.mark.parametrize(
     ("levels", "dtype", "settings"),
     [
@@ -298,6 +299,7 @@ def test_full_models(levels, dtype, settings, tmp_path, rgb):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_model_that_ships(dtype, tmp_path):
     assert main(["export", str(SMALL), str(tmp_path / "exported"), "--dtype", dtype]) == 0
@@ -309,6 +311,7 @@ def test_the_model_that_ships(dtype, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_an_export_that_differs_leaves_nothing(tmp_path, capsys):
     model = small_model(small_folder(tmp_path / "configs", lite=True), LiteSDMatte)
     with torch.no_grad():
