@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from SDMatte.errors import PromptError
-from SDMatte.inference.loading import SMALL_MODEL, find_model
+from SDMatte.inference.defaults import SMALL_MODEL
+from SDMatte.inference.loading import find_model
 from SDMatte.inference.predictor import MattePredictor
 from SDMatte.prompts.requests import as_pairs
 from SDMatte.runtime.devices import choose_device

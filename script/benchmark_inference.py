@@ -10,6 +10,7 @@ memory does not include loading). Images are noise, prompts boxes of 30 % of the
     python script/benchmark_inference.py --model lite --batches 1 4
     python script/benchmark_inference.py --sizes 512 --cases plain float32 "bfloat16, compiled"
     python script/benchmark_inference.py --tiny               # the small model: a quick check
+    python script/benchmark_inference.py --cases float32 onnx # the exported model
     python script/benchmark_inference.py --start-up           # import and command line
     python script/benchmark_inference.py --types MODEL IMAGES # what bfloat16 changes
 
@@ -48,6 +49,7 @@ from PIL import Image
 from SDMatte import MattePredictor
 from SDMatte.images.io import read_alpha
 from SDMatte.images.resize import to_tensor
+from SDMatte.inference.export import export_model
 from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.hub import WEIGHTS_FILE
@@ -65,8 +67,10 @@ CASES = {  # dtype of the weights, and keyword arguments of torch.compile (None:
     "float32, compiled": ("float32", {}),
     "bfloat16, compiled": ("bfloat16", {}),
     "bfloat16, CUDA graphs": ("bfloat16", {"mode": "reduce-overhead"}),
+    "onnx": ("float32", None),
 }
 MODELS = {"sdmatte": Model, "lite": LiteSDMatte}
+EXPORTED = "exported"  # sub-folder with the ONNX graphs
 TOLERANCE = 1e-4  # of alpha in float32, relative to the plain path
 
 
@@ -98,11 +102,13 @@ def image_and_boxes(size: int) -> tuple[np.ndarray, list[tuple[int, int, int, in
 
 
 @functools.lru_cache(1)
-def load(case: str, folder: Path, device: torch.device) -> tuple[Model, float]:
+def load(case: str, folder: Path, device: torch.device) -> tuple[Any, float]:
     """Load the model saved in `folder` for one of `CASES`; return it and the seconds it took."""
     dtype, compile_options = CASES[case]
     start = time.perf_counter()
-    if case == "plain":
+    if case == "onnx":
+        model = MattePredictor.from_pretrained(folder / EXPORTED, device=device.type).model
+    elif case == "plain":
         lite = read_model_card(folder)["model"] == "LiteSDMatte"
         plain_class = PlainLite if lite else PlainModel
         model = plain_class(folder, load_weight=False, aux_input="bbox_mask").eval()
@@ -289,6 +295,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             weights_device = device if device.type == "cuda" else None  # which draws them faster
             build(MODELS[args.model], args.tiny, weights_device).save_pretrained(folder)
+            if "onnx" in args.cases:
+                export_model(folder, Path(folder, EXPORTED))
             for group in groups:
                 compare(group, folder, args)
 

@@ -39,6 +39,14 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
     except SDMatteError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
+    except ModuleNotFoundError as error:  # with only requirements-onnx.txt installed
+        if (error.name or __package__).partition(".")[0] == __package__.partition(".")[0]:
+            raise
+        sys.stderr.write(
+            f"error: This needs {error.name}, which is not installed: "
+            f"pip install -r requirements.txt.\n"
+        )
+        return USER_ERROR
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return INTERRUPTED

@@ -16,6 +16,7 @@ COMMANDS = {
     "matte": "cut objects out of images",
     "demo": "open a web page to cut objects out of images",
     "data": "list, check and show data sets",
+    "export": "write a model as ONNX, which runs without torch",
     "export-weights": "write the weights of a checkpoint, without the training state",
     "push": "upload a model to the Hugging Face hub",
     "quickstart": "create samples, train the small model and test it",

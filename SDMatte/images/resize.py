@@ -168,14 +168,19 @@ def resize_alpha(pred: np.ndarray, hw: tuple[int, int], eight_bit: bool = False)
     return pred.astype(np.uint8) if eight_bit else pred
 
 
-def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """Copy float32 ``[H, W(, 3)]`` in [0, 1] to a tensor ``[C, H, W]`` in [-1, 1].
+def to_planes(array: np.ndarray) -> np.ndarray:
+    """Copy float32 ``[H, W(, 3)]`` in [0, 1] to ``[C, H, W]`` in [-1, 1].
 
     This is the model's range (data/README.md, step 9).
     """
-    import torch  # not needed by planning and scoring, which import this module
-
     planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     scaled = np.multiply(planes, np.float32(2), order="C")
     scaled -= 1  # [0, 1] -> [-1, 1]
-    return torch.from_numpy(scaled)
+    return scaled
+
+
+def to_tensor(array: np.ndarray) -> torch.Tensor:
+    """Return `to_planes` of an array as a tensor."""
+    import torch  # not needed by planning and scoring, which import this module
+
+    return torch.from_numpy(to_planes(array))

@@ -379,15 +379,17 @@ class Batch:
     @contextlib.contextmanager
     def _recording(self, job: Job) -> Iterator[None]:
         """Record an error as the job's failure."""
-        import torch
-
         try:
             yield
         except SDMatteError as error:
             self._fail(job, str(error))
-        except (torch.OutOfMemoryError, MemoryError):
+        except MemoryError:
             self._fail(job, "Out of memory: use a lower resolution.")
         except Exception as error:  # a bug must not cost the rest of the batch
+            torch = sys.modules.get("torch")  # not of exported models
+            if torch is not None and isinstance(error, torch.OutOfMemoryError):
+                self._fail(job, "Out of memory: use a lower resolution.")
+                return
             logger.exception("%s: unexpected error.", job.image)
             self.failed.append((job, f"{type(error).__name__}: {error}"))
 

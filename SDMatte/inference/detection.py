@@ -4,15 +4,14 @@ import json
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from packaging.version import Version
 
 from SDMatte.errors import CheckpointError, DependencyError, PromptError
-from SDMatte.modeling import hub
-from SDMatte.runtime.devices import choose_device
+
+if TYPE_CHECKING:  # exported models run without torch
+    import torch
 
 _OLDEST = "4.51"  # its processors share the arguments that are used here
 _MAX_OVERLAP = 0.5  # intersection over union of two boxes of different objects
@@ -43,12 +42,13 @@ class Detector:
         DependencyError: The version of transformers is too old.
     """
 
-    def __init__(self, name: str | Path, device: str | torch.device = "auto"):
+    def __init__(self, name: str | Path, device: "str | torch.device" = "auto"):
+        from SDMatte.runtime.devices import choose_device
+
         self.device = choose_device(device)
         self._processor, self._model = _load(name)
         self._model.to(self.device)
 
-    @torch.no_grad()
     def __call__(self, image: np.ndarray, text: str) -> list[FoundBox]:
         """Return the boxes of the objects in an image, the best first, whatever their scores.
 
@@ -61,14 +61,17 @@ class Detector:
         Raises:
             PromptError: The text is longer than the detector can read.
         """
+        import torch
         from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes
 
         height, width = image.shape[:2]
         labels = [[part.strip() for part in text.split(".") if part.strip()]]
         self._check_length(labels[0])
         inputs = self._processor(images=image, text=labels, return_tensors="pt").to(self.device)
+        with torch.no_grad():
+            output = self._model(**inputs)
         (found,) = self._processor.post_process_grounded_object_detection(
-            self._model(**inputs), threshold=0.0, target_sizes=[(height, width)], text_labels=labels
+            output, threshold=0.0, target_sizes=[(height, width)], text_labels=labels
         )
         boxes, scores = found["boxes"].float(), found["scores"].float()
         boxes = clip_boxes_to_image(boxes, (height, width))
@@ -114,8 +117,12 @@ def best_boxes(
 
 def _load(name: str | Path) -> tuple[Any, Any]:
     """Load the processor and the model of a detector, to the CPU in float32."""
+    import torch
     import transformers
+    from packaging.version import Version
     from transformers.models.auto import modeling_auto
+
+    from SDMatte.modeling import hub
 
     if Version(transformers.__version__) < Version(_OLDEST):
         raise DependencyError(

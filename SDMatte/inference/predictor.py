@@ -5,35 +5,26 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import cv2
 import numpy as np
-import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from tqdm import tqdm
 
-from SDMatte.errors import ConfigError, DataError, PromptError
+from SDMatte.errors import ConfigError, DataError, DependencyError, PromptError
 from SDMatte.images.arrays import flatten, read_pixels
 from SDMatte.images.resize import (
     Window,
     aspect_shape,
     resize_alpha,
     resize_bilinear,
-    to_tensor,
 )
+from SDMatte.inference.defaults import SMALL_MODEL, InferenceDefaults, Refinement
 from SDMatte.inference.detection import Detector, FoundBox, best_boxes
 from SDMatte.inference.guided import refine_with_guide
-from SDMatte.inference.loading import (
-    SMALL_MODEL,
-    InferenceDefaults,
-    Refinement,
-    find_model,
-    offload_model,
-)
+from SDMatte.inference.onnx import OnnxNetwork, load_exported, read_card
 from SDMatte.inference.result import MatteResult
 from SDMatte.inference.tiles import refine_with_tiles
-from SDMatte.modeling import SDMatte
 from SDMatte.prompts.maps import extent
 from SDMatte.prompts.pixels import PixelPrompt, check_text, read_prompts, select_prompt
 from SDMatte.prompts.types import (
@@ -42,12 +33,16 @@ from SDMatte.prompts.types import (
     PROMPT_TYPES,
     get_prompt_type,
 )
-from SDMatte.runtime.devices import choose_device, release_memory
+
+if TYPE_CHECKING:  # torch takes seconds to import, and exported models run without it
+    import torch
+
+    from SDMatte.inference.network import TorchNetwork
+    from SDMatte.modeling import SDMatte
 
 logger = logging.getLogger(__name__)
 
 _MAX_ASPECT = 16
-_LARGE = 2**20  # pixels of a batch; for less, allocating memory again costs more than it saves
 _PREDICT_KEYS = ("box", "points", "mask", "trimap", "text", "transparent")
 
 
@@ -57,17 +52,18 @@ class EncodedImage:
 
     Attributes:
         image: uint8 ``[H, W, 3]``, RGB; mid-gray where the image is fully transparent.
-        latent: ``[1, C, h, w]``, on the predictor's device.
+        latent: ``[1, C, h, w]``, on the predictor's device; an array if the model is an exported
+            one.
         size: Height and width of the image that the model saw.
         opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None if it is opaque.
         residuals: What the image prior adds to the U-Net; empty for models without one.
     """
 
     image: np.ndarray
-    latent: torch.Tensor
+    latent: Any
     size: tuple[int, int]
     opacity: np.ndarray | None = None
-    residuals: tuple[torch.Tensor, ...] = ()
+    residuals: tuple[Any, ...] = ()
 
 
 class _Task(NamedTuple):
@@ -90,7 +86,7 @@ class MattePredictor:
         result.alpha  # float32 [H, W] in [0, 1]
 
     Args:
-        model: The model, on its device; it is set to evaluation mode.
+        model: The model, on its device; it is set to evaluation mode. Or an exported one.
         resolution: Side of the square that images are resized to, a multiple of the model's
             ``size_divisor``. None: that of ``defaults``.
         keep_aspect: Keep the aspect ratio of images, up to 16 : 1, at about as many pixels as the
@@ -117,7 +113,7 @@ class MattePredictor:
 
     def __init__(
         self,
-        model: SDMatte,
+        model: "SDMatte | OnnxNetwork",
         *,
         resolution: int | None = None,
         keep_aspect: bool | None = None,
@@ -125,21 +121,22 @@ class MattePredictor:
         prompts: Iterable[str] | None = None,
         batch_size: int = 4,
         defaults: InferenceDefaults | None = None,
-        device: torch.device | None = None,
+        device: "torch.device | str | None" = None,
         progress: bool = False,
         detector: str | Path | Callable[[np.ndarray, str], list[FoundBox]] = DETECTOR,
         detector_threshold: float = DETECTOR_THRESHOLD,
     ):
         defaults = defaults or InferenceDefaults()
-        self.model = model.eval()
-        self.device = device or next(model.get_submodule("unet").parameters()).device
+        self._network = _network_of(model, device)
+        self.model: Any = model
+        self.device: Any = self._network.device
         self.resolution = defaults.resolution if resolution is None else resolution
         self.keep_aspect = defaults.keep_aspect if keep_aspect is None else keep_aspect
         self.crop_margin = defaults.crop_margin if crop_margin is None else crop_margin
         self.refine = defaults.refine
         self.batch_size = batch_size
         self.progress = progress
-        for name, step in (("resolution", model.size_divisor), ("batch_size", 1)):
+        for name, step in (("resolution", self._network.size_divisor), ("batch_size", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < 1 or value % step:
                 kind = "integer" if step == 1 else f"multiple of {step}"
@@ -154,7 +151,7 @@ class MattePredictor:
         self.detector = detector
         self.detector_threshold = detector_threshold
         self.point_radius = defaults.radius_at(self.resolution)
-        self.prompts = _allowed_prompts(model, prompts)
+        self.prompts = _allowed_prompts(self._network.trained_prompts, prompts)
         self._current: EncodedImage | None = None
 
     @classmethod
@@ -163,8 +160,8 @@ class MattePredictor:
         path_or_hub_id: str | Path | None = None,
         checkpoint: str | Path | None = None,
         *,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
+        device: "str | torch.device" = "auto",
+        dtype: "str | torch.dtype" = "auto",
         resolution: int | None = None,
         keep_aspect: bool | None = None,
         crop_margin: float | None = None,
@@ -181,7 +178,8 @@ class MattePredictor:
             path_or_hub_id: A folder or hub id with component configs and a checkpoint beside them
                 (``LongfeiHuang/SDMatte``, ``LongfeiHuang/LiteSDMatte``, or a folder written by
                 ``save_pretrained``), the output folder of a training run, or a checkpoint in one of
-                these. None: the small model that ships.
+                these; or a folder written by ``sdmatte export``, which runs without torch. None:
+                the small model that ships.
             checkpoint: Name of the checkpoint in the folder, such as ``SDMatte_plus.pth`` for
                 SDMatte*. None: the usual one.
             device: ``"auto"`` (CUDA, else MPS, else the CPU) or the name of a device.
@@ -201,21 +199,21 @@ class MattePredictor:
         Raises:
             CheckpointError: The model was not found, or its weights do not fit.
             ConfigError: A setting is invalid.
+            DependencyError: The model needs a package that is not installed.
         """
-        device = choose_device(device)
         if path_or_hub_id is None:
             path_or_hub_id = SMALL_MODEL
             logger.warning(
                 "Using the small model that ships; the published one, LongfeiHuang/SDMatte, is "
                 "far better and takes 5 GB."
             )
-        source = find_model(path_or_hub_id, checkpoint)
-        model = source.load(device, dtype)
-        if offload:
-            offload_model(model, device)
+        folder = Path(path_or_hub_id)
+        model: SDMatte | OnnxNetwork
+        if read_card(folder):
+            model = load_exported(folder, checkpoint, device, dtype, offload)
+            defaults, used = model.defaults, None
         else:
-            model.to(device)
-        model.release_text_encoder()  # only the empty caption is used
+            model, defaults, used = _load(path_or_hub_id, checkpoint, device, dtype, offload)
         return cls(
             model,
             resolution=resolution,
@@ -223,8 +221,8 @@ class MattePredictor:
             crop_margin=crop_margin,
             prompts=prompts,
             batch_size=batch_size,
-            defaults=source.defaults,
-            device=device,
+            defaults=defaults,
+            device=used,
             progress=progress,
             detector=detector,
             detector_threshold=detector_threshold,
@@ -434,21 +432,16 @@ class MattePredictor:
         if not self.keep_aspect:
             return self.resolution, self.resolution
         limited = min(height, _MAX_ASPECT * width), min(width, _MAX_ASPECT * height)
-        return aspect_shape(limited, self.resolution, self.model.size_divisor)
+        return aspect_shape(limited, self.resolution, self._network.size_divisor)
 
-    def _encode(
-        self, image: np.ndarray, size: tuple[int, int]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def _encode(self, image: np.ndarray, size: tuple[int, int]) -> tuple[Any, tuple[Any, ...]]:
         """Return the latent ``[1, C, h, w]`` of an image, and what the image prior adds."""
         if self.crop_margin is not None and image.shape[0] * image.shape[1] > size[0] * size[1]:
             small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
         else:
             small = resize_bilinear(image, size)  # as published, without smoothing
-        with self._memory_checked(size), torch.no_grad():
-            tensor = to_tensor(small / np.float32(255))[None]  # [0, 255] -> [0, 1] -> [-1, 1]
-            tensor = tensor.to(self.device, non_blocking=True)
-            latent = self.model.encode(tensor)  # [1, C, h, w]
-            return latent, tuple(self.model.encode_prior(tensor) or ())
+        with self._memory_checked(size):
+            return self._network.encode(small / np.float32(255))  # [0, 255] -> [0, 1]
 
     def _look_closer(self, task: _Task) -> tuple[_Task, Window]:
         """Crop the image of a task to its prompt, if the model wants it."""
@@ -501,29 +494,19 @@ class MattePredictor:
                 mattes |= zip(batch, self._infer_batch([tasks[i] for i in batch]), strict=True)
         return [mattes[index] for index in range(len(tasks))]
 
-    @torch.no_grad()
     def _infer_batch(self, tasks: Sequence[_Task]) -> np.ndarray:
         """Predict tasks with the same kind of prompt and size: float32 ``[B, h, w]`` in [0, 1]."""
         size, kind = tasks[0].encoded.size, tasks[0].prompt.kind
-        drawn = [task.prompt.draw(size, self.point_radius) for task in tasks]
-        levels = zip(*(task.encoded.residuals for task in tasks), strict=True)
         with self._memory_checked(size, len(tasks)):
-            latent, _ = self.model.predict_latent(
-                torch.cat([task.encoded.latent for task in tasks]),
-                torch.stack([to_tensor(prompt.mask) for prompt in drawn]),
-                torch.from_numpy(np.stack([prompt.coords for prompt in drawn])),
+            alpha = self._network.predict(
+                [(task.encoded.latent, task.encoded.residuals) for task in tasks],
+                [task.prompt.draw(size, self.point_radius) for task in tasks],
                 kind,
-                is_trans=torch.tensor([int(task.transparent) for task in tasks]),
-                residuals=[torch.cat(level) for level in levels] or None,
+                [task.transparent for task in tasks],
             )
-            if len(tasks) * size[0] * size[1] >= _LARGE:
-                release_memory()  # before the decoder reaches the peak
-            alpha = self.model.decode(latent)[:, 0].cpu().numpy()  # [B, h, w]
         if not np.isfinite(alpha).all():
-            raise ConfigError(
-                f"Values overflow in {self.model.unet.dtype}: use dtype=float32, or bfloat16 if "
-                f"the device supports it."
-            )
+            network = self._network
+            raise ConfigError(f"Values overflow in {network.dtype}: {network.if_overflow}.")
         return alpha
 
     @contextlib.contextmanager
@@ -532,14 +515,13 @@ class MattePredictor:
         try:
             yield
             return
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+        except Exception as error:
+            if not self._network.is_out_of_memory(error):
                 raise
         # Outside of the handler, whose exception would keep the tensors of all its frames.
         raise ConfigError(
             f"Out of memory on {self.device} at a resolution of {size[1]}x{size[0]} and a batch of "
-            f"{count}: lower resolution or batch_size, or use dtype=bfloat16 or, on a GPU, "
-            f"offload=True."
+            f"{count}: {self._network.if_out_of_memory}."
         )
 
     def _refine(
@@ -561,7 +543,7 @@ class MattePredictor:
         self, crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray], transparent: bool
     ) -> list[np.ndarray]:
         """Predict crops of an image, prompted with their mattes so far."""
-        divisor = self.model.size_divisor
+        divisor = self._network.size_divisor
         tasks = []
         for crop, matte in zip(crops, mattes, strict=True):
             height, width = (-(-n // divisor) * divisor for n in crop.shape[:2])
@@ -588,14 +570,54 @@ def _check_transparent(transparent: Any) -> bool:
     return bool(transparent)
 
 
-def _allowed_prompts(model: SDMatte, names: Iterable[str] | None) -> tuple[str, ...]:
+def _network_of(
+    model: "SDMatte | OnnxNetwork", device: "torch.device | str | None"
+) -> "TorchNetwork | OnnxNetwork":
+    if isinstance(model, OnnxNetwork):
+        return model
+    from SDMatte.inference.network import TorchNetwork
+
+    return TorchNetwork(model, device)
+
+
+def _load(
+    path_or_hub_id: str | Path,
+    checkpoint: str | Path | None,
+    device: "str | torch.device",
+    dtype: "str | torch.dtype",
+    offload: bool,
+) -> "tuple[SDMatte, InferenceDefaults, torch.device]":
+    """Load a model for torch, its defaults and its device."""
+    try:
+        from SDMatte.inference.loading import find_model, offload_model
+        from SDMatte.runtime.devices import choose_device
+
+        device = choose_device(device)
+    except ModuleNotFoundError as error:
+        raise DependencyError(
+            f"{path_or_hub_id} is no model exported by `sdmatte export`, and others need "
+            f"{error.name}, which is not installed: pip install -r requirements.txt."
+        ) from error
+    source = find_model(path_or_hub_id, checkpoint)
+    model = source.load(device, dtype)
+    if offload:
+        offload_model(model, device)
+    else:
+        model.to(device)
+    model.release_text_encoder()  # only the empty caption is used
+    return model, source.defaults, device
+
+
+def _allowed_prompts(
+    trained_prompts: Iterable[str], names: Iterable[str] | None
+) -> tuple[str, ...]:
     """Return short names of prompts: those given, or those that the model can take."""
     if names is not None:
         allowed = tuple(dict.fromkeys(get_prompt_type(name).alias for name in names))
         if not allowed:
             raise ConfigError("prompts must name at least one prompt.")
         return allowed
-    trained = {get_prompt_type(name).alias for name in model.settings.aux_input_list}
+    trained = {get_prompt_type(name).alias for name in trained_prompts}
     known = trained | ({"auto"} if "box" in trained else set())
     known |= {"trimap"} if "mask" in trained else set()
     return tuple(kind.alias for kind in PROMPT_TYPES.values() if kind.alias in known)

@@ -140,13 +140,15 @@ def build_key_selections(
     Returns:
         Selections by number of tokens.
     """
+    masks = build_masks(prompt, grid, num_levels)
+    return {keep.shape[1]: select_keys(keep, mode, all_keys) for keep in masks}
+
+
+def build_masks(prompt: torch.Tensor, grid: tuple[int, int], num_levels: int) -> list[torch.Tensor]:
+    """Resize a prompt's map to each level, `[B, N]` in [0, 1]; see `build_key_selections`."""
     keep = F.interpolate((prompt.float() + 1) / 2, size=grid, mode="nearest")  # [-1, 1] -> [0, 1]
-    selections = {}
-    for level in range(num_levels):
-        size = (-(-grid[0] // 2**level), -(-grid[1] // 2**level))
-        at_level = F.interpolate(keep, size=size, mode="nearest").flatten(1)  # [B, n]
-        selections[at_level.shape[1]] = select_keys(at_level, mode, all_keys)
-    return selections
+    sizes = [(-(-grid[0] // 2**level), -(-grid[1] // 2**level)) for level in range(num_levels)]
+    return [F.interpolate(keep, size=size, mode="nearest").flatten(1) for size in sizes]
 
 
 class MattingAttnProcessor(AttnProcessor2_0):
@@ -173,9 +175,10 @@ class MattingAttnProcessor(AttnProcessor2_0):
     ) -> torch.Tensor:
         """Attend; diffusers' `Attention` calls this."""
         context = context or AttentionContext()
-        keys = context.keys.get(hidden_states.shape[1])
+        keys = self.find_keys(context, hidden_states)
         if encoder_hidden_states is None and self.masked and keys is not None:
-            images = hidden_states.chunk(len(keys))
+            # An export takes the number of chunks, even of one, as a constant.
+            images = hidden_states.chunk(len(keys)) if len(keys) > 1 else (hidden_states,)
             found = [
                 super(MattingAttnProcessor, self).__call__(
                     attn, image, selected.take(image), selected.mask(image.dtype), temb
@@ -186,3 +189,9 @@ class MattingAttnProcessor(AttnProcessor2_0):
         if encoder_hidden_states is not None and self.visual and context.visual_tokens is not None:
             encoder_hidden_states = context.visual_tokens
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+    def find_keys(
+        self, context: AttentionContext, hidden_states: torch.Tensor
+    ) -> list[KeySelection] | None:
+        """Return the keys that self-attention on `[B, N, C]` reads; None for all."""
+        return context.keys.get(hidden_states.shape[1])

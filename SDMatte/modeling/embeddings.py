@@ -61,4 +61,4 @@ def _embed(coords: torch.Tensor, channels: int, flip_sin_to_cos: bool, freq_shif
         flip_sin_to_cos=flip_sin_to_cos,
         downscale_freq_shift=freq_shift,
     )
-    return flat.reshape(len(coords), -1)
+    return flat.reshape(coords.shape[0], -1)  # len() would be a constant in exports

@@ -123,10 +123,10 @@ def process_pretrained(
     changed = {"unet": write_unet} if vae is None else {"unet": write_unet, "vae": write_vae}
     if in_place:
         for name, write in changed.items():
-            _replace_folder(target / name, write)
+            replace_folder(target / name, write)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace_folder(target, write_all)
+        replace_folder(target, write_all)
     logger.info("Added %d settings to unet/config.json.", len(COORDINATE_SETTINGS))
     for name, value in new.items():
         state = "zero" if not value.any() else "random"
@@ -300,7 +300,7 @@ def _write_component(
     weights.write_json(folder / "config.json", config)
 
 
-def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Write a folder beside its target, and move it there once it is complete."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run

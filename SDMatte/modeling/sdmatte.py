@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from SDMatte.errors import CheckpointError, ConfigError, DataError, PromptError
 from SDMatte.modeling import hub, surgery, weights
-from SDMatte.modeling.attention import AttentionContext, build_key_selections
+from SDMatte.modeling.attention import AttentionContext, KeySelection, build_key_selections
 from SDMatte.modeling.cpu import encode_bands, optimize_for_cpu
 from SDMatte.modeling.hub import COMPONENTS
 from SDMatte.modeling.norm import parallelize_group_norms
@@ -332,10 +332,8 @@ class SDMatte(nn.Module):
         size, device, settings = len(image_latent), image_latent.device, self.settings
         image_latent = image_latent.to(self.unet.dtype)  # the autoencoder may have another type
         prompt_latent = self.encode_prompt(prompt).to(image_latent)
-        visual = self.unet.aux_conv_in(prompt_latent).flatten(2).transpose(1, 2)  # [B, h*w, C]
         keys = {}
-        is_masked = settings.use_attention_mask and not prompt_type.fixed
-        if is_masked and prompt_type.mask_key in settings.attn_mask_aux_input:
+        if self.masks_attention(prompt_type):
             grid = prompt_latent.shape[-2:]
             levels = len(self.unet.config.block_out_channels)
             keys = build_key_selections(
@@ -346,26 +344,67 @@ class SDMatte(nn.Module):
             is_trans = torch.zeros(size, dtype=torch.long, device=device)
         collected: list[torch.Tensor] = []
         with self._collect_features(collected if return_features else None):
-            latent = self.unet(
-                torch.cat([image_latent, prompt_latent], dim=1),
-                timestep=1 - is_trans.to(device, non_blocking=True),
-                encoder_hidden_states=self.encode_caption(caption, size).to(device),
-                cross_attention_kwargs={"context": AttentionContext(visual, keys)},
-                added_cond_kwargs=self._coordinates(coords, prompt_type, device),
-                down_intrablock_additional_residuals=None if residuals is None else [*residuals],
-            ).sample
+            latent = self.run_unet(
+                image_latent,
+                prompt_latent,
+                keys,
+                self.coordinates(coords, prompt_type, device),
+                is_trans.to(device, non_blocking=True),
+                self.encode_caption(caption, size).to(device),
+                residuals,
+            )
         return latent, collected
 
-    def _coordinates(
+    def run_unet(
+        self,
+        image_latent: torch.Tensor,
+        prompt_latent: torch.Tensor,
+        keys: Mapping[int, list[KeySelection]],
+        coords: Mapping[str, torch.Tensor],
+        is_trans: torch.Tensor,
+        text: torch.Tensor,
+        residuals: Sequence[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Run the U-Net on what `predict_latent` and the exported graph make of a prompt.
+
+        Args:
+            image_latent: `[B, C, h, w]`.
+            prompt_latent: `[B, C, h, w]`, of the prompt's map.
+            keys: See `AttentionContext`.
+            coords: See `SDMatteUNet.get_aug_embed`.
+            is_trans: `[B]`.
+            text: `[B, 77, C]`, the embedded captions.
+            residuals: From `encode_prior`.
+
+        Returns:
+            The latent of alpha, `[B, C, h, w]`.
+        """
+        visual = self.unet.aux_conv_in(prompt_latent).flatten(2).transpose(1, 2)  # [B, h*w, C]
+        return self.unet(
+            torch.cat([image_latent, prompt_latent], dim=1),
+            timestep=1 - is_trans,
+            encoder_hidden_states=text,
+            cross_attention_kwargs={"context": AttentionContext(visual, keys)},
+            added_cond_kwargs=coords,
+            down_intrablock_additional_residuals=None if residuals is None else [*residuals],
+        ).sample
+
+    def masks_attention(self, prompt_type: PromptType) -> bool:
+        """Return whether a type of prompt masks self-attention."""
+        is_masked = self.settings.use_attention_mask and not prompt_type.fixed
+        return is_masked and prompt_type.mask_key in self.settings.attn_mask_aux_input
+
+    def coordinates(
         self, coords: torch.Tensor, prompt_type: PromptType, device: torch.device
     ) -> dict[str, torch.Tensor]:
+        """Name the coordinates of a prompt as the U-Net takes them, on a device."""
         used = self.settings.use_coor_input
         if prompt_type.is_point:
             name, coords = "point_coords", coords if used else torch.zeros_like(coords)
         else:
             name = "bbox_coords"
             if prompt_type.fixed or not used:
-                coords = torch.tensor([0, 0, 1, 1], dtype=coords.dtype).expand(len(coords), 4)
+                coords = torch.tensor([0, 0, 1, 1], dtype=coords.dtype).expand(coords.shape[0], 4)
         return {name: coords.to(device, non_blocking=True)}
 
     def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:

@@ -81,8 +81,17 @@ class SDMatteUNet(UNet2DConditionModel):
         encoder_hidden_states: torch.Tensor,
         added_cond_kwargs: dict[str, torch.Tensor] | None,
     ) -> torch.Tensor | None:
-        """Embed `bbox_coords` `[B, 4]` or `point_coords` `[B, N]` of `added_cond_kwargs`."""
+        """Embed `bbox_coords` `[B, 4]` or `point_coords` `[B, N]` of `added_cond_kwargs`.
+
+        With both, `is_point` chooses, a tensor: an exported graph serves both.
+        """
         coords = added_cond_kwargs or {}
+        if "is_point" in coords:
+            box, points = (
+                self.get_aug_embed(emb, encoder_hidden_states, {name: coords[name]})
+                for name in ("bbox_coords", "point_coords")
+            )
+            return torch.where(coords["is_point"], points, box)
         if "bbox_coords" in coords:
             sinusoid = embed_box_coords(
                 coords["bbox_coords"],

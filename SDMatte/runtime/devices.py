@@ -1,13 +1,17 @@
 """Device, floating-point type and memory."""
 
+from __future__ import annotations
+
 import ctypes
 import resource
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from SDMatte.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 _CPU_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
@@ -18,6 +22,8 @@ def choose_device(name: str | torch.device = "auto", setting: str = "device") ->
     Raises:
         ConfigError: The device does not exist here; the message names the ``setting``.
     """
+    import torch  # late: exported models run without it
+
     if name == "auto":
         if torch.cuda.is_available():
             name = f"cuda:{torch.cuda.current_device()}"
@@ -47,6 +53,8 @@ def choose_dtype(
     """
     if dtype != "auto":
         return dtype
+    import torch
+
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:  # older releases of torch lack the probes
@@ -73,6 +81,8 @@ def peak_memory(device: torch.device) -> float:
     On a GPU this is the memory allocated by torch, otherwise the resident set size.
     """
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

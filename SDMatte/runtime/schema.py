@@ -2,11 +2,10 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
@@ -50,17 +49,13 @@ class Settings(BaseModel):
         """
         if isinstance(values, cls):
             return values
-        given: Any = values
+        given: Any = _to_container(values, name)
         try:
-            if isinstance(given, DictConfig):
-                given = OmegaConf.to_container(given, resolve=True)
             if not isinstance(given, Mapping | None):
                 raise ConfigError(f"{name or cls.__name__} must be a mapping; got {given!r:.80}.")
             return cls.model_validate(dict(given or {}))
         except ValidationError as error:
             raise ConfigError(cls._describe(error, name)) from error
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
 
     @classmethod
     def _describe(cls, error: ValidationError, prefix: str) -> str:
@@ -87,6 +82,21 @@ class Settings(BaseModel):
         for name in names:
             group = group.model_fields[name].annotation
         return group
+
+
+def _to_container(values: Any, name: str) -> Any:
+    """Return a part of a config as a mapping, anything else as it is."""
+    if "omegaconf" not in sys.modules:  # then it is no part of a config
+        return values
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(values, DictConfig):
+        return values
+    try:
+        return OmegaConf.to_container(values, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
 
 
 def unknown_setting(name: str, known: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from SDMatte import MattePredictor
 from SDMatte.errors import CheckpointError, ConfigError
-from SDMatte.inference.loading import SMALL_MODEL, InferenceDefaults, find_model
+from SDMatte.inference.defaults import SMALL_MODEL, InferenceDefaults
+from SDMatte.inference.loading import find_model
 from SDMatte.modeling import LiteSDMatte, SDMatte
 from SDMatte.runtime.config import load_config
 from SDMatte.samples import real_photographs

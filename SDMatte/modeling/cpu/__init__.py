@@ -1,6 +1,6 @@
 """A faster, leaner and more precise autoencoder on CPUs, explained in docs/cpu.md."""
 
-from SDMatte.modeling.cpu.autoencoder import optimize_for_cpu
+from SDMatte.modeling.cpu.autoencoder import optimize_for_cpu, undo_optimization
 from SDMatte.modeling.cpu.bands import encode_bands
 
-__all__ = ["encode_bands", "optimize_for_cpu"]
+__all__ = ["encode_bands", "optimize_for_cpu", "undo_optimization"]

@@ -232,6 +232,15 @@ def optimize_for_cpu(vae: nn.Module) -> None:
     vae.optimized_for_cpu = True
 
 
+def undo_optimization(vae: nn.Module) -> None:
+    """Undo `optimize_for_cpu`, for exports: they have operators of their own for these modules."""
+    plain: dict[type, type] = {LeftToConv: nn.Upsample, UpsamplingConv: nn.Conv2d}
+    plain |= {fast: original for original, fast in OPTIMIZED.items()}
+    for module in vae.modules():
+        module.__class__ = plain.get(type(module), type(module))
+    vae.optimized_for_cpu = False
+
+
 def _row_chunks(hidden: torch.Tensor, values: int) -> Iterator[tuple[int, int]]:
     """Split the rows of `[B, C, H, W]` into chunks of about so many values."""
     batch, channels, height, width = hidden.shape

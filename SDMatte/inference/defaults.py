@@ -1,0 +1,44 @@
+"""How models process images; stored with them."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from SDMatte.runtime.schema import Settings
+
+Refinement = Literal["none", "guided", "tiles"]
+
+SMALL_MODEL = Path(__file__).parents[1] / "assets" / "small"
+"""The model that ships."""
+
+
+class InferenceDefaults(Settings):
+    """How a model processes images, unless the caller decides otherwise."""
+
+    resolution: int = Field(
+        1024, gt=0, description="Side of the square that images are resized to, in pixels."
+    )
+    keep_aspect: bool = Field(
+        False, description="Keep the aspect ratio, at about as many pixels as the square has."
+    )
+    point_radius: float | None = Field(
+        None,
+        gt=0,
+        description="Sigma of a point's Gaussian in pixels at that resolution. None: 35/1024 of "
+        "the resolution.",
+    )
+    crop_margin: float | None = Field(
+        None,
+        ge=0,
+        description="Crop images to the prompt, with this fraction of its extent on each side, for "
+        "small models. None: the whole image, as published.",
+    )
+    refine: Refinement = Field(
+        "none", description="How mattes of large images are refined: none, guided or tiles."
+    )
+
+    def radius_at(self, resolution: int) -> float:
+        """Return the sigma of a point's Gaussian in pixels at another resolution."""
+        radius = 35 / 1024 * self.resolution if self.point_radius is None else self.point_radius
+        return radius * resolution / self.resolution
