@@ -20,7 +20,6 @@ from SDMatte.images.decode import read_hw, read_metadata
 from SDMatte.images.io import write_image
 from SDMatte.inference.predictor import EncodedImage, MattePredictor
 from SDMatte.inference.result import MatteResult, OutputSettings
-from SDMatte.modeling import SDMatte
 
 PREVIEW = 1024
 """Longest side in pixels of what the browser shows."""
@@ -61,7 +60,7 @@ class Session:
         self.steps: deque[Step] = deque(maxlen=_MAX_STEPS)
         self._pixels: tuple[np.ndarray, np.ndarray | None] | None = None
         # With the model and the resolution that it is for.
-        self._encoded: tuple[tuple[SDMatte, int], EncodedImage] | None = None
+        self._encoded: tuple[tuple[Any, int], EncodedImage] | None = None
 
     def open(self, path: Path, name: str, max_pixels: float) -> None:
         """Read an image.

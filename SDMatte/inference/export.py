@@ -235,7 +235,7 @@ def _prepare(model: Any, dtype: torch.dtype) -> None:
     for module in model.modules():
         if type(module).__name__ == "Conv2dSame":
             module.__class__ = _ConstantPadding
-        elif type(module) is nn.GroupNorm:
+        elif isinstance(module, nn.GroupNorm):
             module.__class__ = _ExactGroupNorm
     last = len(model.unet.config.block_out_channels) - 1
 

@@ -21,6 +21,7 @@ from SDMatte.modeling import LiteSDMatte, SDMatte
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason="ONNX: pip install -r requirements-dev.txt")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # an export takes a minute or more
 
 BOX = (9, 7, 72, 63)
 HEAVY = ("torch", "diffusers", "transformers", "timm", "accelerate", "omegaconf")
@@ -273,11 +274,9 @@ def test_exports_that_are_refused(saved, exported, tmp_path, capsys):
     assert "none" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------- other models, slower
+# -------------------------------------------------------------------- other models
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # an export takes minutes
 @pytest.mark.parametrize(
     ("levels", "dtype", "settings"),
     [
@@ -298,8 +297,6 @@ def test_full_models(levels, dtype, settings, tmp_path, rgb):
     assert_same_mattes(predictor.model, model, rgb, tolerance, resolution=96, keep_aspect=True)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_model_that_ships(dtype, tmp_path):
     assert main(["export", str(SMALL), str(tmp_path / "exported"), "--dtype", dtype]) == 0
@@ -310,8 +307,6 @@ def test_the_model_that_ships(dtype, tmp_path):
         np.testing.assert_allclose(other.alpha, one.alpha, rtol=0, atol=TOLERANCES[dtype])
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_an_export_that_differs_leaves_nothing(tmp_path, capsys):
     model = small_model(small_folder(tmp_path / "configs", lite=True), LiteSDMatte)
     with torch.no_grad():
