@@ -121,7 +121,12 @@ def export_model(
         }
         weights.write_json(folder / MODEL_CARD, card)
         del model  # before the memory of the graphs is needed
-        found = _predict_samples(OnnxNetwork(folder, "cpu"))
+        network = OnnxNetwork(folder, "cpu")
+        try:
+            found = _predict_samples(network)
+        except Exception as error:  # onnxruntime has an exception for each status, without a base
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"The exported model does not run: {reason}") from error
         for name, alpha in found.items():
             differences[name] = float(np.abs(alpha - expected[name]).max())
             if not differences[name] <= TOLERANCES[dtype]:
