@@ -12,11 +12,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import mitsuba as mi
 import numpy as np
-import trimesh
 from PIL import Image
 from tqdm import tqdm
+
+try:
+    import mitsuba as mi
+    import trimesh
+except ImportError:
+    raise SystemExit("Renders need mitsuba and trimesh: pip install mitsuba trimesh") from None
 
 Rng = np.random.Generator
 _MAX_TEXTURE = 512  # pixels

@@ -86,6 +86,7 @@ def test_train_on_a_single_set(tmp_path, name):
     assert np.isfinite(losses(tmp_path)).all() and (tmp_path / "model_final.pth").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["SDMatte", "SDMatte_star"])
 def test_train_on_the_published_mixes(tmp_path, config):
     words = settings(tmp_path, "train.max_iter=1", "dataloader.train.batch_size=2")

@@ -156,6 +156,7 @@ def test_parts_keep_the_prompts_of_an_image_together(folder, tmp_path):
     assert {job.output for part in parts for job in part.jobs} == {j.output for j in batch.jobs}
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_files(monkeypatch, capsys):
     script = load_script("script/benchmark_matte.py")
     monkeypatch.setattr(sys, "argv", ["benchmark_matte.py", "--number", "3", "--size", "96", "64"])

@@ -92,7 +92,6 @@ def test_what_reads_the_device_is_noticed(read):
 
 
 FEW = ("bbox_mask", "point_mask")
-SLOW = ("autocast", "lite, autocast")
 CASES = {  # types of weights and autocast, prompts; each pass takes seconds
     "float32": (SDMatte, "float32", None, PROMPT_TYPES),
     "bfloat16": (SDMatte, "bfloat16", None, FEW),
@@ -103,7 +102,7 @@ CASES = {  # types of weights and autocast, prompts; each pass takes seconds
 every_case = pytest.mark.parametrize(
     "cls, dtype, amp, names",
     [
-        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name != "float32" else [])
         for name, case in CASES.items()
     ],
 )

@@ -238,6 +238,7 @@ def test_processing_by_hub_id(hub, stable_diffusion, tmp_path, monkeypatch):  # 
     assert not (again / "unet" / stem).is_symlink()  # to the hub's cache
 
 
+@pytest.mark.slow
 def test_the_command_as_users_run_it(hub, stable_diffusion, tmp_path):  # noqa: F811
     """In a process that reads HF_ENDPOINT itself."""
     environ = {**hub.environ(tmp_path / "cache"), "PATH": "", "PYTHONPATH": str(ROOT)}

@@ -62,6 +62,7 @@ REQUIREMENTS = read_requirements("requirements.txt")
 DEVELOPMENT = read_requirements("requirements-dev.txt")
 FINETUNE = read_requirements("requirements-finetune.txt")
 DEMO = read_requirements("requirements-demo.txt")
+ONNX = read_requirements("requirements-onnx.txt")
 TOOLS = [Requirement("OpenEXR")]  # installed by hand, for tools/make_small_data.py
 CONSTRAINTS = read_requirements("constraints.txt")
 
@@ -101,7 +102,7 @@ def distributions_by_import():
 @pytest.mark.parametrize(
     "folder, required",
     [
-        ("SDMatte", REQUIREMENTS + DEMO),
+        ("SDMatte", REQUIREMENTS + DEMO + ONNX),
         ("configs", REQUIREMENTS),
         ("script", REQUIREMENTS),
         ("tools", REQUIREMENTS + TOOLS),
