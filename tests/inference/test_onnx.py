@@ -303,7 +303,8 @@ def test_the_model_that_ships(dtype, tmp_path):
     predictors = [MattePredictor.from_pretrained(f) for f in (SMALL, tmp_path / "exported")]
     image = data.coffee()
     for given in ({"box": (80, 16, 478, 386)}, {"points": [(280, 120), (200, 200)]}, {}):
-        one, other = (p.predict(**given, image=p.encode(image)) for p in predictors)
+        # Not refined: where its window is almost constant, the guided filter amplifies rounding.
+        one, other = (p.predict(**given, image=p.encode(image), refine="none") for p in predictors)
         np.testing.assert_allclose(other.alpha, one.alpha, rtol=0, atol=TOLERANCES[dtype])
 
 
