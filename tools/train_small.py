@@ -174,7 +174,7 @@ def train(args: argparse.Namespace) -> None:
         for part, f in factors.items()
         if f
     ]
-    optimizer = torch.optim.AdamW(groups, args.lr, (0.9, 0.99), weight_decay=0.02)
+    optimizer = torch.optim.AdamW(groups, args.lr, (0.9, 0.99), weight_decay=0.02, fused=True)
     trained = torch.nn.ParameterDict({n.replace(".", "/"): p for n, p in parameters.items()})
     average = AveragedModel(trained, multi_avg_fn=get_ema_multi_avg_fn(args.ema))
     samples, earlier = 0, 0.0
@@ -200,6 +200,8 @@ def train(args: argparse.Namespace) -> None:
         tensors = dict(model.state_dict())
         shadow = {n.replace("/", "."): v for n, v in average.module.state_dict().items()}
         tensors |= shadow
+        for name in ("vae.decoder.conv_out.weight", "vae.decoder.conv_out.bias"):
+            tensors[name] = tensors[name] * args.stretch
         halves = {n: v.half() if v.is_floating_point() else v for n, v in tensors.items()}
         write_tensors(halves, args.output)
         state = {
@@ -283,8 +285,18 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--encoder-factor", type=float, default=0.1)
     parser.add_argument("--decoder-factor", type=float, default=0.0, help="0: it is not trained")
+    parser.add_argument(
+        "--stretch",
+        type=float,
+        default=1.0,
+        help="factor on the last layer of what is written: the loss punishes values beyond 0 and "
+        "1, which mattes clip, so outputs stay off them (needs --decoder-factor)",
+    )
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    train(parser.parse_args())
+    options = parser.parse_args()
+    if options.stretch != 1 and not options.decoder_factor:
+        parser.error("--stretch needs --decoder-factor: it would add up with each resumed run")
+    train(options)

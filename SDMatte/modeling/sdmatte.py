@@ -17,7 +17,6 @@ from SDMatte.modeling import hub, surgery, weights
 from SDMatte.modeling.attention import AttentionContext, KeySelection, build_key_selections
 from SDMatte.modeling.cpu import encode_bands, optimize_for_cpu
 from SDMatte.modeling.hub import COMPONENTS
-from SDMatte.modeling.norm import parallelize_group_norms
 from SDMatte.modeling.prior import ImagePrior
 from SDMatte.modeling.settings import IGNORED_SETTINGS, ModelSettings
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
@@ -73,7 +72,6 @@ class SDMatte(nn.Module):
             )
             nn.Module.to(self.image_prior, self.unet.dtype)
         optimize_for_cpu(self.vae)
-        parallelize_group_norms(self.unet)
         self.vae.requires_grad_(False)
         self.text_encoder.requires_grad_(False)
         self._empty_caption: tuple[Any, torch.Tensor] | None = None

@@ -207,7 +207,7 @@ def test_the_small_model_ships(caplog):
     """Without a model, offline; it is small and sees the object of a photograph."""
     predictor = MattePredictor.from_pretrained()
     assert "Using the small model that ships" in caplog.text
-    assert (predictor.resolution, predictor.refine) == (192, "guided")
+    assert (predictor.resolution, predictor.refine) == (224, "guided")
     assert sum(f.stat().st_size for f in SMALL_MODEL.rglob("*")) < 30e6
     coffee = next(p for p in real_photographs() if p.name == "coffee")
     predictor.set_image(coffee.load())

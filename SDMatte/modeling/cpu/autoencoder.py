@@ -15,8 +15,6 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.overrides import wrap_torch_function
 
-from SDMatte.modeling.norm import ParallelGroupNorm
-
 LARGE_MAP = 2**27
 """Values of a map from which residual blocks are chunked: the largest maps at 1024 x 1024."""
 
@@ -140,7 +138,7 @@ def scale_and_shift(
     return scale, shift
 
 
-class ExactGroupNorm(ParallelGroupNorm):
+class ExactGroupNorm(nn.GroupNorm):
     """Group norm that stays precise in float32 and channels_last; see `group_moments`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
