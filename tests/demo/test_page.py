@@ -370,7 +370,7 @@ def test_twelve_megapixels(visitor, photo, tmp_path):
 
 @pytest.mark.skipif(not SCREENSHOTS, reason="SDMATTE_SCREENSHOTS names no folder")
 def test_screenshots(browser, tmp_path):
-    server = Server(tmp_path, "--model", str(SMALL), "--resolution", "192")
+    server = Server(tmp_path, "--model", str(SMALL))
     visitor = Visitor(browser, server.address)
     visitor.page.click("#stage [title=coffee]")
     visitor.page.wait_for_selector(".opened canvas")
