@@ -18,7 +18,7 @@ from SDMatte import MattePredictor
 from SDMatte.cli.main import main as sdmatte
 from SDMatte.cli.quickstart_run import draw_photographs
 from SDMatte.images.io import read_alpha, read_image, write_image
-from SDMatte.images.sheets import contact_sheet
+from SDMatte.images.sheets import checkerboard, contact_sheet
 from SDMatte.samples import real_photographs
 
 ROOT = Path(__file__).parents[1]
@@ -111,12 +111,6 @@ def over(colors: np.ndarray, alpha: np.ndarray, background: np.ndarray) -> np.nd
     """Composite colors over a background, uint8 `[H, W, 3]`; alpha is uint8 `[H, W]`."""
     weight = alpha[..., None] / np.float32(255)
     return np.round(weight * colors + (1 - weight) * background).astype(np.uint8)
-
-
-def checkerboard(hw: tuple[int, int], side: int = 16) -> np.ndarray:
-    """Draw light and dark squares, uint8 `[H, W, 3]`."""
-    ys, xs = np.mgrid[: hw[0], : hw[1]] // side
-    return np.repeat((205 + 50 * ((ys + xs) % 2)).astype(np.uint8)[..., None], 3, axis=2)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from SDMatte.evaluation.methods import load_trained
 from SDMatte.evaluation.plan import build_test_loaders
 from SDMatte.evaluation.run import run_test
 from SDMatte.images.io import read_alpha, read_image, write_image
-from SDMatte.images.sheets import contact_sheet
+from SDMatte.images.sheets import checkerboard, contact_sheet
 from SDMatte.inference.predictor import MattePredictor
 from SDMatte.inference.result import MatteResult
 from SDMatte.modeling import SDMatte, hub
@@ -129,8 +129,8 @@ def draw_photographs(predictor: MattePredictor, path: Path, tile: int = 256) -> 
         for prompt in _photograph_prompts(photograph.name, photograph.box, image.shape[:2]):
             result = predictor.predict(**prompt, image=predictor.encode(image))
             assert isinstance(result, MatteResult)  # a single prompt
-            cutout = result.composite(_checkerboard(image.shape[:2]))
-            tiles += [_prompted(image, **prompt), result.alpha, cutout]
+            ground = checkerboard(result.alpha.shape, max(image.shape) // 24)
+            tiles += [_prompted(image, **prompt), result.alpha, result.composite(ground)]
     write_image(path, contact_sheet(tiles, ["prompt", "matte", "cutout"] * 2, 6, tile))
 
 
@@ -150,12 +150,6 @@ def _photograph_prompts(
         cv2.ellipse(mask, center, axes, 0, 0, 360, 1, -1)
         prompts.append({"mask": mask})
     return prompts
-
-
-def _checkerboard(hw: tuple[int, int]) -> np.ndarray:
-    """Draw light and dark squares, uint8 ``[H, W, 3]``."""
-    ys, xs = np.mgrid[: hw[0], : hw[1]] // (max(hw) // 24)
-    return np.repeat((205 + 50 * ((ys + xs) % 2)).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:

@@ -18,6 +18,7 @@ from SDMatte.errors import DataError, PromptError
 from SDMatte.images.arrays import PAPER, flatten, read_pixels
 from SDMatte.images.decode import read_hw, read_metadata
 from SDMatte.images.io import write_image
+from SDMatte.images.sheets import checkerboard
 from SDMatte.inference.predictor import EncodedImage, MattePredictor
 from SDMatte.inference.result import MatteResult, OutputSettings
 
@@ -174,7 +175,7 @@ class Session:
             return np.repeat(np.round(alpha * 255).astype(np.uint8)[..., None], 3, axis=2)
         small = MatteResult(self._small, alpha, result.prompt, self._small_opacity)
         if view == "Checkerboard":
-            return small.composite(_checkerboard(alpha.shape))
+            return small.composite(checkerboard(alpha.shape))
         if view == "Image" and self.background is not None:
             return small.composite(self.background)
         return small.composite(_read_color(color))
@@ -232,11 +233,6 @@ def data_url(array: np.ndarray, kind: str) -> str:
     file = io.BytesIO()
     Image.fromarray(array).save(file, kind, quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _checkerboard(hw: tuple[int, ...], side: int = 16) -> np.ndarray:
-    y, x = np.indices(hw) // side
-    return np.where((y + x) % 2, 204, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
 
 
 def _read_color(text: str) -> Any:

@@ -113,3 +113,17 @@ def _font() -> ImageFont.FreeTypeFont:
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", _FONT_SIZE)
+
+
+def checkerboard(hw: tuple[int, ...], side: int = 16) -> np.ndarray:
+    """Draw the ground on which transparency is shown.
+
+    Args:
+        hw: Height and width in pixels.
+        side: Side of the squares in pixels.
+
+    Returns:
+        uint8 ``[H, W, 3]``, white and light gray squares.
+    """
+    ys, xs = np.indices(hw) // side
+    return np.where((ys + xs) % 2, 204, 255).astype(np.uint8)[..., None].repeat(3, axis=2)

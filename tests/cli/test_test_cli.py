@@ -177,7 +177,7 @@ OTHERS = [
     (["a.pth", "dataloader.test.dataset.seed=1"], "prompt seed 0 (now 1)"),
     (["a.pth", "--prompts-from", "p.json"], "prompts sha256 null (now "),
     (["a.pth", "dataloader.test.dataset.limit=2"], "samples "),
-    (["a.pth", "dataloader.test.dataset.settings.point_radius=4"], "settings.point_radius 9.6"),
+    (["a.pth", "dataloader.test.dataset.settings.point_radius=4"], "settings.point_radius 11.2"),
     (["a.pth", "model.use_attention_mask=False"], "model settings "),
     (["a.pth", "test.use_captions=False"], "use_captions true (now false)"),
     (["--baseline", "prompt"], "baseline null (now prompt)"),

@@ -32,7 +32,8 @@ def rows(text):
 
 def test_it_describes_the_training_and_writes_nothing(capsys, sample_root, tmp_path):
     before = sorted(sample_root.rglob("*"))
-    words = ("train.epochs=4", "train.accumulate=2", "train.lora.enabled=True")
+    words = ("train.epochs=4", "train.checkpoints=2", "train.evaluations=2")
+    words += ("train.accumulate=2", "train.lora.enabled=True")
     status, captured = dry_run(capsys, *words, "--num-processes", "2")
     assert status == 0
     report = rows(captured.out)

@@ -38,6 +38,7 @@ def settings(output: Path, *more: str) -> list[str]:
         f"train.output_dir={output}",
         "train.max_iter=4",
         "train.log_period=1",
+        "train.checkpoints=2",
         "train.evaluations=1",
         "train.num_images=2",
         "dataloader.train.batch_size=2",
