@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from SDMatte.errors import CheckpointError, ConfigError, DependencyError
 from SDMatte.images.resize import to_planes
@@ -38,7 +39,7 @@ class ExportSettings(Settings):
     """
 
     dtype: str
-    size_divisor: int
+    size_divisor: int = Field(gt=0)
     prompts: list[str]
     masked: list[str]
     has_prior: bool
