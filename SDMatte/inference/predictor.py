@@ -1,9 +1,10 @@
 """Interactive matting: encode an image once, then predict mattes for any number of prompts."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -48,22 +49,32 @@ _PREDICT_KEYS = ("box", "points", "mask", "trimap", "text", "transparent")
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image and its latent, for any number of prompts.
+    """An image and its encoding, for any number of prompts.
 
     Attributes:
         image: uint8 ``[H, W, 3]``, RGB; mid-gray where the image is fully transparent.
-        latent: ``[1, C, h, w]``, on the predictor's device; an array if the model is an exported
-            one.
-        size: Height and width of the image that the model saw.
+        size: Height and width of the image that the model sees.
+        encode: Computes ``encoding``.
         opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None if it is opaque.
-        residuals: What the image prior adds to the U-Net; empty for models without one.
     """
 
     image: np.ndarray
-    latent: Any
     size: tuple[int, int]
+    encode: Callable[[], "tuple[Any, tuple[Any, ...]]"] = field(repr=False)
     opacity: np.ndarray | None = None
-    residuals: tuple[Any, ...] = ()
+
+    @functools.cached_property
+    def encoding(self) -> "tuple[Any, tuple[Any, ...]]":
+        """The latent, and what the image prior adds to the U-Net, if the model has one.
+
+        A model that crops images to prompts computes it when a prompt needs the whole image.
+        """
+        return self.encode()
+
+    @property
+    def latent(self) -> Any:
+        """``[1, C, h, w]``, on the predictor's device; an array if the model is an exported one."""
+        return self.encoding[0]
 
 
 class _Task(NamedTuple):
@@ -282,8 +293,14 @@ class MattePredictor:
     def encode_pixels(self, colors: np.ndarray, opacity: np.ndarray | None) -> EncodedImage:
         """Encode what `read_pixels` returned, perhaps in another thread."""
         size = self._model_size(*colors.shape[:2])
-        latent, residuals = self._encode(flatten(colors, opacity), size)
-        return EncodedImage(colors, latent, size, opacity, residuals)
+
+        def encode() -> tuple[Any, tuple[Any, ...]]:
+            return self._encode(flatten(colors, opacity), size)
+
+        if self.crop_margin is None:
+            encoding = encode()
+            return EncodedImage(colors, size, lambda: encoding, opacity)
+        return EncodedImage(colors, size, encode, opacity)  # perhaps only crops are needed
 
     def predict(
         self,
@@ -497,9 +514,10 @@ class MattePredictor:
     def _infer_batch(self, tasks: Sequence[_Task]) -> np.ndarray:
         """Predict tasks with the same kind of prompt and size: float32 ``[B, h, w]`` in [0, 1]."""
         size, kind = tasks[0].encoded.size, tasks[0].prompt.kind
+        encodings = [task.encoded.encoding for task in tasks]
         with self._memory_checked(size, len(tasks)):
             alpha = self._network.predict(
-                [(task.encoded.latent, task.encoded.residuals) for task in tasks],
+                encodings,
                 [task.prompt.draw(size, self.point_radius) for task in tasks],
                 kind,
                 [task.transparent for task in tasks],
@@ -547,8 +565,8 @@ class MattePredictor:
         tasks = []
         for crop, matte in zip(crops, mattes, strict=True):
             height, width = (-(-n // divisor) * divisor for n in crop.shape[:2])
-            latent, residuals = self._encode(crop, (height, width))
-            encoded = EncodedImage(crop, latent, (height, width), residuals=residuals)
+            encode = functools.partial(self._encode, crop, (height, width))
+            encoded = EncodedImage(crop, (height, width), encode)
             tasks.append(_Task(encoded, self._prompt_from_matte(matte), transparent))
         pairs = zip(self._infer(tasks), crops, strict=True)
         return [resize_alpha(small, crop.shape[:2]) for small, crop in pairs]

@@ -423,6 +423,17 @@ def test_cropping_keeps_to_the_image(tiny, rgb):
         assert close(predictor.predict(box=box, image=predictor.encode(rgb)).alpha, result.alpha)
 
 
+def test_cropping_encodes_the_whole_image_only_for_prompts_that_need_it(tiny, rgb):
+    predictor = MattePredictor(tiny, resolution=64, crop_margin=0.1)
+    encoded = predictor.set_image(rgb)
+    predictor.predict(box=(20, 16, 60, 40))
+    assert "encoding" not in vars(encoded)
+    predictor.predict(points=[(30, 30)])
+    latent = encoded.latent
+    predictor.predict(points=[(40, 30)])
+    assert encoded.latent is latent
+
+
 def test_cropping_transparent_images(tiny, rgb):
     predictor = MattePredictor(tiny, resolution=64, crop_margin=0.1)
     opacity = np.full((*rgb.shape[:2], 1), 255, np.uint8)
