@@ -280,7 +280,8 @@ class MattePredictor:
 
         Raises:
             DataError: ``image`` is not an image or cannot be read; no image is set then.
-            ConfigError: Memory is too small for the resolution.
+            ConfigError: Memory is too small for the resolution; `predict` raises it for models that
+                crop images to prompts.
         """
         self._current = None
         self._current = self.encode(image, ignore_alpha=ignore_alpha)
