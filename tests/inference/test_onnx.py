@@ -167,7 +167,7 @@ def test_memory_that_runs_out(exported):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
         try:
-            predictor.encode(np.zeros((8, 8, 3), np.uint8))
+            predictor.encode(np.zeros((8, 8, 3), np.uint8)).encoding
         except ConfigError as error:
             print(error)
     """
