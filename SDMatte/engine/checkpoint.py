@@ -15,7 +15,6 @@ import torch
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 from SDMatte.errors import CheckpointError, OutputError
@@ -206,8 +205,7 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        write_whole(path, lambda partial: save_file(tensors, partial, metadata={"format": "pt"}))
+        write_whole(path, lambda partial: weights.save_tensors(tensors, partial))
     elif path.suffix == ".pth":
         write_whole(path, lambda partial: _save(dict(tensors), partial))
     else:

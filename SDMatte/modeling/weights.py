@@ -104,9 +104,20 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: str) -> None:
     """Write a `.safetensors` file in one piece."""
-    contiguous = {name: value.contiguous() for name, value in tensors.items()}
     with replace_file(path) as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
+        save_tensors(tensors, temporary, **metadata)
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: str) -> None:
+    """Save as `.safetensors`, with the permissions of other new files.
+
+    safetensors lets only the owner read what it writes, also where others share the folder.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt", **metadata})
+    path.chmod(mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -165,6 +165,8 @@ def test_empty_caption_is_encoded_once_and_again_after_a_change(model, monkeypat
 
 def test_save_and_load_is_identity(tmp_path, model):
     model.save_pretrained(tmp_path / "saved")
+    modes = {path.stat().st_mode for path in (tmp_path / "saved").iterdir() if path.is_file()}
+    assert len(modes) == 1  # weights can be read by all who can read the rest
     loaded = SDMatte.from_pretrained(tmp_path / "saved")
     assert loaded.state_dict().keys() == model.state_dict().keys()
     for name, value in loaded.state_dict().items():
