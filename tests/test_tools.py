@@ -1,55 +1,53 @@
 """The scripts of tools/ at toy size, and the images of the docs that they make."""
 
-import json
 import re
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from models import tiny_folder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scripts import ROOT, load_script
 
 from SDMatte.images.io import write_image
-from SDMatte.samples import make_sample_set
 
 
 @pytest.mark.slow
-def test_ablations(tmp_path, monkeypatch, capsys):
-    ablations = load_script("tools/ablations.py")
-    samples, output = tmp_path / "samples", tmp_path / "output"
-    make_sample_set(samples, num_train=3, num_test=2, size=64, num_workers=1, progress=False)
-    monkeypatch.setattr(ablations, "make_sample_set", lambda *args, **kwargs: None)
-    monkeypatch.setenv("SDMATTE_DATA_ROOT", "")  # the tool sets it; the test restores it
-    command = ["ablations.py", "--output", str(output)]
-    settings = ["--steps", "1", "--size", "64", "--batch-size", "1", "--samples", str(samples)]
-    monkeypatch.setattr(sys, "argv", [*command, "train", "whole", "zeros", "opacity", *settings])
-    ablations.main()
-    starts = {n: load_file(output / n / "start.safetensors") for n in ("whole", "zeros", "opacity")}
-    differing = {
-        name for name, value in starts["whole"].items() if not value.equal(starts["zeros"][name])
-    }
-    assert differing == {
-        f"unet.{layer}_embedding.linear_1.{kind}"
-        for layer in ("bbox", "point")
-        for kind in ("weight", "bias")
-    }
-    assert all(value.equal(starts["opacity"][name]) for name, value in starts["whole"].items())
+def test_ablations(tmp_path):
+    """The shipped model is trained further without parts, and from a random encoder, and scored."""
+    rgba = np.zeros((60, 60, 4), np.uint8)
+    cv2.circle(rgba, (30, 30), 25, (30, 90, 200, 255), -1)
+    photo = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
+    for part in ("opaque", "transparent"):
+        (tmp_path / "objects" / part).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "objects" / part / "a.png"), rgba)
+    write_image(tmp_path / "photos" / "a.png", photo)
+    write_image(tmp_path / "real" / "SET" / "image" / "a.png", photo)
+    write_image(tmp_path / "real" / "SET" / "alpha" / "a.png", cv2.resize(rgba[..., 3], (90, 80)))
+    shipped = load_file(ROOT / "SDMatte" / "assets" / "small" / "model.safetensors")
+    bare = {n: t for n, t in shipped.items() if not n.startswith("image_prior.")}
+    save_file(bare, tmp_path / "bare.safetensors")
 
-    test = ["test", "--test-samples", str(samples), "--quickstart", str(tmp_path / "none")]
-    monkeypatch.setattr(sys, "argv", [*command, *test])
-    ablations.main()
-    scores = json.loads((output / "scores.json").read_text())
-    assert scores.keys() == {
-        "whole model",
-        "coordinate layers both zero, as in the reference",
-        "no opacity embedding",
-        "prompt as alpha",
-        "GrabCut with guided filter",
-    }
-    assert all(s.keys() == {f"AIM-500/{p}" for p in ablations.PROMPTS} for s in scores.values())
-    assert "Variants, MSE x1000, protocol official" in capsys.readouterr().out
+    output = tmp_path / "output"
+    command = [sys.executable, str(ROOT / "tools" / "ablations.py"), "--output", str(output)]
+    scenes = ["--objects", f"1:{tmp_path / 'objects'}", "--backgrounds", str(tmp_path / "photos")]
+    short = [*scenes, "--seeds", "3", "--minutes", "0.05", "--sizes", "64:1", "--pixels", "4096"]
+    start = ["--start", str(tmp_path / "bare.safetensors"), "--photos", str(tmp_path / "photos")]
+    subprocess.run([*command, "train", "--variants", "whole", "masking", *short], check=True)
+    subprocess.run([*command, "train", "--variants", "random", *short, *start], check=True)
+    starts = load_file(output / "start-random-3.safetensors")
+    assert all(starts[n].float().equal(t.float()) for n, t in bare.items())
+    statistics = [t for n, t in starts.items() if n.endswith("running_var")]
+    assert statistics and all((t != 1).all() and t.isfinite().all() for t in statistics)
+
+    test = ["test", *scenes, "--count", "1", "--size", "64", "--real", str(tmp_path / "real")]
+    subprocess.run([*command, *test], check=True)
+    table = (output / "scores.md").read_text()
+    assert "alone" in table and "among others" in table and "transparent" in table
+    for row in ("as shipped", "random encoder", "whole model", "no masked self-attention"):
+        assert len(re.findall(rf"{row} *\|(?: *[0-9.]+ *\|){{4}}", table)) == 4, table
 
 
 def test_the_guide_prints_the_commands_behind_its_images():

@@ -1,151 +1,193 @@
-"""Train the small model with and without the paper's additions, and compare it with baselines.
+"""Measure what parts of the small model contribute, by training it without them.
 
-All variants start from the same random weights (with the shipped autoencoder), see the same images
-in the same order, and take the same number of steps; they differ in one thing only. A second run
-of the whole model with another seed shows the spread between runs. If the quickstart's model
-exists, it is tested as well::
+`train` runs `tools/train_small.py`, to which further arguments are passed, once per variant and
+seed. Variants of the encoder start from `--start`, a model without an image prior; the others from
+the model that ships, which gets used to the lack of a part. `test` scores what was trained, on
+scenes and on data sets, with the prompts of `tools/score_small.py`::
 
-    python tools/ablations.py train                      # all variants, one after another
-    python tools/ablations.py train whole opacity        # some; interrupted runs are resumed
-    python tools/ablations.py test                       # tables of scores, with baselines
-    python tools/ablations.py test --real FOLDER         # also on FOLDER/*/{image,alpha}
+    python tools/ablations.py train --variants pretrained random --start START \
+        --prior lite0.pth --minutes 20 --objects POOL --backgrounds PHOTOS
+    python tools/ablations.py train --minutes 7 --objects POOL --backgrounds PHOTOS
+    python tools/ablations.py test --objects OTHERS --backgrounds PHOTOS --real FOLDER
 """
 
 import argparse
-import json
-import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-import SDMatte.compat  # noqa: F401
-
+import numpy as np
 import torch
-from omegaconf import DictConfig
-from safetensors.torch import save_file
+from score_small import PROMPTS, draw
+from small_scenes import SceneMaker, read_backgrounds, read_cutouts
+from train_small import SMALL, build, make_parser, weighted
 
-from SDMatte.engine.train import train
-from SDMatte.evaluation.baselines import GuidedGrabCut, PromptBaseline
-from SDMatte.evaluation.methods import load_trained
-from SDMatte.evaluation.run import run_test
-from SDMatte.modeling.surgery import COORDINATE_LAYERS, coordinate_weights
-from SDMatte.runtime.config import build, load_config
+from SDMatte import MattePredictor
+from SDMatte.images.io import read_alpha, read_image
+from SDMatte.images.listing import scan_folder
+from SDMatte.modeling.weights import load_checkpoint, write_tensors
 from SDMatte.runtime.files import write_text
-from SDMatte.samples import make_sample_set
-from SDMatte.scoring.tables import Table, display_name, score_table, to_display
+from SDMatte.scoring.protocols import get_protocol, score_pair
+from SDMatte.scoring.tables import Table
 
-logger = logging.getLogger("ablations")
-CONFIG = "configs/SDMatte_small.py"
-PROMPTS = ("box", "point", "mask")
-Scores = dict[str, dict[str, float]]  # "SET/PROMPT" -> raw metrics
-
-VARIANTS: dict[str, tuple[str, str, list[str]]] = {  # title, coordinate init, overrides
-    "whole": ("whole model", "default", []),
-    "seed": ("whole model, another seed", "default", ["train.seed=43"]),
-    "coordinates": ("no coordinate embedding", "default", ["model.use_coor_input=False"]),
-    "zeros": ("coordinate layers both zero, as in the reference", "zeros", []),
-    "opacity": ("no opacity embedding", "default", ["model.use_opacity_input=False"]),
-    "masking": ("no masked self-attention", "default", ["model.use_attention_mask=False"]),
-    "visual": (
-        "text instead of visual cross-attention",
-        "default",
-        ["model.use_encoder_hidden_states=False"],
-    ),
+ENCODERS = {"pretrained": "pretrained encoder", "random": "random encoder"}
+PARTS = {  # title, setting of the model that is off
+    "whole": ("whole model", None),
+    "coordinates": ("no coordinate embedding", "use_coor_input"),
+    "opacity": ("no opacity embedding", "use_opacity_input"),
+    "masking": ("no masked self-attention", "use_attention_mask"),
+    "visual": ("text instead of visual cross-attention", "use_encoder_hidden_states"),
 }
+TITLES = {"shipped": "as shipped"} | ENCODERS | {name: title for name, (title, _) in PARTS.items()}
+Rng = np.random.Generator
 
 
-def settings_of(name: str, args: argparse.Namespace) -> list[str]:
-    """Return the overrides of a variant's run."""
-    return [
-        f"train.output_dir={args.output / name}",
-        f"train.max_iter={args.steps}",
-        "model.image_prior=null",
-        f"dataloader.train.dataset.size={args.size}",
-        f"dataloader.test.dataset.size={args.size}",
-        f"dataloader.train.batch_size={args.batch_size}",
-        "optimizer.betas=[0.9,0.99]",
-        "lr_multiplier.warmup_iter=100",
-        "train.evaluations=0",
-        "train.ema.enabled=True",
-        "train.ema.decay=0.995",
-        *VARIANTS[name][2],
-    ]
+class Sample(NamedTuple):
+    """An image to score: uint8 `[H, W, 3]`, alpha `[H, W]` in [0, 1]."""
+
+    name: str
+    image: np.ndarray
+    alpha: np.ndarray
+    transparent: bool
 
 
-def run_variants(args: argparse.Namespace) -> None:
-    """Train the variants; finished runs are kept."""
-    make_sample_set(args.samples, num_train=args.num_train, num_test=8, size=256, seed=1)
-    os.environ["SDMATTE_DATA_ROOT"] = str(args.samples)
-    for name in args.variants or VARIANTS:
-        settings = settings_of(name, args)
-        start = args.output / name / "start.safetensors"
-        if not start.exists():
-            write_start(load_config(CONFIG, settings), VARIANTS[name][1], start)
-        train(CONFIG, [*settings, f"train.init_checkpoint={start}"], resume=True)
+def without(variant: str) -> list[str]:
+    """Return the settings that are off in a variant."""
+    setting = PARTS[variant][1] if variant in PARTS else None
+    return [] if setting is None else [setting]
 
 
-def write_start(config: DictConfig, init: str, path: Path) -> None:
-    """Write the random weights that a variant starts from, drawn with the run's seed."""
-    torch.manual_seed(config.train.seed)
-    tensors = build(config.model).state_dict()
-    layers = tuple(f"unet.{layer}." for layer in COORDINATE_LAYERS)
-    shapes = {n: tuple(t.shape) for n, t in tensors.items() if n.startswith(layers)}
-    bare = {name.removeprefix("unet."): shape for name, shape in shapes.items()}
-    tensors |= {f"unet.{n}": t for n, t in coordinate_weights(bare, init).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+def train_variants(args: argparse.Namespace, rest: list[str]) -> None:
+    """Train the variants with each seed; stopped runs are resumed."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+
+    def run(variant: str, seed: int) -> None:
+        output = args.output / f"{variant}-{seed}.safetensors"
+        start = SMALL / "model.safetensors"
+        if variant in ENCODERS:
+            start = write_start(args, variant, seed)
+        command = [sys.executable, str(Path(__file__).with_name("train_small.py")), *rest]
+        command += ["--output", str(output), "--start", str(start), "--seed", str(seed)]
+        command += ["--without", *without(variant)]
+        with output.with_suffix(".log").open("a") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            subprocess.run(command, env=environment, stderr=log, check=True)
+
+    runs = [(variant, seed) for seed in args.seeds for variant in args.variants]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda one: run(*one), runs))
 
 
-def test_all(args: argparse.Namespace) -> None:
-    """Test the trained variants and the baselines; print and write the tables."""
-    os.environ["SDMATTE_DATA_ROOT"] = str(args.test_samples)
-    make_sample_set(args.test_samples)  # the quickstart's
-    sets: list = ["AIM-500"] + [
-        {"name": folder.name, "image": str(folder / "image"), "alpha": str(folder / "alpha")}
-        for folder in sorted(args.real.resolve().iterdir() if args.real else ())
-        if (folder / "alpha").is_dir()
-    ]
-    scores: dict[str, Scores] = {}
-    trained = {"SDMatte_small": args.quickstart} | {
-        title: args.output / name for name, (title, _, _) in VARIANTS.items()
-    }
-    for title, folder in trained.items():
-        if not (folder / "model_final.pth").is_file():
-            logger.warning("%s is skipped: %s does not exist.", title, folder / "model_final.pth")
+def write_start(args: argparse.Namespace, variant: str, seed: int) -> Path:
+    """Write the weights that a variant of the encoder starts from.
+
+    A random encoder gets the batch statistics of photographs: they are frozen in training.
+    """
+    path = args.output / f"start-{variant}-{seed}.safetensors"
+    given = ["--objects", "1:none", "--backgrounds", "none", "--start", str(args.start)]
+    given += ["--seed", str(seed)] + (["--prior", str(args.prior)] * (variant == "pretrained"))
+    model = build(make_parser().parse_args(given))
+    if variant == "random":
+        photos = read_backgrounds([args.photos])
+        maker, rng = SceneMaker([], photos), np.random.default_rng(seed)
+        crops = np.stack([maker.photo(96, rng) for _ in range(256)])
+        assert model.image_prior is not None
+        norms = [m for m in model.image_prior.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            torch.nn.BatchNorm2d.train(norm)
+            norm.momentum = None  # the mean over all batches
+        with torch.no_grad():
+            for batch in torch.from_numpy(crops).permute(0, 3, 1, 2).split(32):
+                model.encode_prior(batch * 2 - 1)
+    write_tensors(dict(model.state_dict()), path)
+    return path
+
+
+def draw_scenes(args: argparse.Namespace) -> dict[str, list[Sample]]:
+    """Compose scenes of three kinds with objects that were not trained on."""
+    groups = [(weight, read_cutouts([Path(folder)])) for weight, folder in args.objects]
+    maker = SceneMaker(groups, read_backgrounds(args.backgrounds))
+    sets: dict[str, list[Sample]] = {"alone": [], "among others": [], "transparent": []}
+    index = 0
+    while any(len(samples) < args.count for samples in sets.values()):
+        index += 1
+        scene = maker.draw(256, False, np.random.default_rng([7, index]))
+        if scene.transparent:
+            kind = "transparent"
+        elif scene.others == 1:
             continue
-        config = load_config(folder / "config.yaml")
-        config.dataloader.test.dataset.names = sets
-        model = load_trained(config, folder / "model_final.pth")
-        scores[title] = run_test(config, model, prompts=PROMPTS)
-    config = load_config(CONFIG)
-    config.dataloader.test.dataset.names = sets
-    for title, baseline in {
-        "prompt as alpha": PromptBaseline,
-        "GrabCut with guided filter": GuidedGrabCut,
+        else:
+            kind = "among others" if scene.others else "alone"
+        if len(sets[kind]) < args.count:
+            image = np.round(scene.image * 255).astype(np.uint8)
+            sets[kind].append(Sample(str(index), image, scene.alpha, scene.transparent))
+    return sets
+
+
+def read_set(folder: Path) -> Iterator[Sample]:
+    """Read a data set with image/ and alpha/."""
+    for name in scan_folder(folder / "image").images:
+        path = next((folder / "alpha").glob(f"{Path(name).stem}.*"))
+        yield Sample(name, read_image(folder / "image" / name), read_alpha(path), False)
+
+
+def score(path: Path, variant: str, size: int, sets: dict[str, list[Sample]]) -> dict[str, float]:
+    """Compute the mean MSE x 1000 per set and prompt, protocol official."""
+    given = ["--objects", "1:none", "--backgrounds", "none", "--without", *without(variant)]
+    model = build(make_parser().parse_args(given))
+    load_checkpoint(model, path)
+    predictor = MattePredictor(model.eval(), resolution=size, crop_margin=0.5)
+    protocol, means = get_protocol("official"), {}
+    for title, samples in sets.items():
+        for prompt in PROMPTS:
+            errors = []
+            for sample in samples:
+                arguments, _ = draw(sample.alpha, prompt, sample.name)
+                arguments |= {"transparent": sample.transparent, "refine": "guided"}
+                alpha = predictor.predict(**arguments, image=predictor.encode(sample.image)).alpha
+                pred = (np.clip(alpha, 0, 1) * 255).astype(np.uint8)  # [0, 1] -> [0, 255]
+                errors.append(score_pair(pred, protocol.as_scored(sample.alpha))["MSE"])
+            means[f"{title}, {prompt}"] = 1000 * float(np.mean(errors))
+    return means
+
+
+def test_variants(args: argparse.Namespace, rest: list[str]) -> None:
+    """Score the trained variants; print and write the tables."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1)))
+    sets = draw_scenes(args)
+    for folder in sorted(args.real.iterdir()) if args.real else ():
+        if (folder / "alpha").is_dir():
+            sets[folder.name] = list(read_set(folder))
+    runs = {("shipped", ""): SMALL / "model.safetensors"}
+    for path in sorted(args.output.glob("*-*.safetensors")):
+        variant, _, seed = path.stem.partition("-")
+        if variant in TITLES:
+            runs[variant, seed] = path
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    for (variant, seed), path in runs.items():
+        scores[variant, seed] = score(path, variant, args.size, sets)
+        print(variant, seed, {key: round(v, 1) for key, v in scores[variant, seed].items()})
+    columns = list(next(iter(scores.values())))
+    text = ""
+    for title, keys in {
+        "Mean of the prompts": [[c for c in columns if c.startswith(s + ", ")] for s in sets],
+        **{p: [[f"{s}, {p}"] for s in sets] for p in PROMPTS},
     }.items():
-        scores[title] = run_test(config, baseline, prompts=PROMPTS)
-    text = "\n".join(report(scores, config.test.protocol))
+        rows = []
+        for variant in TITLES:
+            seeds = [value for (name, _), value in scores.items() if name == variant]
+            cells = [[np.mean([s[k] for k in group]) for s in seeds] for group in keys]
+            if seeds:
+                cells = [" / ".join(f"{value:.1f}" for value in cell) for cell in cells]
+                rows.append([TITLES[variant], *cells])
+        text += f"{title}, MSE x 1000 of each seed\n\n{Table(['', *sets], rows).format()}\n\n"
     print(text)
     write_text(args.output / "scores.md", text)
-    write_text(args.output / "scores.json", json.dumps(scores, indent=2) + "\n")
-
-
-def report(scores: dict[str, Scores], protocol: str) -> Iterator[str]:
-    """Yield the tables: first methods and baselines, then the variants."""
-    variants = [title for title, _, _ in VARIANTS.values() if title in scores]
-    methods = [title for title in scores if title not in variants]
-    for key in next(iter(scores.values())):
-        yield f"{key}, protocol {protocol}\n"
-        yield score_table({title: scores[title][key] for title in methods}, display=True)
-    for metric in ("MSE", "SAD"):
-        shown = display_name(metric)
-        yield f"\nVariants, {shown}, protocol {protocol}\n"
-        keys = list(scores[variants[0]]) if variants else []
-        rows = [
-            [title, *(f"{to_display(scores[title][key])[metric]:.2f}" for key in keys)]
-            for title in variants
-        ]
-        yield Table(["", *keys], rows).format() + "\n"
 
 
 def main() -> None:
@@ -153,24 +195,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/ablations"))
     commands = parser.add_subparsers(required=True)
-    training = commands.add_parser("train")
-    training.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
-    training.add_argument("--samples", type=Path, default=Path("data/samples_ablations"))
-    training.add_argument("--num-train", type=int, default=3000)
-    training.add_argument("--steps", type=int, default=1500)
-    training.add_argument("--size", type=int, default=64)
-    training.add_argument("--batch-size", type=int, default=8)
-    training.set_defaults(run=run_variants)
+    training = commands.add_parser("train", allow_abbrev=False)
+    training.add_argument("--variants", nargs="+", choices=[*ENCODERS, *PARTS], default=[*PARTS])
+    training.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    training.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
+    training.add_argument("--start", type=Path, help="model without a prior")
+    training.add_argument("--prior", type=Path, help="the encoder's pretrained weights")
+    training.add_argument("--photos", type=Path, help="for the statistics of a random encoder")
+    training.set_defaults(run=train_variants)
     testing = commands.add_parser("test")
-    testing.add_argument("--test-samples", type=Path, default=Path("data/samples"))
-    testing.add_argument("--quickstart", type=Path, default=Path("output/quickstart/train"))
-    testing.add_argument(
-        "--real", type=Path, metavar="FOLDER", help="of sets with image/ and alpha/"
-    )
-    testing.set_defaults(run=test_all)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    args.run(args)
+    testing.add_argument("--objects", type=weighted, nargs="+", required=True, metavar="W:FOLDER")
+    testing.add_argument("--backgrounds", type=Path, nargs="+", required=True)
+    testing.add_argument("--count", type=int, default=32, help="scenes of each kind")
+    testing.add_argument("--size", type=int, default=160)
+    testing.add_argument("--real", type=Path, metavar="FOLDER", help="of image/ and alpha/ sets")
+    testing.set_defaults(run=test_variants)
+    args, rest = parser.parse_known_args()
+    args.run(args, rest)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ background.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -36,16 +36,18 @@ class Scene:
         image: float32 `[S, S, 3]` in [0, 1].
         alpha: float32 `[S, S]` in [0, 1].
         transparent: Whether the target is transparent.
+        others: Number of other objects behind and beside the target.
     """
 
     image: np.ndarray
     alpha: np.ndarray
     transparent: bool
+    others: int
 
     def mirrored(self) -> "Scene":
         """Return the scene with left and right swapped."""
         image, alpha = (np.ascontiguousarray(array[:, ::-1]) for array in (self.image, self.alpha))
-        return Scene(image, alpha, self.transparent)
+        return replace(self, image=image, alpha=alpha)
 
 
 def read_cutouts(folders: Sequence[Path], max_side: int = 256) -> list[Cutout]:
@@ -119,7 +121,7 @@ class SceneMaker:
         group = self.groups[rng.choice(len(self.groups), p=self.weights)]
         return group[rng.integers(len(group))]
 
-    def _photo(self, size: int, rng: Rng, smallest: float = 0.15) -> np.ndarray:
+    def photo(self, size: int, rng: Rng, smallest: float = 0.15) -> np.ndarray:
         """Crop a photograph, float32 `[size, size, 3]` in [0, 1]."""
         image = self.backgrounds[rng.integers(len(self.backgrounds))]
         height, width = image.shape[:2]
@@ -133,14 +135,14 @@ class SceneMaker:
     def _background(self, size: int, rng: Rng) -> np.ndarray:
         kind = rng.random()
         if kind < 0.72:
-            image = self._photo(size, rng)
+            image = self.photo(size, rng)
         elif kind < 0.9:
             image = package_background(rng, size, size, held_out=False)[0].astype(np.float32)
         else:  # a wall, a sky, a studio: a color that drifts
             corners = rng.uniform(0, 1, 3) + rng.normal(0, 0.12, (2, 2, 3))
             image = cv2.resize(corners.astype(np.float32), (size, size)).clip(0, 1)
         if rng.random() < 0.15:  # clutter of two photographs
-            image = image + (self._photo(size, rng) - image) * rng.uniform(0.2, 0.6)
+            image = image + (self.photo(size, rng) - image) * rng.uniform(0.2, 0.6)
         image = _recolor(image, rng)
         if rng.random() < 0.4:
             image = _blur(image, size * rng.uniform(0.004, 0.05))
@@ -181,7 +183,7 @@ class SceneMaker:
         h, w = alpha.shape[:2]
         kind = rng.random()
         if kind < 0.22:  # the texture of a photograph, under the object's own light
-            texture = self._photo(max(h, w), rng, 0.05)[:h, :w]
+            texture = self.photo(max(h, w), rng, 0.05)[:h, :w]
             if rng.random() < 0.3:  # of the background itself, as white shirts before white walls
                 texture = cv2.resize(np.roll(behind, rng.integers(9, 99), axis=1), (w, h))
             light = cv2.GaussianBlur(colors.mean(-1), (0, 0), max(h, w) * 0.03)[..., None]
@@ -226,7 +228,8 @@ class SceneMaker:
         if rng.random() < 0.25 and not main.transparent:  # touching objects, one target
             for _ in range(int(rng.integers(1, 3))):
                 parts.append((self._cutout(rng), _neighbor(box, rng)))
-        for _ in range(int(rng.choice([0, 1, 2, 4], p=[0.35, 0.3, 0.2, 0.15]))):
+        others = int(rng.choice([0, 1, 2, 4], p=[0.35, 0.3, 0.2, 0.15]))
+        for _ in range(others):
             other = main if rng.random() < 0.25 else self._cutout(rng)
             where = _beside(box, size, rng) if rng.random() < 0.6 else _anywhere(size, rng)
             layer = self._place(other, size, where, rng, behind)
@@ -252,7 +255,7 @@ class SceneMaker:
             layer = self._place(self._cutout(rng), size, _beside(box, size, rng), rng, behind)
             image = layer[..., :3] + image * (1 - layer[..., 3:])
             alpha = alpha * (1 - layer[..., 3])
-        return Scene(_degrade(image, rng), np.clip(alpha, 0, 1), transparent)
+        return Scene(_degrade(image, rng), np.clip(alpha, 0, 1), transparent, others)
 
 
 def _target_box(size: int, close: bool, rng: Rng) -> np.ndarray:

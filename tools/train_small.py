@@ -103,6 +103,7 @@ def build(args: argparse.Namespace) -> Model:
         load_weight=[] if args.random else ["vae"],
         aux_input=None,
         image_prior=args.encoder,
+        **dict.fromkeys(args.without, False),
     )
     assert model.image_prior is not None
     if args.start is not None:
@@ -261,8 +262,8 @@ def sized(text: str) -> tuple[int, float]:
     return int(size), float(until)
 
 
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=weighted, nargs="+", required=True, metavar="W:FOLDER")
     parser.add_argument("--backgrounds", type=Path, nargs="+", required=True)
@@ -270,6 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--prior", type=Path, help="the encoder's pretrained weights")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0")
     parser.add_argument("--model", type=Path, default=SMALL, help="folder of the component configs")
+    parser.add_argument("--without", nargs="*", default=[], help="settings of the model to disable")
     parser.add_argument("--random", action="store_true", help="a random autoencoder, for tests")
     parser.add_argument("--output", type=Path, default=SMALL / "model.safetensors")
     parser.add_argument("--minutes", type=float, default=60, help="of all runs together")
@@ -296,6 +298,12 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    return parser
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = make_parser()
     options = parser.parse_args()
     if options.stretch != 1 and not options.decoder_factor:
         parser.error("--stretch needs --decoder-factor: it would add up with each resumed run")

@@ -167,7 +167,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_or_name,
         help="another checkpoint of the model, such as SDMatte_plus.pth",
     )
-    group.add_argument("--device", default="auto", help="cuda, mps, cpu (default: auto)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="cuda, mps, cpu, or for exported models openvino (default: auto)",
+    )
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: auto)")
     group.add_argument(
         "--resolution", type=int, help="side of the model's input in pixels (default: the model's)"

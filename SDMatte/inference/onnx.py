@@ -23,7 +23,10 @@ _PROVIDERS = {
     "auto": ("CUDAExecutionProvider", "CPUExecutionProvider"),
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider",),
+    "openvino": ("OpenVINOExecutionProvider",),
 }
+# OpenVINO would use bfloat16 where the processor has it.
+_OPTIONS = {"OpenVINOExecutionProvider": {"device_type": "CPU", "precision": "ACCURACY"}}
 _ALLOCATION = ("bad allocation", "bad_alloc", "Failed to allocate memory", "out of memory")
 
 
@@ -50,7 +53,8 @@ class OnnxNetwork:
 
     Args:
         folder: The folder.
-        device: ``"auto"`` (CUDA if this onnxruntime has it, else the CPU), ``"cpu"`` or ``"cuda"``.
+        device: ``"auto"`` (CUDA if this onnxruntime has it, else the CPU), ``"cpu"``, ``"cuda"``,
+            or ``"openvino"`` (the CPU, with the package onnxruntime-openvino).
 
     Raises:
         CheckpointError: The folder is damaged.
@@ -89,7 +93,8 @@ class OnnxNetwork:
         if not path.is_file():
             raise CheckpointError(f"{path} not found: export the model again.")
         try:
-            return onnxruntime.InferenceSession(path, options, providers=self._providers)
+            chosen = [(name, _OPTIONS.get(name, {})) for name in self._providers]
+            return onnxruntime.InferenceSession(path, options, providers=chosen)
         except Exception as error:  # onnxruntime has an exception for each status, without a base
             reason = str(error).strip().partition("\n")[0]
             raise CheckpointError(f"{path} cannot be loaded: {reason}") from error
@@ -200,6 +205,6 @@ def _choose_providers(device: str) -> list[str]:
     if not found:
         raise ConfigError(
             f"device={device} is not available to onnxruntime here, which has "
-            f"{', '.join(available)}: use auto, cpu or cuda."
+            f"{', '.join(available)}: use one of {', '.join(_PROVIDERS)}."
         )
     return found

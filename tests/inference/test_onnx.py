@@ -127,6 +127,15 @@ def test_exported_models_give_the_same_mattes(exported, model, rgb):
     assert_same_mattes(network, model, rgb, resolution=96, keep_aspect=True, crop_margin=0.1)
 
 
+def test_openvino(exported, model, rgb):
+    import onnxruntime
+
+    if "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-openvino is not installed")
+    network = MattePredictor.from_pretrained(exported, device="openvino").model
+    assert_same_mattes(network, model, rgb, resolution=64)
+
+
 @pytest.mark.parametrize("refine", ["guided", "tiles"])
 def test_options_of_exported_models(exported, model, rgb, refine):
     image = np.kron(rgb[:30, :40], np.ones((5, 5, 1), np.uint8))
