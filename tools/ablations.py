@@ -31,7 +31,8 @@ from SDMatte.images.io import read_alpha, read_image
 from SDMatte.images.listing import scan_folder
 from SDMatte.modeling.weights import load_checkpoint, write_tensors
 from SDMatte.runtime.files import write_text
-from SDMatte.scoring.protocols import get_protocol, score_pair
+from SDMatte.scoring import mse
+from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.tables import Table
 
 ENCODERS = {"pretrained": "pretrained encoder", "random": "random encoder"}
@@ -123,7 +124,8 @@ def draw_scenes(args: argparse.Namespace) -> dict[str, list[Sample]]:
             continue
         else:
             kind = "among others" if scene.others else "alone"
-        if len(sets[kind]) < args.count:
+        has_mask = draw(scene.alpha, "mask", str(index))[1].any()  # not of faint and tiny targets
+        if len(sets[kind]) < args.count and has_mask:
             image = np.round(scene.image * 255).astype(np.uint8)
             sets[kind].append(Sample(str(index), image, scene.alpha, scene.transparent))
     return sets
@@ -151,7 +153,7 @@ def score(path: Path, variant: str, size: int, sets: dict[str, list[Sample]]) ->
                 arguments |= {"transparent": sample.transparent, "refine": "guided"}
                 alpha = predictor.predict(**arguments, image=predictor.encode(sample.image)).alpha
                 pred = (np.clip(alpha, 0, 1) * 255).astype(np.uint8)  # [0, 1] -> [0, 255]
-                errors.append(score_pair(pred, protocol.as_scored(sample.alpha))["MSE"])
+                errors.append(mse(pred, protocol.as_scored(sample.alpha)))
             means[f"{title}, {prompt}"] = 1000 * float(np.mean(errors))
     return means
 
