@@ -158,9 +158,8 @@ def score(path: Path, variant: str, size: int, sets: dict[str, list[Sample]]) ->
     return means
 
 
-def test_variants(args: argparse.Namespace, rest: list[str]) -> None:
+def test_variants(args: argparse.Namespace) -> None:
     """Score the trained variants; print and write the tables."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1)))
     sets = draw_scenes(args)
     for folder in sorted(args.real.iterdir()) if args.real else ():
         if (folder / "alpha").is_dir():
@@ -213,7 +212,12 @@ def main() -> None:
     testing.add_argument("--real", type=Path, metavar="FOLDER", help="of image/ and alpha/ sets")
     testing.set_defaults(run=test_variants)
     args, rest = parser.parse_known_args()
-    args.run(args, rest)
+    if args.run is train_variants:
+        train_variants(args, rest)
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        test_variants(args)
 
 
 if __name__ == "__main__":
