@@ -15,20 +15,17 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from score_small import PROMPTS, draw
+from score_small import PROMPTS, draw, read_set
 from small_scenes import SceneMaker, read_backgrounds, read_cutouts
 from train_small import SMALL, build, make_parser, weighted
 
 from SDMatte import MattePredictor
-from SDMatte.images.io import read_alpha, read_image
-from SDMatte.images.listing import scan_folder
 from SDMatte.modeling.weights import load_checkpoint, write_tensors
 from SDMatte.runtime.files import write_text
 from SDMatte.scoring import mse
@@ -131,13 +128,6 @@ def draw_scenes(args: argparse.Namespace) -> dict[str, list[Sample]]:
     return sets
 
 
-def read_set(folder: Path) -> Iterator[Sample]:
-    """Read a data set with image/ and alpha/."""
-    for name in scan_folder(folder / "image").images:
-        path = next((folder / "alpha").glob(f"{Path(name).stem}.*"))
-        yield Sample(name, read_image(folder / "image" / name), read_alpha(path), False)
-
-
 def score(path: Path, variant: str, size: int, sets: dict[str, list[Sample]]) -> dict[str, float]:
     """Compute the mean MSE x 1000 per set and prompt, protocol official."""
     given = ["--objects", "1:none", "--backgrounds", "none", "--without", *without(variant)]
@@ -163,7 +153,7 @@ def test_variants(args: argparse.Namespace) -> None:
     sets = draw_scenes(args)
     for folder in sorted(args.real.iterdir()) if args.real else ():
         if (folder / "alpha").is_dir():
-            sets[folder.name] = list(read_set(folder))
+            sets[folder.name] = [Sample(*one, False) for one in read_set(folder)]
     runs = {("shipped", ""): SMALL / "model.safetensors"}
     for path in sorted(args.output.glob("*-*.safetensors")):
         variant, _, seed = path.stem.partition("-")

@@ -8,7 +8,7 @@ alphas with a seed of the image's name; methods see the same prompts, at the ima
 
 import argparse
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -44,6 +44,13 @@ def draw(alpha: np.ndarray, prompt: str, name: str) -> tuple[dict, np.ndarray]:
     return {"mask": drawn.mask}, drawn.mask
 
 
+def read_set(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield the name, the image and the true alpha of each image of a data set."""
+    for name in scan_folder(folder / "image").images:
+        path = next((folder / "alpha").glob(f"{Path(name).stem}.*"))
+        yield name, read_image(folder / "image" / name), read_alpha(path)
+
+
 def main() -> None:
     """Score the sets; print tables; write sheets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -67,10 +74,7 @@ def main() -> None:
     for folder in args.sets:
         tiles = []
         scores: dict[str, list] = {}
-        for name in scan_folder(folder / "image").images:
-            image = read_image(folder / "image" / name)
-            path = next((folder / "alpha").glob(f"{Path(name).stem}.*"))
-            truth = read_alpha(path)
+        for name, image, truth in read_set(folder):
             row = [image]
             for prompt in PROMPTS:
                 given, shown = draw(truth, prompt, name)

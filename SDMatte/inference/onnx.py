@@ -25,7 +25,7 @@ _PROVIDERS = {
     "cuda": ("CUDAExecutionProvider",),
     "openvino": ("OpenVINOExecutionProvider",),
 }
-# OpenVINO would use bfloat16 where the processor has it.
+# Otherwise OpenVINO may use bfloat16 where the processor has it.
 _OPTIONS = {"OpenVINOExecutionProvider": {"device_type": "CPU", "precision": "ACCURACY"}}
 _ALLOCATION = ("bad allocation", "bad_alloc", "Failed to allocate memory", "out of memory")
 

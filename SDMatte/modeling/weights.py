@@ -1,5 +1,6 @@
 """Reading weights: pretrained folders, published checkpoints and our own, strictly and safely."""
 
+import contextlib
 import json
 import pickle
 import zipfile
@@ -117,7 +118,8 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: st
     mode = path.stat().st_mode
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     save_file(contiguous, path, metadata={"format": "pt", **metadata})
-    path.chmod(mode)
+    with contextlib.suppress(OSError):  # not every file system has permissions
+        path.chmod(mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:
