@@ -11,6 +11,7 @@ memory does not include loading). Images are noise, prompts boxes of 30 % of the
     python script/benchmark_inference.py --sizes 512 --cases plain float32 "bfloat16, compiled"
     python script/benchmark_inference.py --tiny               # the small model: a quick check
     python script/benchmark_inference.py --cases float32 onnx # the exported model
+    python script/benchmark_inference.py --cases onnx "onnx, OpenVINO"  # with onnxruntime-openvino
     python script/benchmark_inference.py --start-up           # import and command line
     python script/benchmark_inference.py --types MODEL IMAGES # what bfloat16 changes
 
@@ -68,6 +69,7 @@ CASES = {  # dtype of the weights, and keyword arguments of torch.compile (None:
     "bfloat16, compiled": ("bfloat16", {}),
     "bfloat16, CUDA graphs": ("bfloat16", {"mode": "reduce-overhead"}),
     "onnx": ("float32", None),
+    "onnx, OpenVINO": ("float32", None),
 }
 MODELS = {"sdmatte": Model, "lite": LiteSDMatte}
 EXPORTED = "exported"  # sub-folder with the ONNX graphs
@@ -106,8 +108,9 @@ def load(case: str, folder: Path, device: torch.device) -> tuple[Any, float]:
     """Load the model saved in `folder` for one of `CASES`; return it and the seconds it took."""
     dtype, compile_options = CASES[case]
     start = time.perf_counter()
-    if case == "onnx":
-        model = MattePredictor.from_pretrained(folder / EXPORTED, device=device.type).model
+    if case.startswith("onnx"):
+        provider = "openvino" if "OpenVINO" in case else device.type
+        model = MattePredictor.from_pretrained(folder / EXPORTED, device=provider).model
     elif case == "plain":
         lite = read_model_card(folder)["model"] == "LiteSDMatte"
         plain_class = PlainLite if lite else PlainModel
@@ -295,7 +298,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             weights_device = device if device.type == "cuda" else None  # which draws them faster
             build(MODELS[args.model], args.tiny, weights_device).save_pretrained(folder)
-            if "onnx" in args.cases:
+            if any(case.startswith("onnx") for case in args.cases):
                 export_model(folder, Path(folder, EXPORTED))
             for group in groups:
                 compare(group, folder, args)

@@ -607,6 +607,10 @@ def _load(
     offload: bool,
 ) -> "tuple[SDMatte, InferenceDefaults, torch.device]":
     """Load a model for torch, its defaults and its device."""
+    if str(device) == "openvino":
+        raise ConfigError(
+            f"device=openvino is for models exported by `sdmatte export`; {path_or_hub_id} is none."
+        )
     try:
         from SDMatte.inference.loading import find_model, offload_model
         from SDMatte.runtime.devices import choose_device

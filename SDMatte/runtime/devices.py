@@ -31,9 +31,16 @@ def choose_device(name: str | torch.device = "auto", setting: str = "device") ->
             name = "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"{setting}={name} is not available here: {error}") from error
+        torch.ones(1, device=device).item()
+    except Exception as error:  # torch has no type of its own for unknown and missing devices
+        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            available.append("mps")
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # the rest is advice, or long
+        why = f" ({reason})" if str(name).startswith("cuda") else ""
+        raise ConfigError(
+            f"{setting}={name} is not available here{why}: use {', '.join(available)} or auto."
+        ) from error
     return device
 
 

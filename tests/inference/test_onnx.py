@@ -136,6 +136,11 @@ def test_openvino(exported, model, rgb):
     assert_same_mattes(network, model, rgb, resolution=64)
 
 
+def test_openvino_needs_an_exported_model():
+    with pytest.raises(ConfigError, match="device=openvino is for models exported by `sdmatte ex"):
+        MattePredictor.from_pretrained(device="openvino")
+
+
 @pytest.mark.parametrize("refine", ["guided", "tiles"])
 def test_options_of_exported_models(exported, model, rgb, refine):
     image = np.kron(rgb[:30, :40], np.ones((5, 5, 1), np.uint8))
