@@ -1,7 +1,8 @@
 """Score the small model as a user meets it, through `MattePredictor`, beside baselines.
 
 Each set is a folder with `image/` and `alpha/`. Boxes, points and masks are drawn from the true
-alphas with a seed of the image's name; methods see the same prompts, at the image's own size::
+alphas with a seed of the image's name; methods see the same prompts, at the image's own size. Thin
+objects of which no rough mask is left count for boxes and points alone::
 
     python tools/score_small.py SET [SET ...] --sheet output/small
 """
@@ -78,6 +79,9 @@ def main() -> None:
             row = [image]
             for prompt in PROMPTS:
                 given, shown = draw(truth, prompt, name)
+                if not shown.any():  # no rough mask is left of a thin or faint object
+                    row.append(np.zeros_like(truth))
+                    continue
                 for title, method in methods.items():
                     alpha = np.clip(method(image, prompt, given, shown), 0, 1).astype(np.float32)
                     key = f"{title}, {prompt}"

@@ -270,9 +270,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=weighted, nargs="+", required=True, metavar="W:FOLDER")
     parser.add_argument("--backgrounds", type=Path, nargs="+", required=True)
-    parser.add_argument(
-        "--start", type=Path, nargs="*", help="weights with or without a prior; of several, the mean"
-    )
+    parser.add_argument("--start", type=Path, nargs="*", help="weights; of several, the mean")
     parser.add_argument("--prior", type=Path, help="the encoder's pretrained weights")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0")
     parser.add_argument("--model", type=Path, default=SMALL, help="folder of the component configs")

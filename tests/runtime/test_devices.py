@@ -28,7 +28,8 @@ def test_devices():
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "hpu", "openvino", None])
 def test_missing_devices(name):
-    with pytest.raises(ConfigError, match=f"device={name} is not available here.*: use cpu") as refused:
+    message = f"device={name} is not available here.*: use cpu"
+    with pytest.raises(ConfigError, match=message) as refused:
         choose_device(name)
     assert len(str(refused.value)) < 300 and "\n" not in str(refused.value)
 
