@@ -228,7 +228,7 @@ class SceneMaker:
         if rng.random() < 0.25 and not main.transparent:  # touching objects, one target
             for _ in range(int(rng.integers(1, 3))):
                 parts.append((self._cutout(rng), _neighbor(box, rng)))
-        others = int(rng.choice([0, 1, 2, 4], p=[0.25, 0.3, 0.25, 0.2]))
+        others = int(rng.choice([0, 1, 2, 4], p=[0.35, 0.3, 0.2, 0.15]))
         for _ in range(others):
             other = main if rng.random() < 0.25 else self._cutout(rng)
             where = _beside(box, size, rng) if rng.random() < 0.6 else _anywhere(size, rng)

@@ -36,8 +36,8 @@ from SDMatte.runtime.files import replace_file
 logger = logging.getLogger("train_small")
 SMALL = Path(SDMatte.__file__).parent / "assets" / "small"
 # Each scene is used twice, the second time mirrored: composing it takes longer than a prompt.
-PROMPTS = (("bbox_mask", "mask"), ("bbox_mask", "point_mask"), ("point_mask", "mask"))
-CLOSE = (0.9, 0.4, 0.2)  # probability that its scenes are a close look at the target
+PROMPTS = (("bbox_mask", "mask"), ("bbox_mask", "point_mask"))
+CLOSE = (0.9, 0.5)  # probability that its scenes are a close look at the target
 LOSSES = ["unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss"]
 BCE_WEIGHT = 0.5
 SAVE_EVERY = 240  # seconds
@@ -106,12 +106,11 @@ def build(args: argparse.Namespace) -> Model:
         **dict.fromkeys(args.without, False),
     )
     assert model.image_prior is not None
-    if args.start:
-        files = [read_tensors(path) for path in args.start]
-        start = {name: sum(file[name] for file in files) / len(files) for name in files[0]}
+    if args.start is not None:
+        start = read_tensors(args.start)
         missing, _ = model.load_state_dict(start, strict=False)
         if any(name.startswith("unet.") for name in missing):
-            raise SystemExit(f"{args.start[0]} has no U-Net of this model.")
+            raise SystemExit(f"{args.start} has no U-Net of this model.")
         if any(name.startswith("image_prior.") for name in missing):
             with torch.no_grad():  # disturb what the U-Net knows less
                 for projection in model.image_prior.projections:
@@ -124,15 +123,15 @@ def build(args: argparse.Namespace) -> Model:
             if value.shape != tensor.shape:
                 raise SystemExit(f"{args.prior}: {name} is {list(tensor.shape)}.")
             value.copy_(tensor)
-    model.vae.decoder.requires_grad_(args.decoder_factor > 0)
-    model.image_prior.encoder.requires_grad_(args.encoder_factor > 0)
+    if args.decoder_factor:
+        model.vae.decoder.requires_grad_(True)
     # On CPUs this is faster than channels_last for the small U-Net, and slower for the encoder.
     model.to(args.device).image_prior.to(memory_format=torch.channels_last)
     return model
 
 
 def predict(model: Model, prompt: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Predict alpha `[B, 1, H, W]`, not clipped."""
+    """Predict alpha `[B, 1, H, W]`, not clipped: pixels beyond 0 and 1 keep their gradient."""
     image = batch["image"]
     kind = PROMPT_TYPES[prompt]
     with torch.autocast("cuda", torch.bfloat16, enabled=image.is_cuda):
@@ -150,15 +149,11 @@ def predict(model: Model, prompt: str, batch: dict[str, torch.Tensor]) -> torch.
 
 def loss_of(alpha: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Compute the matting losses, and cross-entropy where alpha is known."""
-    size, label = alpha.shape[-1], batch["alpha"]
-    # Mattes are clipped: beyond 0 and 1 alpha is right where the label is 0 or 1, and nothing pulls
-    # it back from there. Elsewhere values beyond 0 and 1 keep their gradient.
-    alpha = torch.where(label == 0, alpha.clamp(min=0), alpha)
-    alpha = torch.where(label == 1, alpha.clamp(max=1), alpha)
-    losses = MattingCriterion(LOSSES, size)(alpha, label, batch["trimap"])
+    size = alpha.shape[-1]
+    losses = MattingCriterion(LOSSES, size)(alpha, batch["alpha"], batch["trimap"])
     known = (batch["trimap"] != 0).float()
     inside = alpha.clamp(1e-3, 1 - 1e-3)
-    entropy = F.binary_cross_entropy(inside, label, reduction="none")
+    entropy = F.binary_cross_entropy(inside, batch["alpha"], reduction="none")
     return sum(losses.values()) + BCE_WEIGHT * (entropy * known).sum() / known.sum().clamp(min=1)
 
 
@@ -206,6 +201,8 @@ def train(args: argparse.Namespace) -> None:
         tensors = dict(model.state_dict())
         shadow = {n.replace("/", "."): v for n, v in average.module.state_dict().items()}
         tensors |= shadow
+        for name in ("vae.decoder.conv_out.weight", "vae.decoder.conv_out.bias"):
+            tensors[name] = tensors[name] * args.stretch
         halves = {n: v.half() if v.is_floating_point() else v for n, v in tensors.items()}
         write_tensors(halves, args.output)
         state = {
@@ -270,7 +267,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=weighted, nargs="+", required=True, metavar="W:FOLDER")
     parser.add_argument("--backgrounds", type=Path, nargs="+", required=True)
-    parser.add_argument("--start", type=Path, nargs="*", help="weights; of several, the mean")
+    parser.add_argument("--start", type=Path, help="weights of a model, with or without a prior")
     parser.add_argument("--prior", type=Path, help="the encoder's pretrained weights")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0")
     parser.add_argument("--model", type=Path, default=SMALL, help="folder of the component configs")
@@ -288,8 +285,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--pixels", type=int, default=16 * 128**2, help="pixels per batch")
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--encoder-factor", type=float, default=0.1, help="0: it is not trained")
+    parser.add_argument("--encoder-factor", type=float, default=0.1)
     parser.add_argument("--decoder-factor", type=float, default=0.0, help="0: it is not trained")
+    parser.add_argument(
+        "--stretch",
+        type=float,
+        default=1.0,
+        help="factor on the last layer of what is written: the loss punishes values beyond 0 and "
+        "1, which mattes clip, so outputs stay off them (needs --decoder-factor)",
+    )
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
@@ -300,4 +304,7 @@ def make_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = make_parser()
-    train(parser.parse_args())
+    options = parser.parse_args()
+    if options.stretch != 1 and not options.decoder_factor:
+        parser.error("--stretch needs --decoder-factor: it would add up with each resumed run")
+    train(options)
