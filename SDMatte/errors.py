@@ -6,6 +6,11 @@ any other exception is a bug.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, to be quoted in another one."""
+    return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
+
+
 class SDMatteError(Exception):
     """Base of all errors caused by user input."""
 

@@ -128,12 +128,19 @@ def draw_scenes(args: argparse.Namespace) -> dict[str, list[Sample]]:
     return sets
 
 
-def score(path: Path, variant: str, size: int, sets: dict[str, list[Sample]]) -> dict[str, float]:
-    """Compute the mean MSE x 1000 per set and prompt, protocol official."""
+def load(path: Path, variant: str, size: int) -> MattePredictor:
+    """Load a model: a folder, or the weights of a variant."""
+    settings = {"resolution": size, "crop_margin": 0.5}
+    if path.is_dir():
+        return MattePredictor.from_pretrained(path, **settings)
     given = ["--objects", "1:none", "--backgrounds", "none", "--without", *without(variant)]
     model = build(make_parser().parse_args(given))
     load_checkpoint(model, path)
-    predictor = MattePredictor(model.eval(), resolution=size, crop_margin=0.5)
+    return MattePredictor(model.eval(), **settings)
+
+
+def score(predictor: MattePredictor, sets: dict[str, list[Sample]]) -> dict[str, float]:
+    """Compute the mean MSE x 1000 per set and prompt, protocol official."""
     protocol, means = get_protocol("official"), {}
     for title, samples in sets.items():
         for prompt in PROMPTS:
@@ -159,9 +166,10 @@ def test_variants(args: argparse.Namespace) -> None:
         variant, _, seed = path.stem.partition("-")
         if variant in TITLES:
             runs[variant, seed] = path
+    runs |= {(folder.name, ""): folder for folder in args.models}
     scores: dict[tuple[str, str], dict[str, float]] = {}
     for (variant, seed), path in runs.items():
-        scores[variant, seed] = score(path, variant, args.size, sets)
+        scores[variant, seed] = score(load(path, variant, args.size), sets)
         print(variant, seed, {key: round(v, 1) for key, v in scores[variant, seed].items()})
     columns = list(next(iter(scores.values())))
     text = ""
@@ -170,12 +178,12 @@ def test_variants(args: argparse.Namespace) -> None:
         **{p: [[f"{s}, {p}"] for s in sets] for p in PROMPTS},
     }.items():
         rows = []
-        for variant in TITLES:
+        for variant in dict.fromkeys(variant for variant, _ in runs):
             seeds = [value for (name, _), value in scores.items() if name == variant]
             cells = [[np.mean([s[k] for k in group]) for s in seeds] for group in keys]
             if seeds:
                 cells = [" / ".join(f"{value:.1f}" for value in cell) for cell in cells]
-                rows.append([TITLES[variant], *cells])
+                rows.append([TITLES.get(variant, variant), *cells])
         text += f"{title}, MSE x 1000 of each seed\n\n{Table(['', *sets], rows).format()}\n\n"
     print(text)
     write_text(args.output / "scores.md", text)
@@ -200,6 +208,7 @@ def main() -> None:
     testing.add_argument("--count", type=int, default=32, help="scenes of each kind")
     testing.add_argument("--size", type=int, default=160)
     testing.add_argument("--real", type=Path, metavar="FOLDER", help="of image/ and alpha/ sets")
+    testing.add_argument("--models", type=Path, nargs="*", default=[], help="folders of others")
     testing.set_defaults(run=test_variants)
     args, rest = parser.parse_known_args()
     if args.run is train_variants:

@@ -2,29 +2,39 @@
 
 It learns to reconstruct mattes, photographs and prompt maps, from the training part of a separate
 sample set. ``python tools/train_small_vae.py`` made the shipped weights in ten minutes on two CPU
-cores.
+cores. Other configs, longer runs and larger crops can be compared (docs/ablations.md); `--test`
+scores the mattes of data sets after a pass through the autoencoder::
+
+    python tools/train_small_vae.py --config wide.json --output wide --test AIM-500 P3M
+    python tools/train_small_vae.py --minutes 0 --start SDMatte/assets/small/model.safetensors \
+        --test AIM-500 P3M
 """
 
 import argparse
 import json
 import logging
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from score_small import read_set
+from train_small import SMALL, Clock
 
 from SDMatte.images.io import read_alpha, read_image
 from SDMatte.modeling.losses import laplacian_loss
+from SDMatte.modeling.weights import read_tensors
 from SDMatte.samples import make_sample_set
+from SDMatte.scoring.protocols import get_protocol, score_pair
 
 logger = logging.getLogger("train_small_vae")
+VAE = SMALL / "vae"
 TRAIN = Path("Combined_Dataset/Training_set")
 NUM_TRAIN, SEED = 400, 77
-SIZE = 64
 LEARNING_RATE = 2e-3
+WARM_UP = 0.05  # fraction of the time
+WHITENED = 64  # side of the images whose latents get unit covariance
 DECAY = 1e-4  # weight of the latents' squared magnitude
 
 
@@ -76,23 +86,35 @@ def draw(images: dict, kind: str, size: int, random: np.random.Generator) -> np.
     return 255 - crop if kind == "matte" and random.random() < 0.3 else crop
 
 
-def train(args: argparse.Namespace) -> None:
-    """Train, whiten the latents, and write config and float16 weights."""
+def build(args: argparse.Namespace) -> AutoencoderKL:
+    """Build the autoencoder, with random weights or those of `--start`."""
+    torch.manual_seed(SEED)
+    config = json.loads(args.config.read_text())
+    model = AutoencoderKL.from_config({**config, "scaling_factor": 1.0})
+    if args.start is not None:
+        tensors = read_tensors(args.start).items()
+        own = {n.removeprefix("vae."): v for n, v in tensors if n.startswith("vae.")}
+        model.load_state_dict(own or dict(tensors))
+    return model.to(memory_format=torch.channels_last)
+
+
+def train(model: AutoencoderKL, args: argparse.Namespace) -> None:
+    """Train until the clock ends, whiten the latents, and write config and float16 weights."""
     make_sample_set(args.samples, num_train=NUM_TRAIN, num_test=8, seed=SEED)
     images = load_images(args.samples)
     random = np.random.default_rng(SEED)
-    torch.manual_seed(SEED)
-    config = json.loads((args.output / "config.json").read_text())
-    model = AutoencoderKL.from_config({**config, "scaling_factor": 1.0})
-    model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=args.steps, pct_start=0.05
-    )
+    trained = model if args.start is None else model.decoder  # what reads the latents knows them
+    model.requires_grad_(False)
+    trained.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=args.lr, weight_decay=1e-4)
     kinds = ["matte"] * 3 + ["composite"] * 3 + ["background", "prompt"]
-    start = time.time()
-    for step in range(1, args.steps + 1):
-        batch = np.stack([draw(images, kind, SIZE, random) for kind in kinds])
+    clock, step = Clock(60 * args.minutes), 0
+    while (progress := clock.progress()) < 1:
+        step += 1
+        decay = 0.5 * (1 + np.cos(np.pi * progress)) * min(1, progress / WARM_UP)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * max(0.01, decay)
+        batch = np.stack([draw(images, kind, args.size, random) for kind in kinds])
         image = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1  # -> [-1, 1]
         # SDMatte reads the mean, too. Sampling would drown faint signals, above all the colors;
         # a weak pull towards zero keeps the scale instead.
@@ -106,24 +128,23 @@ def train(args: argparse.Namespace) -> None:
         loss = l1 + lap + 20 * chroma + DECAY * latent.pow(2).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         if step % 50 == 0:
             matte = (decoded[:3].mean(1) - image[:3].mean(1)).pow(2).mean().item() / 4
             logger.info(
-                "step %d/%d  l1 %.4f  lap %.4f  chroma %.4f  matte MSE %.5f  std %.2f  %.0f s",
+                "step %d  l1 %.4f  lap %.4f  chroma %.4f  matte MSE %.5f  std %.2f  %.0f s",
                 step,
-                args.steps,
                 l1,
                 lap,
                 chroma,
                 matte,
                 latent.std(),
-                time.time() - start,
+                clock.seconds(),
             )
-    whiten(model, images, random)
-    save(model, args.output, {**config, "scaling_factor": 1.0})
+    if args.start is None:
+        whiten(model, images, random)
+    save(model, args.output)
 
 
 @torch.no_grad()
@@ -138,7 +159,7 @@ def whiten(model: AutoencoderKL, images: dict, random: np.random.Generator) -> N
     channels = model.config.latent_channels
     latents = []
     for _ in range(50):
-        batch = np.stack([draw(images, kind, SIZE, random) for kind in kinds])
+        batch = np.stack([draw(images, kind, WHITENED, random) for kind in kinds])
         image = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1  # -> [-1, 1]
         latent = model.encode(image).latent_dist.mean
         latents.append(latent.movedim(1, -1).reshape(-1, channels).double())
@@ -158,18 +179,55 @@ def whiten(model: AutoencoderKL, images: dict, random: np.random.Generator) -> N
     logger.info("whitened latents; their standard deviations were %s", variances.sqrt().tolist())
 
 
-def save(model: AutoencoderKL, output: Path, config: dict) -> None:
+def save(model: AutoencoderKL, output: Path) -> None:
     """Write the weights in float16, and the config."""
-    copy = AutoencoderKL.from_config(config)
+    copy = AutoencoderKL.from_config(model.config)
     copy.load_state_dict(model.state_dict())
     copy.half().save_pretrained(output)
-    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@torch.no_grad()
+def test(model: AutoencoderKL | None, folder: Path, size: int) -> None:
+    """Print the error of true mattes that pass through the autoencoder, or are resized only."""
+    scores = []
+    for _, _, alpha in read_set(folder):
+        matte = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_AREA)
+        if model is not None:
+            image = torch.from_numpy(matte * 2 - 1).expand(1, 3, size, size)  # [0, 1] -> [-1, 1]
+            decoded = model.decode(model.encode(image).latent_dist.mean).sample
+            matte = (decoded[0].mean(dim=0).numpy() + 1) / 2
+        matte = cv2.resize(matte, alpha.shape[::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)
+        pred = (matte * 255).astype(np.uint8)  # [0, 1] -> [0, 255], truncated
+        scores.append(score_pair(pred, get_protocol("official").as_scored(alpha)))
+    means = {key: np.mean([score[key] for score in scores]) for key in ("MSE", "MAD", "Grad")}
+    title = "resized only" if model is None else "through the autoencoder"
+    print(
+        f"{folder.name} at {size}, {title}: MSE {1000 * means['MSE']:.2f}, "
+        f"MAD {1000 * means['MAD']:.2f}, Grad {means['Grad']:.2f}"
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=Path, default=Path("data/samples_vae"))
+    parser.add_argument("--config", type=Path, default=VAE / "config.json")
+    parser.add_argument("--start", type=Path, help="weights whose decoder alone is trained further")
+    parser.add_argument("--output", type=Path, default=VAE)
+    parser.add_argument("--minutes", type=float, default=10, help="0: no training")
+    parser.add_argument("--size", type=int, default=64, help="side of the crops")
+    parser.add_argument("--lr", type=float, default=LEARNING_RATE)
+    parser.add_argument("--test", type=Path, nargs="+", default=[], help="of image/ and alpha/")
+    args = parser.parse_args()
+    model = build(args)
+    if args.minutes:
+        train(model, args)
+    for folder in args.test:
+        for size in (128, 256):
+            test(None, folder, size)
+            test(model, folder, size)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=Path, default=Path("data/samples_vae"))
-    parser.add_argument("--output", type=Path, default=Path("SDMatte/assets/small/vae"))
-    parser.add_argument("--steps", type=int, default=1300)
-    train(parser.parse_args())
+    main()

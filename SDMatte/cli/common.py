@@ -159,7 +159,7 @@ def start_processes(
     import torch
 
     from SDMatte.runtime.launch import launch as start
-    from SDMatte.runtime.launch import under_torchrun
+    from SDMatte.runtime.ranks import under_torchrun
 
     alone = not under_torchrun()
     on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from SDMatte.cli.common import DEFAULT_CONFIG, is_config, is_setting
-from SDMatte.errors import ConfigError
+from SDMatte.errors import ConfigError, first_line
 
 PUBLISHED_CONFIG = str(Path(DEFAULT_CONFIG).with_name("SDMatte.py"))
 CANNOT_START = 2
@@ -238,7 +238,6 @@ def _parse(word: str) -> Any:
     try:
         return parse_value(word)
     except HydraException as error:
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{word} is not a folder pair {{image: DIR, alpha: DIR}}: {reason}"
+            f"{word} is not a folder pair {{image: DIR, alpha: DIR}}: {first_line(error)}."
         ) from None

@@ -17,7 +17,7 @@ from fvcore.common.checkpoint import Checkpointer
 from safetensors import SafetensorError
 from torch import nn
 
-from SDMatte.errors import CheckpointError, OutputError
+from SDMatte.errors import CheckpointError, OutputError, first_line
 from SDMatte.modeling import hub, weights
 from SDMatte.runtime.files import check_not_read, replace_file
 
@@ -193,7 +193,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__context__
-    return str(error).strip().splitlines()[0]
+    return first_line(error)
 
 
 def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:

@@ -9,7 +9,7 @@ import SDMatte.compat  # noqa: F401
 import torch
 from pydantic import Field, NonNegativeFloat
 
-from SDMatte.errors import ConfigError, DependencyError
+from SDMatte.errors import ConfigError, DependencyError, first_line
 from SDMatte.modeling.sdmatte import SDMatte
 from SDMatte.runtime.schema import Settings
 
@@ -97,9 +97,8 @@ def compile_model(model: SDMatte, device: torch.device) -> None:
     try:  # now, rather than in the first step
         torch.compile(torch.sin, backend=BACKEND)(torch.ones(2, device=device))
     except Exception as error:  # dynamo, its backends and compilers share no base class
-        reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"train.compile.enabled=True does not work here ({reason}); set it to False."
+            f"train.compile.enabled=True does not work here ({first_line(error)}); set it to False."
         ) from error
     model.compile(backend=BACKEND)
     logger.info("The first step with each prompt type is slower: it compiles the model.")

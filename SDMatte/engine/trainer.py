@@ -22,7 +22,7 @@ from torch import nn
 from SDMatte.data.loader import upload_ahead
 from SDMatte.engine.hooks import Checkpoints, WeightAverage
 from SDMatte.engine.options import match_layouts
-from SDMatte.errors import ConfigError, DataError, RunStopped, SDMatteError
+from SDMatte.errors import ConfigError, DataError, RunStopped, SDMatteError, first_line
 from SDMatte.modeling.losses import DistillationCriterion, MattingCriterion
 from SDMatte.modeling.sdmatte import SDMatte, as_dtype
 from SDMatte.prompts.types import PROMPT_TYPES
@@ -223,11 +223,10 @@ class MatteTrainer(SimpleTrainer):
                 f"dataloader.train.dataset.size (dataloader.test.* in an evaluation), or set "
                 f"train.gradient_checkpointing=True or train.amp.enabled=True."
             )
-        message = str(error)
         # torch can raise the error of a killed loader worker anywhere in a step.
-        if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
             return DataError(
-                f"{message.splitlines()[0].strip()} The usual cause is a lack of memory: lower "
+                f"{first_line(error)}. The usual cause is a lack of memory: lower "
                 f"dataloader.train.num_workers."
             )
         return error

@@ -34,7 +34,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from SDMatte.errors import CheckpointError, ConfigError, MissingCheckpointError, OutputError
+from SDMatte.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingCheckpointError,
+    OutputError,
+    first_line,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -291,7 +297,7 @@ def _fetch(hub_name: HubName, name: str, choose: Chooser) -> tuple[Path, list[st
                 f"({error.strerror}). Set HF_HOME to another folder."
             ) from error
         raise CheckpointError(
-            f"Fetching {name} from the Hugging Face hub failed ({_first_line(error)}). Run the "
+            f"Fetching {name} from the Hugging Face hub failed ({first_line(error)}). Run the "
             f"command again to resume."
         ) from error
 
@@ -314,7 +320,7 @@ def _request_info(hub_name: HubName) -> ModelInfo:
             raise _access_error(hub_name, error) from error
         raise MissingCheckpointError(
             f"The Hugging Face hub ({constants.ENDPOINT}) cannot be reached "
-            f"({_first_line(error)}): check the network and the proxy settings, or try again later."
+            f"({first_line(error)}): check the network and the proxy settings, or try again later."
         ) from error
 
 
@@ -373,7 +379,7 @@ def _access_error(hub_name: HubName, error: Exception) -> CheckpointError:
             f"{repo} on the Hugging Face hub has no revision {hub_name.revision}."
         )
     return MissingCheckpointError(
-        f"The Hugging Face hub does not provide {repo} ({_first_line(error)}). Check the spelling; "
+        f"The Hugging Face hub does not provide {repo} ({first_line(error)}). Check the spelling; "
         f'a private repository needs `hf auth login` or HF_TOKEN. README.md, "Pretrained model", '
         f"lists sources of weights."
     )
@@ -425,15 +431,11 @@ def push_folder(folder: str | Path, repo: str, private: bool, message: str) -> s
         response = getattr(error, "response", None)
         if response is not None and response.status_code in (401, 403):
             raise OutputError(
-                f"The Hugging Face hub does not accept uploads to {repo} ({_first_line(error)}). "
+                f"The Hugging Face hub does not accept uploads to {repo} ({first_line(error)}). "
                 f"Log in with `hf auth login` and a token that may write, or set HF_TOKEN."
             ) from error
         raise OutputError(
-            f"Uploading to {repo} failed ({_first_line(error)}). Its files are unchanged; run the "
+            f"Uploading to {repo} failed ({first_line(error)}). Its files are unchanged; run the "
             f"command again."
         ) from error
     return str(commit.commit_url)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from SDMatte.errors import ConfigError, MissingFileError, SDMatteError
+from SDMatte.errors import ConfigError, MissingFileError, SDMatteError, first_line
 from SDMatte.runtime.files import expand_path
 from SDMatte.runtime.schema import unknown_setting
 from SDMatte.runtime.settings import (
@@ -74,7 +74,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         _expand_paths(config)
         check_settings(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
+        raise ConfigError(f"{path}: {first_line(error)}") from error
     return config
 
 
@@ -114,7 +114,7 @@ def _apply_override(config: DictConfig, override: str) -> None:
         OmegaConf.update(config, key, value, merge=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
-            f"The override {override!r} is invalid: {_first_line(error)}. Lists are written "
+            f"The override {override!r} is invalid: {first_line(error)}. Lists are written "
             f"[a, b] and mappings {{name: value}}. Quote texts with special characters inside "
             f"them, and the whole override for the shell: '{key}=[\"a text\"]'."
         ) from error
@@ -204,10 +204,6 @@ def _expand(value: Any, config: DictConfig) -> Any:
     return value if "${" in value else expand_path(value)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
-
-
 def _check_key(config: DictConfig, key: str) -> None:
     """Refuse a key that neither the config nor the callable it configures has."""
     _refuse_old_setting(key)
@@ -253,7 +249,7 @@ def build(node: DictConfig, **extra: Any) -> Any:
         _check_arguments(node)
         return instantiate(node)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"A part of the config is invalid: {_first_line(error)}.") from error
+        raise ConfigError(f"A part of the config is invalid: {first_line(error)}.") from error
 
 
 def _check_arguments(node: Any) -> None:

@@ -3,7 +3,6 @@
 detectron2's own `launch` requires CUDA, and waits forever for the others when a process dies.
 """
 
-import datetime
 import logging
 import os
 import signal
@@ -13,19 +12,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 import torch
 import torch.distributed as dist
-from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from SDMatte import errors
-from SDMatte.errors import ConfigError, ProcessError, RunStopped, SDMatteError
-from SDMatte.runtime.ranks import has_lost_others
+from SDMatte.errors import ProcessError, RunStopped, first_line
+from SDMatte.runtime.ranks import join_group, under_torchrun
 from SDMatte.runtime.signals import STOP_SIGNALS, end_with_parent, exit_status, handling
 
 DEFAULT_TIMEOUT = 1800  # seconds, as in detectron2
@@ -72,7 +68,7 @@ def launch(
     """
     on_gpu = torch.cuda.is_available() and not str(device).startswith("cpu")
     if under_torchrun():
-        return _join(main, args, on_gpu, timeout)
+        return join_group(main, args, on_gpu, timeout)
     if num_processes * num_machines == 1 and not max_restarts:
         return main(*args)
     endpoint = f"127.0.0.1:{get_free_port()}" if dist_url == "auto" else dist_url[6:]
@@ -115,13 +111,8 @@ def launch(
             raise ProcessError(
                 f"Machine {machine_rank} of {num_machines} could not meet the others at "
                 f"tcp://{endpoint} within {timeout:g} s (train.ddp.timeout): one was not started, "
-                f"the port is in use, or a firewall blocks it. ({_first_line(error)})"
+                f"the port is in use, or a firewall blocks it. ({first_line(error)})"
             ) from error
-
-
-def under_torchrun() -> bool:
-    """Return whether torchrun started this process."""
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_processes: int) -> Any:
@@ -131,50 +122,12 @@ def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_process
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     try:
         # When it restarts the processes, the launcher keeps its store, with the keys of the others.
-        return _join(main, args, on_gpu, timeout, os.environ["TORCHELASTIC_RESTART_COUNT"])
+        return join_group(main, args, on_gpu, timeout, os.environ["TORCHELASTIC_RESTART_COUNT"])
     except RunStopped as stopped:
         sys.exit(stopped.status)
     except ProcessError:
         time.sleep(_CAUSE_FIRST_SECONDS)  # the launcher reports the first process that ends
         raise
-
-
-def _join(main: Callable, args: tuple, on_gpu: bool, timeout: float, store_prefix: str = "") -> Any:
-    """Join the process group of torchrun's environment and run ``main`` in it."""
-    who = f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
-    patience = datetime.timedelta(seconds=timeout)
-    try:
-        local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo",
-            store=dist.PrefixStore(store_prefix, store),
-            rank=rank,
-            world_size=world_size,
-            timeout=patience,
-        )
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{who} has an incomplete environment of torchrun: {error}") from error
-    try:
-        comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=patience)
-        # For detectron2's gathers, which would create one with its own timeout.
-        gloo = dist.new_group(backend="gloo", timeout=patience)
-        comm._get_global_gloo_group = lambda: gloo
-        return main(*args)
-    except RuntimeError as error:
-        if isinstance(error, SDMatteError) or not has_lost_others(error):
-            raise
-        raise ProcessError(
-            f"{who} lost the others: one of them died, or gave no answer for {timeout:g} s "
-            f"(train.ddp.timeout). See its own message. ({_first_line(error)})"
-        ) from error
-    finally:
-        comm._LOCAL_PROCESS_GROUP = None
-        # NCCL would wait for processes that may be gone; it also closes with this process.
-        if dist.is_initialized() and not (on_gpu and sys.exc_info()[0]):
-            dist.destroy_process_group()
 
 
 def _as_error(who: str, failure: Any) -> Exception:
@@ -192,7 +145,3 @@ def _as_error(who: str, failure: Any) -> Exception:
         trace = failure.message["extraInfo"]["py_callstack"]
         return RuntimeError(f"{who} failed:\n{trace}")
     return known(text)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

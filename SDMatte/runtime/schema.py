@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
 
-from SDMatte.errors import ConfigError
+from SDMatte.errors import ConfigError, first_line
 
 _PLAIN_WORDS = (
     (r"^Value error, ", ""),
@@ -96,7 +96,7 @@ def _to_container(values: Any, name: str) -> Any:
     try:
         return OmegaConf.to_container(values, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{name}: {first_line(error)}.") from error
 
 
 def unknown_setting(name: str, known: Sequence[str]) -> str:
