@@ -34,14 +34,7 @@ MAX_SKIPPED = 20  # steps in a row
 
 
 class TrainingModel(nn.Module):
-    """A model with its losses and, for LiteSDMatte, its teacher.
-
-    Args:
-        model: The model to train.
-        criterion: The matting losses.
-        teacher: A trained model, which gets frozen.
-        distillation: The loss between the features of model and teacher.
-    """
+    """A model with its losses and, for LiteSDMatte, its teacher, which gets frozen."""
 
     def __init__(
         self,
@@ -274,11 +267,7 @@ class MatteTrainer(SimpleTrainer):
         self.scaler.update()
 
     def agree_to_stop(self, received: Sequence[int | None] | None = None) -> None:
-        """Set `stop_signal` to the first signal received by any process.
-
-        Args:
-            received: The signals of all processes; None: gather them.
-        """
+        """Set `stop_signal` to the first of all processes' signals; None: gather them."""
         received = comm.all_gather(self.stop.received) if received is None else received
         self.stop_signal = next((number for number in received if number is not None), None)
 

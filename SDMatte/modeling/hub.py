@@ -73,17 +73,11 @@ Chooser = Callable[[Sequence[str], str], list[str]]
 
 @dataclass(frozen=True)
 class HubName:
-    """A name on the hub.
+    """A name on the hub."""
 
-    Attributes:
-        repo: `OWNER/NAME`.
-        revision: A branch, tag or commit; None for the main branch.
-        file: A file of the repository; None for the whole repository.
-    """
-
-    repo: str
-    revision: str | None = None
-    file: str | None = None
+    repo: str  # OWNER/NAME
+    revision: str | None = None  # a branch, tag or commit; None: the main branch
+    file: str | None = None  # None: the whole repository
 
     @property
     def model(self) -> str:

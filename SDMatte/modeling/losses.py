@@ -175,14 +175,9 @@ class DistillationCriterion:
     def __call__(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Compute the loss, always in float32.
+        """Compute 0.01 times the sum of the losses over the features, always in float32.
 
-        Args:
-            student: Features as returned by `SDMatte.modeling.SDMatte`.
-            teacher: Features of the teacher, of the same shapes; they get no gradient.
-
-        Returns:
-            A scalar: 0.01 times the sum of the losses over the features.
+        Those of the teacher get no gradient.
 
         Raises:
             ConfigError: The shapes differ: student and teacher have different widths.

@@ -76,7 +76,11 @@ def process_pretrained(
         )
     replaced = () if vae is None else ("vae",)
     path = hub.resolve_pretrained(source, replaced)
-    vae_folder = None if vae is None else _find_tiny_vae(vae)
+    vae_folder = None if vae is None else hub.resolve_component(vae)
+    if vae_folder is not None and not _is_tiny_vae(vae_folder):
+        raise CheckpointError(
+            f"{vae_folder} is not a TAESD folder: the class in its config is not AutoencoderTiny."
+        )
     # Written from tensors, and copied as folders.
     tensors: dict[str, dict[str, torch.Tensor]]
     copied: dict[str, Path]
@@ -163,15 +167,6 @@ def _check_components(folder: Path) -> None:
             raise CheckpointError(
                 f"{folder} is not a Stable Diffusion folder in diffusers layout: it has no {name}/."
             )
-
-
-def _find_tiny_vae(name: str | Path) -> Path:
-    folder = hub.resolve_component(name)
-    if not _is_tiny_vae(folder):
-        raise CheckpointError(
-            f"{folder} is not a TAESD folder: the class in its config is not AutoencoderTiny."
-        )
-    return folder
 
 
 def _is_tiny_vae(folder: Path) -> bool:

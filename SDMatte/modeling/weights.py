@@ -239,9 +239,7 @@ def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: s
 
 
 def load_checkpoint(model: nn.Module, name: str | Path) -> None:
-    """Copy a checkpoint, published or our own, into a model.
-
-    See `SDMatte.modeling.hub.resolve_checkpoint` for its name.
+    """Copy a checkpoint by a name that `SDMatte.modeling.hub.resolve_checkpoint` takes.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
