@@ -39,8 +39,14 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Build AdamW: torch's, or bitsandbytes' with an 8-bit state.
 
-    With ``fused``, torch updates all parameters with one kernel; no effect on the 8-bit one. The
-    latter takes a quarter of the memory for its state, and slightly different steps.
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        betas: Decay rates of the two moments.
+        weight_decay: Decoupled weight decay.
+        fused: Whether torch updates all parameters with one kernel; no effect on the 8-bit one.
+        eight_bit: Whether to use `AdamW8bit`: a quarter of the memory, slightly different steps.
+        eps: Added to the denominator.
 
     Raises:
         ConfigError: A value is out of range.

@@ -81,7 +81,11 @@ def exponential_schedule(
 ) -> ParamScheduler:
     """Build the published schedule: ``decay ** progress`` after a linear warm-up.
 
-    The warm-up starts at ``warmup_factor`` and takes at most half of the run.
+    Args:
+        max_iter: Steps in the run.
+        decay: Factor of the learning rate at the end.
+        warmup_iter: Steps of warm-up, at most half of the run.
+        warmup_factor: Factor at the start of the warm-up.
 
     Raises:
         ConfigError: A value is out of range.
