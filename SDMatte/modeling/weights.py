@@ -316,7 +316,6 @@ def load_component(
     Raises:
         CheckpointError: The weights are missing, damaged or do not fit the config.
     """
-    component_config(folder, component)
     path = folder / component
     names = [f"{component}/{file.name}" for file in path.iterdir()]
     is_half = any(".fp16" in name for name in hub.choose_weights(names, component))
