@@ -30,8 +30,6 @@ from PIL import Image
 
 from SDMatte.errors import DependencyError, SDMatteError
 
-__all__ = ["CompiledOpError", "apply"]
-
 _OPS = "detectron2._C"
 _NOT_COMPILED = "not compiled (pure-Python installation)"
 
@@ -43,17 +41,8 @@ class CompiledOpError(SDMatteError, AttributeError):
 class _MissingOps(types.ModuleType):
     """Placeholder for ``detectron2._C``; only answers detectron2's environment report."""
 
-    @staticmethod
-    def get_compiler_version() -> str:
-        return _NOT_COMPILED
-
-    @staticmethod
-    def get_cuda_version() -> str:
-        return _NOT_COMPILED
-
-    @staticmethod
-    def has_cuda() -> bool:
-        return False
+    get_compiler_version = get_cuda_version = staticmethod(lambda: _NOT_COMPILED)
+    has_cuda = staticmethod(lambda: False)
 
     def __getattr__(self, name: str):
         # The import system and inspect probe for dunder names.
@@ -71,18 +60,28 @@ def apply() -> None:
     Raises:
         DependencyError: detectron2 is not installed or is older than 0.6.
     """
-    locations = _find_detectron2()
-    if _OPS not in sys.modules and _needs_placeholder(locations):
+    folder = _find_detectron2()
+    compiled = importlib.machinery.PathFinder.find_spec(_OPS, [str(folder)]) is not None
+    # Revisions after 0.6 (of the same version number) have this module and import `_C` in a try
+    # block.
+    newer = (folder / "utils" / "develop.py").is_file()
+    if _OPS not in sys.modules and not compiled and not newer:
         placeholder = _MissingOps(_OPS, "Placeholder: detectron2 is installed in pure Python.")
         # find_spec raises for a loaded module without a spec.
         placeholder.__spec__ = importlib.machinery.ModuleSpec(_OPS, loader=None)
         sys.modules[_OPS] = placeholder
     if not hasattr(Image, "LINEAR"):
         Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]
-    _silence()
+    # The warnings are attributed to torch's files, so detectron2 cannot be filtered by module.
+    for message, category in (
+        (r"`torch\.jit\.script` is ", FutureWarning),  # decorators in detectron2 and fvcore
+        (r"TypedStorage is deprecated", UserWarning),  # detectron2.utils.comm
+        (r"`broadcast_buffers` is deprecated", FutureWarning),  # older torch needs it
+    ):
+        warnings.filterwarnings("ignore", message=message, category=category)
 
 
-def _find_detectron2() -> list[str]:
+def _find_detectron2() -> Path:
     # Importing detectron2 would take seconds, with torch and OpenCV.
     try:
         spec = importlib.util.find_spec("detectron2")
@@ -93,31 +92,13 @@ def _find_detectron2() -> list[str]:
             "detectron2 is not installed in this environment: run `bash script/setup.sh`, or "
             f"`{sys.executable} tools/install_detectron2.py` from the repository's root."
         )
-    locations = list(spec.submodule_search_locations)
-    if not (Path(locations[0]) / "config" / "lazy.py").is_file():
+    folder = Path(spec.submodule_search_locations[0])
+    if not (folder / "config" / "lazy.py").is_file():
         raise DependencyError(
-            f"The detectron2 in {locations[0]} is older than 0.6 and has no LazyConfig: uninstall "
+            f"The detectron2 in {folder} is older than 0.6 and has no LazyConfig: uninstall "
             "it and run `bash script/setup.sh`."
         )
-    return locations
-
-
-def _needs_placeholder(locations: list[str]) -> bool:
-    if importlib.machinery.PathFinder.find_spec(_OPS, locations) is not None:
-        return False
-    # Revisions after 0.6 (of the same version number) have this module and import `_C` in a try
-    # block.
-    return not (Path(locations[0]) / "utils" / "develop.py").is_file()
-
-
-def _silence() -> None:
-    # The warnings are attributed to torch's files, so detectron2 cannot be filtered by module.
-    for message, category in (
-        (r"`torch\.jit\.script` is ", FutureWarning),  # decorators in detectron2 and fvcore
-        (r"TypedStorage is deprecated", UserWarning),  # detectron2.utils.comm
-        (r"`broadcast_buffers` is deprecated", FutureWarning),  # older torch needs it
-    ):
-        warnings.filterwarnings("ignore", message=message, category=category)
+    return folder
 
 
 apply()

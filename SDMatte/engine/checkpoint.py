@@ -24,7 +24,6 @@ from SDMatte.runtime.files import check_not_read, replace_file
 logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"  # fvcore's file that names the last checkpoint
-_RUN_FILE = re.compile(r"model_(\d{7,})\.pth")
 
 
 class MatteCheckpointer(Checkpointer):
@@ -32,15 +31,8 @@ class MatteCheckpointer(Checkpointer):
 
     The checkpoint of a run, ``model_0000999.pth`` after step 1000, holds ``model``, the state dict
     in the published layout, and the states of the run. It is also a valid checkpoint for
-    `SDMatte.modeling.weights.load_checkpoint`.
-
-    Args:
-        model: The model.
-        save_dir: Folder of the checkpoints.
-        save_to_disk: False in all processes but the main one.
-        weights_in_use: Context that gives the model the weights to test and publish: their moving
-            average, if there is one.
-        **checkpointables: Other objects with a state, by name.
+    `SDMatte.modeling.weights.load_checkpoint`. `weights_in_use` is a context that gives the model
+    the weights to test and publish: their moving average, if there is one.
     """
 
     def __init__(
@@ -55,8 +47,11 @@ class MatteCheckpointer(Checkpointer):
         super().__init__(model, str(save_dir), save_to_disk=save_to_disk, **checkpointables)
         self._weights_in_use = weights_in_use
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth`` and mark it as the last checkpoint once it is complete.
+    def save_run(self, iteration: int, max_to_keep: int | None = None) -> None:
+        """Write the checkpoint of a step, counted from 0, and delete the oldest ones.
+
+        It is marked as the last one once it is complete. Up to `max_to_keep` are kept, including
+        those of earlier processes; None: all.
 
         Raises:
             OutputError: It cannot be written.
@@ -65,20 +60,11 @@ class MatteCheckpointer(Checkpointer):
             return
         data = {"model": self._state_dict_in_use()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
-        path = Path(self.save_dir) / f"{name}.pth"
+        path = Path(self.save_dir) / f"model_{iteration:07d}.pth"
         logger.info("Saving %s", path)
-        write_whole(path, lambda partial: _save({**data, **kwargs}, partial))
-        self.tag_last_checkpoint(path.name)
-
-    def save_run(self, iteration: int, max_to_keep: int | None = None) -> None:
-        """Write the checkpoint of a step, counted from 0, and delete the oldest ones.
-
-        Args:
-            iteration: The step.
-            max_to_keep: Checkpoints to keep, including those of earlier processes; None: all.
-        """
-        self.save(f"model_{iteration:07d}")
-        if self.save_to_disk and max_to_keep is not None:
+        write_whole(path, lambda partial: _save(data, partial))
+        write_whole(path.with_name(LAST), lambda partial: partial.write_text(path.name))
+        if max_to_keep is not None:
             files = self.get_all_checkpoint_files()
             earlier = [path for path in files if _iteration(path) <= iteration]
             for path in earlier[:-max_to_keep]:
@@ -96,17 +82,10 @@ class MatteCheckpointer(Checkpointer):
         with self._weights_in_use():
             return dict(self.model.state_dict())
 
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Mark a file as the last checkpoint."""
-        write_whole(
-            Path(self.save_dir) / LAST,
-            lambda partial: partial.write_text(last_filename_basename, encoding="utf-8"),
-        )
-
     def get_all_checkpoint_files(self) -> list[str]:
         """List the checkpoints of the run by step, without renamed copies."""
-        files = (str(path) for path in Path(self.save_dir).glob("model_*.pth"))
-        return sorted(filter(_is_run_file, files), key=_iteration)
+        files = [str(path) for path in Path(self.save_dir).glob("model_*.pth")]
+        return sorted((path for path in files if _iteration(path) >= 0), key=_iteration)
 
     def resume(self) -> bool:
         """Load the last undamaged checkpoint, the same one in all processes.
@@ -157,12 +136,10 @@ class MatteCheckpointer(Checkpointer):
         return None
 
 
-def _is_run_file(path: str) -> bool:
-    return _RUN_FILE.fullmatch(os.path.basename(path)) is not None
-
-
 def _iteration(path: str) -> int:
-    return int(_RUN_FILE.fullmatch(os.path.basename(path))[1])
+    """Return the step of a run's checkpoint; -1 for another file."""
+    match = re.fullmatch(r"model_(\d{7,})\.pth", os.path.basename(path))
+    return -1 if match is None else int(match[1])
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -213,14 +190,11 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None
 
 
 def export_weights(source: str | Path, target: str | Path) -> dict[str, torch.Tensor]:
-    """Write only the weights of a checkpoint, in the published layout.
+    """Write only the weights of a checkpoint, in the published layout, and return them.
 
     Args:
         source: Anything `SDMatte.modeling.hub.resolve_checkpoint` takes.
         target: The new file, ``.safetensors`` or ``.pth``.
-
-    Returns:
-        The tensors, by name.
 
     Raises:
         CheckpointError: The source is not a checkpoint of SDMatte or LiteSDMatte.

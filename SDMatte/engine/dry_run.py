@@ -61,8 +61,9 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
         "model": _model(task),
         "data": _data(loader.dataset),
         "step": (
-            f"batch {plan.batch_size} x accumulate {plan.accumulate} x processes {num_processes} "
-            f"= {plan.samples_per_step} images of {loader.dataset.size} x {loader.dataset.size}"
+            f"batch {config.dataloader.train.batch_size} x accumulate {settings.accumulate} x "
+            f"processes {num_processes} = {plan.samples_per_step} images of "
+            f"{loader.dataset.size} x {loader.dataset.size}"
         ),
         "length": (
             f"{plan.max_iter:,} steps: {plan.epochs:.2f} epochs of {plan.num_samples:,} samples"

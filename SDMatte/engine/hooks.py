@@ -28,11 +28,8 @@ logger = logging.getLogger(__name__)
 class WeightAverage(HookBase):
     """Keep an exponential moving average (EMA) of the trainable weights.
 
-    It starts at the weights of the first step.
-
-    Args:
-        model: The model in training; its frozen weights are not copied.
-        decay: In (0, 1); each step moves the average by ``1 - decay`` towards the weights.
+    It starts at the weights of the first step; each later step moves it by ``1 - decay`` towards
+    the weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -95,7 +92,7 @@ class Checkpoints(HookBase):
         checkpointer: Writes the files, in the main process only.
         period: Steps between checkpoints; the last step always has one.
         evaluation_period: Steps between evaluations, each with a checkpoint before it; 0: none.
-        max_to_keep: Checkpoints to keep, including those of earlier processes; None: all.
+        max_to_keep: See `MatteCheckpointer.save_run`.
     """
 
     def __init__(
@@ -177,7 +174,7 @@ class ImageStrips(HookBase):
         load_batches: Returns test batches; called once, before the first strip.
         prompt: The prompt type to show.
         period: Steps between strips.
-        weights_in_use: Context that gives the model the weights to show.
+        weights_in_use: See `MatteCheckpointer`.
     """
 
     def __init__(
@@ -195,6 +192,7 @@ class ImageStrips(HookBase):
         self._weights_in_use = weights_in_use
         self._batches: Sequence[Mapping[str, Any]] | None = None
 
+    @torch.no_grad()
     def after_step(self) -> None:
         """Write the strips at the end of each period and of the run."""
         step = self.trainer.iter + 1
@@ -203,24 +201,13 @@ class ImageStrips(HookBase):
         if self._batches is None:
             self._batches = self._load_batches()
         for batch in self._batches:
+            training = self._model.training
             with self._weights_in_use():
-                strips = draw_strips(self._model, batch, self._mask_key)
-            for name, strip in strips.items():
+                alpha = self._model.eval()(batch, aux_input=self._mask_key).cpu()
+            self._model.train(training)
+            images = ((batch[key] + 1) / 2 for key in ("image", self._mask_key, "alpha"))
+            image, prompt, truth = images  # [-1, 1] -> [0, 1]
+            columns = [column.expand(-1, 3, -1, -1) for column in (image, prompt, alpha, truth)]
+            strips = torch.cat(columns, dim=3)  # [B, 3, H, 4 * W]
+            for name, strip in zip(batch["image_name"], strips, strict=True):
                 get_event_storage().put_image(f"images/{name}", strip)
-
-
-@torch.no_grad()
-def draw_strips(model: SDMatte, batch: Mapping[str, Any], mask_key: str) -> dict[str, torch.Tensor]:
-    """Draw image, prompt, prediction and ground truth side by side.
-
-    Returns:
-        ``[3, H, 4 * W]`` in [0, 1], by image name.
-    """
-    training = model.training
-    model.eval()
-    alpha = model(batch, aux_input=mask_key).cpu()
-    model.train(training)
-    image, prompt, truth = ((batch[key] + 1) / 2 for key in ("image", mask_key, "alpha"))
-    columns = [column.expand(-1, 3, -1, -1) for column in (image, prompt, alpha, truth)]
-    strips = torch.cat(columns, dim=3)  # [B, 3, H, 4 * W]
-    return dict(zip(batch["image_name"], strips, strict=True))

@@ -26,17 +26,10 @@ class RunPlan:
     """The derived numbers of a run."""
 
     num_samples: int  # samples in an epoch
-    batch_size: int  # samples in a batch of one process
-    accumulate: int  # batches in a step
-    num_processes: int  # processes on all machines
+    samples_per_step: int  # samples in a step of all processes
     max_iter: int  # steps in the run
     checkpoint_period: int  # steps between checkpoints; the last step always has one
     evaluation_period: int  # steps between evaluations, including one after the last step; 0: none
-
-    @property
-    def samples_per_step(self) -> int:
-        """Samples in a step of all processes."""
-        return self.batch_size * self.accumulate * self.num_processes
 
     @property
     def epochs(self) -> float:
@@ -49,16 +42,13 @@ def make_plan(config: DictConfig, num_samples: int, num_processes: int) -> RunPl
 
     The published schedule is 24,401 samples * 10 epochs / 8 processes = 30,501 steps.
 
-    Args:
-        config: The whole config; ``train.max_iter``, if set, overrides ``train.epochs``.
-        num_samples: Samples in an epoch.
-        num_processes: Processes on all machines.
+    ``train.max_iter``, if set, overrides ``train.epochs``.
 
     Raises:
         ConfigError: The run is shorter than one step.
     """
-    train, batch_size = config.train, config.dataloader.train.batch_size
-    per_step = batch_size * num_processes * train.accumulate
+    train = config.train
+    per_step = config.dataloader.train.batch_size * train.accumulate * num_processes
     max_iter = train.max_iter
     if max_iter is None:
         max_iter = round(train.epochs * num_samples) // per_step
@@ -73,9 +63,7 @@ def make_plan(config: DictConfig, num_samples: int, num_processes: int) -> RunPl
 
     return RunPlan(
         num_samples=num_samples,
-        batch_size=batch_size,
-        accumulate=train.accumulate,
-        num_processes=num_processes,
+        samples_per_step=per_step,
         max_iter=max_iter,
         checkpoint_period=period(train.checkpoints) or max_iter,
         evaluation_period=period(train.evaluations),

@@ -84,7 +84,7 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
                 return
         elif init_checkpoint is not None:
             weights.load_checkpoint(task.model, init_checkpoint)
-        record_start(config, config_file, device)
+        record_start(config, config_file, device, resumed)
         loader.sampler.start = -(-trainer.samples // comm.get_world_size())
 
         trainer.train(start, max(start, plan.max_iter))

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from functools import partial
 from itertools import dropwhile
 from typing import Any, NamedTuple
 
@@ -35,14 +34,7 @@ MAX_SKIPPED = 20  # steps in a row
 
 
 class TrainingModel(nn.Module):
-    """A model with its losses and, for LiteSDMatte, its teacher.
-
-    Args:
-        model: The model to train.
-        criterion: The matting losses.
-        teacher: A trained model, which gets frozen.
-        distillation: The loss between the features of model and teacher.
-    """
+    """A model with its losses and, for LiteSDMatte, its teacher, which gets frozen."""
 
     def __init__(
         self,
@@ -113,17 +105,9 @@ class MatteTrainer(SimpleTrainer):
     to be saved. The processes exchange one small report per step, from which all of them derive
     the same decision to count the step and to stop.
 
-    Args:
-        model: A `TrainingModel`, possibly wrapped by DDP.
-        data_loader: Endless batches.
-        optimizer: Of the model's parameters.
-        prompts: Prompt types to draw from; all processes draw the same one for a step.
-        seed: Seed of the steps.
-        accumulate: Batches in a step.
-        amp_dtype: Type of automatic mixed precision, ``float16`` or ``bfloat16``; None: off.
-        clip_grad_norm: Largest norm of all gradients together; None: no limit.
-        non_finite: What to do with a loss or gradient that is not finite: ``"stop"`` the run or
-            ``"skip"`` the step, up to 20 steps in a row.
+    The model is a `TrainingModel`, possibly wrapped by DDP, and the loader endless. All processes
+    draw the same prompt type for a step from `prompts`. The other arguments are settings of
+    `SDMatte.runtime.settings`.
 
     Attributes:
         samples: Samples seen by all processes together.
@@ -153,9 +137,6 @@ class MatteTrainer(SimpleTrainer):
         self.amp_dtype = as_dtype(amp_dtype) if amp_dtype is not None else None
         self.clip_grad_norm = clip_grad_norm
         self.non_finite = non_finite
-        self.autocast = partial(
-            torch.autocast, self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None
-        )
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.amp_dtype == torch.float16
         )
@@ -169,11 +150,8 @@ class MatteTrainer(SimpleTrainer):
 
         Unlike in detectron2's loop, ``after_train`` of the hooks runs only if all steps succeed:
         after a failure it would evaluate half-trained weights or wait for a lost process. A
-        resumed run first finishes the step of its checkpoint.
-
-        Args:
-            start_iter: The first step: 0, or the one after that of the loaded checkpoint.
-            max_iter: Steps in the run.
+        resumed run, of which ``start_iter`` is the step after that of the checkpoint, first
+        finishes the latter.
 
         Raises:
             RunStopped: A signal asked to stop, and the state is saved.
@@ -260,7 +238,7 @@ class MatteTrainer(SimpleTrainer):
             data_time += time.perf_counter() - start
             is_last = index == self.accumulate - 1
             with nullcontext() if is_last else no_sync():
-                with self.autocast():
+                with torch.autocast(self.device.type, self.amp_dtype, self.amp_dtype is not None):
                     losses = self.model(batch, prompt)
                     loss = sum(losses.values()) / self.accumulate
                 self.scaler.scale(loss).backward()
@@ -289,11 +267,7 @@ class MatteTrainer(SimpleTrainer):
         self.scaler.update()
 
     def agree_to_stop(self, received: Sequence[int | None] | None = None) -> None:
-        """Set `stop_signal` to the first signal received by any process.
-
-        Args:
-            received: The signals of all processes; None: gather them.
-        """
+        """Set `stop_signal` to the first of all processes' signals; None: gather them."""
         received = comm.all_gather(self.stop.received) if received is None else received
         self.stop_signal = next((number for number in received if number is not None), None)
 

@@ -73,17 +73,11 @@ Chooser = Callable[[Sequence[str], str], list[str]]
 
 @dataclass(frozen=True)
 class HubName:
-    """A name on the hub.
+    """A name on the hub."""
 
-    Attributes:
-        repo: `OWNER/NAME`.
-        revision: A branch, tag or commit; None for the main branch.
-        file: A file of the repository; None for the whole repository.
-    """
-
-    repo: str
-    revision: str | None = None
-    file: str | None = None
+    repo: str  # OWNER/NAME
+    revision: str | None = None  # a branch, tag or commit; None: the main branch
+    file: str | None = None  # None: the whole repository
 
     @property
     def model(self) -> str:
@@ -389,30 +383,19 @@ def _access_error(hub_name: HubName, error: Exception) -> CheckpointError:
 
 
 def check_repo(repo: str) -> None:
-    """Ensure that a name can be that of a repository.
-
-    Raises:
-        ConfigError: It cannot.
-    """
+    """Raise a `ConfigError` if a name is not that of a repository."""
     name = HubName.parse(repo)
     if name is None or repo != name.repo:
         raise ConfigError(f"A repository on the Hugging Face hub is OWNER/NAME; got {repo!r}.")
 
 
 def push_folder(folder: str | Path, repo: str, private: bool, message: str) -> str:
-    """Upload a folder in one commit; without it, the repository shows nothing of the upload.
+    """Upload a folder in one commit with this message, and return the commit's address.
 
-    Args:
-        folder: The folder.
-        repo: `OWNER/NAME`; created if it does not exist.
-        private: Whether the repository must be private.
-        message: Message of the commit.
-
-    Returns:
-        The address of the commit.
+    The repository is created if it does not exist.
 
     Raises:
-        ConfigError: `repo` is not such a name.
+        ConfigError: `repo` is not `OWNER/NAME`.
         OutputError: The repository exists and is public, or the hub refuses the upload.
     """
     check_repo(repo)

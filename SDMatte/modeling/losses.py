@@ -64,29 +64,25 @@ class MattingCriterion:
         Returns:
             A scalar per name.
         """
-        # In half precision, pyramids and pixel counts would lose most of a loss's digits.
-        with torch.autocast(pred.device.type, enabled=False):
-            return self._losses(pred.float(), label.float(), trimap)
-
-    def _losses(
-        self, pred: torch.Tensor, label: torch.Tensor, trimap: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+        pred, label = pred.float(), label.float()
         unknown = (trimap == 0).to(pred)
         regions = {"unknown": unknown, "known": 1 - unknown}
         result = {}
-        for name in self.losses:
-            region_name, function = MATTING_LOSSES[name]
-            if region_name == "all":
-                result[name] = function(pred, label)
-                continue
-            region = regions[region_name]
-            pixels = region.sum()
-            scale = torch.where(pixels > 0, len(pred) * self.size**2 / pixels.clamp(min=1), 0.0)
-            if function is gradient_penalty:
-                value = gradient_penalty(pred, label, region)
-            else:
-                value = function(pred * region, label * region)
-            result[name] = value * scale
+        # In half precision, pyramids and pixel counts would lose most of a loss's digits.
+        with torch.autocast(pred.device.type, enabled=False):
+            for name in self.losses:
+                region_name, function = MATTING_LOSSES[name]
+                if region_name == "all":
+                    result[name] = function(pred, label)
+                    continue
+                region = regions[region_name]
+                pixels = region.sum()
+                scale = torch.where(pixels > 0, len(pred) * self.size**2 / pixels.clamp(min=1), 0.0)
+                if function is gradient_penalty:
+                    value = gradient_penalty(pred, label, region)
+                else:
+                    value = function(pred * region, label * region)
+                result[name] = value * scale
         return result
 
 
@@ -126,19 +122,18 @@ def _upload(kernel: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
 
 
 def _laplacian_pyramid(image: torch.Tensor, kernel: torch.Tensor) -> list[torch.Tensor]:
+    def blur(image: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel)
+
     differences = []
     for _ in range(LAPLACIAN_LEVELS):
         image = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
-        down = _blur(image, kernel)[..., ::2, ::2]
+        down = blur(image)[..., ::2, ::2]
         up = torch.zeros_like(image)
         up[..., ::2, ::2] = down * 4
-        differences.append(image - _blur(up, kernel))
+        differences.append(image - blur(up))
         image = down
     return differences
-
-
-def _blur(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    return F.conv2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), kernel)
 
 
 MATTING_LOSSES: dict[str, tuple[str, Callable]] = {
@@ -180,14 +175,9 @@ class DistillationCriterion:
     def __call__(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Compute the loss, always in float32.
+        """Compute 0.01 times the sum of the losses over the features, always in float32.
 
-        Args:
-            student: Features as returned by `SDMatte.modeling.SDMatte`.
-            teacher: Features of the teacher, of the same shapes; they get no gradient.
-
-        Returns:
-            A scalar: 0.01 times the sum of the losses over the features.
+        Those of the teacher get no gradient.
 
         Raises:
             ConfigError: The shapes differ: student and teacher have different widths.

@@ -2,8 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,33 +20,14 @@ from SDMatte.runtime.files import check_not_read
 
 logger = logging.getLogger(__name__)
 
-FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "feature_extractor")
 REQUIRED = ("unet", "vae", "text_encoder", "tokenizer")
+OPTIONAL = ("scheduler", "feature_extractor")
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
 """Files of the components' weights."""
-
-
-@dataclass
-class Pretrained:
-    """Stable Diffusion's weights.
-
-    Attributes:
-        unet_source: Name of the U-Net's weights in messages.
-        unet_config: Config of the U-Net.
-        unet: Weights of the U-Net.
-        other_size: Bytes of the other components.
-        write_others: Writes the other components into a folder, except for those named.
-    """
-
-    unet_source: str
-    unet_config: dict[str, Any]
-    unet: dict[str, torch.Tensor]
-    other_size: int
-    write_others: Callable[[Path, Collection[str]], None]
 
 
 def process_pretrained(
@@ -95,35 +76,58 @@ def process_pretrained(
         )
     replaced = () if vae is None else ("vae",)
     path = hub.resolve_pretrained(source, replaced)
-    vae_folder = None if vae is None else _find_tiny_vae(vae)
+    vae_folder = None if vae is None else hub.resolve_component(vae)
+    if vae_folder is not None and not _is_tiny_vae(vae_folder):
+        raise CheckpointError(
+            f"{vae_folder} is not a TAESD folder: the class in its config is not AutoencoderTiny."
+        )
+    # Written from tensors, and copied as folders.
+    tensors: dict[str, dict[str, torch.Tensor]]
+    copied: dict[str, Path]
     if path.is_file():
-        pretrained = _read_file(path, find_config(source, config))
+        config_folder, unet_source = find_config(source, config), path
+        configs, tensors = read_single_file(path, config_folder)
+        copied = {name: config_folder / name for name in ("tokenizer", "scheduler")}
     elif config is None:
-        pretrained = _read_folder(path)
+        unet_source = path / "unet"
+        configs = {"unet": weights.component_config(path, "unet")}
+        check_cross_attention(str(unet_source), configs["unet"].get("cross_attention_dim"))
+        tensors = {"unet": read_unet_weights(unet_source)}
+        copied = {name: path / name for name in (*REQUIRED, *OPTIONAL) if name != "unet"}
     else:
         raise ConfigError("--config is for a single file; a folder has its own configs.")
-    new = _make_coordinate_weights(pretrained, init)
-    unet_config = {**COORDINATE_SETTINGS, **pretrained.unet_config}
-    tensors = {**pretrained.unet, **new}
-    _check_disk(target, pretrained.unet, 0 if in_place else pretrained.other_size)
+    for name in replaced:
+        tensors.pop(name, None)
+        copied.pop(name, None)
+    copied = {name: folder for name, folder in copied.items() if folder.is_dir() and not in_place}
+    new = _make_coordinate_weights(configs["unet"], tensors["unet"], unet_source, init)
+    _check_disk(target, tensors, copied)
+    configs["unet"] = {**COORDINATE_SETTINGS, **configs["unet"]}
+    tensors["unet"] = {**tensors["unet"], **new}
 
-    def write_unet(folder: Path) -> None:
-        _write_component(folder, "unet", unet_config, tensors, sdmatte_init=init)
-
-    def write_vae(folder: Path) -> None:
-        for file in (vae_folder / "config.json", *_weight_files(vae_folder)):
-            shutil.copy2(file, folder / file.name)
+    def write(folder: Path, name: str) -> None:
+        if name in copied:
+            logger.info("Copying %s/ ...", name)
+            shutil.copytree(copied[name], folder, dirs_exist_ok=True)
+        elif name in tensors:
+            logger.info("Writing %s/ ...", name)
+            metadata = {"sdmatte_init": init} if name == "unet" else {}
+            weights.write_tensors(tensors[name], folder / FILES[name], **metadata)
+            weights.write_json(folder / "config.json", configs[name])
+        else:  # the tiny autoencoder
+            for file in (vae_folder / "config.json", *_weight_files(vae_folder)):
+                shutil.copy2(file, folder / file.name)
 
     def write_all(folder: Path) -> None:
-        pretrained.write_others(folder, replaced)
-        for name, write in changed.items():
+        for name in (*copied, *tensors, *replaced):
             (folder / name).mkdir()
-            write(folder / name)
+            write(folder / name, name)
+        if (path / "model_index.json").is_file():
+            shutil.copy2(path / "model_index.json", folder)
 
-    changed = {"unet": write_unet} if vae is None else {"unet": write_unet, "vae": write_vae}
     if in_place:
-        for name, write in changed.items():
-            replace_folder(target / name, write)
+        for name in ("unet", *replaced):
+            replace_folder(target / name, partial(write, name=name))
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_folder(target, write_all)
@@ -165,15 +169,6 @@ def _check_components(folder: Path) -> None:
             )
 
 
-def _find_tiny_vae(name: str | Path) -> Path:
-    folder = hub.resolve_component(name)
-    if not _is_tiny_vae(folder):
-        raise CheckpointError(
-            f"{folder} is not a TAESD folder: the class in its config is not AutoencoderTiny."
-        )
-    return folder
-
-
 def _is_tiny_vae(folder: Path) -> bool:
     config = weights.component_config(folder.parent, folder.name)
     return config.get("_class_name") == "AutoencoderTiny"
@@ -195,8 +190,12 @@ def _is_processed(folder: Path, with_tiny_vae: bool, init: str) -> bool:
     return made_with == init and names.issuperset(layers)
 
 
-def _check_disk(target: Path, tensors: Mapping[str, torch.Tensor], others: int) -> None:
-    needed = sum(value.nbytes for value in tensors.values()) + others
+def _check_disk(
+    target: Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], copied: Mapping[str, Path]
+) -> None:
+    needed = sum(value.nbytes for component in tensors.values() for value in component.values())
+    files = (file for folder in copied.values() for file in folder.rglob("*"))
+    needed += sum(file.stat().st_size for file in files if file.is_file())
     existing = next(p for p in (target, *target.resolve().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -205,41 +204,7 @@ def _check_disk(target: Path, tensors: Mapping[str, torch.Tensor], others: int) 
         )
 
 
-# ------------------------------------------------------------------- reading
-
-
-def _read_file(path: Path, config_folder: Path) -> Pretrained:
-    configs, tensors = read_single_file(path, config_folder)
-    unet = tensors.pop("unet")
-
-    def write_others(folder: Path, replaced: Collection[str]) -> None:
-        for name in sorted(tensors.keys() - set(replaced)):
-            (folder / name).mkdir()
-            _write_component(folder / name, name, configs[name], tensors[name])
-        for name in ("tokenizer", "scheduler"):
-            if (config_folder / name).is_dir():
-                shutil.copytree(config_folder / name, folder / name)
-
-    size = sum(v.nbytes for component in tensors.values() for v in component.values())
-    return Pretrained(str(path), configs["unet"], unet, size, write_others)
-
-
-def _read_folder(path: Path) -> Pretrained:
-    config = weights.component_config(path, "unet")
-    check_cross_attention(str(path / "unet"), config.get("cross_attention_dim"))
-    others = [name for name in FOLDERS if name != "unet" and (path / name).is_dir()]
-
-    def write_others(folder: Path, replaced: Collection[str]) -> None:
-        for name in others:
-            if name not in replaced:
-                logger.info("Copying %s/ ...", name)
-                shutil.copytree(path / name, folder / name)
-        if (path / "model_index.json").is_file():
-            shutil.copy2(path / "model_index.json", folder / "model_index.json")
-
-    size = sum(f.stat().st_size for n in others for f in (path / n).rglob("*") if f.is_file())
-    unet = read_unet_weights(path / "unet")
-    return Pretrained(str(path / "unet"), config, unet, size, write_others)
+# ------------------------------------------------------------------- reading and writing
 
 
 def read_unet_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -266,55 +231,40 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _make_coordinate_weights(
-    pretrained: Pretrained, init: CoordinateInit
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    source: Path,
+    init: CoordinateInit,
 ) -> dict[str, torch.Tensor]:
-    """Create the missing coordinate embeddings, after checking the other weights."""
+    """Create a U-Net's missing coordinate embeddings, after checking its other weights."""
     with init_empty_weights():
-        unet = SDMatteUNet.from_config(pretrained.unet_config)
-    expected, tensors = unet.state_dict(), pretrained.unet
+        expected = SDMatteUNet.from_config(config).state_dict()
     ours = {n: v.shape for n, v in expected.items() if n.split(".")[0] in COORDINATE_LAYERS}
     missing = ours.keys() - tensors.keys()
     problems = weights.find_mismatches(
         {name: value for name, value in expected.items() if name not in missing}, tensors
     )
     if problems:
-        raise CheckpointError(
-            f"The weights in {pretrained.unet_source} do not fit its config.json: {problems}."
-        )
+        raise CheckpointError(f"The weights in {source} do not fit its config.json: {problems}.")
     new = coordinate_weights(ours, init, tensors["conv_in.weight"].dtype)
     return {name: new[name] for name in new if name in missing}
 
 
-# ------------------------------------------------------------------- writing
-
-
-def _write_component(
-    folder: Path,
-    name: str,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    **metadata: str,
-) -> None:
-    logger.info("Writing %s/ ...", name)
-    weights.write_tensors(tensors, folder / FILES[name], **metadata)
-    weights.write_json(folder / "config.json", config)
-
-
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Write a folder beside its target, and move it there once it is complete."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
-    partial.mkdir()
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted run
+    temporary.mkdir()
     try:
-        write(partial)
+        write(temporary)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     old = _backup_path(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    partial.rename(target)
+    temporary.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

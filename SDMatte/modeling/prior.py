@@ -68,11 +68,7 @@ class ImagePrior(nn.Module):
         return self
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Return a residual for each down block.
-
-        Args:
-            image: `[B, 3, H, W]` in [-1, 1].
-        """
+        """Return a residual for each down block from images `[B, 3, H, W]` in [-1, 1]."""
         mean, std = (value.to(image)[:, None, None] for value in self._normalization)
         features = self.encoder(((image + 1) / 2 - mean) / std)  # [-1, 1] -> timm's range
         chosen = [features[index] for index in self._indices]

@@ -1,7 +1,7 @@
 """SDMatte: Stable Diffusion turned into a one-step matting network (paper, Sec. 3)."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +209,8 @@ class SDMatte(nn.Module):
     ) -> PromptType:
         """Return the prompt that a forward pass reads.
 
-        Args:
-            aux_input: Name of the prompt; None: the setting `aux_input`. If that is None, too, the
-                prompt is drawn from `aux_input_list` in training, and points in evaluation.
-            generator: Draws the prompt.
+        It is `aux_input`, else the setting of that name. If both are None, it is drawn from
+        `aux_input_list` in training, and points in evaluation.
 
         Raises:
             PromptError: The name is unknown.
@@ -264,22 +262,14 @@ class SDMatte(nn.Module):
         return image
 
     def encode_prior(self, image: torch.Tensor) -> list[torch.Tensor] | None:
-        """Return what an image adds to the U-Net's down blocks; None without `image_prior`.
-
-        Args:
-            image: `[B, 3, H, W]` in [-1, 1].
-        """
+        """Return the residuals of images `[B, 3, H, W]` in [-1, 1]; None without `image_prior`."""
         if self.image_prior is None:
             return None
         return self.image_prior(image.to(self.unet.dtype))
 
     @torch.no_grad()
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Encode the maps of prompts as `encode` does, boxes faster on CPUs.
-
-        Args:
-            prompt: `[B, 1, H, W]` in [-1, 1], on any device.
-        """
+        """Encode the maps of prompts `[B, 1, H, W]` as `encode` does, boxes faster on CPUs."""
         # An offloaded autoencoder is moved to its device only by calls of its own methods.
         hook = getattr(self.vae, "_hf_hook", None)
         if not self.training and hook is None:
@@ -340,8 +330,15 @@ class SDMatte(nn.Module):
             keys = {n: [key.to(device) for key in selected] for n, selected in keys.items()}
         if is_trans is None or not settings.use_opacity_input:
             is_trans = torch.zeros(size, dtype=torch.long, device=device)
-        collected: list[torch.Tensor] = []
-        with self._collect_features(collected if return_features else None):
+        unet, features = self.unet, []
+
+        def record(module, args, output):
+            features.append(output[0] if isinstance(output, tuple) else output)
+
+        with contextlib.ExitStack() as hooks:
+            if return_features:
+                for block in (unet.down_blocks[-1], unet.mid_block, unet.up_blocks[-1]):
+                    hooks.enter_context(block.register_forward_hook(record))
             latent = self.run_unet(
                 image_latent,
                 prompt_latent,
@@ -351,7 +348,7 @@ class SDMatte(nn.Module):
                 self.encode_caption(caption, size).to(device),
                 residuals,
             )
-        return latent, collected
+        return latent, features
 
     def run_unet(
         self,
@@ -365,17 +362,8 @@ class SDMatte(nn.Module):
     ) -> torch.Tensor:
         """Run the U-Net on what `predict_latent` and the exported graph make of a prompt.
 
-        Args:
-            image_latent: `[B, C, h, w]`.
-            prompt_latent: `[B, C, h, w]`, of the prompt's map.
-            keys: See `AttentionContext`.
-            coords: See `SDMatteUNet.get_aug_embed`.
-            is_trans: `[B]`.
-            text: `[B, 77, C]`, the embedded captions.
-            residuals: From `encode_prior`.
-
-        Returns:
-            The latent of alpha, `[B, C, h, w]`.
+        `keys` are those of an `AttentionContext`, `coords` those of `SDMatteUNet.get_aug_embed`,
+        `text` are the embedded captions, `[B, 77, C]`.
         """
         visual = self.unet.aux_conv_in(prompt_latent).flatten(2).transpose(1, 2)  # [B, h*w, C]
         return self.unet(
@@ -406,17 +394,12 @@ class SDMatte(nn.Module):
         return {name: coords.to(device, non_blocking=True)}
 
     def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:
-        """Encode captions with CLIP; the embedding of the empty caption is cached.
+        """Encode captions, None for empty ones, as CLIP's last hidden state `[size, 77, C]`.
 
-        Args:
-            caption: `size` strings; None: empty ones.
-            size: Number of images.
-
-        Returns:
-            `[size, 77, C]`, the last hidden state of the text encoder.
+        The embedding of the empty caption is cached.
 
         Raises:
-            DataError: The number of captions is wrong.
+            DataError: The number of captions is not `size`.
         """
         if caption is not None and len(caption) != size:
             raise DataError(f"There are {len(caption)} captions for {size} images.")
@@ -461,32 +444,13 @@ class SDMatte(nn.Module):
         with torch.autocast(device.type, enabled=False):
             return self.text_encoder(tokens.input_ids.to(device)).last_hidden_state
 
-    @contextlib.contextmanager
-    def _collect_features(self, into: list[torch.Tensor] | None) -> Iterator[None]:
-        """Append the distillation features of U-Net calls inside to a list, unless it is None."""
-        unet, blocks = self.unet, []
-        if into is not None:
-            blocks = [unet.down_blocks[-1], unet.mid_block, unet.up_blocks[-1]]
-
-        def record(module, args, output):
-            into.append(output[0] if isinstance(output, tuple) else output)
-
-        handles = [block.register_forward_hook(record) for block in blocks]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def save_pretrained(
         self, folder: str | Path, inference: Mapping[str, Any] | None = None
     ) -> None:
         """Write a folder that `from_pretrained` reads: weights, settings, component configs.
 
-        Args:
-            folder: The folder.
-            inference: Defaults for prediction, such as `{"resolution": 512}`; see
-                `SDMatte.inference.loading.InferenceDefaults`.
+        `inference` are defaults for prediction, such as `{"resolution": 512}`; see
+        `SDMatte.inference.loading.InferenceDefaults`.
 
         Raises:
             ConfigError: The text encoder was released.

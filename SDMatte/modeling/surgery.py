@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
@@ -17,6 +18,10 @@ CoordinateInit = Literal["default", "zeros"]
 def add_visual_prompt_input(unet: UNet2DConditionModel, factor: int) -> None:
     """Widen `conv_in` and add `aux_conv_in` to a pretrained U-Net, in place.
 
+    `conv_in` repeats its input channels such that equal latents give the same output. `aux_conv_in`
+    maps a prompt's latent to visual tokens; its first output channels are those of the original
+    `conv_in`, the others zero.
+
     Args:
         unet: The U-Net, whose input is a single latent.
         factor: Number of latents that the new `conv_in` takes.
@@ -24,40 +29,18 @@ def add_visual_prompt_input(unet: UNet2DConditionModel, factor: int) -> None:
     Raises:
         ConfigError: The U-Net is wider than its cross-attention.
     """
-    original = unet.conv_in
-    unet.aux_conv_in = make_aux_conv_in(original, unet.config.cross_attention_dim)
-    unet.conv_in = widen_conv_in(original, factor)
-    unet.register_to_config(in_channels=original.in_channels * factor)
-
-
-def widen_conv_in(conv: nn.Conv2d, factor: int) -> nn.Conv2d:
-    """Repeat the input channels of a convolution such that equal inputs give the same output."""
-    weight = conv.weight.detach().repeat(1, factor, 1, 1) / factor
-    return _make_conv(conv, weight, conv.bias.detach().clone())
-
-
-def make_aux_conv_in(conv: nn.Conv2d, out_channels: int) -> nn.Conv2d:
-    """Create the convolution that maps a prompt's latent to visual tokens.
-
-    The first output channels are copied from the pretrained `conv_in`; the others are zero.
-
-    Args:
-        conv: The *original* first convolution of the U-Net.
-        out_channels: `cross_attention_dim` of the U-Net.
-
-    Raises:
-        ConfigError: The U-Net is wider than its cross-attention.
-    """
-    if out_channels < conv.out_channels:
+    conv, width = unet.conv_in, unet.config.cross_attention_dim
+    added = width - conv.out_channels
+    if added < 0:
         raise ConfigError(
-            f"cross_attention_dim is {out_channels}; it must be at least the width of the U-Net's "
-            f"first level, {conv.out_channels}."
+            f"cross_attention_dim is {width}; it must be at least the width of the U-Net's first "
+            f"level, {conv.out_channels}."
         )
-    weight = conv.weight.new_zeros(out_channels, *conv.weight.shape[1:])
-    bias = conv.bias.new_zeros(out_channels)
-    weight[: conv.out_channels] = conv.weight.detach()
-    bias[: conv.out_channels] = conv.bias.detach()
-    return _make_conv(conv, weight, bias)
+    weight, bias = conv.weight.detach(), conv.bias.detach()
+    padded = F.pad(weight, (0, 0) * 3 + (0, added))
+    unet.aux_conv_in = _make_conv(conv, padded, F.pad(bias, (0, added)))
+    unet.conv_in = _make_conv(conv, weight.repeat(1, factor, 1, 1) / factor, bias.clone())
+    unet.register_to_config(in_channels=conv.in_channels * factor)
 
 
 def _make_conv(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.Conv2d:
@@ -83,7 +66,6 @@ def coordinate_weights(
     shapes: Mapping[str, tuple[int, ...]],
     init: CoordinateInit = "default",
     dtype: torch.dtype = torch.float32,
-    seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Create the weights of the coordinate embeddings, which Stable Diffusion lacks.
 
@@ -93,14 +75,12 @@ def coordinate_weights(
             the embedding starts at zero and learns. `"zeros"`: as the reference, where only the
             last bias ever gets a gradient.
         dtype: Type of the tensors.
-        seed: Seed of the random weights.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     weights = {name: torch.zeros(shape, dtype=dtype) for name, shape in sorted(shapes.items())}
-    if init == "default":
-        for layer in COORDINATE_LAYERS:
-            bound = weights[f"{layer}.linear_1.weight"].shape[1] ** -0.5
-            for name in (f"{layer}.linear_1.weight", f"{layer}.linear_1.bias"):
-                drawn = torch.rand(weights[name].shape, generator=generator) * 2 - 1
-                weights[name] = (drawn * bound).to(dtype)
+    for layer in COORDINATE_LAYERS if init == "default" else ():
+        bound = weights[f"{layer}.linear_1.weight"].shape[1] ** -0.5
+        for name in (f"{layer}.linear_1.weight", f"{layer}.linear_1.bias"):
+            drawn = torch.rand(weights[name].shape, generator=generator) * 2 - 1
+            weights[name] = (drawn * bound).to(dtype)
     return weights

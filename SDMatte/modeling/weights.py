@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from SDMatte.errors import CheckpointError, MissingCheckpointError
+from SDMatte.errors import CheckpointError, MissingCheckpointError, first_line
 from SDMatte.images.listing import shorten
 from SDMatte.modeling import hub
 from SDMatte.runtime.files import replace_file, write_text
@@ -44,10 +44,10 @@ def _list_placeholders(path: Path) -> list[tuple[type, str]]:
 
     Stable Diffusion's own files hold callbacks of Lightning, for example.
     """
-    list_globals = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
-    if list_globals is None or not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(path):
         return []
-    return [(_Placeholder, name) for name in list_globals(path) if name.startswith(FRAMEWORKS)]
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(_Placeholder, name) for name in names if name.startswith(FRAMEWORKS)]
 
 
 def _is_mapped(path: Path) -> bool:
@@ -239,9 +239,7 @@ def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: s
 
 
 def load_checkpoint(model: nn.Module, name: str | Path) -> None:
-    """Copy a checkpoint, published or our own, into a model.
-
-    See `SDMatte.modeling.hub.resolve_checkpoint` for its name.
+    """Copy a checkpoint by a name that `SDMatte.modeling.hub.resolve_checkpoint` takes.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
@@ -318,7 +316,6 @@ def load_component(
     Raises:
         CheckpointError: The weights are missing, damaged or do not fit the config.
     """
-    component_config(folder, component)
     path = folder / component
     names = [f"{component}/{file.name}" for file in path.iterdir()]
     is_half = any(".fp16" in name for name in hub.choose_weights(names, component))
@@ -331,8 +328,7 @@ def load_component(
             **{dtype_argument: dtype},
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(f"Cannot load the weights in {path}: {reason}") from error
+        raise CheckpointError(f"Cannot load the weights in {path}: {first_line(error)}.") from error
     # Of a mismatch, transformers also gives the shapes.
     problems = [
         f"{key.replace('_', ' ')} {shorten(n if isinstance(n, str) else n[0] for n in info[key])}"

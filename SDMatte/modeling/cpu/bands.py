@@ -170,12 +170,9 @@ def plan_axis(
 ) -> list[Axis]:
     """Choose the rows, or columns, to compute at each resolution.
 
-    Args:
-        length: Number of rows of the image.
-        edges: See `find_edges`.
-        depths: Number of successive 3 x 3 convolutions at each resolution. Between resolutions, a
-            convolution of stride 2 reads rows 2 i - padding to 2 i - padding + 2.
-        padding: See above.
+    The image has `length` rows, with `edges` as in `find_edges`. `depths` are the numbers of
+    successive 3 x 3 convolutions at each resolution; between two, a convolution of stride 2 reads
+    rows 2 i - padding to 2 i - padding + 2.
     """
     axes = []
     # First and last row of the region around each edge that is not constant: empty at first.
@@ -209,12 +206,7 @@ def _select(
 
 
 class CountedRows(TorchFunctionMode):
-    """Inside, group norms and attentions weight rows and columns by how many they represent.
-
-    Args:
-        rows: Rows of the maps.
-        columns: Columns of the maps.
-    """
+    """Inside, group norms and attentions weight rows and columns by how many they represent."""
 
     def __init__(self, rows: Axis, columns: Axis):
         super().__init__()
