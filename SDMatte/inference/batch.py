@@ -281,14 +281,8 @@ class Batch:
         """Predict and write the mattes; a job that fails does not stop the others.
 
         Consecutive prompts of an image share its encoding. At most seven images are in memory.
-        After a `KeyboardInterrupt`, mattes that are being written are completed.
-
-        Args:
-            predictor: The model.
-            refine: See `MattePredictor.predict`.
-            ignore_alpha: See `MattePredictor.set_image`.
-            num_local: Number of processes on this machine that share its processors.
-            progress: Show a progress bar on standard error.
+        After a `KeyboardInterrupt`, mattes that are being written are completed. ``num_local`` is
+        the number of processes that share the processors of this machine.
         """
         jobs, self.jobs = self.jobs, []
         num_threads = max(1, min(_MAX_THREADS, _available_cpus() // num_local))
@@ -357,15 +351,14 @@ class Batch:
             yield
         except SDMatteError as error:
             self._fail(job, str(error))
-        except MemoryError:
-            self._fail(job, "Out of memory: use a lower resolution.")
         except Exception as error:  # a bug must not cost the rest of the batch
             torch = sys.modules.get("torch")  # not of exported models
-            if torch is not None and isinstance(error, torch.OutOfMemoryError):
+            out_of_memory = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
+            if isinstance(error, out_of_memory):
                 self._fail(job, "Out of memory: use a lower resolution.")
-                return
-            logger.exception("%s: unexpected error.", job.image)
-            self.failed.append((job, f"{type(error).__name__}: {error}"))
+            else:
+                logger.exception("%s: unexpected error.", job.image)
+                self.failed.append((job, f"{type(error).__name__}: {error}"))
 
     def summary(self) -> str:
         """Return the counts in a sentence."""

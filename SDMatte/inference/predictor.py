@@ -195,12 +195,10 @@ class MattePredictor:
                 "far better and takes 5 GB."
             )
         folder = Path(path_or_hub_id)
-        model: SDMatte | OnnxNetwork
         if read_card(folder):
-            model = load_exported(folder, checkpoint, device, dtype, offload)
-            defaults, used = model.defaults, None
-        else:
-            model, defaults, used = _load(path_or_hub_id, checkpoint, device, dtype, offload)
+            exported = load_exported(folder, checkpoint, device, dtype, offload)
+            return cls(exported, defaults=exported.defaults, **settings)
+        model, defaults, used = _load(path_or_hub_id, checkpoint, device, dtype, offload)
         return cls(model, defaults=defaults, device=used, **settings)
 
     def at_resolution(self, resolution: int) -> "MattePredictor":
@@ -496,28 +494,22 @@ class MattePredictor:
         """Refine a matte at the size of its image: float32 ``[H, W]`` in [0, 1]."""
         if refine == "guided":
             return refine_with_guide(image, coarse)
+        divisor = self._network.size_divisor
         with tqdm(unit="tile", leave=False, disable=not self.progress) as bar:
 
             def predict(crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray]) -> Any:
-                refined = self._predict_crops(crops, mattes, transparent)
+                tasks = []
+                for crop, matte in zip(crops, mattes, strict=True):
+                    height, width = (-(-n // divisor) * divisor for n in crop.shape[:2])
+                    encode = functools.partial(self._encode, crop, (height, width))
+                    encoded = EncodedImage(crop, (height, width), encode)
+                    tasks.append(_Task(encoded, self._prompt_from_matte(matte), transparent))
+                pairs = zip(self._infer(tasks), crops, strict=True)
+                refined = [resize_alpha(small, crop.shape[:2]) for small, crop in pairs]
                 bar.update(len(crops))
                 return refined
 
             return refine_with_tiles(image, coarse, predict, self.resolution, self.batch_size)
-
-    def _predict_crops(
-        self, crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray], transparent: bool
-    ) -> list[np.ndarray]:
-        """Predict crops of an image, prompted with their mattes so far."""
-        divisor = self._network.size_divisor
-        tasks = []
-        for crop, matte in zip(crops, mattes, strict=True):
-            height, width = (-(-n // divisor) * divisor for n in crop.shape[:2])
-            encode = functools.partial(self._encode, crop, (height, width))
-            encoded = EncodedImage(crop, (height, width), encode)
-            tasks.append(_Task(encoded, self._prompt_from_matte(matte), transparent))
-        pairs = zip(self._infer(tasks), crops, strict=True)
-        return [resize_alpha(small, crop.shape[:2]) for small, crop in pairs]
 
     def _prompt_from_matte(self, matte: np.ndarray) -> PixelPrompt:
         """Return the matte as a mask prompt, or as a box if the model takes no masks."""
