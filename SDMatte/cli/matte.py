@@ -247,7 +247,8 @@ def _run_shared(args: argparse.Namespace) -> int:
     part = batch.share(comm.get_rank(), comm.get_world_size())
     _predict(part, args, comm.get_local_size(), comm.is_main_process())
     for done, failed in comm.all_gather((part.done, part.failed), group):
-        batch.add_results(done, failed)
+        batch.done += done
+        batch.failed += failed
     return _report(batch, args) if comm.is_main_process() else _status(batch)
 
 

@@ -127,8 +127,7 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     """
     if isinstance(background, str) and not os.path.exists(background):
         try:
-            red, green, blue = ImageColor.getrgb(background)[:3]
-            return red, green, blue
+            return ImageColor.getrgb(background)[:3]
         except ValueError as error:
             raise DataError(
                 f"The background {background!r:.80} is neither a file nor a color such as white "

@@ -4,6 +4,7 @@ All readers raise a `SDMatte.errors.DataError` of one sentence that names the fi
 read as an image: missing, empty, truncated, not an image, too large (data/README.md, step 1).
 """
 
+import io
 import struct
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import putchunk
 
 from SDMatte.errors import DataError, OutputError
 from SDMatte.images.decode import load_image, reduction
@@ -283,18 +285,12 @@ def _to_integers(array: np.ndarray, path: Path, kind: str) -> np.ndarray:
 def _encode_16_bit_png(array: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
     """Encode uint16 ``[H, W, 4]``, RGBA, which Pillow cannot write, by OpenCV, with metadata."""
     encoded = cv2.imencode(".png", cv2.cvtColor(array, cv2.COLOR_RGBA2BGRA))[1].tobytes()
-    chunks = []
+    chunks = io.BytesIO()
     if "icc_profile" in metadata:
-        body = b"ICC profile\0\0" + zlib.compress(metadata["icc_profile"])
-        chunks.append(_png_chunk(b"iCCP", body))
+        putchunk(chunks, b"iCCP", b"ICC profile\0\0", zlib.compress(metadata["icc_profile"]))
     if "dpi" in metadata:
         per_meter = [round(dpi / 0.0254) for dpi in metadata["dpi"]]
-        chunks.append(_png_chunk(b"pHYs", struct.pack(">IIB", *per_meter, 1)))
+        putchunk(chunks, b"pHYs", struct.pack(">IIB", *per_meter, 1))
     if "exif" in metadata:
-        chunks.append(_png_chunk(b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")))
-    return encoded[:_PNG_HEADER] + b"".join(chunks) + encoded[_PNG_HEADER:]
-
-
-def _png_chunk(kind: bytes, data: bytes) -> bytes:
-    body = kind + data
-    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+        putchunk(chunks, b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0"))
+    return encoded[:_PNG_HEADER] + chunks.getvalue() + encoded[_PNG_HEADER:]

@@ -59,15 +59,7 @@ def contact_sheet(
 
 
 def fit(image: np.ndarray, tile: int) -> np.ndarray:
-    """Scale an image into the middle of a square cell, keeping its aspect.
-
-    Args:
-        image: See `to_rgb`.
-        tile: Side of the cell, in pixels.
-
-    Returns:
-        uint8 ``[tile, tile, 3]``.
-    """
+    """Scale an image, see `to_rgb`, into the middle of a cell: uint8 ``[tile, tile, 3]``."""
     height, width = image.shape[:2]
     scale = (tile - 2 * _MARGIN) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -116,14 +108,6 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def checkerboard(hw: tuple[int, ...], side: int = 16) -> np.ndarray:
-    """Draw the ground on which transparency is shown.
-
-    Args:
-        hw: Height and width in pixels.
-        side: Side of the squares in pixels.
-
-    Returns:
-        uint8 ``[H, W, 3]``, white and light gray squares.
-    """
+    """Draw the white and light gray squares on which transparency is shown: uint8 ``[H, W, 3]``."""
     ys, xs = np.indices(hw) // side
     return np.where((ys + xs) % 2, 204, 255).astype(np.uint8)[..., None].repeat(3, axis=2)

@@ -97,11 +97,7 @@ class Batch:
     # ---------------------------------------------------------------- planning
 
     def add_image(self, image: Path, prompts: Sequence[PromptRequest]) -> None:
-        """Add the mattes of one image; without an output, they are ``NAME_matte`` beside it.
-
-        Args:
-            image: The image file.
-            prompts: One per matte.
+        """Add a matte of an image for each prompt; by default, ``NAME_matte`` beside it.
 
         Raises:
             ConfigError: The output is a file and cannot store the mattes.
@@ -265,24 +261,12 @@ class Batch:
     # ----------------------------------------------------------------- sharing
 
     def share(self, rank: int, world_size: int) -> "Batch":
-        """Return the part of the jobs that one of several processes runs: every n-th image.
-
-        All prompts of an image stay together.
-
-        Args:
-            rank: Number of the process, from 0.
-            world_size: Number of processes.
-        """
+        """Return the part of a process: every n-th image, with all its prompts."""
         part = Batch(self.settings, self.output)
         part._read = self._read
         numbers = {image: n for n, image in enumerate(dict.fromkeys(j.image for j in self.jobs))}
         part.jobs = [job for job in self.jobs if numbers[job.image] % world_size == rank]
         return part
-
-    def add_results(self, done: Iterable[Path], failed: Iterable[tuple[Job, str]]) -> None:
-        """Add the results of a part that another process ran."""
-        self.done += done
-        self.failed += failed
 
     # -------------------------------------------------------------- predicting
 
@@ -297,14 +281,8 @@ class Batch:
         """Predict and write the mattes; a job that fails does not stop the others.
 
         Consecutive prompts of an image share its encoding. At most seven images are in memory.
-        After a `KeyboardInterrupt`, mattes that are being written are completed.
-
-        Args:
-            predictor: The model.
-            refine: See `MattePredictor.predict`.
-            ignore_alpha: See `MattePredictor.set_image`.
-            num_local: Number of processes on this machine that share its processors.
-            progress: Show a progress bar on standard error.
+        After a `KeyboardInterrupt`, mattes that are being written are completed. ``num_local`` is
+        the number of processes that share the processors of this machine.
         """
         jobs, self.jobs = self.jobs, []
         num_threads = max(1, min(_MAX_THREADS, _available_cpus() // num_local))
@@ -313,50 +291,38 @@ class Batch:
         bar = tqdm(total=len(jobs), unit="matte", disable=hidden, mininterval=interval)
         written: deque[tuple[Job, Future]] = deque()
         pool = ThreadPoolExecutor(num_threads, "matte")
+        encoded = source = None
         try:
             with logging_redirect_tqdm(), bar:
-                for job, results in self._predict(predictor, pool, jobs, refine, ignore_alpha, bar):
-                    written.append((job, pool.submit(self._write, job, results)))
-                    del results  # the thread's is the only reference
+                # One matte at a time: on CPUs, a batch changes the last bits of alpha; on GPUs, it
+                # has not been measured.
+                for job, pixels, arguments in _read_ahead(pool, jobs, ignore_alpha):
+                    found = None
+                    with self._recording(job):
+                        if source is not pixels:
+                            encoded = source = None  # free its memory before the next is encoded
+                            encoded, source = predictor.encode_pixels(*pixels.result()), pixels
+                        found = predictor.predict(
+                            **arguments.result(), refine=refine, image=encoded
+                        )
+                    if found is None:
+                        bar.update()
+                        continue
+                    written.append((job, pool.submit(self._write, job, found)))
+                    del found  # the thread's is the only reference
                     if len(written) >= num_threads:
-                        self._collect(*written[0], bar)
-                        written.popleft()
+                        self._collect(written, bar)
                 while written:
-                    self._collect(*written[0], bar)
-                    written.popleft()
+                    self._collect(written, bar)
         finally:
             pool.shutdown(cancel_futures=True)
-            self.done += [path for _, f in written if _succeeded(f) for path in f.result()]
+            for _, future in written:
+                if not future.cancelled() and future.exception() is None:
+                    self.done += future.result()
 
-    def _predict(
-        self,
-        predictor: "MattePredictor",
-        pool: Executor,
-        jobs: Sequence[Job],
-        refine: str | None,
-        ignore_alpha: bool,
-        bar: tqdm,
-    ) -> Iterator[tuple[Job, "list[MatteResult]"]]:
-        """Yield the results of jobs; those that fail are recorded."""
-        # One matte at a time: on CPUs, a batch changes the last bits of alpha; on GPUs, it has not
-        # been measured.
-        encoded = source = None
-        for job, pixels, arguments in _read_ahead(pool, jobs, ignore_alpha):
-            results = None
-            with self._recording(job):
-                if source is not pixels:
-                    encoded = source = None  # free its memory before the next image is encoded
-                    encoded, source = predictor.encode_pixels(*pixels.result()), pixels
-                result = predictor.predict(**arguments.result(), refine=refine, image=encoded)
-                results = result if isinstance(result, list) else [result]
-                del result
-            if results is None:
-                bar.update()
-            else:
-                yield job, results
-
-    def _write(self, job: Job, results: "list[MatteResult]") -> list[Path]:
+    def _write(self, job: Job, found: "MatteResult | list[MatteResult]") -> list[Path]:
         """Write the mattes of a job and return their files."""
+        results = found if isinstance(found, list) else [found]
         for result in results:
             if result.box is not None:
                 where = " ".join(map(str, result.box))
@@ -370,10 +336,12 @@ class Batch:
             write_image(path, self.settings.render(result), metadata)
         return outputs
 
-    def _collect(self, job: Job, future: Future, bar: tqdm) -> None:
-        """Wait until a matte is written."""
+    def _collect(self, written: deque[tuple[Job, Future]], bar: tqdm) -> None:
+        """Wait until the oldest job is written, and remove it."""
+        job, future = written[0]
         with self._recording(job):
             self.done += future.result()
+        written.popleft()
         bar.update()
 
     @contextlib.contextmanager
@@ -383,15 +351,14 @@ class Batch:
             yield
         except SDMatteError as error:
             self._fail(job, str(error))
-        except MemoryError:
-            self._fail(job, "Out of memory: use a lower resolution.")
         except Exception as error:  # a bug must not cost the rest of the batch
             torch = sys.modules.get("torch")  # not of exported models
-            if torch is not None and isinstance(error, torch.OutOfMemoryError):
+            out_of_memory = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
+            if isinstance(error, out_of_memory):
                 self._fail(job, "Out of memory: use a lower resolution.")
-                return
-            logger.exception("%s: unexpected error.", job.image)
-            self.failed.append((job, f"{type(error).__name__}: {error}"))
+            else:
+                logger.exception("%s: unexpected error.", job.image)
+                self.failed.append((job, f"{type(error).__name__}: {error}"))
 
     def summary(self) -> str:
         """Return the counts in a sentence."""
@@ -418,10 +385,6 @@ def _read_ahead(
                 yield ahead.popleft()
     while ahead:
         yield ahead.popleft()
-
-
-def _succeeded(future: Future) -> bool:
-    return not future.cancelled() and future.exception() is None
 
 
 def _available_cpus() -> int:

@@ -34,11 +34,9 @@ def estimate(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         shape = round(height ** (level / last)), round(width ** (level / last))
         iterations = _SMALL_ITERATIONS if max(shape) <= _SMALL_SIDE else _ITERATIONS
         fg, bg = _resize_nearest(fg, shape), _resize_nearest(bg, shape)
-        at_level = (
-            (image, alpha)
-            if level == last
-            else (_resize_nearest(image, shape), _resize_nearest(alpha, shape))
-        )
+        at_level = (image, alpha)
+        if level < last:
+            at_level = _resize_nearest(image, shape), _resize_nearest(alpha, shape)
         _relax(*at_level, fg, bg, iterations)
     return fg
 

@@ -177,10 +177,9 @@ def load_exported(
     Raises:
         ConfigError: An argument is not for exported models.
     """
-    given = {"checkpoint": checkpoint is not None, "offload": offload}
-    if any(given.values()):
-        name = next(name for name, is_given in given.items() if is_given)
-        raise ConfigError(f"{folder} is an exported model, for which there is no {name}.")
+    for name, is_given in (("checkpoint", checkpoint is not None), ("offload", offload)):
+        if is_given:
+            raise ConfigError(f"{folder} is an exported model, for which there is no {name}.")
     network = OnnxNetwork(folder, device)
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in ("auto", network.dtype):

@@ -1,6 +1,7 @@
 """Interactive matting: encode an image once, then predict mattes for any number of prompts."""
 
 import contextlib
+import copy
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,12 +15,7 @@ from tqdm import tqdm
 
 from SDMatte.errors import ConfigError, DataError, DependencyError, PromptError
 from SDMatte.images.arrays import flatten, read_pixels
-from SDMatte.images.resize import (
-    Window,
-    aspect_shape,
-    resize_alpha,
-    resize_bilinear,
-)
+from SDMatte.images.resize import Window, aspect_shape, resize_alpha, resize_bilinear
 from SDMatte.inference.defaults import SMALL_MODEL, InferenceDefaults, Refinement
 from SDMatte.inference.detection import Detector, FoundBox, best_boxes
 from SDMatte.inference.guided import refine_with_guide
@@ -28,12 +24,7 @@ from SDMatte.inference.result import MatteResult
 from SDMatte.inference.tiles import refine_with_tiles
 from SDMatte.prompts.maps import extent
 from SDMatte.prompts.pixels import PixelPrompt, check_text, read_prompts, select_prompt
-from SDMatte.prompts.types import (
-    DETECTOR,
-    DETECTOR_THRESHOLD,
-    PROMPT_TYPES,
-    get_prompt_type,
-)
+from SDMatte.prompts.types import DETECTOR, DETECTOR_THRESHOLD, PROMPT_TYPES, get_prompt_type
 
 if TYPE_CHECKING:  # torch takes seconds to import, and exported models run without it
     import torch
@@ -147,11 +138,8 @@ class MattePredictor:
         self.refine = defaults.refine
         self.batch_size = batch_size
         self.progress = progress
-        for name, step in (("resolution", self._network.size_divisor), ("batch_size", 1)):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1 or value % step:
-                kind = "integer" if step == 1 else f"multiple of {step}"
-                raise ConfigError(f"{name} must be a positive {kind}; got {value!r}.")
+        _check_multiple("resolution", self.resolution, self._network.size_divisor)
+        _check_multiple("batch_size", batch_size, 1)
         margin = self.crop_margin
         if margin is not None and not 0 <= margin < np.inf:
             raise ConfigError(f"crop_margin must be at least 0; got {margin!r}.")
@@ -173,15 +161,8 @@ class MattePredictor:
         *,
         device: "str | torch.device" = "auto",
         dtype: "str | torch.dtype" = "auto",
-        resolution: int | None = None,
-        keep_aspect: bool | None = None,
-        crop_margin: float | None = None,
-        prompts: Iterable[str] | None = None,
-        batch_size: int = 4,
         offload: bool = False,
-        progress: bool = False,
-        detector: str | Path | Callable[[np.ndarray, str], list[FoundBox]] = DETECTOR,
-        detector_threshold: float = DETECTOR_THRESHOLD,
+        **settings: Any,
     ) -> "MattePredictor":
         """Load a published model or one trained with this project.
 
@@ -196,16 +177,11 @@ class MattePredictor:
             device: ``"auto"`` (CUDA, else MPS, else the CPU) or the name of a device.
             dtype: ``"auto"`` (bfloat16 for full-size models where it is fast, else float32) or a
                 floating-point type; see `SDMatte.runtime.devices.choose_dtype`.
-            resolution: See `MattePredictor`.
-            keep_aspect: See `MattePredictor`.
-            crop_margin: See `MattePredictor`.
-            prompts: See `MattePredictor`.
-            batch_size: See `MattePredictor`.
             offload: Keep the model on the CPU, and only the part that computes on the device, for
                 GPUs with little memory.
-            progress: See `MattePredictor`.
-            detector: See `MattePredictor`.
-            detector_threshold: See `MattePredictor`.
+            **settings: ``resolution``, ``keep_aspect``, ``crop_margin``, ``prompts``,
+                ``batch_size``, ``progress``, ``detector`` and ``detector_threshold``, see
+                `MattePredictor`.
 
         Raises:
             CheckpointError: The model was not found, or its weights do not fit.
@@ -219,25 +195,11 @@ class MattePredictor:
                 "far better and takes 5 GB."
             )
         folder = Path(path_or_hub_id)
-        model: SDMatte | OnnxNetwork
         if read_card(folder):
-            model = load_exported(folder, checkpoint, device, dtype, offload)
-            defaults, used = model.defaults, None
-        else:
-            model, defaults, used = _load(path_or_hub_id, checkpoint, device, dtype, offload)
-        return cls(
-            model,
-            resolution=resolution,
-            keep_aspect=keep_aspect,
-            crop_margin=crop_margin,
-            prompts=prompts,
-            batch_size=batch_size,
-            defaults=defaults,
-            device=used,
-            progress=progress,
-            detector=detector,
-            detector_threshold=detector_threshold,
-        )
+            exported = load_exported(folder, checkpoint, device, dtype, offload)
+            return cls(exported, defaults=exported.defaults, **settings)
+        model, defaults, used = _load(path_or_hub_id, checkpoint, device, dtype, offload)
+        return cls(model, defaults=defaults, device=used, **settings)
 
     def at_resolution(self, resolution: int) -> "MattePredictor":
         """Return a predictor with the same model and settings at another resolution.
@@ -245,23 +207,12 @@ class MattePredictor:
         Raises:
             ConfigError: ``resolution`` is not a multiple of the model's ``size_divisor``.
         """
-        return MattePredictor(
-            self.model,
-            resolution=resolution,
-            keep_aspect=self.keep_aspect,
-            prompts=self.prompts,
-            batch_size=self.batch_size,
-            defaults=InferenceDefaults(
-                resolution=self.resolution,
-                point_radius=self.point_radius,
-                crop_margin=self.crop_margin,
-                refine=self.refine,
-            ),
-            device=self.device,
-            progress=self.progress,
-            detector=self.detector,
-            detector_threshold=self.detector_threshold,
-        )
+        _check_multiple("resolution", resolution, self._network.size_divisor)
+        other = copy.copy(self)
+        other.resolution = resolution
+        other.point_radius = self.point_radius * resolution / self.resolution
+        other._current = None
+        return other
 
     def set_image(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
         """Encode the image that the next calls of `predict` refer to.
@@ -354,17 +305,8 @@ class MattePredictor:
             raise PromptError("No image is set: call set_image first.")
         if not isinstance(encoded, EncodedImage):
             raise DataError("image must come from encode or set_image; pass other images there.")
-        opacity = _check_transparent(transparent)
-        tasks, many = self._plan(
-            encoded,
-            opacity,
-            find_all=find_all,
-            box=box,
-            points=points,
-            mask=mask,
-            trimap=trimap,
-            text=text,
-        )
+        given = {"box": box, "points": points, "mask": mask, "trimap": trimap, "text": text}
+        tasks, many = self._plan(encoded, transparent, find_all, **given)
         results = self._run(tasks, refine)
         return results if many else results[0]
 
@@ -403,19 +345,24 @@ class MattePredictor:
                     f"Each prompt must be a mapping with {', '.join(_PREDICT_KEYS)}; got "
                     f"{given!r:.80}."
                 )
-            given = dict(given)
-            transparent = _check_transparent(given.pop("transparent", None))
             encoded = self.encode(image, ignore_alpha=ignore_alpha)
-            (task, *_), many = self._plan(encoded, transparent, **given)
+            (task, *_), many = self._plan(encoded, **given)
             if many:
                 raise PromptError("Each image takes one box, mask or trimap, not a list.")
             tasks.append(task)
         return self._run(tasks, refine)
 
     def _plan(
-        self, encoded: EncodedImage, transparent: bool, find_all: bool = False, **given: Any
+        self,
+        encoded: EncodedImage,
+        transparent: bool | None = None,
+        find_all: bool = False,
+        **given: Any,
     ) -> tuple[list[_Task], bool]:
         """Return the tasks of a prompt, and whether their results are a list."""
+        if transparent is not None and not isinstance(transparent, bool | np.bool_):
+            raise PromptError(f"transparent must be True, False or None; got {transparent!r}.")
+        transparent = bool(transparent)
         text = select_prompt(**given).get("text")
         if text is None:
             if find_all:
@@ -430,12 +377,10 @@ class MattePredictor:
             self.detector = Detector(self.detector, self.device)
         boxes = self.detector(flatten(encoded.image, encoded.opacity), text)
         kind, hw = get_prompt_type("box"), encoded.image.shape[:2]
-        tasks = [
-            _Task(
-                encoded, PixelPrompt(kind, hw, np.array(found.box, np.float64)), transparent, found
-            )
-            for found in best_boxes(boxes, text, self.detector_threshold, find_all)
-        ]
+        tasks = []
+        for found in best_boxes(boxes, text, self.detector_threshold, find_all):
+            prompt = PixelPrompt(kind, hw, np.array(found.box, np.float64))
+            tasks.append(_Task(encoded, prompt, transparent, found))
         return tasks, find_all
 
     def _check_allowed(self, alias: str) -> None:
@@ -549,28 +494,22 @@ class MattePredictor:
         """Refine a matte at the size of its image: float32 ``[H, W]`` in [0, 1]."""
         if refine == "guided":
             return refine_with_guide(image, coarse)
+        divisor = self._network.size_divisor
         with tqdm(unit="tile", leave=False, disable=not self.progress) as bar:
 
             def predict(crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray]) -> Any:
-                refined = self._predict_crops(crops, mattes, transparent)
+                tasks = []
+                for crop, matte in zip(crops, mattes, strict=True):
+                    height, width = (-(-n // divisor) * divisor for n in crop.shape[:2])
+                    encode = functools.partial(self._encode, crop, (height, width))
+                    encoded = EncodedImage(crop, (height, width), encode)
+                    tasks.append(_Task(encoded, self._prompt_from_matte(matte), transparent))
+                pairs = zip(self._infer(tasks), crops, strict=True)
+                refined = [resize_alpha(small, crop.shape[:2]) for small, crop in pairs]
                 bar.update(len(crops))
                 return refined
 
             return refine_with_tiles(image, coarse, predict, self.resolution, self.batch_size)
-
-    def _predict_crops(
-        self, crops: Sequence[np.ndarray], mattes: Sequence[np.ndarray], transparent: bool
-    ) -> list[np.ndarray]:
-        """Predict crops of an image, prompted with their mattes so far."""
-        divisor = self._network.size_divisor
-        tasks = []
-        for crop, matte in zip(crops, mattes, strict=True):
-            height, width = (-(-n // divisor) * divisor for n in crop.shape[:2])
-            encode = functools.partial(self._encode, crop, (height, width))
-            encoded = EncodedImage(crop, (height, width), encode)
-            tasks.append(_Task(encoded, self._prompt_from_matte(matte), transparent))
-        pairs = zip(self._infer(tasks), crops, strict=True)
-        return [resize_alpha(small, crop.shape[:2]) for small, crop in pairs]
 
     def _prompt_from_matte(self, matte: np.ndarray) -> PixelPrompt:
         """Return the matte as a mask prompt, or as a box if the model takes no masks."""
@@ -583,10 +522,10 @@ class MattePredictor:
         return PixelPrompt(get_prompt_type("box"), matte.shape, box)
 
 
-def _check_transparent(transparent: Any) -> bool:
-    if transparent is not None and not isinstance(transparent, bool | np.bool_):
-        raise PromptError(f"transparent must be True, False or None; got {transparent!r}.")
-    return bool(transparent)
+def _check_multiple(name: str, value: Any, divisor: int) -> None:
+    if type(value) is not int or value < 1 or value % divisor:
+        kind = "integer" if divisor == 1 else f"multiple of {divisor}"
+        raise ConfigError(f"{name} must be a positive {kind}; got {value!r}.")
 
 
 def _network_of(
