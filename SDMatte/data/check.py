@@ -25,7 +25,6 @@ from SDMatte.data.listing import (
     list_backgrounds,
     samples_of_set,
 )
-from SDMatte.data.samplers import Mix
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.images.io import read_alpha, read_image, read_trimap
 from SDMatte.runtime.parallel import map_in_processes
@@ -315,15 +314,6 @@ def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
         if report.num_bad and not report.training and not report.problem
     ]
     return found
-
-
-def training_mix(listed: Iterable[SetReport]) -> Mix | None:
-    """Return the weighted mix of the training sets, None if no set has a weight.
-
-    Raises:
-        ConfigError: Only some sets have a weight, or a weight is too small.
-    """
-    return Mix.of([(s.entry, len(s.samples)) for s in listed if s.training])
 
 
 def summary_table(reports: Iterable[SetReport]) -> str:
