@@ -7,9 +7,6 @@ from pydantic import Field, field_validator, model_validator
 
 from SDMatte.runtime.schema import Settings
 
-_TRAIN_RADIUS, _TEST_RADIUS = 25, 35
-_TRAIN_JITTER, _TEST_JITTER = 0.01, 0.0
-
 _Size = Annotated[int, Field(ge=1, le=1000)]
 _Threshold = Annotated[float, Field(gt=0, le=1)]
 _BlurSize = Annotated[int, Field(ge=1, le=10_000)]
@@ -132,12 +129,10 @@ class DataSettings(Settings):
 
     def radius(self, training: bool) -> float:
         """Return the radius of points in training or in test."""
-        if self.point_radius is not None:
-            return self.point_radius
-        return _TRAIN_RADIUS if training else _TEST_RADIUS
+        published = 25 if training else 35
+        return published if self.point_radius is None else self.point_radius
 
     def jitter(self, training: bool) -> float:
         """Return the largest shift of a box's sides in training or in test."""
-        if self.box_jitter is not None:
-            return self.box_jitter
-        return _TRAIN_JITTER if training else _TEST_JITTER
+        published = 0.01 if training else 0.0
+        return published if self.box_jitter is None else self.box_jitter
