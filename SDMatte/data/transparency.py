@@ -50,13 +50,8 @@ def is_transparent_alpha(alpha: np.ndarray) -> bool:
 def transparent_fractions(
     paths: Sequence[str | Path], num_workers: int | None = None
 ) -> Iterator[float | DataError]:
-    """Yield the `transparent_fraction` of each alpha file, or the error of an unreadable one.
-
-    Args:
-        paths: The files.
-        num_workers: See `SDMatte.runtime.parallel.map_in_processes`.
-    """
-    yield from map_in_processes(_fraction_of_file, paths, num_workers)
+    """Yield the `transparent_fraction` of each alpha file, or the error of an unreadable one."""
+    return map_in_processes(_fraction_of_file, paths, num_workers)
 
 
 def _fraction_of_file(path: str | Path) -> float | DataError:
