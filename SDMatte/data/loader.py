@@ -123,6 +123,7 @@ def upload_ahead(
             if isinstance(value, torch.Tensor) and value.is_cuda:
                 value.record_stream(current)  # its memory is reused only after this stream's work
         yield batch
+        del batch  # not to hold it while another is uploaded
 
 
 def build_train_loader(
