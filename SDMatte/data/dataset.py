@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,20 +44,6 @@ logger = logging.getLogger(__name__)
 
 # Seeds follow from the order: new stages go to the end.
 _STAGES = ("composite", "trimap", "mask", "box", "point", "gray", "crop", "flip", "color")
-
-
-class _Resized(NamedTuple):
-    """A resized image before prompts are drawn.
-
-    ``image`` is float32 ``[S, S, 3]``, ``alpha`` float32 ``[S, S]``, ``trimap`` likewise or None if
-    not given, all in [0, 1]; ``hw`` is the height and width before.
-    """
-
-    image: np.ndarray
-    alpha: np.ndarray
-    trimap: np.ndarray | None
-    hw: tuple[int, int]
-    is_trans: bool
 
 
 class MattingDataset(Dataset):
@@ -246,8 +232,15 @@ class MattingDataset(Dataset):
         result["dataset"] = sample.dataset
         return result
 
-    def _read(self, sample: Sample, rng: Mapping[str, np.random.Generator]) -> _Resized:
-        """Read a sample; composite, or with ``keep_aspect`` crop, and resize it."""
+    def _read(
+        self, sample: Sample, rng: Mapping[str, np.random.Generator]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, int], bool]:
+        """Read a sample; composite, or with ``keep_aspect`` crop, and resize it.
+
+        Returns:
+            Image, float32 ``[S, S, 3]``, and alpha, float32 ``[S, S]``; trimap likewise, or None if
+            not given, all in [0, 1]; height and width before; whether it is transparent.
+        """
         at_least = self._at_least(sample)
         alpha = self._reader.matte(self.root / sample.alpha, at_least)
         image = self._reader.image(self.root / sample.image, at_least)
@@ -269,7 +262,7 @@ class MattingDataset(Dataset):
                 )
             except DataError as error:
                 raise DataError(f"{self.root / sample.image}: {error}") from error
-            return _Resized(small, target, None, hw, is_trans)
+            return small, target, None, hw, is_trans
 
         shape = alpha.pixels.shape
         window, size = Window.whole(shape), (self.size, self.size)
@@ -287,7 +280,7 @@ class MattingDataset(Dataset):
         small = grid.combine(pick(image.pixels, grid.rows, grid.columns).astype(np.float32))
         small /= 255  # [0, 255] -> [0, 1]
         target = grid.combine(unit(pick(alpha.pixels, grid.rows, grid.columns)))
-        return _Resized(small, target, trimap, (whole.height, whole.width), is_trans)
+        return small, target, trimap, (whole.height, whole.width), is_trans
 
     def _at_least(self, sample: Sample) -> tuple[int, int]:
         """Return how many rows and columns of its files a sample needs."""
