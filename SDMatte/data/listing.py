@@ -209,10 +209,7 @@ def _divide(samples: list[Sample], entry: Entry, training: bool) -> list[Sample]
 
     The hash of a pair's name, in any spelling, decides, so that the division is the same on every
     machine. With a fraction, files that are added later do not move the others. With a number, an
-    added file may take the place of another.
-
-    Raises:
-        DataError: One of the parts is empty.
+    added file may take the place of another. Neither part may be empty.
     """
 
     def position(sample: Sample) -> float:  # in [0, 1)
