@@ -105,8 +105,9 @@ def list_sets(args: argparse.Namespace) -> None:
 
 def check_sets(args: argparse.Namespace) -> int:
     """Print the problems of data sets, write contact sheets, and return the exit status."""
-    from SDMatte.data.check import check_set, obstacles, summary_table, training_mix
+    from SDMatte.data.check import check_set, obstacles, summary_table
     from SDMatte.data.listing import files_of
+    from SDMatte.data.samplers import Mix
     from SDMatte.data.sheets import source_sheet
     from SDMatte.images.io import write_image
     from SDMatte.runtime.files import check_not_read
@@ -134,7 +135,7 @@ def check_sets(args: argparse.Namespace) -> int:
     if problems:
         print("Training cannot start:", *problems, sep="\n- ")
         return CANNOT_START
-    mix = training_mix(listed)
+    mix = Mix.of([(one.entry, len(one.samples)) for one in listed if one.training])
     if mix is not None:
         print(mix.describe())
     left_out = sum(report.num_bad for report in reports)

@@ -188,14 +188,9 @@ class KnownSet(_SetSettings):
 
     count: int | None = Field(None, ge=0, description="Alphas to draw; null: all.")
     list_file: _Path = Field("", description="Text file with one alpha path per line.")
-    remap: tuple[str, str] = Field(
+    remap: tuple[str, _Path] = Field(
         ("", ""), strict=False, description="[OLD, NEW]: replaces a prefix of its lines."
     )
-
-    @field_validator("remap")
-    @classmethod
-    def _expand_new(cls, remap: tuple[str, str]) -> tuple[str, str]:
-        return remap[0], expand_path(remap[1])
 
 
 class FolderPair(_SetSettings):
@@ -289,12 +284,7 @@ def _known(training: bool) -> str:
 
 
 def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True) -> Entry:
-    """Return the entry of a set of the config.
-
-    Args:
-        item: A name or a mapping; see `list_sets`.
-        root: The data root.
-        training: Whether a training or a test set is wanted.
+    """Return the entry of a training or test set of the config, an item of `list_sets`.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.

@@ -25,7 +25,6 @@ from SDMatte.data.listing import (
     list_backgrounds,
     samples_of_set,
 )
-from SDMatte.data.samplers import Mix
 from SDMatte.errors import ConfigError, DataError
 from SDMatte.images.io import read_alpha, read_image, read_trimap
 from SDMatte.runtime.parallel import map_in_processes
@@ -132,12 +131,9 @@ class SetReport:
 
 
 def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str]:
-    """Return the parts, ``"train"`` and ``"test"``, that a name stands for.
+    """Return the parts, ``"train"`` and ``"test"``, that a name stands for, or only the given one.
 
-    Args:
-        item: A name of the catalog, or a folder pair, which is for training, and for test if it
-            has a holdout.
-        only: The one part that is wanted.
+    A folder pair is for training, and for test if it has a holdout.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -166,12 +162,7 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
 def list_set(
     item: str | Mapping[str, Any], root: str | Path | None = None, training: bool = True
 ) -> SetReport:
-    """List a set without stopping at missing files.
-
-    Args:
-        item: A name or a folder pair, as in a config.
-        root: The data root of the config.
-        training: Whether as a training set.
+    """List a training or test set of a config without stopping at missing files.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -225,10 +216,7 @@ def check_set(
 ) -> SetReport:
     """Read every file of a set once.
 
-    Args:
-        listed: The set.
-        num_workers: Processes that read; None: one per core, at most 8.
-        progress: Whether to show a progress bar.
+    ``num_workers`` processes read it; None: one per core, at most 8.
     """
     tasks = sorted({task for sample in listed.samples for task in _files(sample)})
     looks = map_in_processes(partial(_look_at, listed.root), tasks, num_workers, chunk=8)
@@ -293,11 +281,9 @@ def _findings(
 
 
 def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
-    """Return why a training cannot start, in sentences; none if it can.
+    """Return why a training on these sets, evaluated on these test sets, cannot start.
 
-    Args:
-        reports: Of the training sets, and of the sets that the training is evaluated on.
-        max_bad_samples: Total number of training samples that may be unreadable.
+    In total, ``max_bad_samples`` training samples may be unreadable.
     """
     found = [f"{report.label}: {report.problem}" for report in reports if report.problem]
     training = [report for report in reports if report.training]
@@ -315,15 +301,6 @@ def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
         if report.num_bad and not report.training and not report.problem
     ]
     return found
-
-
-def training_mix(listed: Iterable[SetReport]) -> Mix | None:
-    """Return the weighted mix of the training sets, None if no set has a weight.
-
-    Raises:
-        ConfigError: Only some sets have a weight, or a weight is too small.
-    """
-    return Mix.of([(s.entry, len(s.samples)) for s in listed if s.training])
 
 
 def summary_table(reports: Iterable[SetReport]) -> str:

@@ -1,7 +1,5 @@
 """Composites of a foreground and a background (data/README.md, step 2)."""
 
-from typing import NamedTuple
-
 import cv2
 import numpy as np
 
@@ -51,13 +49,16 @@ def composite(
     Raises:
         DataError: With ``keep_aspect``, the square around a long foreground is too large.
     """
-    choices = _choose(rng, settings)
+    copies = 2 if rng.random() < settings.duplicate_prob else 1
+    blurred = rng.random() < settings.blur_prob
+    blur_size = int(rng.choice(settings.blur_sizes))  # in pixels of the files
+    kept = int(rng.integers(2)) if copies == 2 else 0  # 0 is the left one
     hw = hw or alpha.shape
     if hw != alpha.shape and not settings.keep_aspect:
-        each = (-(-size // choices.copies), size)  # width and height of a copy
+        each = (-(-size // copies), size)  # width and height of a copy
         fg, alpha = (cv2.resize(a, each, interpolation=cv2.INTER_LINEAR) for a in (fg, alpha))
     height, width = alpha.shape
-    total = choices.copies * width
+    total = copies * width
     canvas = (height, total)
     if settings.keep_aspect:
         canvas = (max(canvas), max(canvas))
@@ -68,15 +69,22 @@ def composite(
                 f"background of {canvas[1]}x{canvas[0]}, and the limit is {limit / 1e6:.0f} "
                 f"megapixels."
             )
-        background = _middle_square(background)
+        side = min(background.shape[:2])
+        y, x = ((length - side) // 2 for length in background.shape[:2])
+        background = Window(y, x, side, side).cut(background)
     top, left = (canvas[0] - height) // 2, (canvas[1] - total) // 2
-    blur = tuple(choices.blur * part / whole for part, whole in zip(alpha.shape, hw, strict=True))
-    background = _stretch(background, canvas, blur)
+    background = cv2.resize(background, canvas[::-1], interpolation=cv2.INTER_LINEAR)
+    if blurred:
+        box_h, box_w = (
+            max(1, round(blur_size * part / whole))
+            for part, whole in zip(alpha.shape, hw, strict=True)
+        )
+        background = cv2.blur(background, (box_w, box_h))
 
     window = Window.whole(canvas)
     if crop is not None:
         box = extent(alpha > 0)
-        x, y = left + choices.kept * width, top
+        x, y = left + kept * width, top
         box = box and (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
         window = crop_window(box, canvas, crop)
     grid = BilinearGrid(window, size)
@@ -88,42 +96,7 @@ def composite(
         part[:, (columns < 0) | (columns >= total)] = 0
     image = pick(background, grid.rows, grid.columns).astype(np.float32)
     image += (pick(fg, fg_rows, fg_columns) - image) * part[..., None]  # fg·α + bg·(1 - α)
-    target = part * (columns // width == choices.kept)
+    target = part * (columns // width == kept)
     small = grid.combine(image) / np.float32(255)  # [0, 255] -> [0, 1]
     shown = window.scaled((height, width), hw)
     return small, grid.combine(target), (shown.height, shown.width)
-
-
-class _Choices(NamedTuple):
-    copies: int
-    blur: int  # box size in pixels of the files, 0 for none
-    kept: int
-
-
-def _choose(rng: np.random.Generator, settings: DataSettings) -> _Choices:
-    """Draw whether to duplicate, whether to blur, the blur's size and the copy to keep, in order.
-
-    The copy (0 is the left one) is drawn only if there are two.
-    """
-    duplicate = rng.random() < settings.duplicate_prob
-    blur = rng.random() < settings.blur_prob
-    blur_size = int(rng.choice(settings.blur_sizes))
-    kept = int(rng.integers(2)) if duplicate else 0
-    return _Choices(2 if duplicate else 1, blur_size if blur else 0, kept)
-
-
-def _stretch(
-    background: np.ndarray, canvas: tuple[int, int], blur: tuple[float, ...]
-) -> np.ndarray:
-    """Resize a background to a canvas, and blur it by a box of this height and width."""
-    background = cv2.resize(background, canvas[::-1], interpolation=cv2.INTER_LINEAR)
-    if not any(blur):
-        return background
-    box_height, box_width = (max(1, round(side)) for side in blur)
-    return cv2.blur(background, (box_width, box_height))
-
-
-def _middle_square(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    side = min(height, width)
-    return Window((height - side) // 2, (width - side) // 2, side, side).cut(image)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,6 @@ from SDMatte.images.resize import (
 )
 from SDMatte.prompts.frozen import PromptFile, sample_key
 from SDMatte.prompts.maps import (
-    Prompt,
     auto_prompt,
     box_prompt,
     extent,
@@ -45,27 +44,6 @@ logger = logging.getLogger(__name__)
 
 # Seeds follow from the order: new stages go to the end.
 _STAGES = ("composite", "trimap", "mask", "box", "point", "gray", "crop", "flip", "color")
-
-
-class _Resized(NamedTuple):
-    """A resized image before prompts are drawn.
-
-    ``image`` is float32 ``[S, S, 3]``, ``alpha`` float32 ``[S, S]``, ``trimap`` likewise or None if
-    not given, all in [0, 1]; ``hw`` is the height and width before.
-    """
-
-    image: np.ndarray
-    alpha: np.ndarray
-    trimap: np.ndarray | None
-    hw: tuple[int, int]
-    is_trans: bool
-
-    def flipped(self) -> "_Resized":
-        """Return it with left and right exchanged."""
-        image, alpha, trimap = (
-            None if a is None else np.ascontiguousarray(a[:, ::-1]) for a in self[:3]
-        )
-        return self._replace(image=image, alpha=alpha, trimap=trimap)
 
 
 class MattingDataset(Dataset):
@@ -215,16 +193,26 @@ class MattingDataset(Dataset):
 
     def _make(self, sample: Sample, rng: Mapping[str, np.random.Generator]) -> dict[str, Any]:
         settings = self.settings
-        resized = self._read(sample, rng)
+        image, alpha, trimap, hw, is_trans = self._read(sample, rng)
         if self.training and rng["flip"].random() < settings.flip_prob:
-            resized = resized.flipped()
-        image, alpha, trimap = resized.image, resized.alpha, resized.trimap
+            image, alpha, trimap = (
+                None if a is None else np.ascontiguousarray(a[:, ::-1])
+                for a in (image, alpha, trimap)
+            )
         if trimap is None:
             trimap = make_trimap(alpha, rng["trimap"], settings.kernel_sizes)
-        prompts = self._draw_prompts(alpha, trimap, rng)
+        auto, radius = auto_prompt(alpha.shape), settings.radius(self.training)
+        jitter = settings.jitter(self.training)
+        prompts = {
+            "mask": mask_prompt(alpha, rng["mask"], settings.kernel_sizes, settings.mask_threshold),
+            "bbox_mask": box_prompt(alpha, rng["box"], jitter, settings.box_loosen),
+            "point_mask": point_prompt(alpha, rng["point"], radius, settings.psm),
+            "auto_mask": auto,
+            "trimap": auto._replace(mask=trimap),
+        }
         if self.frozen is not None:
             prompts |= self.frozen.prompts(*self.prompt_key(sample), alpha.shape)
-        prompts |= self.perturb.change(prompts, settings.radius(self.training), settings.psm)
+        prompts |= self.perturb.change(prompts, radius, settings.psm)
         if self.training:
             image = change_colors(image, rng["color"], settings)
             if rng["gray"].random() < settings.gray_prob:
@@ -234,8 +222,8 @@ class MattingDataset(Dataset):
         for name, prompt in prompts.items():
             result[name] = to_tensor(prompt.mask)
             result[PROMPT_TYPES[name].coords_key] = torch.from_numpy(prompt.coords)
-        result["is_trans"] = torch.tensor(int(resized.is_trans != self.perturb.opacity))
-        result["hw"] = torch.tensor(resized.hw)
+        result["is_trans"] = torch.tensor(int(is_trans != self.perturb.opacity))
+        result["hw"] = torch.tensor(hw)
         result["caption"] = sample.caption
         result["image_name"] = Path(sample.alpha).name
         result["image_path"] = "" if sample.background else str(self.root / sample.image)
@@ -244,44 +232,41 @@ class MattingDataset(Dataset):
         result["dataset"] = sample.dataset
         return result
 
-    def _read(self, sample: Sample, rng: Mapping[str, np.random.Generator]) -> _Resized:
-        """Read the files of a sample, composite them if it is a composite, and resize."""
+    def _read(
+        self, sample: Sample, rng: Mapping[str, np.random.Generator]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, int], bool]:
+        """Read a sample; composite, or with ``keep_aspect`` crop, and resize it.
+
+        Returns:
+            Image, float32 ``[S, S, 3]``, and alpha, float32 ``[S, S]``; trimap likewise, or None if
+            not given, all in [0, 1]; height and width before; whether it is transparent.
+        """
         at_least = self._at_least(sample)
         alpha = self._reader.matte(self.root / sample.alpha, at_least)
         image = self._reader.image(self.root / sample.image, at_least)
         self._check_size(sample, sample.image, image, alpha)
         is_trans = self._is_trans(sample, alpha)
-        if not sample.background:
-            return self._natural(sample, image, alpha, is_trans, rng["crop"])
         crop = rng["crop"] if self.training and self.settings.keep_aspect else None
-        background = self._reader.image(self.root / sample.background, at_least)
-        try:
-            small, target, hw = composite(
-                image.pixels,
-                alpha.pixels,
-                background.pixels,
-                self.size,
-                rng["composite"],
-                self.settings,
-                hw=alpha.hw,
-                crop=crop,
-            )
-        except DataError as error:
-            raise DataError(f"{self.root / sample.image}: {error}") from error
-        return _Resized(small, target, None, hw, is_trans)
+        if sample.background:
+            background = self._reader.image(self.root / sample.background, at_least)
+            try:
+                small, target, hw = composite(
+                    image.pixels,
+                    alpha.pixels,
+                    background.pixels,
+                    self.size,
+                    rng["composite"],
+                    self.settings,
+                    hw=alpha.hw,
+                    crop=crop,
+                )
+            except DataError as error:
+                raise DataError(f"{self.root / sample.image}: {error}") from error
+            return small, target, None, hw, is_trans
 
-    def _natural(
-        self,
-        sample: Sample,
-        image: Source,
-        alpha: Source,
-        is_trans: bool,
-        crop: np.random.Generator,
-    ) -> _Resized:
-        """Resize a natural image, or with ``keep_aspect`` a crop of it."""
         shape = alpha.pixels.shape
         window, size = Window.whole(shape), (self.size, self.size)
-        if self.settings.keep_aspect and self.training:
+        if crop is not None:
             window = crop_window(extent(alpha.pixels > 0), shape, crop)
         elif self.settings.keep_aspect:
             size = aspect_shape(alpha.hw, self.size, self.settings.size_multiple)
@@ -295,7 +280,7 @@ class MattingDataset(Dataset):
         small = grid.combine(pick(image.pixels, grid.rows, grid.columns).astype(np.float32))
         small /= 255  # [0, 255] -> [0, 1]
         target = grid.combine(unit(pick(alpha.pixels, grid.rows, grid.columns)))
-        return _Resized(small, target, trimap, (whole.height, whole.width), is_trans)
+        return small, target, trimap, (whole.height, whole.width), is_trans
 
     def _at_least(self, sample: Sample) -> tuple[int, int]:
         """Return how many rows and columns of its files a sample needs."""
@@ -312,20 +297,6 @@ class MattingDataset(Dataset):
         if sample.alpha not in self._transparent:
             self._transparent[sample.alpha] = is_transparent_alpha(unit(alpha.pixels))
         return self._transparent[sample.alpha]
-
-    def _draw_prompts(
-        self, alpha: np.ndarray, trimap: np.ndarray, rng: Mapping[str, np.random.Generator]
-    ) -> dict[str, Prompt]:
-        """Draw all prompts; training selects one of them per step."""
-        s, training = self.settings, self.training
-        auto = auto_prompt(alpha.shape)
-        return {
-            "mask": mask_prompt(alpha, rng["mask"], s.kernel_sizes, s.mask_threshold),
-            "bbox_mask": box_prompt(alpha, rng["box"], s.jitter(training), s.box_loosen),
-            "point_mask": point_prompt(alpha, rng["point"], s.radius(training), s.psm),
-            "auto_mask": auto,
-            "trimap": auto._replace(mask=trimap),
-        }
 
     def _check_size(self, sample: Sample, path: str, source: Source, alpha: Source) -> None:
         if source.hw != alpha.hw:

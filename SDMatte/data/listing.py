@@ -18,7 +18,7 @@ import numpy as np
 from SDMatte.errors import DataError, MissingFileError
 from SDMatte.images.formats import IMAGE_EXTENSIONS
 from SDMatte.images.listing import list_names, names_by_stem, scan_folder
-from SDMatte.runtime.files import NameLookup, name_key, stem_key
+from SDMatte.runtime.files import NameLookup, name_key, read_error, stem_key
 
 logger = logging.getLogger(__name__)
 
@@ -127,16 +127,12 @@ def samples_of_set(
 ) -> Iterator[Sample]:
     """List a set: its natural images, then its composites.
 
-    Args:
-        entry: The set.
-        root: The data root.
-        training: Whether for training, where samples without a partner are logged; their files
-            count as unreadable when the sample is loaded.
-        check_files: Whether to look for missing partners.
+    In training, samples without a partner are logged; their files count as unreadable when the
+    sample is loaded.
 
     Raises:
-        DataError: A folder or list cannot be read; or partners are missing: in test any, in
-            training all.
+        DataError: A folder or list cannot be read; or, with ``check_files``, partners are missing:
+            in test any, in training all.
     """
     if entry.folder and not os.path.isdir(root):
         raise MissingFileError(
@@ -213,10 +209,7 @@ def _divide(samples: list[Sample], entry: Entry, training: bool) -> list[Sample]
 
     The hash of a pair's name, in any spelling, decides, so that the division is the same on every
     machine. With a fraction, files that are added later do not move the others. With a number, an
-    added file may take the place of another.
-
-    Raises:
-        DataError: One of the parts is empty.
+    added file may take the place of another. Neither part may be empty.
     """
 
     def position(sample: Sample) -> float:  # in [0, 1)
@@ -320,15 +313,10 @@ def join(folder: str, name: str) -> str:
 def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
     """Read ``txt/<dataset>_transparent_samples.txt``: one file name of a sample per line.
 
-    Args:
-        dataset: Name of the data set.
-        root: The data root; ``data/txt`` of the repository is the second place.
+    It is looked for below the data root, then in ``data/txt`` of the repository.
 
     Returns:
         The stems of the transparent samples (`SDMatte.runtime.files.stem_key`); None: no list.
-
-    Raises:
-        DataError: The list cannot be read.
     """
     name = f"{dataset}_transparent_samples.txt"
     for path in (root / "txt" / name, REPOSITORY_LISTS / name):
@@ -341,20 +329,14 @@ def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
-    except FileNotFoundError as error:
-        raise MissingFileError(f"Cannot read {path}: {error.strerror}.") from error
     except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+        raise read_error(path, error) from error
     except UnicodeDecodeError as error:
         raise DataError(f"Cannot read {path}: it must be a text file in UTF-8.") from error
 
 
 def read_json(path: Path) -> Any:
-    """Read a label file.
-
-    Raises:
-        DataError: It cannot be read, or is not JSON.
-    """
+    """Read a label file."""
     text = _read_text(path)
     try:
         return json.loads(text)

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from SDMatte.data.dataset import MattingDataset
-from SDMatte.data.samplers import EpochSampler, ShardSampler, WeightedSampler
+from SDMatte.data.samplers import EpochSampler, WeightedSampler, shard_batches
 from SDMatte.errors import DataError
 from SDMatte.prompts.types import PROMPT_TYPES
 from SDMatte.runtime.settings import TrainLoaderSettings
@@ -92,20 +92,16 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def upload_ahead(
     batches: Iterable[dict[str, Any]], device: torch.device
-) -> Iterable[dict[str, Any]]:
-    """Upload each batch to a GPU while the previous one computes; return others unchanged.
+) -> Iterator[dict[str, Any]]:
+    """Upload each batch to a GPU while the previous one computes; yield others unchanged.
 
     The maps of prompts stay on the CPU, see `SDMatte.modeling.SDMatte.predict_latent`.
     """
-    return _upload_ahead(batches, device) if device.type == "cuda" else batches
-
-
-def _upload_ahead(
-    batches: Iterable[dict[str, Any]], device: torch.device
-) -> Iterator[dict[str, Any]]:
+    if device.type != "cuda":
+        yield from batches
+        return
     stream = torch.cuda.Stream(device)
     stay = PROMPT_TYPES.keys() - {"trimap"}  # the losses need the trimap
-    waiting: list[tuple[dict[str, Any], torch.cuda.Event]] = []
 
     def upload(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event]:
         with torch.cuda.stream(stream):
@@ -117,21 +113,17 @@ def _upload_ahead(
             }
             return moved, stream.record_event()
 
-    def release() -> dict[str, Any]:
-        batch, uploaded = waiting.pop(0)
+    uploads = map(upload, batches)
+    following = next(uploads, None)
+    while following is not None:
+        (batch, uploaded), following = following, next(uploads, None)
         current = torch.cuda.current_stream(device)
         current.wait_event(uploaded)
         for value in batch.values():
             if isinstance(value, torch.Tensor) and value.is_cuda:
                 value.record_stream(current)  # its memory is reused only after this stream's work
-        return batch
-
-    for batch in batches:
-        waiting.append(upload(batch))
-        if len(waiting) > 1:
-            yield release()
-    while waiting:
-        yield release()
+        yield batch
+        del batch  # not to hold it while another is uploaded
 
 
 def build_train_loader(
@@ -179,20 +171,11 @@ def build_test_loader(
 ) -> MattingLoader:
     """Build the loader of this rank's part of a test set; the last batch may be smaller.
 
-    Args:
-        dataset: The samples.
-        batch_size: Samples per batch.
-        num_workers: Processes that prepare batches; 0: the main process does.
-        rank: Rank of this process; None: that of torch.distributed.
-        world_size: Number of processes; None: that of torch.distributed.
-        timeout: Seconds without a batch after which the run fails; 0: never.
-        wanted: Indices of the samples to load, together with the rest of their batches; None: all.
-
-    Raises:
-        ConfigError: A value is out of range.
+    See `build_train_loader`. ``wanted`` are the indices of the samples to load, together with the
+    rest of their batches; None: all.
     """
     options = _options(batch_size, num_workers, timeout)
-    batches = ShardSampler(len(dataset), batch_size, *_shard(rank, world_size), wanted)
+    batches = shard_batches(len(dataset), batch_size, *_shard(rank, world_size), wanted)
     return MattingLoader(dataset, batch_sampler=batches, **options)
 
 

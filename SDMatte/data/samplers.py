@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from SDMatte.data.listing import Entry
 from SDMatte.errors import ConfigError, DataError
@@ -137,36 +137,21 @@ class WeightedSampler(EpochSampler):
         return np.random.default_rng((self.seed, 0, epoch)).permutation(np.concatenate(rows))
 
 
-class ShardSampler(Sampler[list[int]]):
-    """One rank's contiguous part of a test set's batches.
+def shard_batches(
+    length: int,
+    batch_size: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    wanted: Collection[int] | None = None,
+) -> list[list[int]]:
+    """Return a rank's contiguous part of a test set's batches: those with a wanted sample, or all.
 
     A sample is always in the same batch, for any number of processes and any samples that remain:
     the last digits of a prediction depend on the rest of the batch.
     """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        wanted: Collection[int] | None = None,
-    ) -> None:
-        """Select the batches of ``rank``: of those that hold a wanted sample, or of all."""
-        batches = [
-            list(range(first, min(first + batch_size, length)))
-            for first in range(0, length, batch_size)
-        ]
-        if wanted is not None:
-            chosen = set(wanted)
-            batches = [batch for batch in batches if not chosen.isdisjoint(batch)]
-        number = len(batches)
-        self._batches = batches[number * rank // world_size : number * (rank + 1) // world_size]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield the indices of each batch in order."""
-        return iter(self._batches)
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self._batches)
+    batches = list(BatchSampler(range(length), batch_size, drop_last=False))
+    if wanted is not None:
+        chosen = set(wanted)
+        batches = [batch for batch in batches if not chosen.isdisjoint(batch)]
+    number = len(batches)
+    return batches[number * rank // world_size : number * (rank + 1) // world_size]

@@ -7,9 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from SDMatte.runtime.schema import Settings
 
-_TRAIN_RADIUS, _TEST_RADIUS = 25, 35
-_TRAIN_JITTER, _TEST_JITTER = 0.01, 0.0
-
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 _Size = Annotated[int, Field(ge=1, le=1000)]
 _Threshold = Annotated[float, Field(gt=0, le=1)]
 _BlurSize = Annotated[int, Field(ge=1, le=10_000)]
@@ -23,11 +21,11 @@ class DataSettings(Settings):
     they were.
     """
 
-    duplicate_prob: float = Field(
-        1.0, ge=0, le=1, description="Probability that a composite shows its object twice."
+    duplicate_prob: _Fraction = Field(
+        1.0, description="Probability that a composite shows its object twice."
     )
-    blur_prob: float = Field(
-        0.5, ge=0, le=1, description="Probability that the background of a composite is blurred."
+    blur_prob: _Fraction = Field(
+        0.5, description="Probability that the background of a composite is blurred."
     )
     blur_sizes: tuple[_BlurSize, ...] = Field(
         (20, 30, 40, 50, 60),
@@ -46,10 +44,8 @@ class DataSettings(Settings):
         strict=False,
         description="Smallest and largest alpha threshold of the mask prompt.",
     )
-    box_jitter: float | None = Field(
+    box_jitter: _Fraction | None = Field(
         None,
-        ge=0,
-        le=1,
         description="Largest shift of a box's sides, in or out, as a fraction of its width and "
         "height. None: 0.01 in training, 0 in test.",
     )
@@ -61,8 +57,8 @@ class DataSettings(Settings):
         "resolution. None: 25 in training (at 512), 35 in test (at 1024).",
     )
     psm: Literal["gauss", "circle"] = Field("gauss", description="Shape of a point in the map.")
-    gray_prob: float = Field(
-        0.2, ge=0, le=1, description="Probability that a training image is converted to gray."
+    gray_prob: _Fraction = Field(
+        0.2, description="Probability that a training image is converted to gray."
     )
     box_loosen: float = Field(
         0.0,
@@ -80,21 +76,16 @@ class DataSettings(Settings):
     size_multiple: int = Field(
         64, ge=1, description="See `keep_aspect`; the published models need 64."
     )
-    flip_prob: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Probability of a left-right flip before prompts are drawn. Training only.",
+    flip_prob: _Fraction = Field(
+        0.0, description="Probability of a left-right flip before prompts are drawn. Training only."
     )
-    brightness: float = Field(
+    brightness: _Fraction = Field(
         0.0,
-        ge=0,
-        le=1,
         description="Largest change of the brightness factor: 0.2 draws from 0.8 to 1.2. Training "
         "only.",
     )
-    contrast: float = Field(0.0, ge=0, le=1, description="The same for contrast.")
-    saturation: float = Field(0.0, ge=0, le=1, description="The same for saturation.")
+    contrast: _Fraction = Field(0.0, description="The same for contrast.")
+    saturation: _Fraction = Field(0.0, description="The same for saturation.")
     hue: float = Field(
         0.0,
         ge=0,
@@ -132,12 +123,10 @@ class DataSettings(Settings):
 
     def radius(self, training: bool) -> float:
         """Return the radius of points in training or in test."""
-        if self.point_radius is not None:
-            return self.point_radius
-        return _TRAIN_RADIUS if training else _TEST_RADIUS
+        published = 25 if training else 35
+        return published if self.point_radius is None else self.point_radius
 
     def jitter(self, training: bool) -> float:
         """Return the largest shift of a box's sides in training or in test."""
-        if self.box_jitter is not None:
-            return self.box_jitter
-        return _TRAIN_JITTER if training else _TEST_JITTER
+        published = 0.01 if training else 0.0
+        return published if self.box_jitter is None else self.box_jitter

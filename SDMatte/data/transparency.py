@@ -8,6 +8,7 @@ import numpy as np
 
 from SDMatte.errors import DataError
 from SDMatte.images.io import read_alpha
+from SDMatte.prompts.maps import ellipse
 from SDMatte.runtime.parallel import map_in_processes
 
 THRESHOLD = 0.25
@@ -36,9 +37,8 @@ def transparent_fraction(alpha: np.ndarray) -> float:
     scale = min(1.0, SIDE / max(alpha.shape))
     height, width = (max(1, round(side * scale)) for side in alpha.shape)
     small = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_AREA)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_INTERIOR, _INTERIOR))
     low, high = _PARTLY
-    interior = cv2.erode((small > low).astype(np.uint8), kernel) > 0
+    interior = cv2.erode((small > low).astype(np.uint8), ellipse(_INTERIOR)) > 0
     return float((small[interior] < high).mean()) if interior.any() else 0.0
 
 
@@ -50,13 +50,8 @@ def is_transparent_alpha(alpha: np.ndarray) -> bool:
 def transparent_fractions(
     paths: Sequence[str | Path], num_workers: int | None = None
 ) -> Iterator[float | DataError]:
-    """Yield the `transparent_fraction` of each alpha file, or the error of an unreadable one.
-
-    Args:
-        paths: The files.
-        num_workers: See `SDMatte.runtime.parallel.map_in_processes`.
-    """
-    yield from map_in_processes(_fraction_of_file, paths, num_workers)
+    """Yield the `transparent_fraction` of each alpha file, or the error of an unreadable one."""
+    return map_in_processes(_fraction_of_file, paths, num_workers)
 
 
 def _fraction_of_file(path: str | Path) -> float | DataError:

@@ -100,21 +100,14 @@ def object_box(alpha: np.ndarray) -> Box | None:
     It is the box of all alpha > 0, or only of the largest 4-connected component if that has at
     least ten times the area of the second.
     """
-    _, _, stats, _ = cv2.connectedComponentsWithStats(
-        (alpha > 0).astype(np.uint8), connectivity=4, ltype=cv2.CV_32S
-    )
-    parts = stats[1:]  # without the background
-    if not len(parts):
-        return None
-    areas = parts[:, cv2.CC_STAT_AREA]
-    largest = int(areas.argmax())
-    second = np.delete(areas, largest).max(initial=0)
-    if areas[largest] >= _DOMINANT * second:
-        parts = parts[largest : largest + 1]
-    x0, y0 = parts[:, cv2.CC_STAT_LEFT], parts[:, cv2.CC_STAT_TOP]
-    x1 = x0 + parts[:, cv2.CC_STAT_WIDTH] - 1
-    y1 = y0 + parts[:, cv2.CC_STAT_HEIGHT] - 1
-    return int(x0.min()), int(y0.min()), int(x1.max()), int(y1.max())
+    mask = (alpha > 0).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_32S)
+    areas = stats[1:, cv2.CC_STAT_AREA]  # without the background
+    if len(areas) > 1:
+        *_, second, largest = np.sort(areas)
+        if largest >= _DOMINANT * second:
+            mask = labels == 1 + areas.argmax()
+    return extent(mask)
 
 
 def jitter_box(box: Box, shape: tuple[int, ...], rng: np.random.Generator, jitter: float) -> Box:

@@ -37,11 +37,7 @@ class PromptPerturbation(Settings):
     opacity: bool = Field(default=False, description="Invert the opacity flag.")
 
     def describe(self, prompt: str) -> str:
-        """Return a label of the changes to a prompt, fit for file names; "" if there are none.
-
-        Args:
-            prompt: The name of its map, such as ``"bbox_mask"``.
-        """
+        """Return a label of the changes to a prompt, fit for file names; "" if there are none."""
         changes = []
         if prompt == "bbox_mask" and self.box:
             changes.append(f"sides{self.box:+g}")
@@ -54,15 +50,9 @@ class PromptPerturbation(Settings):
         return ",".join(changes)
 
     def change(self, prompts: Mapping[str, Prompt], radius: float, psm: str) -> dict[str, Prompt]:
-        """Perturb the box, the points and the mask of a sample.
+        """Perturb the prompts of a sample, by the names of their maps; return those that change.
 
-        Args:
-            prompts: Its prompts, by the names of their maps.
-            radius: Sigma or radius of the points.
-            psm: Shape of the points, ``"gauss"`` or ``"circle"``.
-
-        Returns:
-            The prompts that change; those of empty alphas stay empty.
+        ``radius`` and ``psm`` are as in `prompt_of_points`. Empty prompts stay empty.
         """
         changed = {}
         if self.box and prompts["bbox_mask"].mask.any():

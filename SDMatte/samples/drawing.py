@@ -108,15 +108,7 @@ def _averaged(fine: np.ndarray, h: int, w: int, part: tuple) -> np.ndarray:
 
 
 def ribbons(paths: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Return quads along polylines of varying width.
-
-    Args:
-        paths: Points, `[n, t, 2]`.
-        widths: Pixels, broadcastable to `[n, t]`.
-
-    Returns:
-        `[n * (t - 1), 4, 2]`.
-    """
+    """Return quads, `[n * (t - 1), 4, 2]`, along polylines, `[n, t, 2]`, `widths` pixels wide."""
     along = np.gradient(paths, axis=1)
     along /= np.linalg.norm(along, axis=-1, keepdims=True) + 1e-6
     half = np.broadcast_to(widths, paths.shape[:2])[..., None] / 2

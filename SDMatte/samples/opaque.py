@@ -1,8 +1,6 @@
 """Objects with mostly opaque interiors: solids, figures, nets, rings, text, plants, fish."""
 
-import importlib.util
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,6 +25,7 @@ from SDMatte.samples.drawing import (
     soften,
     surface,
 )
+from SDMatte.samples.photos import packaged_file
 
 
 def _smooth_shape(rng: Rng, x: float, y: float, r: float) -> np.ndarray:
@@ -183,13 +182,8 @@ _FONTS = "DejaVuSans-Bold DejaVuSerif-Bold DejaVuSans STIXGeneralBolIta cmb10 cm
 @lru_cache(maxsize=64)
 def _font(index: int, size: int) -> ImageFont.FreeTypeFont:
     """Load a font shipped with matplotlib, or Pillow's default."""
-    spec = importlib.util.find_spec("matplotlib")
-    name = _FONTS[index] + ".ttf"
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder, "mpl-data/fonts/ttf", name)
-        if path.is_file():
-            return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)
+    path = packaged_file("matplotlib", f"mpl-data/fonts/ttf/{_FONTS[index]}.ttf")
+    return ImageFont.truetype(str(path), size) if path else ImageFont.load_default(size)
 
 
 def text(rng: Rng, h: int, w: int, textures: Textures) -> Painting:

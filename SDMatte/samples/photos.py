@@ -56,15 +56,19 @@ def real_photographs() -> list[Photograph]:
     """Return the photographs found on this machine, in a fixed order."""
     found = []
     for package, file, held_out, box in _FILES:
-        spec = importlib.util.find_spec(package)  # does not import a top-level package
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            path = Path(folder, file)
-            if path.is_file():
-                found.append(Photograph(path.stem, path, held_out, box))
-                break
+        path = packaged_file(package, file)
+        if path is not None:
+            found.append(Photograph(path.stem, path, held_out, box))
         else:
             logger.debug("%s not found in package %s.", file, package)
     return found
+
+
+def packaged_file(package: str, file: str) -> Path | None:
+    """Find a file of an installed package, without importing the package."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return next((path for folder in folders if (path := Path(folder, file)).is_file()), None)
 
 
 @lru_cache(maxsize=32)
