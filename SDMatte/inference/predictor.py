@@ -161,8 +161,15 @@ class MattePredictor:
         *,
         device: "str | torch.device" = "auto",
         dtype: "str | torch.dtype" = "auto",
+        resolution: int | None = None,
+        keep_aspect: bool | None = None,
+        crop_margin: float | None = None,
+        prompts: Iterable[str] | None = None,
+        batch_size: int = 4,
         offload: bool = False,
-        **settings: Any,
+        progress: bool = False,
+        detector: str | Path | Callable[[np.ndarray, str], list[FoundBox]] = DETECTOR,
+        detector_threshold: float = DETECTOR_THRESHOLD,
     ) -> "MattePredictor":
         """Load a published model or one trained with this project.
 
@@ -177,11 +184,16 @@ class MattePredictor:
             device: ``"auto"`` (CUDA, else MPS, else the CPU) or the name of a device.
             dtype: ``"auto"`` (bfloat16 for full-size models where it is fast, else float32) or a
                 floating-point type; see `SDMatte.runtime.devices.choose_dtype`.
+            resolution: See `MattePredictor`.
+            keep_aspect: See `MattePredictor`.
+            crop_margin: See `MattePredictor`.
+            prompts: See `MattePredictor`.
+            batch_size: See `MattePredictor`.
             offload: Keep the model on the CPU, and only the part that computes on the device, for
                 GPUs with little memory.
-            **settings: ``resolution``, ``keep_aspect``, ``crop_margin``, ``prompts``,
-                ``batch_size``, ``progress``, ``detector`` and ``detector_threshold``, see
-                `MattePredictor`.
+            progress: See `MattePredictor`.
+            detector: See `MattePredictor`.
+            detector_threshold: See `MattePredictor`.
 
         Raises:
             CheckpointError: The model was not found, or its weights do not fit.
@@ -195,11 +207,25 @@ class MattePredictor:
                 "far better and takes 5 GB."
             )
         folder = Path(path_or_hub_id)
+        model: SDMatte | OnnxNetwork
         if read_card(folder):
-            exported = load_exported(folder, checkpoint, device, dtype, offload)
-            return cls(exported, defaults=exported.defaults, **settings)
-        model, defaults, used = _load(path_or_hub_id, checkpoint, device, dtype, offload)
-        return cls(model, defaults=defaults, device=used, **settings)
+            model = load_exported(folder, checkpoint, device, dtype, offload)
+            defaults, used = model.defaults, None
+        else:
+            model, defaults, used = _load(path_or_hub_id, checkpoint, device, dtype, offload)
+        return cls(
+            model,
+            resolution=resolution,
+            keep_aspect=keep_aspect,
+            crop_margin=crop_margin,
+            prompts=prompts,
+            batch_size=batch_size,
+            defaults=defaults,
+            device=used,
+            progress=progress,
+            detector=detector,
+            detector_threshold=detector_threshold,
+        )
 
     def at_resolution(self, resolution: int) -> "MattePredictor":
         """Return a predictor with the same model and settings at another resolution.
