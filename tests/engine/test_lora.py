@@ -96,7 +96,10 @@ def test_loading_a_plain_checkpoint_resets_the_adapters(trained):
 
 @pytest.mark.slow
 def test_runs_resume_and_leave_plain_checkpoints(sample_root, tmp_path, monkeypatch):
-    """With a moving average, so that the saved weights differ from those in training."""
+    """With a moving average, so that the saved weights differ from those in training.
+
+    A changed setting of the optimizer has no effect, and the log says so.
+    """
     monkeypatch.setenv("SDMATTE_DATA_ROOT", str(sample_root))
     words = tiny_settings(
         *(ENABLED, "train.ema.enabled=True", "train.ema.decay=0.5"),
@@ -105,8 +108,10 @@ def test_runs_resume_and_leave_plain_checkpoints(sample_root, tmp_path, monkeypa
     whole, again = tmp_path / "whole", tmp_path / "again"
     train(CONFIG, [*words, f"train.output_dir={whole}"])
     again.mkdir()
-    shutil.copy(whole / "model_0000000.pth", again)
-    train(CONFIG, [*words, f"train.output_dir={again}"], resume=True)
+    for name in ("model_0000000.pth", "config.yaml"):
+        shutil.copy(whole / name, again)
+    train(CONFIG, [*words, f"train.output_dir={again}", "optimizer.eps=1e-3"], resume=True)
+    assert "No effect on a resumed run: optimizer.eps." in (again / "log.txt").read_text()
     first, one, two = (
         read_run(path)
         for path in (
