@@ -3,8 +3,6 @@
 GrabCut comes from OpenCV and the closed-form solver from pymatting.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from typing import Any

@@ -7,8 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401  (before detectron2)
-
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 import torch
 from accelerate import init_empty_weights
 from omegaconf import DictConfig, OmegaConf

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 

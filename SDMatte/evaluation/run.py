@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 import torch
 from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.evaluator import inference_context

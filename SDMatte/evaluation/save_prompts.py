@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 from detectron2.utils import comm
 from omegaconf import DictConfig
 

@@ -1,7 +1,5 @@
 """Comparison of several results with each other and with the published ones."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence

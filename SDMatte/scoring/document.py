@@ -1,7 +1,5 @@
 """Reports as Markdown, LaTeX and HTML, rendered from the templates beside this file."""
 
-from __future__ import annotations
-
 import base64
 import mimetypes
 import re

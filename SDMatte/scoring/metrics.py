@@ -13,8 +13,6 @@ background as a component like any other, as the published evaluation does; ``co
 it, as the original benchmark does. `SDMatte.scoring.protocols` prepares the arrays.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2

@@ -1,7 +1,5 @@
 """The model card of a repository on the Hugging Face hub, from the records of a run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images of results: error maps and contact sheets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 This module does not import torch, so worker processes start quickly.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 from collections import deque
