@@ -49,28 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the model and serve the page until a signal arrives."""
-    from SDMatte.runtime.signals import handling
+    from SDMatte.runtime.signals import interrupted_once
 
     if not 0 < args.port < 65536:
         raise ConfigError(f"--port must be from 1 to 65535; got {args.port}.")
     if not (args.max_pixels >= 1 and args.max_upload > 0):
         raise ConfigError("--max-pixels must be at least 1, and --max-upload positive.")
-
-    def stop(number: int) -> None:
-        if not received:  # later ones must not interrupt the cleaning
-            received.append(number)
-            raise KeyboardInterrupt
-
-    received: list[int] = []
     # Gradio writes whatever visitors upload and download here; it reads the names when imported.
     with (
         tempfile.TemporaryDirectory(prefix="sdmatte-demo-", ignore_cleanup_errors=True) as folder,
-        handling(stop),
+        interrupted_once() as received,
     ):
-        os.environ |= {"GRADIO_TEMP_DIR": str(Path(folder).resolve())}
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False"}
+        uploads = Path(folder).resolve()
+        os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
-            _serve(args, Path(folder).resolve())
+            _serve(args, uploads)
         except KeyboardInterrupt:
             if not received:
                 raise

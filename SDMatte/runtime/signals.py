@@ -40,6 +40,23 @@ def handling(handler: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, previous or signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def interrupted_once() -> Iterator[list[int]]:
+    """Raise a `KeyboardInterrupt` at the first stop signal inside; yield the list it is added to.
+
+    Later signals have no effect, so that they do not interrupt what the first one causes.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int) -> None:
+        if not received:
+            received.append(number)
+            raise KeyboardInterrupt
+
+    with handling(interrupt):
+        yield received
+
+
 class StopRequest:
     """Record the first stop signal, for the training to check between its steps.
 
