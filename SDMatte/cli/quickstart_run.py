@@ -49,18 +49,12 @@ Next: your own data, the published weights and the published recipe; see README.
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """Results of `quickstart`.
+    """Results of `quickstart`."""
 
-    Attributes:
-        scores: Raw metrics by method and ``set/prompt``.
-        beats_baselines: Whether the trained network has lower MSE and SAD with boxes than both
-            baselines, the box as alpha and an untrained network.
-        markdown: Table of the scores.
-    """
-
-    scores: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, float]]  # raw metrics by method and set/prompt
+    # Whether MSE and SAD with boxes are lower than those of the box and of an untrained network.
     beats_baselines: bool
-    markdown: str
+    markdown: str  # table of the scores
 
 
 def quickstart(
@@ -102,7 +96,7 @@ def score_with_baselines(
         ("trained", model, PROMPTS),
         ("before training", load_trained(config, config.train.init_checkpoint), ("box",)),
         ("untrained", build(config.model), ("box",)),
-        ("box as alpha", PromptBaseline("box"), ("box",)),
+        ("box as alpha", PromptBaseline, ("box",)),
     ]
     scores = {}
     for name, predictor, prompts in runs:

@@ -46,8 +46,8 @@ def run_plan(
 
     Args:
         plan: From `plan_test`.
-        model: An `SDMatte.modeling.SDMatte`; a baseline, which takes the batch alone; or the class
-            of a baseline, which is instantiated for each prompt. None if nothing is predicted.
+        model: An `SDMatte.modeling.SDMatte`, or the class of a baseline, which is instantiated for
+            each prompt. None if nothing is predicted.
         model_name: Name of the model, for the reports.
         info: More for the reports, such as the checkpoint.
         only: ``"predict"``: write mattes without scoring them; ``"score"``: score mattes written
@@ -111,10 +111,8 @@ def _prepare_folder(test: SetTest) -> None:
 
 def _bind_prompt(model: Any, test: SetTest) -> Callable[[Mapping[str, Any]], torch.Tensor]:
     """Return a model that takes the batch alone."""
-    if isinstance(model, type):
+    if isinstance(model, type):  # of a baseline
         return model(test.prompt.alias)
-    if not isinstance(model, torch.nn.Module):
-        return model
 
     def predict(batch: Mapping[str, Any]) -> torch.Tensor:
         if not test.config.test.use_captions:
