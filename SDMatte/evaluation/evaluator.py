@@ -45,11 +45,8 @@ class MatteEvaluator(DatasetEvaluator):
     ) -> None:
         """Prepare; nothing is read or written yet.
 
-        Args:
-            test: What to score. Images that are done already are not scored again.
-            model: Name of the model, for the report.
-            info: More for the report, such as the checkpoint.
-            with_metrics: Whether to score; if not, mattes are only written.
+        Images that are done already are not scored again. ``model`` and ``info`` are for the
+        report. Without metrics, mattes are only written.
 
         Raises:
             ConfigError: The protocol is unknown, or ``test.num_workers`` is negative.
