@@ -31,9 +31,7 @@ class MatteEvaluator(DatasetEvaluator):
     In a distributed run each process scores its images and `evaluate` gathers the scores. If the
     test has a folder, its ``mattes/`` gets each matte as PNG, named like the alpha, and the main
     process writes ``scores.csv``, ``summary.json``, ``summary.md`` and ``worst_and_best.png``.
-
-    Attributes:
-        result: The result, in the main process after `evaluate`.
+    ``result`` is set in the main process, by `evaluate`.
     """
 
     def __init__(
@@ -80,14 +78,10 @@ class MatteEvaluator(DatasetEvaluator):
         self._problems: list[str] = []
 
     def process(self, inputs: Mapping[str, Any], outputs: torch.Tensor) -> None:
-        """Submit a batch for scoring.
+        """Submit a batch, and its alphas ``[B, 1, h, w]`` in [0, 1], for scoring.
 
         Images whose prediction is not finite or whose truth is unreadable are reported by
         `evaluate`.
-
-        Args:
-            inputs: The batch; ``hw`` int64 ``[B, 2]`` and the list ``alpha_path`` are used.
-            outputs: The model's alpha ``[B, 1, h, w]`` in [0, 1].
 
         Raises:
             ValueError: The outputs have another shape.

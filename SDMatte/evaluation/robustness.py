@@ -27,17 +27,11 @@ Level = float | int | bool
 
 @dataclass(frozen=True)
 class Sweep:
-    """One setting of `SDMatte.prompts.perturb.PromptPerturbation`, at several levels.
+    """One setting of `SDMatte.prompts.perturb.PromptPerturbation`, at several levels."""
 
-    Attributes:
-        prompt: Short name of the perturbed prompt; "": any, the first of ``test.prompts``.
-        levels: Values of the setting.
-        meaning: What a level means.
-    """
-
-    prompt: str
-    levels: tuple[Level, ...]
-    meaning: str
+    prompt: str  # short name of the perturbed prompt; "": any, the first of test.prompts
+    levels: tuple[Level, ...]  # values of the setting
+    meaning: str  # of a level
 
 
 SWEEPS = {

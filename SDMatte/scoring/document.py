@@ -18,24 +18,14 @@ from SDMatte.scoring.tables import Table, escape_markdown
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a report; empty parts are left out.
-
-    Attributes:
-        title: Heading.
-        text: Paragraph above the tables.
-        tables: Tables.
-        notes: Paragraphs below the tables.
-        items: A list.
-        image: Image file, in the folder of the report.
-        caption: Caption of the image.
-    """
+    """A section of a report; empty parts are left out."""
 
     title: str = ""
-    text: str = ""
+    text: str = ""  # paragraph above the tables
     tables: Sequence[Table] = ()
-    notes: Sequence[str] = ()
-    items: Sequence[str] = ()
-    image: Path | None = None
+    notes: Sequence[str] = ()  # paragraphs below the tables
+    items: Sequence[str] = ()  # a list
+    image: Path | None = None  # in the folder of the report
     caption: str = ""
 
 

@@ -62,7 +62,7 @@ def write_sheet(
 
     Args:
         rows: Label of a matte to its score; all of a row are of one image.
-        path: Image file to write.
+        path: Where to write.
         tile: Width and height of a cell in pixels.
         with_errors: Whether an `error_map` follows each matte.
 

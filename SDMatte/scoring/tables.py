@@ -13,17 +13,11 @@ DISPLAY_SCALE = {"MSE": 1000.0, "MAD": 1000.0}
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows and is left-aligned; the others are right-aligned.
-
-    Attributes:
-        header: Cells of the first line.
-        rows: Cells of the other lines.
-        title: A line above the table in reports.
-    """
+    """A table; its first column names the rows and is left-aligned, the others right-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    title: str = ""
+    title: str = ""  # a line above the table in reports
 
     def format(self, name: str = "pipe") -> str:
         """Format the table, with its cells escaped.
