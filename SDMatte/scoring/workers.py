@@ -9,14 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from typing_extensions import Self
 
 from SDMatte.errors import ConfigError, DataError, OutputError
 from SDMatte.images.io import read_alpha, write_image
@@ -97,7 +96,7 @@ class Scorer:
         )
 
 
-class Workers:
+class Workers(AbstractContextManager):
     """Runs jobs in a thread or in processes and collects their results in order.
 
     At most two jobs per worker are pending, so memory does not grow with the data set.
@@ -119,10 +118,6 @@ class Workers:
         self._collect = collect
         self._pool: Executor | None = None
         self._pending: deque[Future] = deque()
-
-    def __enter__(self) -> Self:
-        """Return the workers."""
-        return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         """Finish all jobs, or drop them after an error."""
