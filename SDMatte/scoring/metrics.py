@@ -329,13 +329,11 @@ def _largest_component(
     return omega, int(sizes[winner]), _seed(level * omega)
 
 
-def _gaussian_kernels() -> tuple[np.ndarray, np.ndarray]:
-    """Return the smoothing and the derivative factor of the filter, each of unit L2 norm."""
-    x = np.arange(-_HALF, _HALF + 1, dtype=np.float64)
-    smooth = np.exp(-(x**2) / (2 * SIGMA**2))
-    derive = x * smooth
-    return smooth / np.linalg.norm(smooth), derive / np.linalg.norm(derive)
+_OFFSETS = np.arange(-_HALF, _HALF + 1, dtype=np.float64)
+_SMOOTH = np.exp(-(_OFFSETS**2) / (2 * SIGMA**2))
+_DERIVE = _OFFSETS * _SMOOTH
+_SMOOTH /= np.linalg.norm(_SMOOTH)
+_DERIVE /= np.linalg.norm(_DERIVE)
+"""Smoothing and derivative factor of the gradient's filter, each of unit L2 norm."""
 
-
-_SMOOTH, _DERIVE = _gaussian_kernels()
 _THRESHOLDS = np.arange(256, dtype=np.float32) / np.float32(NUM_STEPS)
