@@ -30,13 +30,10 @@ class Section:
 
 
 def render(name: str, title: str, sections: Iterable[Section]) -> str:
-    """Render a report. All texts are escaped.
+    """Render a report, with all texts escaped.
 
-    Args:
-        name: ``"report.md"``, ``"report.tex"``, which both link their images, or
-            ``"report.html"``, which contains them.
-        title: Heading of the report.
-        sections: Its sections.
+    Its name is ``"report.md"``, ``"report.tex"``, which both link their images, or
+    ``"report.html"``, which contains them.
 
     Raises:
         DataError: An image is unreadable.
