@@ -71,16 +71,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _name(model: str | None) -> str:
-    return "SDMatte_small" if model is None else Path(model).absolute().name
-
-
-def _with_model(args: argparse.Namespace, model: str | None) -> argparse.Namespace:
-    if model == args.model:
-        return args
-    return argparse.Namespace(**{**vars(args), "model": model, "checkpoint": None})
-
-
 def _serve(args: argparse.Namespace, folder: Path) -> None:
     """Serve the page until interrupted."""
     try:
@@ -92,10 +82,12 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     from SDMatte.demo.page import LAUNCH, build_page
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's requests to itself
-    models = {
-        _name(model): functools.partial(load_predictor, _with_model(args, model), progress=True)
-        for model in (args.model, *args.more_models)
-    }
+    models = {}
+    for model in (args.model, *args.more_models):
+        name = "SDMatte_small" if model is None else Path(model).absolute().name
+        changed = {} if model == args.model else {"model": model, "checkpoint": None}
+        chosen = argparse.Namespace(**{**vars(args), **changed})
+        models[name] = functools.partial(load_predictor, chosen, progress=True)
     if len(models) <= len(args.more_models):
         raise ConfigError("--more-models: two models have the same name.")
     print(f"Loading {next(iter(models))} ...", flush=True)

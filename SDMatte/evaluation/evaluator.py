@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from SDMatte.scoring.report import write_report
 from SDMatte.scoring.results import SHEET, EvaluationResult, ImageScore
 from SDMatte.scoring.sheets import write_error_maps, write_worst_and_best
 from SDMatte.scoring.tables import score_table
-from SDMatte.scoring.workers import Scorer, Workers
+from SDMatte.scoring.workers import Scorer, Target, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +52,7 @@ class MatteEvaluator(DatasetEvaluator):
         self.model = model
         self.info = dict(info or {})
         self.with_metrics = with_metrics
-        self.result: EvaluationResult | None = None
         settings = test.config.test
-        self._ready, self._unscored = [], []
-        for name, image in test.done.items():
-            target = test.targets[name]
-            if image.scores or not with_metrics:
-                # The data may have been moved since.
-                alpha_path, image_path = target.alpha_path, target.image_path
-                self._ready.append(replace(image, alpha_path=alpha_path, image_path=image_path))
-            else:
-                self._unscored.append((target, Path(image.pred_path)))
         protocol = get_protocol(settings.protocol)
         folder = test.folder if settings.save_mattes else None
         self._scorer = Scorer(protocol, folder, with_metrics)
@@ -73,9 +62,18 @@ class MatteEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forget all images but those done by earlier runs."""
         self._workers.close()
-        self.result = None
-        self._finished = list(self._ready) if comm.is_main_process() else []
+        self.result: EvaluationResult | None = None
+        self._finished: list[ImageScore] = []
+        self._unscored: list[tuple[Target, str]] = []
         self._problems: list[str] = []
+        for name, image in self.test.done.items():
+            target = self.test.targets[name]
+            if self.with_metrics and not image.scores:
+                self._unscored.append((target, image.pred_path))
+            elif comm.is_main_process():
+                # The data may have been moved since.
+                paths = {"alpha_path": target.alpha_path, "image_path": target.image_path}
+                self._finished.append(replace(image, **paths))
 
     def process(self, inputs: Mapping[str, Any], outputs: torch.Tensor) -> None:
         """Submit a batch, and its alphas ``[B, 1, h, w]`` in [0, 1], for scoring.
