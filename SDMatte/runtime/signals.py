@@ -61,15 +61,11 @@ class StopRequest:
     """Record the first stop signal, for the training to check between its steps.
 
     Another signal, more than a second later, ends the process immediately.
-
-    Attributes:
-        received: The signal's number; None if there was none.
-        leave: Called by the first signal while the state is saved, so that the run can end
-            immediately by an exception that this function raises.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received: int | None = None  # number of the first signal
+        # Set while the state is saved: ends the run at the first signal, by an exception.
         self.leave: Callable[[int], NoReturn] | None = None
         self._since = 0.0
         self._pid = os.getpid()

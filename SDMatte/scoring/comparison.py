@@ -39,13 +39,9 @@ _SHARED_FACTS = ("protocol", "pixels", "model")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of one data set and prompt under one protocol.
+    """Results of one data set and prompt under one protocol."""
 
-    Attributes:
-        results: Label to result; the others are compared with the first.
-    """
-
-    results: Mapping[str, EvaluationResult]
+    results: Mapping[str, EvaluationResult]  # by label; the others are compared with the first
 
     @property
     def first(self) -> EvaluationResult:
