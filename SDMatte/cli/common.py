@@ -124,16 +124,8 @@ def launch(
 ) -> Any:
     """Run ``function(*given)`` in as many processes as the command line asks for.
 
-    Args:
-        args: The parsed arguments, with those of `add_process_arguments`.
-        config_file: The config with the device and the timeout of the processes.
-        overrides: Overrides of the config.
-        function: A module-level function.
-        *given: Its arguments; must be picklable.
-        saved: Describes, given ``train.output_dir``, what was saved before a signal.
-
-    Returns:
-        What the function returned in the first process of this machine.
+    See `start_processes`; the config has the device and the timeout. ``saved`` describes, given
+    ``train.output_dir``, what was saved before a signal.
     """
     from SDMatte.runtime.config import load_config
 

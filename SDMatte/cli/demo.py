@@ -49,43 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the model and serve the page until a signal arrives."""
-    from SDMatte.runtime.signals import handling
+    from SDMatte.runtime.signals import interrupted_once
 
     if not 0 < args.port < 65536:
         raise ConfigError(f"--port must be from 1 to 65535; got {args.port}.")
     if not (args.max_pixels >= 1 and args.max_upload > 0):
         raise ConfigError("--max-pixels must be at least 1, and --max-upload positive.")
-
-    def stop(number: int) -> None:
-        if not received:  # later ones must not interrupt the cleaning
-            received.append(number)
-            raise KeyboardInterrupt
-
-    received: list[int] = []
     # Gradio writes whatever visitors upload and download here; it reads the names when imported.
     with (
         tempfile.TemporaryDirectory(prefix="sdmatte-demo-", ignore_cleanup_errors=True) as folder,
-        handling(stop),
+        interrupted_once() as received,
     ):
-        os.environ |= {"GRADIO_TEMP_DIR": str(Path(folder).resolve())}
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False"}
+        uploads = Path(folder).resolve()
+        os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
-            _serve(args, Path(folder).resolve())
+            _serve(args, uploads)
         except KeyboardInterrupt:
             if not received:
                 raise
             print("Stopped.")
     return 0
-
-
-def _name(model: str | None) -> str:
-    return "SDMatte_small" if model is None else Path(model).absolute().name
-
-
-def _with_model(args: argparse.Namespace, model: str | None) -> argparse.Namespace:
-    if model == args.model:
-        return args
-    return argparse.Namespace(**{**vars(args), "model": model, "checkpoint": None})
 
 
 def _serve(args: argparse.Namespace, folder: Path) -> None:
@@ -99,10 +82,12 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
     from SDMatte.demo.page import LAUNCH, build_page
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's requests to itself
-    models = {
-        _name(model): functools.partial(load_predictor, _with_model(args, model), progress=True)
-        for model in (args.model, *args.more_models)
-    }
+    models = {}
+    for model in (args.model, *args.more_models):
+        name = "SDMatte_small" if model is None else Path(model).absolute().name
+        changed = {} if model == args.model else {"model": model, "checkpoint": None}
+        chosen = argparse.Namespace(**{**vars(args), **changed})
+        models[name] = functools.partial(load_predictor, chosen, progress=True)
     if len(models) <= len(args.more_models):
         raise ConfigError("--more-models: two models have the same name.")
     print(f"Loading {next(iter(models))} ...", flush=True)

@@ -194,13 +194,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_predictor(args: argparse.Namespace, progress: bool, **settings):
-    """Load the model that the arguments of `add_model_arguments` name.
-
-    Args:
-        args: The parsed arguments.
-        progress: See `MattePredictor`.
-        **settings: More arguments of `MattePredictor.from_pretrained`.
-    """
+    """Load the model that the arguments of `add_model_arguments` name; see `MattePredictor`."""
     from SDMatte.inference.predictor import MattePredictor  # late: it takes seconds
 
     return MattePredictor.from_pretrained(
@@ -286,30 +280,18 @@ def _plan(args: argparse.Namespace):
 
 
 def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool = True) -> None:
-    """Load the model if there are jobs, and run them.
-
-    Args:
-        batch: The batch.
-        args: The parsed arguments.
-        num_local: Number of processes on this machine.
-        is_main: Whether to show the progress.
+    """Load the model if there are jobs, and run them; show the progress if ``is_main``.
 
     Raises:
         RunStopped: A signal arrived; mattes that were being written are complete.
     """
     if not batch.jobs:
         return
-    from SDMatte.runtime.signals import exit_status, handling
+    from SDMatte.runtime.signals import exit_status, interrupted_once
 
     received: list[int] = []
-
-    def stop(number: int) -> None:
-        received.append(number)
-        if len(received) == 1:  # later ones must not interrupt the writing
-            raise KeyboardInterrupt
-
     try:
-        with handling(stop):
+        with interrupted_once() as received:
             from SDMatte.inference.detection import Detector  # late: it takes seconds
 
             has_text = any(job.prompt.kind == "text" for job in batch.jobs)

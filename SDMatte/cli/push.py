@@ -45,13 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Upload the model, or print its card."""
-    if args.dry_run:
-        print(make_card(args.source, args.repo, args.checkpoint, args.results, args.license))
-        return
-    url = push_to_hub(
-        args.source, args.repo, args.checkpoint, args.results, args.license, args.private
-    )
-    print(f"Uploaded: {url}")
+    words = (args.source, args.repo, args.checkpoint, args.results, args.license)
+    found = push_to_hub(*words, private=args.private, dry_run=args.dry_run)
+    print(found if args.dry_run else f"Uploaded: {found}")
 
 
 def push_to_hub(
@@ -61,6 +57,7 @@ def push_to_hub(
     results: Sequence[Path] | None = None,
     license_id: str | None = None,
     private: bool = False,
+    dry_run: bool = False,
 ) -> str:
     """Upload a model with its card, in one commit, and return the commit's address.
 
@@ -71,6 +68,7 @@ def push_to_hub(
         results: Folders with results; None: that of the run.
         license_id: Identifier of the license on the hub.
         private: Create a private repository.
+        dry_run: Upload nothing and return the card.
 
     Raises:
         CheckpointError: The model was not found.
@@ -83,8 +81,11 @@ def push_to_hub(
     from SDMatte.inference.loading import find_model
     from SDMatte.modeling import hub
 
-    card = make_card(source, repo, checkpoint, results, license_id)
+    hub.check_repo(repo)
     found = find_model(source, checkpoint)
+    card = _make_card(found, repo, results, license_id)
+    if dry_run:
+        return card
     model = found.load(torch.device("cpu"), "float32")
     with tempfile.TemporaryDirectory(prefix="sdmatte-push-") as folder:
         model.save_pretrained(folder, inference=found.defaults.model_dump())
@@ -93,24 +94,17 @@ def push_to_hub(
         return hub.push_folder(folder, repo, private, f"Upload {type(model).__name__}")
 
 
-def make_card(
-    source: str | Path,
-    repo: str,
-    checkpoint: str | Path | None = None,
-    results: Sequence[Path] | None = None,
-    license_id: str | None = None,
+def _make_card(
+    found: Any, repo: str, results: Sequence[Path] | None, license_id: str | None
 ) -> str:
-    """Return the card of a model; see `push_to_hub`."""
     from omegaconf import OmegaConf
 
     from SDMatte.evaluation.identity import file_hash
-    from SDMatte.inference.loading import RUN_CONFIG, find_model
+    from SDMatte.inference.loading import RUN_CONFIG
     from SDMatte.modeling import hub
     from SDMatte.scoring.model_card import render_card
     from SDMatte.scoring.results import find_results, read_result
 
-    hub.check_repo(repo)
-    found = find_model(source, checkpoint)
     home = found.checkpoint.parent
     config: Any = None
     base = None

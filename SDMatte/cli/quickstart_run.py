@@ -49,18 +49,12 @@ Next: your own data, the published weights and the published recipe; see README.
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """Results of `quickstart`.
+    """Results of `quickstart`."""
 
-    Attributes:
-        scores: Raw metrics by method and ``set/prompt``.
-        beats_baselines: Whether the trained network has lower MSE and SAD with boxes than both
-            baselines, the box as alpha and an untrained network.
-        markdown: Table of the scores.
-    """
-
-    scores: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, float]]  # raw metrics by method and set/prompt
+    # Whether MSE and SAD with boxes are lower than those of the box and of an untrained network.
     beats_baselines: bool
-    markdown: str
+    markdown: str  # table of the scores
 
 
 def quickstart(
@@ -102,7 +96,7 @@ def score_with_baselines(
         ("trained", model, PROMPTS),
         ("before training", load_trained(config, config.train.init_checkpoint), ("box",)),
         ("untrained", build(config.model), ("box",)),
-        ("box as alpha", PromptBaseline("box"), ("box",)),
+        ("box as alpha", PromptBaseline, ("box",)),
     ]
     scores = {}
     for name, predictor, prompts in runs:
@@ -125,31 +119,23 @@ def draw_photographs(predictor: MattePredictor, path: Path, tile: int = 256) -> 
     """Draw photographs with their prompts, mattes and cutouts on a checkerboard."""
     tiles = []
     for photograph in real_photographs():
+        if photograph.box is None:
+            continue
         image = np.array(photograph.load())
-        for prompt in _photograph_prompts(photograph.name, photograph.box, image.shape[:2]):
+        x0, y0, x1, y1 = photograph.box
+        prompts: list[dict[str, Any]] = [{"box": (x0, y0, x1 + 1, y1 + 1)}]
+        if photograph.name in _POINTS:
+            prompts.append({"points": _POINTS[photograph.name]})
+        if photograph.name in _ELLIPSES:
+            mask = np.zeros(image.shape[:2], np.uint8)
+            cv2.ellipse(mask, *_ELLIPSES[photograph.name], 0, 0, 360, 1, -1)
+            prompts.append({"mask": mask})
+        for prompt in prompts:
             result = predictor.predict(**prompt, image=predictor.encode(image))
             assert isinstance(result, MatteResult)  # a single prompt
             ground = checkerboard(result.alpha.shape, max(image.shape) // 24)
             tiles += [_prompted(image, **prompt), result.alpha, result.composite(ground)]
     write_image(path, contact_sheet(tiles, ["prompt", "matte", "cutout"] * 2, 6, tile))
-
-
-def _photograph_prompts(
-    name: str, box: tuple[int, int, int, int] | None, hw: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """Return the prompts of a photograph: arguments of `MattePredictor.predict`."""
-    if box is None:
-        return []
-    x0, y0, x1, y1 = box
-    prompts: list[dict[str, Any]] = [{"box": (x0, y0, x1 + 1, y1 + 1)}]
-    if name in _POINTS:
-        prompts.append({"points": _POINTS[name]})
-    if name in _ELLIPSES:
-        mask = np.zeros(hw, np.uint8)
-        center, axes = _ELLIPSES[name]
-        cv2.ellipse(mask, center, axes, 0, 0, 360, 1, -1)
-        prompts.append({"mask": mask})
-    return prompts
 
 
 def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:

@@ -83,10 +83,16 @@ def run(args: argparse.Namespace) -> None:
 
 def test(args: argparse.Namespace) -> None:
     """Load, test and print; called in every process."""
+    import SDMatte.compat  # noqa: F401
+
+    from detectron2.utils import comm
+
     from SDMatte.errors import ConfigError
     from SDMatte.evaluation.plan import plan_test
     from SDMatte.evaluation.run import run_plan
     from SDMatte.evaluation.save_prompts import save_prompts
+    from SDMatte.scoring.protocols import get_protocol
+    from SDMatte.scoring.tables import score_table
 
     methods, folders = find_tested(args, "test")
     for config in {id(m.config): m.config for m in methods}.values():
@@ -107,7 +113,13 @@ def test(args: argparse.Namespace) -> None:
         scores = run_plan(plan, model, method.name, method.info, args.only)
         for key, values in scores.items():
             rows[method.config.test.protocol][f"{method.name}, {key}"] = values
-    show(rows, folders, mattes_only=args.only == "predict")
+    if not comm.is_main_process():
+        return
+    for name, protocol_rows in rows.items():
+        print(f"\nprotocol {name}: {get_protocol(name).description}\n")
+        print(score_table(protocol_rows, display=True))
+    what = "Mattes are" if args.only == "predict" else "Mattes and reports are"
+    print(f"{what} in {', '.join(map(str, folders))}.")
 
 
 def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
@@ -129,23 +141,3 @@ def find_tested(args: argparse.Namespace, name: str) -> tuple[list, list[Path]]:
         top = Path(args.output or f"output/{name}")
         return methods, [top / method.name for method in methods]
     return methods, [Path(args.output or methods[0].home / name)]
-
-
-def show(
-    rows: dict[str, dict[str, dict[str, float]]], folders: list[Path], mattes_only: bool
-) -> None:
-    """Print a table per protocol, in the main process."""
-    import SDMatte.compat  # noqa: F401
-
-    from detectron2.utils import comm
-
-    from SDMatte.scoring.protocols import get_protocol
-    from SDMatte.scoring.tables import score_table
-
-    if not comm.is_main_process():
-        return
-    for name, scores in rows.items():
-        print(f"\nprotocol {name}: {get_protocol(name).description}\n")
-        print(score_table(scores, display=True))
-    what = "Mattes are" if mattes_only else "Mattes and reports are"
-    print(f"{what} in {', '.join(map(str, folders))}.")

@@ -3,8 +3,6 @@
 GrabCut comes from OpenCV and the closed-form solver from pymatting.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,15 +18,10 @@ from SDMatte.runtime.numba_cache import load_compiled
 
 
 class Baseline:
-    """A method that computes one alpha at a time, in numpy.
+    """A method that computes one alpha at a time, in numpy."""
 
-    Attributes:
-        title: Name in messages.
-        prompts: Short names of the supported prompts.
-    """
-
-    title = ""
-    prompts: tuple[str, ...] = ()
+    title = ""  # name in messages
+    prompts: tuple[str, ...] = ()  # short names of the supported ones
 
     def __init__(self, prompt: str) -> None:
         """Select the prompt by its published or short name; a `PromptError` if not supported."""
@@ -70,18 +63,13 @@ class GrabCut(Baseline):
     Fixed are the outside of a box, a mask except for a band along its outline, the centers of
     points, and the known pixels of a trimap. Images are processed at a reduced size, since the time
     grows with the number of pixels.
-
-    Attributes:
-        iterations: Rounds of color models and cuts.
-        max_side: Larger images are reduced to this side, in pixels.
-        band: Half width of the band along a mask's outline, as a fraction of the longer side.
     """
 
     title = "GrabCut"
     prompts = ("point", "box", "mask", "trimap")
-    iterations = 5
-    max_side = 512
-    band = 0.03
+    iterations = 5  # rounds of color models and cuts
+    max_side = 512  # pixels; larger images are reduced
+    band = 0.03  # half width of the band along a mask's outline, as a fraction of the longer side
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
         """Segment the image; the random state of the color models is the same for every image."""
@@ -129,15 +117,11 @@ class GuidedGrabCut(GrabCut):
 
     The outside of a box and the known pixels of a trimap are kept. The attributes were chosen on
     photographs and on samples, with every prompt.
-
-    Attributes:
-        radius: Radius of the filter's windows, as a fraction of the longer side.
-        eps: Variance of colors in [0, 1] below which a window is smoothed.
     """
 
     title = "GrabCut with guided filter"
-    radius = 0.02
-    eps = 1e-4
+    radius = 0.02  # of the filter's windows, as a fraction of the longer side
+    eps = 1e-4  # variance of colors in [0, 1] below which a window is smoothed
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
         """Segment the image and filter the result."""

@@ -4,10 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
-
-import SDMatte.compat  # noqa: F401  (before detectron2)
 
 import torch
 from detectron2.evaluation import DatasetEvaluator
@@ -22,7 +19,7 @@ from SDMatte.scoring.report import write_report
 from SDMatte.scoring.results import SHEET, EvaluationResult, ImageScore
 from SDMatte.scoring.sheets import write_error_maps, write_worst_and_best
 from SDMatte.scoring.tables import score_table
-from SDMatte.scoring.workers import Scorer, Workers
+from SDMatte.scoring.workers import Scorer, Target, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +30,7 @@ class MatteEvaluator(DatasetEvaluator):
     In a distributed run each process scores its images and `evaluate` gathers the scores. If the
     test has a folder, its ``mattes/`` gets each matte as PNG, named like the alpha, and the main
     process writes ``scores.csv``, ``summary.json``, ``summary.md`` and ``worst_and_best.png``.
-
-    Attributes:
-        result: The result, in the main process after `evaluate`.
+    ``result`` is set in the main process, by `evaluate`.
     """
 
     def __init__(
@@ -47,11 +42,8 @@ class MatteEvaluator(DatasetEvaluator):
     ) -> None:
         """Prepare; nothing is read or written yet.
 
-        Args:
-            test: What to score. Images that are done already are not scored again.
-            model: Name of the model, for the report.
-            info: More for the report, such as the checkpoint.
-            with_metrics: Whether to score; if not, mattes are only written.
+        Images that are done already are not scored again. ``model`` and ``info`` are for the
+        report. Without metrics, mattes are only written.
 
         Raises:
             ConfigError: The protocol is unknown, or ``test.num_workers`` is negative.
@@ -60,17 +52,7 @@ class MatteEvaluator(DatasetEvaluator):
         self.model = model
         self.info = dict(info or {})
         self.with_metrics = with_metrics
-        self.result: EvaluationResult | None = None
         settings = test.config.test
-        self._ready, self._unscored = [], []
-        for name, image in test.done.items():
-            target = test.targets[name]
-            if image.scores or not with_metrics:
-                # The data may have been moved since.
-                alpha_path, image_path = target.alpha_path, target.image_path
-                self._ready.append(replace(image, alpha_path=alpha_path, image_path=image_path))
-            else:
-                self._unscored.append((target, Path(image.pred_path)))
         protocol = get_protocol(settings.protocol)
         folder = test.folder if settings.save_mattes else None
         self._scorer = Scorer(protocol, folder, with_metrics)
@@ -80,19 +62,24 @@ class MatteEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         """Forget all images but those done by earlier runs."""
         self._workers.close()
-        self.result = None
-        self._finished = list(self._ready) if comm.is_main_process() else []
+        self.result: EvaluationResult | None = None
+        self._finished: list[ImageScore] = []
+        self._unscored: list[tuple[Target, str]] = []
         self._problems: list[str] = []
+        for name, image in self.test.done.items():
+            target = self.test.targets[name]
+            if self.with_metrics and not image.scores:
+                self._unscored.append((target, image.pred_path))
+            elif comm.is_main_process():
+                # The data may have been moved since.
+                paths = {"alpha_path": target.alpha_path, "image_path": target.image_path}
+                self._finished.append(replace(image, **paths))
 
     def process(self, inputs: Mapping[str, Any], outputs: torch.Tensor) -> None:
-        """Submit a batch for scoring.
+        """Submit a batch, and its alphas ``[B, 1, h, w]`` in [0, 1], for scoring.
 
         Images whose prediction is not finite or whose truth is unreadable are reported by
         `evaluate`.
-
-        Args:
-            inputs: The batch; ``hw`` int64 ``[B, 2]`` and the list ``alpha_path`` are used.
-            outputs: The model's alpha ``[B, 1, h, w]`` in [0, 1].
 
         Raises:
             ValueError: The outputs have another shape.

@@ -8,8 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 from omegaconf import DictConfig
 
 from SDMatte.data import MattingDataset

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 import torch
 from accelerate import init_empty_weights
 from omegaconf import DictConfig, OmegaConf
@@ -31,29 +29,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Method:
-    """A method under test.
+    """A method under test; prompts by their short names."""
 
-    Attributes:
-        name: Name, unique in the run.
-        config: The whole config.
-        load: Returns what `SDMatte.evaluation.run.run_plan` takes as a model.
-        prompts: Short names of the prompts to test, a subset of ``test.prompts``.
-        supported_prompts: Short names of all prompts that the method supports.
-        identity: What its predictions depend on; results are resumed only if it matches.
-        info: More for the reports.
-        checkpoint: The checkpoint file; None for a baseline.
-        home: Default parent of the output folder: beside a local checkpoint, else below
-            ``output``.
-    """
-
-    name: str
-    config: DictConfig
-    load: Callable[[], Any]
-    prompts: tuple[str, ...]
+    name: str  # unique in the run
+    config: DictConfig  # the whole config
+    load: Callable[[], Any]  # returns what `SDMatte.evaluation.run.run_plan` takes as a model
+    prompts: tuple[str, ...]  # those to test, a subset of test.prompts
     supported_prompts: tuple[str, ...]
-    identity: Mapping[str, Any]
-    info: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: Path | None = None
+    identity: Mapping[str, Any]  # what its predictions depend on; only equal ones are resumed
+    info: Mapping[str, Any] = field(default_factory=dict)  # for the reports
+    checkpoint: Path | None = None  # None for a baseline
+    # Default parent of the output folder: that of a local checkpoint, else below output/.
     home: Path = Path("output")
 
 

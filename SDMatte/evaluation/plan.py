@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,24 +36,15 @@ HOW_TO_NAME_A_SET = (
 
 @dataclass(frozen=True, eq=False)
 class SetTest:
-    """One data set under one prompt: what to do, and what is done already.
+    """One data set under one prompt: what to do, and what is done already."""
 
-    Attributes:
-        name: Name of the data set.
-        prompt: The prompt.
-        loader: Loader of the whole data set.
-        config: The whole config.
-        folder: Folder of mattes and reports; None: nothing is written.
-        progress_log: Progress in the folder; None: the test is not resumed.
-        done: Images predicted by earlier runs, by name; those without scores remain to be scored.
-    """
-
-    name: str
+    name: str  # of the data set
     prompt: PromptType
-    loader: Any
-    config: DictConfig
-    folder: Path | None = None
-    progress_log: ProgressLog | None = None
+    loader: Any  # of the whole data set
+    config: DictConfig  # the whole config
+    folder: Path | None = None  # of mattes and reports; None: nothing is written
+    progress_log: ProgressLog | None = None  # in the folder; None: the test is not resumed
+    # Images predicted by earlier runs, by name; those without scores remain to be scored.
     done: Mapping[str, ImageScore] = field(default_factory=dict)
 
     @property

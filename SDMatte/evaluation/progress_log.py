@@ -31,10 +31,6 @@ class ProgressLog:
     The first line of ``progress.jsonl`` holds the identity of the test: model, protocol, prompts,
     images. During a test, each process appends the images it has done to its own file,
     ``progress.0.jsonl`` and so on; the next start merges them.
-
-    Attributes:
-        folder: The folder of the results.
-        identity: What the results depend on, as JSON. Others are not resumed.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:

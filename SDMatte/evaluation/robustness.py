@@ -3,12 +3,10 @@
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from SDMatte.errors import ConfigError
@@ -24,20 +22,16 @@ from SDMatte.scoring.tables import metrics_table
 _METRIC = "SAD"  # in the plot
 PLOT, TABLE, NUMBERS = "robustness.png", "robustness.md", "robustness.json"
 
+Level = float | int | bool
+
 
 @dataclass(frozen=True)
 class Sweep:
-    """One setting of `SDMatte.prompts.perturb.PromptPerturbation`, at several levels.
+    """One setting of `SDMatte.prompts.perturb.PromptPerturbation`, at several levels."""
 
-    Attributes:
-        prompt: Short name of the perturbed prompt; "": any, the first of ``test.prompts``.
-        levels: Values of the setting.
-        meaning: What a level means.
-    """
-
-    prompt: str
-    levels: tuple[float | int | bool, ...]
-    meaning: str
+    prompt: str  # short name of the perturbed prompt; "": any, the first of test.prompts
+    levels: tuple[Level, ...]  # values of the setting
+    meaning: str  # of a level
 
 
 SWEEPS = {
@@ -57,40 +51,16 @@ SWEEPS = {
 """Name of the setting to its sweep."""
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Raw scores of one method on one data set at one level of a sweep, an entry of `SWEEPS`."""
-
-    method: str
-    dataset: str
-    kind: str
-    level: float | int | bool
-    prompt: str
-    protocol: str
-    scores: dict[str, float]
-
-    @property
-    def level_name(self) -> str | float:
-        """The level in tables and plots."""
-        if isinstance(self.level, bool):
-            return "wrong" if self.level else "right"
-        return self.level
-
-
-@dataclass(frozen=True)
-class Step:
-    """One data set at one level of a sweep, planned."""
-
-    kind: str
-    level: float | int | bool
-    test: SetTest
-
-
-def plan_robustness(method: Method, output_dir: str | Path, restart: bool = False) -> list[Step]:
+def plan_robustness(
+    method: Method, output_dir: str | Path, restart: bool = False
+) -> list[tuple[str, Level, SetTest]]:
     """Plan all levels of the sweeps whose prompts a method supports.
 
     See `SDMatte.evaluation.plan.plan_test`. Scores of each level are written to ``output_dir``, but
     no mattes.
+
+    Returns:
+        Name of the sweep, level and test of each step.
 
     Raises:
         ConfigError: The method supports none.
@@ -110,48 +80,50 @@ def plan_robustness(method: Method, output_dir: str | Path, restart: bool = Fals
             config.dataloader.test.dataset.perturb = {kind: level}
             config.test.save_mattes = False
             plan = plan_test(config, output_dir, [prompt], method.identity, restart)
-            steps += [Step(kind, level, test) for test in plan]
+            steps += [(kind, level, test) for test in plan]
     outputs = [Path(output_dir), *(Path(output_dir) / name for name in (PLOT, TABLE, NUMBERS))]
-    for dataset in {step.test.name: step.test.loader.dataset for step in steps}.values():
+    for dataset in {test.name: test.loader.dataset for _, _, test in steps}.values():
         check_not_read(outputs, files_read(dataset))
     return steps
 
 
-def measure_robustness(method: Method, steps: Sequence[Step]) -> list[Measurement]:
+def measure_robustness(
+    method: Method, steps: Sequence[tuple[str, Level, SetTest]]
+) -> list[dict[str, Any]]:
     """Run the steps of `plan_robustness`; a test shared by several sweeps runs once.
 
-    The result is empty in all processes but the main one.
+    Returns:
+        An entry of ``robustness.json`` for each step; none in all processes but the main one.
     """
     tests: dict[str, SetTest] = {}
-    for step in steps:
-        tests.setdefault(step.test.key, step.test)
+    for _, _, test in steps:
+        tests.setdefault(test.key, test)
     scores = run_plan(list(tests.values()), method.load(), method.name, method.info)
     return [
-        Measurement(
-            method.name,
-            step.test.name,
-            step.kind,
-            step.level,
-            step.test.prompt.alias,
-            step.test.config.test.protocol,
-            scores[step.test.key],
-        )
-        for step in steps
-        if step.test.key in scores  # only in the main process
+        {
+            "method": method.name,
+            "dataset": test.name,
+            "kind": kind,
+            "level": level,
+            "prompt": test.prompt.alias,
+            "protocol": test.config.test.protocol,
+            "scores": scores[test.key],
+        }
+        for kind, level, test in steps
+        if test.key in scores  # only in the main process
     ]
 
 
-def write_robustness(measurements: Sequence[Measurement], output_dir: str | Path) -> list[Path]:
+def write_robustness(measured: Sequence[dict[str, Any]], output_dir: str | Path) -> list[Path]:
     """Write ``robustness.png`` (a plot), ``robustness.md`` and ``robustness.json``."""
     paths = plot, table, numbers = [Path(output_dir) / name for name in (PLOT, TABLE, NUMBERS)]
-    content = json.dumps([asdict(measurement) for measurement in measurements], indent=1)
-    write_text(numbers, f"{content}\n")
-    _draw(measurements, plot)
+    write_text(numbers, f"{json.dumps(measured, indent=1)}\n")
+    _draw(measured, plot)
     tables: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
-    for m in measurements:
-        title = f"{m.dataset}, {SWEEPS[m.kind].meaning} ({m.prompt} prompt)"
-        rows = tables.setdefault((title, m.protocol), {})
-        rows[f"{m.method}, {m.level_name}"] = m.scores
+    for m in measured:
+        title = f"{m['dataset']}, {SWEEPS[m['kind']].meaning} ({m['prompt']} prompt)"
+        rows = tables.setdefault((title, m["protocol"]), {})
+        rows[f"{m['method']}, {_level_name(m['level'])}"] = m["scores"]
     sections = [Section(text=UNITS, image=plot, caption=f"{_METRIC} at each level")]
     for (title, protocol), rows in tables.items():
         text = f"Protocol {protocol} ({get_protocol(protocol).description})."
@@ -160,21 +132,26 @@ def write_robustness(measurements: Sequence[Measurement], output_dir: str | Path
     return paths
 
 
-def _draw(measurements: Sequence[Measurement], path: Path) -> None:
+def _level_name(level: Level) -> str | float:
+    if isinstance(level, bool):
+        return "wrong" if level else "right"
+    return level
+
+
+def _draw(measured: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw a panel for each data set (down) and sweep (across), with a line for each method."""
-    rows = list(dict.fromkeys(m.dataset for m in measurements))
-    columns = list(dict.fromkeys(m.kind for m in measurements))
+    rows = list(dict.fromkeys(m["dataset"] for m in measured))
+    columns = list(dict.fromkeys(m["kind"] for m in measured))
     figure = Figure(figsize=(4.8 * len(columns), 3.8 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    lines: dict[tuple[str, str, str], list[tuple]] = {}
-    for m in measurements:
-        points = lines.setdefault((m.dataset, m.kind, f"{m.method}, {m.protocol}"), [])
-        points.append((m.level_name, m.scores[_METRIC]))
-        axes = grid[rows.index(m.dataset)][columns.index(m.kind)]
-        axes.set(title=f"{m.dataset}, {m.prompt}", xlabel=SWEEPS[m.kind].meaning, ylabel=_METRIC)
-    for (dataset, kind, label), points in lines.items():
-        axes = grid[rows.index(dataset)][columns.index(kind)]
+    lines: dict[tuple, list[tuple]] = {}
+    for m in measured:
+        axes = grid[rows.index(m["dataset"])][columns.index(m["kind"])]
+        meaning = SWEEPS[m["kind"]].meaning
+        axes.set(title=f"{m['dataset']}, {m['prompt']}", xlabel=meaning, ylabel=_METRIC)
+        points = lines.setdefault((axes, f"{m['method']}, {m['protocol']}"), [])
+        points.append((_level_name(m["level"]), m["scores"][_METRIC]))
+    for (axes, label), points in lines.items():
         axes.plot(*zip(*points, strict=True), marker=".", label=label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

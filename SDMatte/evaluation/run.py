@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 import torch
 from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.evaluator import inference_context
@@ -44,16 +42,11 @@ def run_plan(
     info: Mapping[str, Any] | None = None,
     only: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Run the tests of a plan.
+    """Run the tests of a plan; ``model_name`` and ``info`` are for the reports.
 
-    Args:
-        plan: From `plan_test`.
-        model: An `SDMatte.modeling.SDMatte`; a baseline, which takes the batch alone; or the class
-            of a baseline, which is instantiated for each prompt. None if nothing is predicted.
-        model_name: Name of the model, for the reports.
-        info: More for the reports, such as the checkpoint.
-        only: ``"predict"``: write mattes without scoring them; ``"score"``: score mattes written
-            before; None: both.
+    The model is an `SDMatte.modeling.SDMatte`, or the class of a baseline, which is instantiated
+    for each prompt; None if nothing is predicted. ``only="predict"`` writes mattes without scoring
+    them, ``only="score"`` scores mattes written before.
 
     Returns:
         Metrics by ``SET/PROMPT``, raw; empty in all processes but the main one.
@@ -113,10 +106,8 @@ def _prepare_folder(test: SetTest) -> None:
 
 def _bind_prompt(model: Any, test: SetTest) -> Callable[[Mapping[str, Any]], torch.Tensor]:
     """Return a model that takes the batch alone."""
-    if isinstance(model, type):
+    if isinstance(model, type):  # of a baseline
         return model(test.prompt.alias)
-    if not isinstance(model, torch.nn.Module):
-        return model
 
     def predict(batch: Mapping[str, Any]) -> torch.Tensor:
         if not test.config.test.use_captions:

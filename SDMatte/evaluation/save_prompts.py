@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import SDMatte.compat  # noqa: F401
-
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
@@ -33,21 +31,18 @@ def save_prompts(config: DictConfig, path: str | Path) -> None:
         check_not_read([path], files_read(dataset))
         if frozen is None:
             frozen = PromptFile(dataset.size, dataset.settings.radius(False), dataset.settings.psm)
-        for (name, key), entry in _collect_prompts(loader).items():
+        keys = {str(dataset.root / s.alpha): dataset.prompt_key(s) for s in dataset.samples}
+        entries: dict[tuple[str, str], dict[str, Any]] = {}
+        for batch in loader:
+            for index, alpha in enumerate(batch["alpha_path"]):
+                prompts = {name: values[index] for name, values in batch.items()}
+                entries[keys[alpha]] = freeze(prompts)
+        # A dict once more: a sample may be in the shares of several processes.
+        gathered = {key: entry for part in comm.all_gather(entries) for key, entry in part.items()}
+        for (name, key), entry in gathered.items():
             if key in frozen.sets.setdefault(name, {}):
                 raise DataError(f"Cannot save prompts: two data sets {name} have the sample {key}.")
             frozen.sets[name][key] = entry
     if frozen is not None and comm.is_main_process():
         frozen.write(path)
         logger.info("Prompts saved to %s.", path)
-
-
-def _collect_prompts(loader: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the prompts of a data set by data set and key, gathered from all processes."""
-    dataset = loader.dataset
-    keys = {str(dataset.root / s.alpha): dataset.prompt_key(s) for s in dataset.samples}
-    entries = {}
-    for batch in loader:
-        for index, path in enumerate(batch["alpha_path"]):
-            entries[keys[path]] = freeze({name: values[index] for name, values in batch.items()})
-    return {key: entry for part in comm.all_gather(entries) for key, entry in part.items()}

@@ -3,14 +3,12 @@
 import functools
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
-
-def load_compiled(load: Callable[[], T]) -> T:
+def load_compiled(load: Callable[[], Any]) -> Any:
     """Return ``load()``, which imports functions that numba compiles and caches.
 
     numba caches beside the package or in the home folder (or in NUMBA_CACHE_DIR), and fails where

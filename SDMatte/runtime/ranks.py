@@ -32,12 +32,8 @@ def join_group(
 ) -> Any:
     """Join the process group of torchrun's environment and run ``main(*args)`` in it.
 
-    Args:
-        main: What to run.
-        args: Its arguments.
-        on_gpu: Whether processes talk by NCCL, each with a GPU, or by gloo.
-        timeout: Seconds after which a silent process counts as dead.
-        store_prefix: Prefix of the keys with which the processes find each other.
+    On GPUs, each process has one and the backend is NCCL, else gloo. A process that is silent for
+    ``timeout`` seconds counts as dead. ``store_prefix`` starts the keys by which they meet.
 
     Raises:
         ConfigError: The environment is incomplete.
@@ -80,13 +76,9 @@ def join_group(
 
 
 def run_on_main(function: Callable[[], _Result]) -> _Result:
-    """Call a function in the main process only; every process gets its result or its error.
+    """Call a function in the main process only; every process gets its result or `SDMatteError`.
 
-    Args:
-        function: Its result must be picklable.
-
-    Raises:
-        SDMatteError: Raised by the function.
+    The result must be picklable.
     """
     outcome: Any = None
     if comm.is_main_process():

@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import Self
@@ -27,14 +27,9 @@ _PLAIN_WORDS = (
 
 
 class Settings(BaseModel):
-    """Base of all groups of settings: immutable, strictly typed, unknown names are refused.
-
-    Attributes:
-        renamed: Old name of a setting to its new one, for the message.
-    """
+    """Base of all groups of settings: immutable, strictly typed, unknown names are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    renamed: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def of(cls, values: "Mapping[str, Any] | Settings | None", name: str = "") -> Self:
@@ -65,11 +60,8 @@ class Settings(BaseModel):
         if first["type"] == "missing":
             return f"The setting {name} is missing."
         if first["type"] == "extra_forbidden":
-            *parents, last = map(str, first["loc"])
-            group = cls.group(*parents)
-            if last in group.renamed:
-                return f"{name} is now called {group.renamed[last]}."
-            return unknown_setting(name, list(group.model_fields))
+            parent = cls.group(*map(str, first["loc"][:-1]))
+            return unknown_setting(name, list(parent.model_fields))
         message = first["msg"]
         for pattern, words in _PLAIN_WORDS:
             message = re.sub(pattern, words, message)

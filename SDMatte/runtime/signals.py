@@ -40,19 +40,32 @@ def handling(handler: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, previous or signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def interrupted_once() -> Iterator[list[int]]:
+    """Raise a `KeyboardInterrupt` at the first stop signal inside; yield the list it is added to.
+
+    Later signals have no effect, so that they do not interrupt what the first one causes.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int) -> None:
+        if not received:
+            received.append(number)
+            raise KeyboardInterrupt
+
+    with handling(interrupt):
+        yield received
+
+
 class StopRequest:
     """Record the first stop signal, for the training to check between its steps.
 
     Another signal, more than a second later, ends the process immediately.
-
-    Attributes:
-        received: The signal's number; None if there was none.
-        leave: Called by the first signal while the state is saved, so that the run can end
-            immediately by an exception that this function raises.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received: int | None = None  # number of the first signal
+        # Set while the state is saved: ends the run at the first signal, by an exception.
         self.leave: Callable[[int], NoReturn] | None = None
         self._since = 0.0
         self._pid = os.getpid()

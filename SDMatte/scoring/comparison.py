@@ -1,7 +1,5 @@
 """Comparison of several results with each other and with the published ones."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -41,13 +39,9 @@ _SHARED_FACTS = ("protocol", "pixels", "model")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of one data set and prompt under one protocol.
+    """Results of one data set and prompt under one protocol."""
 
-    Attributes:
-        results: Label to result; the others are compared with the first.
-    """
-
-    results: Mapping[str, EvaluationResult]
+    results: Mapping[str, EvaluationResult]  # by label; the others are compared with the first
 
     @property
     def first(self) -> EvaluationResult:
@@ -105,15 +99,9 @@ def read_runs(runs: Sequence[tuple[str, Path]]) -> list[Comparison]:
 def write_comparison(
     comparisons: Sequence[Comparison], output_dir: str | Path, num_images: int = 6
 ) -> list[Path]:
-    """Write ``report.md``, ``report.tex``, ``report.html`` and contact sheets.
+    """Write ``report.md``, ``report.tex``, ``report.html`` and contact sheets; return the former.
 
-    Args:
-        comparisons: What to show.
-        output_dir: Folder of the report.
-        num_images: Images shown for each comparison; 0: none.
-
-    Returns:
-        The paths of the three documents.
+    Each comparison has a sheet of ``num_images`` images; 0: none.
 
     Raises:
         OutputError: The folder is not writable, or a file in it is one that is read.

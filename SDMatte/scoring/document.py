@@ -1,7 +1,5 @@
 """Reports as Markdown, LaTeX and HTML, rendered from the templates beside this file."""
 
-from __future__ import annotations
-
 import base64
 import mimetypes
 import re
@@ -20,35 +18,22 @@ from SDMatte.scoring.tables import Table, escape_markdown
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a report; empty parts are left out.
-
-    Attributes:
-        title: Heading.
-        text: Paragraph above the tables.
-        tables: Tables.
-        notes: Paragraphs below the tables.
-        items: A list.
-        image: Image file, in the folder of the report.
-        caption: Caption of the image.
-    """
+    """A section of a report; empty parts are left out."""
 
     title: str = ""
-    text: str = ""
+    text: str = ""  # paragraph above the tables
     tables: Sequence[Table] = ()
-    notes: Sequence[str] = ()
-    items: Sequence[str] = ()
-    image: Path | None = None
+    notes: Sequence[str] = ()  # paragraphs below the tables
+    items: Sequence[str] = ()  # a list
+    image: Path | None = None  # in the folder of the report
     caption: str = ""
 
 
 def render(name: str, title: str, sections: Iterable[Section]) -> str:
-    """Render a report. All texts are escaped.
+    """Render a report, with all texts escaped.
 
-    Args:
-        name: ``"report.md"``, ``"report.tex"``, which both link their images, or
-            ``"report.html"``, which contains them.
-        title: Heading of the report.
-        sections: Its sections.
+    Its name is ``"report.md"``, ``"report.tex"``, which both link their images, or
+    ``"report.html"``, which contains them.
 
     Raises:
         DataError: An image is unreadable.

@@ -1,7 +1,5 @@
 """Scoring of a folder of mattes, made by any method, against a folder of true alphas."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path

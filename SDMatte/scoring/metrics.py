@@ -13,8 +13,6 @@ background as a component like any other, as the published evaluation does; ``co
 it, as the original benchmark does. `SDMatte.scoring.protocols` prepares the arrays.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2
@@ -32,10 +30,6 @@ _BELOW_MIN_DISTANCE = float(np.nextafter(np.float32(MIN_DISTANCE), np.float32(0)
 _HALF = math.ceil(SIGMA * math.sqrt(-2 * math.log(math.sqrt(2 * math.pi) * SIGMA * 0.01)))
 _BAND = 128
 """Rows processed at a time, few enough to stay in the CPU cache."""
-
-_FEW_CHANGES = 1 / 20
-"""Below this fraction of pixels that differ from their neighbor, a flood fill is faster than
-labeling (1 ms + 33 ns per change against 2.4 ms + 8 ns per change, for a million pixels)."""
 
 _RANGE_SLACK = 1e-5
 _COUNT_SLACK = 1e-8
@@ -299,8 +293,8 @@ def _largest_component(
     Args:
         mask: uint8 ``[h, w]``, 0 or 1, not all 0.
         count: Number of ones.
-        seed: (x, y) of a pixel that is likely inside. If its component holds more than half of the
-            ones, the others are not measured.
+        seed: (x, y) of a pixel that is likely inside. If its component, which a flood fill finds
+            fast, holds more than half of the ones, the others are not measured.
         level: The map that the mask was thresholded from, to choose the next seed.
 
     Returns:
@@ -308,36 +302,28 @@ def _largest_component(
     """
     x, y = seed
     height, width = mask.shape
-    seeded = 0 <= x < width and 0 <= y < height and mask[y, x]
-    changes = cv2.countNonZero(cv2.absdiff(mask[:, 1:], mask[:, :-1])) if width > 1 else 0
-    if seeded and changes < mask.size * _FEW_CHANGES:
+    if 0 <= x < width and 0 <= y < height and mask[y, x]:
         filled = np.zeros((height + 2, width + 2), np.uint8)  # OpenCV requires a border
         size = cv2.floodFill(mask, filled, seed, 1, flags=4 | cv2.FLOODFILL_MASK_ONLY)[0]
         if 2 * size > count:
             return filled[1:-1, 1:-1], size, seed
-    labels = cv2.connectedComponents(np.ascontiguousarray(mask), connectivity=4)[1]
-    if seeded:
-        omega = (labels == labels[y, x]).view(np.uint8)
-        size = cv2.countNonZero(omega)
-        if 2 * size > count:
-            return omega, size, seed
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
+    mask = np.ascontiguousarray(mask)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    sizes = stats[:, cv2.CC_STAT_AREA]
+    sizes[0] = 0  # the zeros
     winners = np.flatnonzero(sizes == sizes.max())
     winner = winners[0]
     if len(winners) > 1:  # the order of OpenCV's labels is unspecified
         winner = labels.ravel()[np.argmax(np.isin(labels, winners))]
-    omega = (labels == winner).astype(np.uint8)
+    omega = (labels == winner).view(np.uint8)
     return omega, int(sizes[winner]), _seed(level * omega)
 
 
-def _gaussian_kernels() -> tuple[np.ndarray, np.ndarray]:
-    """Return the smoothing and the derivative factor of the filter, each of unit L2 norm."""
-    x = np.arange(-_HALF, _HALF + 1, dtype=np.float64)
-    smooth = np.exp(-(x**2) / (2 * SIGMA**2))
-    derive = x * smooth
-    return smooth / np.linalg.norm(smooth), derive / np.linalg.norm(derive)
+_OFFSETS = np.arange(-_HALF, _HALF + 1, dtype=np.float64)
+_SMOOTH = np.exp(-(_OFFSETS**2) / (2 * SIGMA**2))
+_DERIVE = _OFFSETS * _SMOOTH
+_SMOOTH /= np.linalg.norm(_SMOOTH)
+_DERIVE /= np.linalg.norm(_DERIVE)
+"""Smoothing and derivative factor of the gradient's filter, each of unit L2 norm."""
 
-
-_SMOOTH, _DERIVE = _gaussian_kernels()
 _THRESHOLDS = np.arange(256, dtype=np.float32) / np.float32(NUM_STEPS)

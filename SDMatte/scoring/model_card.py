@@ -1,7 +1,5 @@
 """The model card of a repository on the Hugging Face hub, from the records of a run."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,15 +46,10 @@ def render_card(
     base_model: str | None = None,
     license_id: str | None = None,
 ) -> str:
-    """Return a model card, Markdown with metadata.
+    """Return a model card, Markdown with metadata, for the repository ``OWNER/NAME``.
 
-    Args:
-        repo: ``OWNER/NAME``.
-        model: ``"SDMatte"`` or ``"LiteSDMatte"``.
-        results: Scores of the model.
-        config: Config of the run that trained it, resolved; None if unknown.
-        base_model: Hub id of the model that the training started from.
-        license_id: Identifier of the license on the hub; None if it is not stated.
+    ``model`` is ``"SDMatte"`` or ``"LiteSDMatte"``, ``config`` that of the run that trained it,
+    resolved, and ``base_model`` the hub id of what the training started from.
     """
     data = ModelCardData(
         license=license_id,

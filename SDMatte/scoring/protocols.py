@@ -8,8 +8,6 @@
 Both compare with the true alpha at its original size.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The paper's results, which this project has not measured, beside a result."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report of one result."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from SDMatte.runtime.files import write_text

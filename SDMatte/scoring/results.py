@@ -3,8 +3,6 @@
 All stored values are raw: MSE and MAD are not multiplied by 1000.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Tables of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,17 +13,11 @@ DISPLAY_SCALE = {"MSE": 1000.0, "MAD": 1000.0}
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose first column names the rows and is left-aligned; the others are right-aligned.
-
-    Attributes:
-        header: Cells of the first line.
-        rows: Cells of the other lines.
-        title: A line above the table in reports.
-    """
+    """A table; its first column names the rows and is left-aligned, the others right-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    title: str = ""
+    title: str = ""  # a line above the table in reports
 
     def format(self, name: str = "pipe") -> str:
         """Format the table, with its cells escaped.
@@ -50,32 +42,20 @@ def _escape_pipe(text: str) -> str:
     return escape_markdown(text).replace("|", r"\|")
 
 
-def display_name(metric: str) -> str:
-    """Return the heading of a metric in the units of `to_display`, such as ``"MSE x1000"``."""
-    return f"{metric} x{DISPLAY_SCALE[metric]:.0f}" if metric in DISPLAY_SCALE else metric
-
-
-def to_display(scores: Mapping[str, float]) -> dict[str, float]:
-    """Convert raw scores to the units of the tables on the command line."""
-    return {key: value * DISPLAY_SCALE.get(key, 1) for key, value in scores.items()}
-
-
-def metrics_table(
-    rows: Mapping[str, Mapping[str, float]], display: bool = False, title: str = ""
-) -> Table:
+def metrics_table(rows: Mapping[str, Mapping[str, float]], display: bool = False) -> Table:
     """Return a table of scores.
 
     Args:
         rows: Label to metric to raw value; the cell of a missing metric is empty.
         display: Whether to multiply MSE and MAD by 1000.
-        title: Title of the table.
     """
-    digits = {k: 2 if display or k not in DISPLAY_SCALE else 5 for k in METRICS}
+    scale = DISPLAY_SCALE if display else {}
+    digits = {k: 5 if k in DISPLAY_SCALE and not display else 2 for k in METRICS}
     lines = []
     for label, scores in rows.items():
-        shown = to_display(scores) if display else scores
+        shown = {k: scores[k] * scale.get(k, 1) for k in METRICS if k in scores}
         lines.append([label, *(f"{shown[k]:.{digits[k]}f}" if k in shown else "" for k in METRICS)])
-    return Table(["", *(display_name(k) if display else k for k in METRICS)], lines, title)
+    return Table(["", *(f"{k} x{scale[k]:.0f}" if k in scale else k for k in METRICS)], lines)
 
 
 def score_table(rows: Mapping[str, Mapping[str, float]], display: bool = False) -> str:

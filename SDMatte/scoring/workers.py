@@ -3,22 +3,19 @@
 This module does not import torch, so worker processes start quickly.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from typing_extensions import Self
 
 from SDMatte.errors import ConfigError, DataError, OutputError
 from SDMatte.images.io import read_alpha, write_image
@@ -57,12 +54,7 @@ class Scorer:
     def score_prediction(
         self, target: Target, pred: np.ndarray, hw: tuple[int, int]
     ) -> ImageScore | str:
-        """Resize, write and score a model's prediction.
-
-        Args:
-            target: What it is scored against.
-            pred: The model's alpha ``[h, w]``, floating point in [0, 1].
-            hw: Height and width of the image.
+        """Resize a model's alpha, ``[h, w]`` in [0, 1], to its image's size; write and score it.
 
         Returns:
             The score, or a message if that failed.
@@ -104,7 +96,7 @@ class Scorer:
         )
 
 
-class Workers:
+class Workers(AbstractContextManager):
     """Runs jobs in a thread or in processes and collects their results in order.
 
     At most two jobs per worker are pending, so memory does not grow with the data set.
@@ -126,10 +118,6 @@ class Workers:
         self._collect = collect
         self._pool: Executor | None = None
         self._pending: deque[Future] = deque()
-
-    def __enter__(self) -> Self:
-        """Return the workers."""
-        return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         """Finish all jobs, or drop them after an error."""

@@ -96,7 +96,6 @@ def test_missing_and_unknown_settings():
 
 def test_groups_of_settings():
     class Blur(Settings):
-        renamed = {"radius": "sigma"}
         sigma: float = Field(default=1.0, ge=0)
 
     class Group(Settings):
@@ -105,7 +104,6 @@ def test_groups_of_settings():
     assert Group.of(None) == Group.of({}) == Group.of(Group())
     assert Group.of({"blur": {"sigma": 2}}).blur.sigma == 2
     for values, message in (
-        ({"blur": {"radius": 2}}, "my.blur.radius is now called sigma."),
         ({"blur": {"sigma": -1}}, "my.blur.sigma must be at least 0; got -1."),
         ({"blue": 1}, "There is no setting my.blue; did you mean blur?"),
         ({"x": 1}, "There is no setting my.x; known are blur."),
