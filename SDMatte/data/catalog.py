@@ -284,7 +284,12 @@ def _known(training: bool) -> str:
 
 
 def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True) -> Entry:
-    """Return the entry of a training or test set of the config, an item of `list_sets`.
+    """Return the entry of a set of the config.
+
+    Args:
+        item: A name or a mapping; see `list_sets`.
+        root: The data root.
+        training: Whether a training or a test set is wanted.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.

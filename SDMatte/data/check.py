@@ -131,9 +131,12 @@ class SetReport:
 
 
 def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str]:
-    """Return the parts, ``"train"`` and ``"test"``, that a name stands for, or only the given one.
+    """Return the parts, ``"train"`` and ``"test"``, that a name stands for.
 
-    A folder pair is for training, and for test if it has a holdout.
+    Args:
+        item: A name of the catalog, or a folder pair, which is for training, and for test if it
+            has a holdout.
+        only: The one part that is wanted.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -162,7 +165,12 @@ def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str
 def list_set(
     item: str | Mapping[str, Any], root: str | Path | None = None, training: bool = True
 ) -> SetReport:
-    """List a training or test set of a config without stopping at missing files.
+    """List a set without stopping at missing files.
+
+    Args:
+        item: A name or a folder pair, as in a config.
+        root: The data root of the config.
+        training: Whether as a training set.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -216,7 +224,10 @@ def check_set(
 ) -> SetReport:
     """Read every file of a set once.
 
-    ``num_workers`` processes read it; None: one per core, at most 8.
+    Args:
+        listed: The set.
+        num_workers: Processes that read; None: one per core, at most 8.
+        progress: Whether to show a progress bar.
     """
     tasks = sorted({task for sample in listed.samples for task in _files(sample)})
     looks = map_in_processes(partial(_look_at, listed.root), tasks, num_workers, chunk=8)
@@ -281,9 +292,11 @@ def _findings(
 
 
 def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
-    """Return why a training on these sets, evaluated on these test sets, cannot start.
+    """Return why a training cannot start, in sentences; none if it can.
 
-    In total, ``max_bad_samples`` training samples may be unreadable.
+    Args:
+        reports: Of the training sets, and of the sets that the training is evaluated on.
+        max_bad_samples: Total number of training samples that may be unreadable.
     """
     found = [f"{report.label}: {report.problem}" for report in reports if report.problem]
     training = [report for report in reports if report.training]

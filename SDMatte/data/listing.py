@@ -127,12 +127,16 @@ def samples_of_set(
 ) -> Iterator[Sample]:
     """List a set: its natural images, then its composites.
 
-    In training, samples without a partner are logged; their files count as unreadable when the
-    sample is loaded.
+    Args:
+        entry: The set.
+        root: The data root.
+        training: Whether for training, where samples without a partner are logged; their files
+            count as unreadable when the sample is loaded.
+        check_files: Whether to look for missing partners.
 
     Raises:
-        DataError: A folder or list cannot be read; or, with ``check_files``, partners are missing:
-            in test any, in training all.
+        DataError: A folder or list cannot be read; or partners are missing: in test any, in
+            training all.
     """
     if entry.folder and not os.path.isdir(root):
         raise MissingFileError(

@@ -20,10 +20,15 @@ _SMALLEST_CROP = 0.5
 def make_trimap(
     alpha: np.ndarray, rng: np.random.Generator, sizes: tuple[int, int] = (15, 29)
 ) -> np.ndarray:
-    """Make a trimap from an alpha, float32 ``[H, W]`` in [0, 1] (data/README.md, step 4).
+    """Make a trimap from an alpha (data/README.md, step 4).
 
-    The two kernel sizes are drawn from a range in the order foreground, background. Thresholding
-    before the erosion equals thresholding after it, and is faster.
+    The two kernel sizes are drawn in the order foreground, background. Thresholding before the
+    erosion equals thresholding after it, and is faster.
+
+    Args:
+        alpha: float32 ``[H, W]`` in [0, 1].
+        rng: Source of the sizes.
+        sizes: Smallest and largest kernel size.
 
     Returns:
         float32 ``[H, W]``: 0 background, 0.5 unknown, 1 foreground.
@@ -49,8 +54,12 @@ def crop_window(box: Box | None, shape: tuple[int, ...], rng: np.random.Generato
     """Draw a square part of an image that holds an object.
 
     Its side lies between half the largest square and the whole of it, and is at least that of the
-    object. Of an object larger than the largest square, it shows as much as fits. Without an object
-    (``box``), it may be anywhere.
+    object. Of an object larger than the largest square, it shows as much as fits.
+
+    Args:
+        box: First and last column and row of the object, x0, y0, x1, y1; None: no object.
+        shape: Height and width of the image.
+        rng: Source of the side and the position.
     """
     height, width = shape[:2]
     x0, y0, x1, y1 = box or (0, 0, width - 1, height - 1)
@@ -71,10 +80,15 @@ def crop_window(box: Box | None, shape: tuple[int, ...], rng: np.random.Generato
 def change_colors(
     image: np.ndarray, rng: np.random.Generator, settings: DataSettings
 ) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue of an image, in this order.
+    """Change brightness, contrast, saturation and hue, in this order.
 
-    It is float32 ``[H, W, 3]`` in [0, 1], and returned itself if all amounts are 0. Four values are
-    drawn in any case.
+    Args:
+        image: float32 ``[H, W, 3]`` in [0, 1].
+        rng: Source of the amounts; four values are drawn.
+        settings: The largest amounts.
+
+    Returns:
+        float32 ``[H, W, 3]`` in [0, 1]; the image itself if all amounts are 0.
     """
     amounts = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
     brightness, contrast, saturation, hue = amounts * rng.uniform(-1, 1, 4)

@@ -31,8 +31,15 @@ class MatteCheckpointer(Checkpointer):
 
     The checkpoint of a run, ``model_0000999.pth`` after step 1000, holds ``model``, the state dict
     in the published layout, and the states of the run. It is also a valid checkpoint for
-    `SDMatte.modeling.weights.load_checkpoint`. `weights_in_use` is a context that gives the model
-    the weights to test and publish: their moving average, if there is one.
+    `SDMatte.modeling.weights.load_checkpoint`.
+
+    Args:
+        model: The model.
+        save_dir: Folder of the checkpoints.
+        save_to_disk: False in all processes but the main one.
+        weights_in_use: Context that gives the model the weights to test and publish: their moving
+            average, if there is one.
+        **checkpointables: Other objects with a state, by name.
     """
 
     def __init__(

@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 class WeightAverage(HookBase):
     """Keep an exponential moving average (EMA) of the trainable weights.
 
-    It starts at the weights of the first step; each later step moves it by ``1 - decay`` towards
-    the weights.
+    It starts at the weights of the first step.
+
+    Args:
+        model: The model in training; its frozen weights are not copied.
+        decay: In (0, 1); each step moves the average by ``1 - decay`` towards the weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):

@@ -31,8 +31,14 @@ _BASE = "base_layer."
 class Adapters:
     """Freeze a model's U-Net except `NEW_LAYERS`, and add adapters to some of its layers.
 
-    They start without effect: the model's output does not change, but its trainable parameters are
-    replaced. The settings are those of `train.lora`.
+    They start without effect: the model's output does not change.
+
+    Args:
+        model: Changed in place; its trainable parameters are replaced.
+        rank: Rank of the adapters, at least 1.
+        alpha: The adapters are scaled by ``alpha / rank``.
+        dropout: Fraction of their inputs to drop in training, in [0, 1).
+        target_modules: Names, or ends of names, of linear and convolutional layers of the U-Net.
 
     Raises:
         ConfigError: No layer has such a name.

@@ -34,7 +34,14 @@ MAX_SKIPPED = 20  # steps in a row
 
 
 class TrainingModel(nn.Module):
-    """A model with its losses and, for LiteSDMatte, its teacher, which gets frozen."""
+    """A model with its losses and, for LiteSDMatte, its teacher.
+
+    Args:
+        model: The model to train.
+        criterion: The matting losses.
+        teacher: A trained model, which gets frozen.
+        distillation: The loss between the features of model and teacher.
+    """
 
     def __init__(
         self,
@@ -105,9 +112,17 @@ class MatteTrainer(SimpleTrainer):
     to be saved. The processes exchange one small report per step, from which all of them derive
     the same decision to count the step and to stop.
 
-    The model is a `TrainingModel`, possibly wrapped by DDP, and the loader endless. All processes
-    draw the same prompt type for a step from `prompts`. The other arguments are settings of
-    `SDMatte.runtime.settings`.
+    Args:
+        model: A `TrainingModel`, possibly wrapped by DDP.
+        data_loader: Endless batches.
+        optimizer: Of the model's parameters.
+        prompts: Prompt types to draw from; all processes draw the same one for a step.
+        seed: Seed of the steps.
+        accumulate: Batches in a step.
+        amp_dtype: Type of automatic mixed precision, ``float16`` or ``bfloat16``; None: off.
+        clip_grad_norm: Largest norm of all gradients together; None: no limit.
+        non_finite: What to do with a loss or gradient that is not finite: ``"stop"`` the run or
+            ``"skip"`` the step, up to 20 steps in a row.
 
     Attributes:
         samples: Samples seen by all processes together.

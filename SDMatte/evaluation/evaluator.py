@@ -42,8 +42,11 @@ class MatteEvaluator(DatasetEvaluator):
     ) -> None:
         """Prepare; nothing is read or written yet.
 
-        Images that are done already are not scored again. ``model`` and ``info`` are for the
-        report. Without metrics, mattes are only written.
+        Args:
+            test: What to score. Images that are done already are not scored again.
+            model: Name of the model, for the report.
+            info: More for the report, such as the checkpoint.
+            with_metrics: Whether to score; if not, mattes are only written.
 
         Raises:
             ConfigError: The protocol is unknown, or ``test.num_workers`` is negative.
@@ -76,10 +79,14 @@ class MatteEvaluator(DatasetEvaluator):
                 self._finished.append(replace(image, **paths))
 
     def process(self, inputs: Mapping[str, Any], outputs: torch.Tensor) -> None:
-        """Submit a batch, and its alphas ``[B, 1, h, w]`` in [0, 1], for scoring.
+        """Submit a batch for scoring.
 
         Images whose prediction is not finite or whose truth is unreadable are reported by
         `evaluate`.
+
+        Args:
+            inputs: The batch; ``hw`` int64 ``[B, 2]`` and the list ``alpha_path`` are used.
+            outputs: The model's alpha ``[B, 1, h, w]`` in [0, 1].
 
         Raises:
             ValueError: The outputs have another shape.

@@ -42,11 +42,16 @@ def run_plan(
     info: Mapping[str, Any] | None = None,
     only: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Run the tests of a plan; ``model_name`` and ``info`` are for the reports.
+    """Run the tests of a plan.
 
-    The model is an `SDMatte.modeling.SDMatte`, or the class of a baseline, which is instantiated
-    for each prompt; None if nothing is predicted. ``only="predict"`` writes mattes without scoring
-    them, ``only="score"`` scores mattes written before.
+    Args:
+        plan: From `plan_test`.
+        model: An `SDMatte.modeling.SDMatte`, or the class of a baseline, which is instantiated for
+            each prompt. None if nothing is predicted.
+        model_name: Name of the model, for the reports.
+        info: More for the reports, such as the checkpoint.
+        only: ``"predict"``: write mattes without scoring them; ``"score"``: score mattes written
+            before; None: both.
 
     Returns:
         Metrics by ``SET/PROMPT``, raw; empty in all processes but the main one.

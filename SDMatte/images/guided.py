@@ -9,7 +9,13 @@ import numpy as np
 
 
 def guided_filter(guide: np.ndarray, source: np.ndarray, radius: int, eps: float) -> np.ndarray:
-    """Filter a map so that its edges follow those of an image; for the arguments see `fit_colors`.
+    """Filter a map so that its edges follow those of an image.
+
+    Args:
+        guide: Image ``[H, W, 3]``, floating point in [0, 1].
+        source: Map ``[H, W]`` of the same type.
+        radius: See `fit_colors`.
+        eps: See `fit_colors`.
 
     Returns:
         ``[H, W]``, which may slightly exceed the range of ``source``.

@@ -97,7 +97,11 @@ class Batch:
     # ---------------------------------------------------------------- planning
 
     def add_image(self, image: Path, prompts: Sequence[PromptRequest]) -> None:
-        """Add a matte of an image for each prompt; by default, ``NAME_matte`` beside it.
+        """Add the mattes of one image; without an output, they are ``NAME_matte`` beside it.
+
+        Args:
+            image: The image file.
+            prompts: One per matte.
 
         Raises:
             ConfigError: The output is a file and cannot store the mattes.
@@ -281,8 +285,14 @@ class Batch:
         """Predict and write the mattes; a job that fails does not stop the others.
 
         Consecutive prompts of an image share its encoding. At most seven images are in memory.
-        After a `KeyboardInterrupt`, mattes that are being written are completed. ``num_local`` is
-        the number of processes that share the processors of this machine.
+        After a `KeyboardInterrupt`, mattes that are being written are completed.
+
+        Args:
+            predictor: The model.
+            refine: See `MattePredictor.predict`.
+            ignore_alpha: See `MattePredictor.set_image`.
+            num_local: Number of processes on this machine that share its processors.
+            progress: Show a progress bar on standard error.
         """
         jobs, self.jobs = self.jobs, []
         num_threads = max(1, min(_MAX_THREADS, _available_cpus() // num_local))

@@ -130,8 +130,15 @@ def build_key_selections(
     As in the reference, the prompt is resized to the latent grid and from there to each level,
     both by nearest neighbor. A direct resize would pick other pixels.
 
-    The prompt is `[B, 1, H, W]` in [-1, 1], `grid` the height and width of the latents; each of the
-    `num_levels` resolutions halves it. The selections are returned by number of tokens.
+    Args:
+        prompt: `[B, 1, H, W]` in [-1, 1].
+        grid: Height and width of the latents.
+        num_levels: Number of resolutions in the U-Net; each halves the grid.
+        mode: See `score_bias`.
+        all_keys: See `select_keys`.
+
+    Returns:
+        Selections by number of tokens.
     """
     masks = build_masks(prompt, grid, num_levels)
     return {keep.shape[1]: select_keys(keep, mode, all_keys) for keep in masks}

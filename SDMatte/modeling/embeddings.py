@@ -11,8 +11,11 @@ def embed_box_coords(
 ) -> torch.Tensor:
     """Embed box corners: one sinusoidal embedding per coordinate, concatenated.
 
-    `coords` are x0, y0, x1, y1 as fractions of width and height, `[B, 4]` in [0, 1]. Each gets
-    `channels` (320 in the published models); the rest is as in the U-Net's time embedding.
+    Args:
+        coords: `[B, 4]`, x0, y0, x1, y1 as fractions of width and height, in [0, 1].
+        channels: Channels per coordinate (320 in the published models).
+        flip_sin_to_cos: As in the U-Net's time embedding.
+        freq_shift: As in the U-Net's time embedding.
 
     Returns:
         `[B, 4 * channels]` float32.

@@ -390,12 +390,19 @@ def check_repo(repo: str) -> None:
 
 
 def push_folder(folder: str | Path, repo: str, private: bool, message: str) -> str:
-    """Upload a folder in one commit with this message, and return the commit's address.
+    """Upload a folder in one commit; without it, the repository shows nothing of the upload.
 
-    The repository is created if it does not exist.
+    Args:
+        folder: The folder.
+        repo: `OWNER/NAME`; created if it does not exist.
+        private: Whether the repository must be private.
+        message: Message of the commit.
+
+    Returns:
+        The address of the commit.
 
     Raises:
-        ConfigError: `repo` is not `OWNER/NAME`.
+        ConfigError: `repo` is not such a name.
         OutputError: The repository exists and is public, or the hub refuses the upload.
     """
     check_repo(repo)

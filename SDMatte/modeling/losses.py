@@ -175,9 +175,14 @@ class DistillationCriterion:
     def __call__(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        """Compute 0.01 times the sum of the losses over the features, always in float32.
+        """Compute the loss, always in float32.
 
-        Those of the teacher get no gradient.
+        Args:
+            student: Features as returned by `SDMatte.modeling.SDMatte`.
+            teacher: Features of the teacher, of the same shapes; they get no gradient.
+
+        Returns:
+            A scalar: 0.01 times the sum of the losses over the features.
 
         Raises:
             ConfigError: The shapes differ: student and teacher have different widths.

@@ -209,8 +209,10 @@ class SDMatte(nn.Module):
     ) -> PromptType:
         """Return the prompt that a forward pass reads.
 
-        It is `aux_input`, else the setting of that name. If both are None, it is drawn from
-        `aux_input_list` in training, and points in evaluation.
+        Args:
+            aux_input: Name of the prompt; None: the setting `aux_input`. If that is None, too, the
+                prompt is drawn from `aux_input_list` in training, and points in evaluation.
+            generator: Draws the prompt.
 
         Raises:
             PromptError: The name is unknown.
@@ -269,7 +271,11 @@ class SDMatte(nn.Module):
 
     @torch.no_grad()
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Encode the maps of prompts `[B, 1, H, W]` as `encode` does, boxes faster on CPUs."""
+        """Encode the maps of prompts as `encode` does, boxes faster on CPUs.
+
+        Args:
+            prompt: `[B, 1, H, W]` in [-1, 1], on any device.
+        """
         # An offloaded autoencoder is moved to its device only by calls of its own methods.
         hook = getattr(self.vae, "_hf_hook", None)
         if not self.training and hook is None:
@@ -362,8 +368,17 @@ class SDMatte(nn.Module):
     ) -> torch.Tensor:
         """Run the U-Net on what `predict_latent` and the exported graph make of a prompt.
 
-        `keys` are those of an `AttentionContext`, `coords` those of `SDMatteUNet.get_aug_embed`,
-        `text` are the embedded captions, `[B, 77, C]`.
+        Args:
+            image_latent: `[B, C, h, w]`.
+            prompt_latent: `[B, C, h, w]`, of the prompt's map.
+            keys: See `AttentionContext`.
+            coords: See `SDMatteUNet.get_aug_embed`.
+            is_trans: `[B]`.
+            text: `[B, 77, C]`, the embedded captions.
+            residuals: From `encode_prior`.
+
+        Returns:
+            The latent of alpha, `[B, C, h, w]`.
         """
         visual = self.unet.aux_conv_in(prompt_latent).flatten(2).transpose(1, 2)  # [B, h*w, C]
         return self.unet(
@@ -394,12 +409,17 @@ class SDMatte(nn.Module):
         return {name: coords.to(device, non_blocking=True)}
 
     def encode_caption(self, caption: Sequence[str] | None, size: int) -> torch.Tensor:
-        """Encode captions, None for empty ones, as CLIP's last hidden state `[size, 77, C]`.
+        """Encode captions with CLIP; the embedding of the empty caption is cached.
 
-        The embedding of the empty caption is cached.
+        Args:
+            caption: `size` strings; None: empty ones.
+            size: Number of images.
+
+        Returns:
+            `[size, 77, C]`, the last hidden state of the text encoder.
 
         Raises:
-            DataError: The number of captions is not `size`.
+            DataError: The number of captions is wrong.
         """
         if caption is not None and len(caption) != size:
             raise DataError(f"There are {len(caption)} captions for {size} images.")
@@ -449,8 +469,10 @@ class SDMatte(nn.Module):
     ) -> None:
         """Write a folder that `from_pretrained` reads: weights, settings, component configs.
 
-        `inference` are defaults for prediction, such as `{"resolution": 512}`; see
-        `SDMatte.inference.loading.InferenceDefaults`.
+        Args:
+            folder: The folder.
+            inference: Defaults for prediction, such as `{"resolution": 512}`; see
+                `SDMatte.inference.loading.InferenceDefaults`.
 
         Raises:
             ConfigError: The text encoder was released.

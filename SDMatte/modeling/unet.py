@@ -26,8 +26,11 @@ class SDMatteUNet(UNet2DConditionModel):
     through diffusers' hook for additional embeddings. The second input of a pretrained U-Net is
     added later, by `SDMatte.modeling.surgery.add_visual_prompt_input`.
 
-    The settings of the coordinates are the channels of the sinusoidal embedding of one box
-    coordinate, and the widths of those of all points and of a box.
+    Args:
+        bbox_time_embed_dim: Channels of the sinusoidal embedding of one box coordinate.
+        point_embeddings_input_dim: Width of the sinusoidal embedding of all points.
+        bbox_embeddings_input_dim: Width of the sinusoidal embedding of a box.
+        **kwargs: Passed to `UNet2DConditionModel`.
     """
 
     def __init__(

@@ -112,7 +112,13 @@ class PromptFile:
     def check(
         self, size: int, point_radius: float, psm: str, samples: Sequence[tuple[str, str]]
     ) -> None:
-        """Ensure that the file fits a run's settings and samples, given by set and key.
+        """Ensure that the file fits a run.
+
+        Args:
+            size: Side of the run's images.
+            point_radius: Radius of the run's points.
+            psm: Shape of the run's points.
+            samples: Set and key of each sample.
 
         Raises:
             DataError: It was made with another setting, or lacks a set or samples.
@@ -139,7 +145,15 @@ class PromptFile:
         )
 
     def prompts(self, dataset: str, key: str, shape: tuple[int, int]) -> dict[str, Prompt]:
-        """Draw the frozen prompts of a sample, by the names of their maps.
+        """Draw the frozen prompts of a sample.
+
+        Args:
+            dataset: Its set.
+            key: Its key.
+            shape: Height and width of its resized image.
+
+        Returns:
+            The prompts, by the names of their maps.
 
         Raises:
             DataError: The entry is damaged, or for an image of another shape.
@@ -181,7 +195,12 @@ def sample_key(alpha: str | Path, root: str | Path) -> str:
 
 
 def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entry of a sample of a test set (`SDMatte.data.MattingDataset`)."""
+    """Return the entry of a sample.
+
+    Args:
+        sample: From a test set: for box, point and mask, maps ``[1, H, W]`` in [-1, 1] and
+            coordinates.
+    """
     mask = sample["mask"][0].numpy() > 0
     height, width = mask.shape
 

@@ -50,9 +50,15 @@ class PromptPerturbation(Settings):
         return ",".join(changes)
 
     def change(self, prompts: Mapping[str, Prompt], radius: float, psm: str) -> dict[str, Prompt]:
-        """Perturb the prompts of a sample, by the names of their maps; return those that change.
+        """Perturb the box, the points and the mask of a sample.
 
-        ``radius`` and ``psm`` are as in `prompt_of_points`. Empty prompts stay empty.
+        Args:
+            prompts: Its prompts, by the names of their maps.
+            radius: Sigma or radius of the points.
+            psm: Shape of the points, ``"gauss"`` or ``"circle"``.
+
+        Returns:
+            The prompts that change; those of empty alphas stay empty.
         """
         changed = {}
         if self.box and prompts["bbox_mask"].mask.any():

@@ -49,10 +49,14 @@ def choose_dtype(
 ) -> str | torch.dtype:
     """Resolve ``"auto"`` to a floating-point type; return any other type unchanged.
 
-    ``"auto"`` is bfloat16 for wide models, with layers of hundreds of channels, on devices with
-    bfloat16 instructions (GPUs since Ampere, CPUs with AMX or AVX512-BF16), else float32. On a
-    CPU, a model of 64 to 128 channels takes twice as long in bfloat16, a full-size one half as
-    long.
+    ``"auto"`` is bfloat16 for wide models on devices with bfloat16 instructions (GPUs since
+    Ampere, CPUs with AMX or AVX512-BF16), else float32. On a CPU, a model of 64 to 128 channels
+    takes twice as long in bfloat16, a full-size one half as long.
+
+    Args:
+        dtype: ``"auto"``, a type or its name.
+        device: Where the model runs.
+        wide: Whether the model has layers with hundreds of channels.
     """
     if dtype != "auto":
         return dtype

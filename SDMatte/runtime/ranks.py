@@ -32,8 +32,12 @@ def join_group(
 ) -> Any:
     """Join the process group of torchrun's environment and run ``main(*args)`` in it.
 
-    On GPUs, each process has one and the backend is NCCL, else gloo. A process that is silent for
-    ``timeout`` seconds counts as dead. ``store_prefix`` starts the keys by which they meet.
+    Args:
+        main: What to run.
+        args: Its arguments.
+        on_gpu: Whether processes talk by NCCL, each with a GPU, or by gloo.
+        timeout: Seconds after which a silent process counts as dead.
+        store_prefix: Prefix of the keys with which the processes find each other.
 
     Raises:
         ConfigError: The environment is incomplete.

@@ -99,9 +99,15 @@ def read_runs(runs: Sequence[tuple[str, Path]]) -> list[Comparison]:
 def write_comparison(
     comparisons: Sequence[Comparison], output_dir: str | Path, num_images: int = 6
 ) -> list[Path]:
-    """Write ``report.md``, ``report.tex``, ``report.html`` and contact sheets; return the former.
+    """Write ``report.md``, ``report.tex``, ``report.html`` and contact sheets.
 
-    Each comparison has a sheet of ``num_images`` images; 0: none.
+    Args:
+        comparisons: What to show.
+        output_dir: Folder of the report.
+        num_images: Images shown for each comparison; 0: none.
+
+    Returns:
+        The paths of the three documents.
 
     Raises:
         OutputError: The folder is not writable, or a file in it is one that is read.

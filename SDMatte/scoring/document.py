@@ -30,10 +30,13 @@ class Section:
 
 
 def render(name: str, title: str, sections: Iterable[Section]) -> str:
-    """Render a report, with all texts escaped.
+    """Render a report. All texts are escaped.
 
-    Its name is ``"report.md"``, ``"report.tex"``, which both link their images, or
-    ``"report.html"``, which contains them.
+    Args:
+        name: ``"report.md"``, ``"report.tex"``, which both link their images, or
+            ``"report.html"``, which contains them.
+        title: Heading of the report.
+        sections: Its sections.
 
     Raises:
         DataError: An image is unreadable.

@@ -46,10 +46,15 @@ def render_card(
     base_model: str | None = None,
     license_id: str | None = None,
 ) -> str:
-    """Return a model card, Markdown with metadata, for the repository ``OWNER/NAME``.
+    """Return a model card, Markdown with metadata.
 
-    ``model`` is ``"SDMatte"`` or ``"LiteSDMatte"``, ``config`` that of the run that trained it,
-    resolved, and ``base_model`` the hub id of what the training started from.
+    Args:
+        repo: ``OWNER/NAME``.
+        model: ``"SDMatte"`` or ``"LiteSDMatte"``.
+        results: Scores of the model.
+        config: Config of the run that trained it, resolved; None if unknown.
+        base_model: Hub id of the model that the training started from.
+        license_id: Identifier of the license on the hub; None if it is not stated.
     """
     data = ModelCardData(
         license=license_id,

@@ -58,9 +58,13 @@ def write_sheet(
 ) -> Path:
     """Write a contact sheet with image, truth and mattes in each row.
 
-    The column of images is left out if none is known; single missing ones are black. A row maps
-    labels of mattes to their scores, all of one image. Cells are squares of ``tile`` pixels; with
-    errors, an `error_map` follows each matte.
+    The column of images is left out if none is known; single missing ones are black.
+
+    Args:
+        rows: Label of a matte to its score; all of a row are of one image.
+        path: Image file to write.
+        tile: Width and height of a cell in pixels.
+        with_errors: Whether an `error_map` follows each matte.
 
     Raises:
         DataError: A file is unreadable.

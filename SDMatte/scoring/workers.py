@@ -54,7 +54,12 @@ class Scorer:
     def score_prediction(
         self, target: Target, pred: np.ndarray, hw: tuple[int, int]
     ) -> ImageScore | str:
-        """Resize a model's alpha, ``[h, w]`` in [0, 1], to its image's size; write and score it.
+        """Resize, write and score a model's prediction.
+
+        Args:
+            target: What it is scored against.
+            pred: The model's alpha ``[h, w]``, floating point in [0, 1].
+            hw: Height and width of the image.
 
         Returns:
             The score, or a message if that failed.

@@ -170,9 +170,12 @@ def plan_axis(
 ) -> list[Axis]:
     """Choose the rows, or columns, to compute at each resolution.
 
-    The image has `length` rows, with `edges` as in `find_edges`. `depths` are the numbers of
-    successive 3 x 3 convolutions at each resolution; between two, a convolution of stride 2 reads
-    rows 2 i - padding to 2 i - padding + 2.
+    Args:
+        length: Number of rows of the image.
+        edges: See `find_edges`.
+        depths: Number of successive 3 x 3 convolutions at each resolution. Between resolutions, a
+            convolution of stride 2 reads rows 2 i - padding to 2 i - padding + 2.
+        padding: See above.
     """
     axes = []
     # First and last row of the region around each edge that is not constant: empty at first.
