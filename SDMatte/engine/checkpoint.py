@@ -54,11 +54,8 @@ class MatteCheckpointer(Checkpointer):
         super().__init__(model, str(save_dir), save_to_disk=save_to_disk, **checkpointables)
         self._weights_in_use = weights_in_use
 
-    def save_run(self, iteration: int, max_to_keep: int | None = None) -> None:
-        """Write the checkpoint of a step, counted from 0, and delete the oldest ones.
-
-        It is marked as the last one once it is complete. Up to `max_to_keep` are kept, including
-        those of earlier processes; None: all.
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name.pth`` and mark it as the last checkpoint once it is complete.
 
         Raises:
             OutputError: It cannot be written.
@@ -67,11 +64,20 @@ class MatteCheckpointer(Checkpointer):
             return
         data = {"model": self._state_dict_in_use()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
-        path = Path(self.save_dir) / f"model_{iteration:07d}.pth"
+        path = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving %s", path)
-        write_whole(path, lambda partial: _save(data, partial))
-        write_whole(path.with_name(LAST), lambda partial: partial.write_text(path.name))
-        if max_to_keep is not None:
+        write_whole(path, lambda partial: _save({**data, **kwargs}, partial))
+        self.tag_last_checkpoint(path.name)
+
+    def save_run(self, iteration: int, max_to_keep: int | None = None) -> None:
+        """Write the checkpoint of a step, counted from 0, and delete the oldest ones.
+
+        Args:
+            iteration: The step.
+            max_to_keep: Checkpoints to keep, including those of earlier processes; None: all.
+        """
+        self.save(f"model_{iteration:07d}")
+        if self.save_to_disk and max_to_keep is not None:
             files = self.get_all_checkpoint_files()
             earlier = [path for path in files if _iteration(path) <= iteration]
             for path in earlier[:-max_to_keep]:
@@ -88,6 +94,13 @@ class MatteCheckpointer(Checkpointer):
     def _state_dict_in_use(self) -> dict[str, torch.Tensor]:
         with self._weights_in_use():
             return dict(self.model.state_dict())
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Mark a file as the last checkpoint."""
+        write_whole(
+            Path(self.save_dir) / LAST,
+            lambda partial: partial.write_text(last_filename_basename, encoding="utf-8"),
+        )
 
     def get_all_checkpoint_files(self) -> list[str]:
         """List the checkpoints of the run by step, without renamed copies."""
