@@ -1,7 +1,4 @@
-"""The config of SDMatte_small with the model of model_variant.py in its place.
-
-PYTHONPATH=examples bash script/train.sh examples/model_variant_config.py train.init_checkpoint=
-"""
+"""The config of SDMatte_small with the model of model_variant.py in its place."""
 
 from ..configs.SDMatte_small import (  # noqa: F401
     criterion,

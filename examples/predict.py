@@ -1,6 +1,5 @@
 """Predict the matte of the object in a box, and put the object on another background.
 
-python examples/predict.py                          # the small model, on a photograph of coffee
 python examples/predict.py --image photo.jpg --box 10 20 300 400 --model LongfeiHuang/SDMatte
 """
 
@@ -12,7 +11,7 @@ from SDMatte.images.io import write_image
 from SDMatte.samples import real_photographs
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--image", help="default: a photograph shipped with scikit-image")
+parser.add_argument("--image", help="default: coffee, of scikit-image")
 parser.add_argument("--box", type=float, nargs=4, default=(80, 16, 479, 387))
 parser.add_argument("--model", help="folder or hub id (default: the small model, shipped here)")
 parser.add_argument("--output", type=Path, default=Path("output/examples/predict"))
@@ -24,9 +23,6 @@ predictor.set_image(args.image or photographs["coffee"])
 result = predictor.predict(box=args.box)
 
 print(f"alpha: {result.alpha.shape}, covers {result.alpha.mean():.0%} of the image")
-for name, image in {
-    "alpha.png": result.alpha,
-    "cutout.png": result.cutout(),
-    "composite.png": result.composite("steelblue"),
-}.items():
-    print(write_image(args.output / name, image))
+print(write_image(args.output / "alpha.png", result.alpha))
+print(write_image(args.output / "cutout.png", result.cutout()))
+print(write_image(args.output / "composite.png", result.composite("steelblue")))

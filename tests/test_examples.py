@@ -6,9 +6,12 @@ import sys
 
 import matplotlib
 import pytest
+import torch
 from scripts import ROOT
 
+from SDMatte.engine.train import train
 from SDMatte.images.io import read_alpha
+from SDMatte.samples import make_sample_set
 
 EXAMPLES = ROOT / "examples"
 
@@ -23,7 +26,6 @@ def run(monkeypatch, tmp_path, capsys):
     def run(name, *arguments):
         path = EXAMPLES / name
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        monkeypatch.syspath_prepend(str(EXAMPLES))
         runpy.run_path(str(path), run_name="__main__")
         return capsys.readouterr().out
 
@@ -54,10 +56,14 @@ def test_score_folder(run, samples, tmp_path):
     assert (tmp_path / "official/summary.json").is_file()
 
 
-def test_model_variant(run, samples, tmp_path):
-    import torch
-
-    run("model_variant.py", "--samples", samples, "--output", tmp_path / "run", *TINY)
+def test_model_variant(samples, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    make_sample_set(samples, num_train=12, num_test=8, size=160)
+    overrides = [
+        f"dataloader.train.dataset.root={samples}",
+        f"train.output_dir={tmp_path / 'run'}",
+    ]
+    train(str(EXAMPLES / "model_variant_config.py"), [*overrides, *TINY])
     checkpoint = torch.load(tmp_path / "run/model_final.pth", weights_only=True)
     tensors = checkpoint.get("model", checkpoint)
     assert tensors["correction.2.weight"].abs().max() > 0  # it was trained

@@ -39,6 +39,10 @@ class SDMatte(nn.Module):
         dtype: Type of the weights, as a `torch.dtype` or its name.
         **settings: See `SDMatte.modeling.settings.ModelSettings`.
 
+    Attributes:
+        new_layers: Prefixes of the names of layers that a subclass adds. A training that starts
+            from a checkpoint without them keeps their initial values.
+
     Raises:
         ConfigError: A setting is unknown or not allowed.
         CheckpointError: The folder or its weights do not fit.
@@ -46,6 +50,7 @@ class SDMatte(nn.Module):
 
     vae_class: type[nn.Module] = AutoencoderKL
     settings_class: type[ModelSettings] = ModelSettings
+    new_layers: tuple[str, ...] = ()
 
     def __init__(
         self,

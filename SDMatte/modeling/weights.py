@@ -241,11 +241,15 @@ def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: s
 def load_checkpoint(model: nn.Module, name: str | Path) -> None:
     """Copy a checkpoint by a name that `SDMatte.modeling.hub.resolve_checkpoint` takes.
 
+    The `new_layers` of the model may be missing in it.
+
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
     """
     path = hub.resolve_checkpoint(name)
-    load_strict(model, read_tensors(path), str(path))
+    prefixes = getattr(model, "new_layers", ())
+    new = {n: value for n, value in model.state_dict().items() if n.startswith(prefixes)}
+    load_strict(model, {**new, **read_tensors(path)}, str(path))
 
 
 def assign_checkpoint(model: nn.Module, path: str | Path, part_size: int = PART_SIZE) -> None:
