@@ -1,11 +1,11 @@
-"""Nodes of ComfyUI: link this folder into ``custom_nodes``."""
+"""Nodes for ComfyUI: link this folder into ``custom_nodes``."""
 
 import importlib.util
 import sys
 from pathlib import Path
 
 if importlib.util.find_spec("SDMatte") is None:
-    # Only linked, not installed: the package is beside the folder that the link points to.
+    # Not installed: the package is beside the folder that the link points to.
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS

@@ -1,7 +1,7 @@
-"""The nodes: a model, and mattes by box, points, mask or trimap.
+"""ComfyUI nodes that load a model and predict mattes by box, points, mask or trimap.
 
 IMAGE is float ``[B, H, W, C]`` in [0, 1], MASK float ``[B, H, W]`` in [0, 1], as everywhere in
-ComfyUI. The ids of the nodes are stored in workflows and never change.
+ComfyUI. The ids of the nodes are stored in workflows and must never change.
 """
 
 import functools
@@ -24,14 +24,14 @@ try:
     import comfy.utils
 
     HAS_COMFY = True
-except ImportError:  # tests, and other programs that run nodes
+except ImportError:  # in tests, and in other programs that run nodes
     HAS_COMFY = False
 
 MODEL = "SDMATTE_MODEL"
 
 
 class LoadedModel:
-    """A model that ComfyUI moves to its device when needed, and away when memory is short.
+    """A model that ComfyUI moves to the device when needed, and away when memory is short.
 
     Attributes:
         predictor: The predictor, whose weights may be on another device until `activate`.
@@ -49,7 +49,7 @@ class LoadedModel:
             defaults=source.defaults,
             device=device,
         )
-        # Without the text encoder, which has no memory that could be moved.
+        # Without the text encoder, whose memory is already released.
         weights = torch.nn.ModuleDict({"unet": model.unet, "vae": model.vae})
         if model.image_prior is not None:
             weights["image_prior"] = model.image_prior
@@ -69,8 +69,8 @@ class LoadedModel:
 
 @functools.lru_cache(maxsize=1)
 def load_model(name: str, dtype: str, resolution: int, keep_aspect: bool) -> LoadedModel:
-    """Load a model; the last one is kept, whatever ComfyUI caches."""
-    # ComfyUI runs nodes in inference mode, whose tensors have no version; the model needs it.
+    """Load a model and keep the last one, independently of ComfyUI's cache."""
+    # ComfyUI runs nodes in inference mode, whose tensors lack the version that the model reads.
     with torch.inference_mode(False):
         return LoadedModel(name, dtype, resolution, keep_aspect)
 
@@ -87,13 +87,13 @@ class LoadModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         """Return the inputs."""
-        tooltip = "A folder, a checkpoint or a hub id; empty: the small model that ships."
+        tooltip = "A folder, a checkpoint or a hub id; empty: the bundled small model."
         resolution = {"default": 0, "min": 0, "max": 8192, "step": 64}
         return {
             "required": {
                 "name": ("STRING", {"default": "LongfeiHuang/SDMatte", "tooltip": tooltip}),
                 "dtype": (["auto", "float32", "bfloat16", "float16"],),
-                "resolution": ("INT", {**resolution, "tooltip": "0: that of the model."}),
+                "resolution": ("INT", {**resolution, "tooltip": "0: the model's default."}),
                 "keep_aspect": ("BOOLEAN", {"default": False}),
             }
         }
@@ -122,7 +122,7 @@ class Matte:
         tooltips = {
             "transparent": "The object is transparent: glass, smoke, veils.",
             "tiles": "A second pass over the edges at full resolution.",
-            "foreground_colors": "Estimate the object's colors; otherwise those of the image.",
+            "foreground_colors": "Estimate the object's own colors; if off, use the image's.",
         }
         switches = {
             name: ("BOOLEAN", {"default": name == "foreground_colors", "tooltip": text})
@@ -148,7 +148,7 @@ class Matte:
         count = max(len(image), len(prompts))
         if {len(image), len(prompts)} - {1, count}:
             raise PromptError(
-                f"{len(image)} images and {len(prompts)} masks: give the same number, or one."
+                f"Got {len(image)} images and {len(prompts)} masks: give equal numbers, or one."
             )
         predictor = model.activate()
         bar = comfy.utils.ProgressBar(count) if HAS_COMFY else None
@@ -171,12 +171,12 @@ class Matte:
         return torch.stack(alphas), torch.stack(colors)
 
     def read(self, **prompt: Any) -> list[Mapping[str, Any]]:
-        """Return arguments of `MattePredictor.predict`, for each image or for all."""
+        """Return the arguments of `MattePredictor.predict`, one set per image or one for all."""
         raise NotImplementedError
 
 
 class MatteByBox(Matte):
-    """Mattes of the object in a box."""
+    """Predict mattes of the object in a box."""
 
     DESCRIPTION = "Matte of the object in a box, whose edges are in pixels."
     PROMPT: ClassVar[dict[str, Any]] = {
@@ -190,9 +190,9 @@ class MatteByBox(Matte):
 
 
 class MatteByPoints(Matte):
-    """Mattes of the object at one to ten points."""
+    """Predict mattes of the object at one to ten points."""
 
-    DESCRIPTION = "Matte of the object at one to ten points: x y, in pixels, a line each."
+    DESCRIPTION = "Matte of the object at one to ten points: x y in pixels, one point per line."
     PROMPT: ClassVar[dict[str, Any]] = {"points": ("STRING", {"default": "", "multiline": True})}
 
     def read(self, points: str) -> list[Mapping[str, Any]]:
@@ -201,20 +201,20 @@ class MatteByPoints(Matte):
         try:
             numbers = [float(word) for word in words]
         except ValueError as error:
-            raise PromptError(f"Points are numbers x y, a line each; got {points!r}.") from error
+            raise PromptError(f"Points must be x y, one per line; got {points!r}.") from error
         if not numbers:
-            raise PromptError("Give at least one point: x y, in pixels of the image.")
+            raise PromptError("Give at least one point: x y in pixels of the image.")
         return [{"points": as_pairs(numbers, "points")}]
 
 
 class MatteByMask(Matte):
-    """Mattes of the object under a rough mask."""
+    """Predict mattes of the object under a rough mask."""
 
     DESCRIPTION = "Matte of the object under a rough mask, such as one painted in the mask editor."
     PROMPT: ClassVar[dict[str, Any]] = {"mask": ("MASK",)}
 
     def read(self, mask: torch.Tensor) -> list[Mapping[str, Any]]:
-        """Return the masks; one that is not painted is refused."""
+        """Return the masks; raise a `PromptError` if one is empty."""
         masks = _as_batch(mask)
         if not (masks >= 0.5).flatten(1).any(1).all():
             raise PromptError("The mask is empty: paint over the object in the mask editor.")
@@ -222,20 +222,20 @@ class MatteByMask(Matte):
 
 
 class MatteByTrimap(Matte):
-    """Mattes by trimaps."""
+    """Predict mattes by trimaps."""
 
     DESCRIPTION = "Matte by a trimap: 0 is background, 0.5 unknown, 1 foreground."
     PROMPT: ClassVar[dict[str, Any]] = {"trimap": ("MASK",)}
 
     def read(self, trimap: torch.Tensor) -> list[Mapping[str, Any]]:
-        """Return the trimaps, each value rounded to the nearest of the three."""
+        """Return the trimaps, with values rounded to the nearest of 0, 0.5 and 1."""
         levels = (_as_batch(trimap).float().clamp(0, 1) * 2).round().long().cpu()
         values = torch.tensor([0, 128, 255], dtype=torch.uint8)[levels]  # [B, H, W]
         return [{"trimap": one.numpy()} for one in values]
 
 
 def _as_batch(mask: torch.Tensor) -> torch.Tensor:
-    """Add the batch dimension that some nodes leave out."""
+    """Add the batch dimension, which some nodes omit."""
     return mask[None] if mask.ndim == 2 else mask
 
 

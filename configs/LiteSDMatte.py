@@ -1,7 +1,7 @@
 """LiteSDMatte: a smaller U-Net and autoencoder, distilled from a trained SDMatte.
 
 Hardware: 8 GPUs with one image each, 30,501 steps. The duration has not been measured.
-Expected, by the paper on AIM-500: SAD 34.4 with points, 20.8 with boxes, 15.8 with masks. Not
+Expected on AIM-500 (paper): SAD 34.4 with points, 20.8 with boxes, 15.8 with masks. Not
 reproduced here.
 
 Needs a trained SDMatte: distillation.teacher_checkpoint.

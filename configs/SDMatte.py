@@ -1,12 +1,12 @@
-"""SDMatte as published: all prompt types, five training sets, 512x512 in training, 1024 in test.
+"""SDMatte as published: all prompt types, five training sets, trained at 512x512, tested at 1024.
 
 Hardware: 8 GPUs with one image each, 30,501 steps (10 epochs of 24,401 samples); on one GPU, set
 train.accumulate=8. The duration has not been measured.
-Expected, by the paper on AIM-500: SAD 31.8 with points, 19.5 with boxes, 14.5 with masks. Not
+Expected on AIM-500 (paper): SAD 31.8 with points, 19.5 with boxes, 14.5 with masks. Not
 reproduced here.
 
-Edit model.pretrained_model_name_or_path (made by process_weight.py) and
-dataloader.train.dataset.root (or set SDMATTE_DATA_ROOT).
+Set model.pretrained_model_name_or_path (prepared by process_weight.py) and
+dataloader.train.dataset.root (or SDMATTE_DATA_ROOT).
 """
 
 from .common.data import dataloader

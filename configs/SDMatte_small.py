@@ -1,9 +1,9 @@
-"""The small model that ships, fine-tuned on the embedded sample set (data make-samples).
+"""The bundled small model, fine-tuned on the embedded sample set (data make-samples).
 
-It has SDMatte's classes, losses and training loop, and a U-Net 190 times smaller. In place of
-Stable Diffusion it starts from weights of this project and the prior of an image classifier; see
-docs/small_model.md. train.init_checkpoint="" starts from a random U-Net. Use it to try the whole
-path and ideas: its scores are far from the paper's.
+It has SDMatte's classes, losses and training loop, and a U-Net 190 times smaller. Instead of Stable
+Diffusion, it starts from weights of this project and the prior of an image classifier; see
+docs/small_model.md. train.init_checkpoint="" starts from a random U-Net. Use it to try out the
+pipeline and ideas: its scores are far from the paper's.
 
 Hardware: two CPU cores (AMD EPYC with AVX2: 72 steps in 2 min 43 s).
 Expected on the sample set's test part, MSE x 1000: box 41 (45 before), point 45, mask 24.

@@ -1,7 +1,7 @@
 """SDMatte*: boxes only, trained on Composition-1K, DIS-646, AM-2K and COCO-Matting.
 
 Hardware: 8 GPUs with one image each, 10 epochs. The duration has not been measured.
-Expected, by the paper on AIM-500: SAD 16.4 with boxes. Not reproduced here.
+Expected on AIM-500 (paper): SAD 16.4 with boxes. Not reproduced here.
 """
 
 from .common.data import dataloader

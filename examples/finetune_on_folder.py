@@ -1,4 +1,4 @@
-"""Fine-tune the small model on a folder of images and a folder of alphas of the same names.
+"""Fine-tune the small model on a folder of images and a folder of alphas with the same names.
 
 python examples/finetune_on_folder.py --folders IMAGES ALPHAS train.max_iter=500
 """
@@ -11,7 +11,7 @@ from SDMatte.engine.train import train
 from SDMatte.samples import make_sample_set
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--folders", nargs=2, help="images and alphas (default: of a sample set)")
+parser.add_argument("--folders", nargs=2, help="images and alphas (default: a sample set's)")
 parser.add_argument("--samples", default="output/examples/samples")
 parser.add_argument("--output", default="output/examples/finetune", help="a new folder")
 parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the config")
@@ -20,7 +20,7 @@ if args.folders is None:
     samples = make_sample_set(args.samples, num_train=12, num_test=8, size=160).root
     args.folders = samples / "AIM-500/original", samples / "AIM-500/mask"
 images, alphas = args.folders
-# A quarter of the pairs, chosen by their names, is held out and evaluated on.
+# A quarter of the pairs, chosen by name, is held out for evaluation.
 pairs = f"{{image: {images}, alpha: {alphas}, holdout: 0.25}}"
 settings = [f"dataloader.train.dataset.names=[{pairs}]", f"train.output_dir={args.output}"]
 train("configs/SDMatte_small.py", [*settings, "train.max_iter=20", *args.overrides])

@@ -11,7 +11,7 @@ from SDMatte.modeling import SDMatte
 
 
 class CorrectedSDMatte(SDMatte):
-    """SDMatte whose output is corrected by looking at the encoded image once more."""
+    """SDMatte with a convolutional correction of its output, given the encoded image."""
 
     new_layers = ("correction.",)
 
@@ -24,7 +24,7 @@ class CorrectedSDMatte(SDMatte):
         nn.init.zeros_(last.bias)
 
     def predict_latent(self, image_latent, *args, **kwargs):
-        """Run the U-Net and correct its output; both training and `MattePredictor` call this."""
+        """Run the U-Net and correct its output; called by training and by `MattePredictor`."""
         latent, features = super().predict_latent(image_latent, *args, **kwargs)
         seen = torch.cat([image_latent.to(latent), latent], dim=1)
         return latent + self.correction(seen), features

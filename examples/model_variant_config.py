@@ -1,4 +1,4 @@
-"""The config of SDMatte_small with the model of model_variant.py in its place."""
+"""The config SDMatte_small with its model replaced by the one in model_variant.py."""
 
 from ..configs.SDMatte_small import (  # noqa: F401
     criterion,

@@ -11,9 +11,9 @@ from SDMatte.images.io import write_image
 from SDMatte.samples import real_photographs
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--image", help="default: coffee, of scikit-image")
+parser.add_argument("--image", help="default: scikit-image's photograph of coffee")
 parser.add_argument("--box", type=float, nargs=4, default=(80, 16, 479, 387))
-parser.add_argument("--model", help="folder or hub id (default: the small model, shipped here)")
+parser.add_argument("--model", help="folder or hub id (default: the bundled small model)")
 parser.add_argument("--output", type=Path, default=Path("output/examples/predict"))
 args = parser.parse_args()
 

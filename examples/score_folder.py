@@ -1,4 +1,4 @@
-"""Score the mattes of any method against true alphas of the same names.
+"""Score the mattes of any method against true alphas with the same names.
 
 python examples/score_folder.py --mattes MATTES --alphas ALPHAS --trimaps TRIMAPS
 """
@@ -14,7 +14,7 @@ from SDMatte.scoring.tables import score_table
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--mattes", help="default: the trimaps of a sample set, as crude mattes")
 parser.add_argument("--alphas")
-parser.add_argument("--trimaps", help="if given, only unknown pixels count")
+parser.add_argument("--trimaps", help="if given, score unknown pixels only")
 parser.add_argument("--samples", default="output/examples/samples")
 parser.add_argument("--output", type=Path, default=Path("output/examples/score"))
 args = parser.parse_args()

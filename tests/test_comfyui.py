@@ -173,7 +173,7 @@ def test_batches_of_masks(nodes, model, images, masks):
         ("SDMatteBox", {}, r"\(0, 0, 512, 512\) does not fit the image"),
         ("SDMattePoints", {}, "Give at least one point"),
         ("SDMattePoints", {"points": "1 2 3"}, "points must be pairs"),
-        ("SDMattePoints", {"points": "left"}, "Points are numbers x y"),
+        ("SDMattePoints", {"points": "left"}, "Points must be x y, one per line"),
         ("SDMattePoints", {"points": "99 5"}, "is not in the image"),
         ("SDMatteMask", {"mask": torch.zeros(1, 64, 64)}, "paint over the object"),
         ("SDMatteMask", {"mask": torch.ones(1, 64, 64)}, "64 wide and 64 high, the image 80"),

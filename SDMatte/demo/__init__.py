@@ -1,1 +1,1 @@
-"""A web page for interactive matting, on this machine; needs gradio."""
+"""A local web page for interactive matting; needs gradio."""

@@ -1,4 +1,4 @@
-"""The page: layout and events."""
+"""Layout and events of the demo page."""
 
 import functools
 import html
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _SAMPLES = ("coffee", "astronaut", "chelsea")
 _TOOLS = {"box": ("box", "Box"), "point": ("points", "Points"), "mask": ("paint", "Paint")}
 _THUMBNAIL = 96  # pixels
-# Seconds between checks, and age at which files of visitors who vanished are removed.
+# Seconds between checks, and age in seconds at which abandoned files are removed.
 _DELETE_CACHE = (60, 600)
 _DOWNLOADS = {
     f"{label}, {bits} bits": (kind, bits)
@@ -55,7 +55,7 @@ LAUNCH: dict[str, Any] = {
     "enable_monitoring": False,
     "ssr_mode": False,
     "mcp_server": False,
-    "state_session_capacity": 64,  # Gradio keeps the last outputs of so many visitors in memory
+    "state_session_capacity": 64,  # visitors whose last outputs Gradio keeps in memory
 }
 """Arguments of `gradio.Blocks.launch`."""
 
@@ -71,10 +71,10 @@ def build_page(
     """Build the page.
 
     Args:
-        models: What loads each model, by its name on the page. The first one is loaded now, the
-            others when they are first chosen. All visitors share them, one computation at a time.
-        folder: Gradio's folder for uploads, in which each visitor gets a folder.
-        tiles: Whether the second pass over tiles is on at first.
+        models: Loaders of the models, by name on the page. The first model is loaded immediately,
+            the others when first chosen. All visitors share them, one computation at a time.
+        folder: Gradio's folder for uploads, in which each visitor gets a sub-folder.
+        tiles: Whether the second pass over tiles is initially enabled.
         max_pixels: Largest image, in pixels.
         max_upload: Largest upload, in MB, for messages; the server enforces it.
     """
@@ -98,7 +98,7 @@ def build_page(
             session.close()
 
     def take(value: dict[str, Any], use: Callable[[Path, str], None]) -> None:
-        """Use an upload, or a sample, and remove the upload."""
+        """Use a sample, or an upload, which is then removed."""
         if "sample" in value:
             photo = samples[int(value["sample"])]
             return use(photo.path, photo.path.name)
@@ -113,7 +113,7 @@ def build_page(
         finally:
             shutil.rmtree(path.parent, ignore_errors=True)
 
-    @_with_sentences
+    @_show_errors
     def open_image(value, view, color, model, resolution, request: gr.Request, progress=_PROGRESS):
         session = session_of(request)
         progress(0.1, desc="Reading the image")
@@ -122,13 +122,13 @@ def build_page(
         session.encode(load(model).at_resolution(resolution))
         return session.stage([], with_image=True), session.compare(view, color)
 
-    @_with_sentences
+    @_show_errors
     def choose_model(model, progress=_PROGRESS):
         progress(0.1, desc=f"Loading {model}")
         chosen = load(model)
         return gr.update(choices=_resolutions(chosen), value=chosen.resolution)
 
-    @_with_sentences
+    @_show_errors
     def predict(
         value,
         see_through,
@@ -144,28 +144,28 @@ def build_page(
         progress(0.2, desc="Predicting the matte")
         session.predict(load(model).at_resolution(resolution), gestures, see_through, tiles)
         if session.steps[-1].result.alpha.max() < 0.5:
-            gr.Warning("The matte is almost empty: prompt the object more closely.")
+            gr.Warning("The matte is almost empty: mark the object more precisely.")
         progress(0.9, desc="Coloring the preview")
         return session.stage(session.shown()), session.compare(view, color)
 
-    @_with_sentences
+    @_show_errors
     def undo(value, view, color, request: gr.Request):
         session = session_of(request)
         gestures = session.undo((value or {}).get("gestures", []))
         return session.stage(gestures), session.compare(view, color)
 
-    @_with_sentences
+    @_show_errors
     def show(view, color, request: gr.Request):
         picked = [gr.update(visible=view == name) for name in ("Color", "Image")]
         return session_of(request).compare(view, color), *picked
 
-    @_with_sentences
+    @_show_errors
     def set_background(value, view, color, request: gr.Request):
         session = session_of(request)
         take(value, lambda path, named: session.set_background(path, named, max_pixels))
         return session.compare(view, color)
 
-    @_with_sentences
+    @_show_errors
     def save(chosen, request: gr.Request, progress=_PROGRESS):
         progress(0.3, desc="Writing the file")
         return str(session_of(request).write(*_DOWNLOADS[chosen]))
@@ -230,8 +230,8 @@ def build_page(
     return page.queue(default_concurrency_limit=1, max_size=64, api_open=False)
 
 
-def _with_sentences(function: Callable) -> Callable:
-    """Show errors of visitors as sentences; log any other."""
+def _show_errors(function: Callable) -> Callable:
+    """Show the messages of expected errors on the page; log all others."""
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
@@ -241,7 +241,7 @@ def _with_sentences(function: Callable) -> Callable:
             message = str(error)
         except Exception:
             logger.exception("An event of the page failed.")
-            message = "The page failed; the log of the server says why."
+            message = "An internal error occurred; the server's log has the details."
         raise gr.Error(html.escape(message, quote=False), print_exception=False)
 
     return run
@@ -259,7 +259,7 @@ def _describe(prompts: tuple[str, ...]) -> str:
 
 
 def _stage(prompts: tuple[str, ...], samples: list[Photograph], max_upload: float) -> gr.HTML:
-    """Return the component on which visitors prompt; its value is described in ``stage.js``."""
+    """Return the component for drawing prompts; ``stage.js`` describes its value."""
     tools = [_TOOLS[name] for name in _TOOLS if name in prompts]
     if "mask" in prompts:
         tools.append(("remove", "Remove"))

@@ -23,12 +23,12 @@ from SDMatte.inference.predictor import EncodedImage, MattePredictor
 from SDMatte.inference.result import MatteResult, OutputSettings
 
 PREVIEW = 1024
-"""Longest side in pixels of what the browser shows."""
+"""Longest side of the images shown in the browser, in pixels."""
 
 VIEWS = ("Checkerboard", "Color", "Image", "Matte")
 
-_MAX_STEPS = 6  # to undo; each keeps a matte of the image's size in memory
-_SHADE = 170  # of 255, over what is not the object
+_MAX_STEPS = 6  # that can be undone; each keeps a full-size matte in memory
+_SHADE = 170  # of 255, opacity of the shade over the background
 
 Gesture = Mapping[str, Any]
 """What a visitor drew: ``tool``, ``points`` (pixels of the image) and ``width`` of a stroke."""
@@ -36,7 +36,7 @@ Gesture = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Step:
-    """A matte, and what it was made from."""
+    """A matte, and the prompt that it was made from."""
 
     result: MatteResult
     prompt: dict[str, Any]  # of `MattePredictor.predict`
@@ -44,10 +44,10 @@ class Step:
 
 
 class Session:
-    """What one visitor opened and made.
+    """The state of one visitor.
 
     Args:
-        folder: For files that the browser fetches; made when needed, removed by `close`.
+        folder: Folder for files that the browser fetches; created on demand, removed by `close`.
     """
 
     def __init__(self, folder: Path):
@@ -60,7 +60,7 @@ class Session:
     def _clear(self) -> None:
         self.steps: deque[Step] = deque(maxlen=_MAX_STEPS)
         self._pixels: tuple[np.ndarray, np.ndarray | None] | None = None
-        # With the model and the resolution that it is for.
+        # The encoded image, with its model and resolution as key.
         self._encoded: tuple[tuple[Any, int], EncodedImage] | None = None
 
     def open(self, path: Path, name: str, max_pixels: float) -> None:
@@ -68,11 +68,11 @@ class Session:
 
         Args:
             path: The file.
-            name: Its name on the visitor's side, for messages and downloads.
-            max_pixels: Largest number of pixels.
+            name: The visitor's name for the file, for messages and downloads.
+            max_pixels: Largest allowed number of pixels.
 
         Raises:
-            DataError: It is not an image, or too large; the previous image is kept.
+            DataError: The file is not an image, or is too large. The previous image is kept.
         """
         pixels = read_upload(path, name, max_pixels)
         metadata = read_metadata(path)
@@ -89,7 +89,7 @@ class Session:
         self.background = reduce(flatten(colors, opacity, PAPER))
 
     def encode(self, predictor: MattePredictor) -> EncodedImage:
-        """Return the encoded image, from memory if model and resolution are the last ones."""
+        """Return the encoded image, cached for the last model and resolution."""
         if self._pixels is None:
             raise PromptError("No image is open: drop one, or choose a sample.")
         key = predictor.model, predictor.resolution
@@ -106,7 +106,7 @@ class Session:
         result = predictor.predict(
             **prompt, transparent=transparent, refine="tiles" if tiles else None, image=encoded
         )
-        assert isinstance(result, MatteResult)  # of one prompt
+        assert isinstance(result, MatteResult)  # a single prompt gives no list
         kept = [] if "mask" in prompt else list(gestures)  # strokes become part of the matte
         self.steps.append(Step(result, prompt, kept))
         return result
@@ -133,7 +133,7 @@ class Session:
             raise PromptError("The prompt is damaged; reload the page.") from error
 
     def undo(self, gestures: Sequence[Gesture]) -> list[Gesture]:
-        """Remove the last gesture that made no matte yet, else the last matte.
+        """Remove the last gesture since the last matte or, if there is none, the last matte.
 
         Returns:
             The gestures to show.
@@ -149,7 +149,7 @@ class Session:
         return self.steps[-1].gestures if self.steps else []
 
     def stage(self, gestures: Sequence[Gesture], with_image: bool = False) -> dict[str, Any]:
-        """Return the value of the stage, see ``stage.js``."""
+        """Return the value of the stage component; see ``stage.js``."""
         value: dict[str, Any] = {"gestures": list(gestures), "matte": None}
         if with_image and self._pixels is not None:
             height, width = self._pixels[0].shape[:2]
@@ -162,7 +162,7 @@ class Session:
         return value
 
     def compare(self, view: str, color: str) -> tuple[str, str] | None:
-        """Write the image and a view of the matte, reduced, and return their paths."""
+        """Write the reduced image and a view of the matte, and return their paths."""
         if self._pixels is None:
             return None
         shown = self._render(view, color) if self.steps else self._small
@@ -185,14 +185,14 @@ class Session:
         if not self.steps:
             raise PromptError("No matte yet: prompt the object and press Matte.")
         result = self.steps[-1].result
-        # A copy, whose cached full-size colors are freed.
+        # A copy, so that its cached full-size colors are freed afterwards.
         copy = MatteResult(result.image, result.alpha, result.prompt, result.opacity)
         array = OutputSettings(kind, bits=bits).render(copy)
         name = {"cutout": "cutout", "alpha": "matte"}[kind]
         return self._write(f"{self._stem}_{name}.png", array, self._metadata)
 
     def _write(self, name: str, array: np.ndarray, metadata: Any = None) -> Path:
-        self._num_files += 1  # browsers keep files by their address
+        self._num_files += 1  # a new URL, because browsers cache files by URL
         path = write_image(self.folder / str(self._num_files) / name, array, metadata)
         if self._closed:  # the visitor left meanwhile
             self.close()
@@ -206,7 +206,7 @@ class Session:
 
 
 def read_upload(path: Path, name: str, max_pixels: float) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an uploaded image like `read_pixels`; messages have its own name and our limit."""
+    """Read an uploaded image like `read_pixels`; errors show the visitor's name for it."""
     try:
         height, width = read_hw(path)
         if height * width > max_pixels:
@@ -229,14 +229,14 @@ def reduce(array: np.ndarray, side: int = PREVIEW) -> np.ndarray:
 
 
 def data_url(array: np.ndarray, kind: str) -> str:
-    """Encode an image for the browser as an address that contains it."""
+    """Encode an image as a data URL."""
     file = io.BytesIO()
     Image.fromarray(array).save(file, kind, quality=88)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _read_color(text: str) -> Any:
-    """Read what the color picker returns: ``#rrggbb``, or ``rgba(r, g, b, a)`` with fractions."""
+    """Parse the color picker's value: ``#rrggbb``, or ``rgba(r, g, b, a)`` with fractions."""
     if text.startswith("rgb"):
         return tuple(round(float(n)) for n in re.findall(r"[\d.]+", text)[:3])
     return text

@@ -1,6 +1,6 @@
-// The stage: an image with the gestures of a visitor (points, a box, strokes). Python sends
-// {image, width, height, matte, gestures} as the value, and reads back {gestures} and {path, name} of an upload or {sample}.
-// Coordinates are pixels of the full image; the canvas shows a reduced one.
+// The stage: an image with the gestures of a visitor (points, a box, strokes). Python sends the value
+// {image, width, height, matte, gestures} and gets back {gestures}, plus {path, name} of an upload or {sample}.
+// Coordinates are pixels of the full-size image; the canvas shows a reduced copy.
 const find = (selector) => element.querySelector(selector);
 const canvas = find('canvas'), pen = canvas.getContext('2d'), input = find('input[type=file]');
 const accent = '#f97316', STROKES = ['paint', 'remove'];
@@ -24,7 +24,7 @@ function line(points, width, color) {
 
 function draw() {
   if (!image) return;
-  canvas.width = image.width; canvas.height = image.height; // also clears
+  canvas.width = image.width; canvas.height = image.height; // also clears the canvas
   pen.drawImage(image, 0, 0);
   if (matte) pen.drawImage(matte, 0, 0, canvas.width, canvas.height);
   const scale = image.width / size[0], fine = image.width / (canvas.clientWidth || image.width);
@@ -56,7 +56,7 @@ function choose(name) {
 function at(event) {
   const area = canvas.getBoundingClientRect();
   const position = [(event.clientX - area.left) / area.width, (event.clientY - area.top) / area.height];
-  const most = tool === 'box' ? 0 : 1; // a box may end at the edge, a point is inside
+  const most = tool === 'box' ? 0 : 1; // a box may end at the image's edge, a point must be inside
   return position.map((p, i) => Math.min(Math.max(Math.floor(p * size[i]), 0), size[i] - most));
 }
 
@@ -91,7 +91,7 @@ async function open(file) {
     const {path} = await upload(file);
     props.value = {gestures, path, name: file.name};
   } catch {
-    props.value = {gestures, name: file.name}; // without a path: refused
+    props.value = {gestures, name: file.name}; // no path: the upload was rejected
   }
   trigger('upload');
   input.value = '';
@@ -114,7 +114,7 @@ watch('value', async () => {
   [image, matte] = await Promise.all([value.image ? load(value.image) : image, load(value.matte)]);
   ({gestures} = value);
   if (value.image) size = [value.width, value.height];
-  props.value = {gestures}; // the next event sends no image back
+  props.value = {gestures}; // so that the next event does not send the image back
   find('.stage').classList.toggle('opened', !!image);
   const add = find('[data-tool=paint]'), remove = find('[data-tool=remove]');
   if (add) { add.textContent = matte ? 'Add' : 'Paint'; remove.hidden = !matte; }

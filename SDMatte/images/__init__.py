@@ -13,7 +13,7 @@ def warn_once(message: str, key: Hashable = None) -> None:
 
     Args:
         message: The warning.
-        key: Messages with the same key count as one; by default the message itself.
+        key: Only the first message with a given key is logged; default: the message itself.
     """
     key = message if key is None else key
     if key not in _warned:

@@ -1,4 +1,4 @@
-"""Images passed in Python (paths, Pillow images, arrays, tensors) as arrays of one kind."""
+"""Convert images passed in Python (paths, Pillow images, arrays, tensors) to 8-bit arrays."""
 
 import logging
 import os
@@ -37,7 +37,7 @@ def read_pixels(image: Any, ignore_alpha: bool = False) -> tuple[np.ndarray, np.
             array ``[H, W, C]`` or ``[H, W]``; or a tensor ``[C, H, W]`` on any device. Arrays and
             tensors are gray, gray with alpha, RGB or RGBA, not premultiplied, uint8 or floating
             point in [0, 1].
-        ignore_alpha: Return the colors as they are stored, and the image as opaque.
+        ignore_alpha: Treat the image as opaque, and return its colors as stored.
 
     Returns:
         uint8 ``[H, W, 3]``, a copy, `NEUTRAL` where alpha is 0, so that hidden colors have no
@@ -52,8 +52,8 @@ def read_pixels(image: Any, ignore_alpha: bool = False) -> tuple[np.ndarray, np.
         colors[hidden] = NEUTRAL
         if hidden.all():
             logger.warning(
-                "The image is fully transparent, and so is its matte. If its alpha channel has "
-                "another meaning, ignore it: --ignore-alpha, in Python ignore_alpha=True."
+                "The image is fully transparent, and so is its matte. If its alpha channel means "
+                "something else, use --ignore-alpha, or ignore_alpha=True in Python."
             )
     return colors, alpha
 
@@ -63,7 +63,7 @@ def flatten(
 ) -> np.ndarray:
     """Composite uint8 ``[H, W, 3]`` over a color by float32 alpha ``[H, W]`` in [0, 1].
 
-    Without alpha, the image itself is returned.
+    Without alpha, return the image itself.
     """
     if alpha is None:
         return colors
@@ -73,7 +73,7 @@ def flatten(
 
 
 def _read(image: Any, ignore_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read colors as they are stored, and alpha, which is None if the image is opaque."""
+    """Read colors as stored, and alpha, which is None if the image is opaque."""
     if isinstance(image, str | Path):
         return (read_image(image), None) if ignore_alpha else read_image_and_alpha(image)
     if isinstance(image, Image.Image):
@@ -100,7 +100,7 @@ def _read(image: Any, ignore_alpha: bool) -> tuple[np.ndarray, np.ndarray | None
     colors = image[..., : channels - has_alpha]
     if colors.dtype != np.uint8:
         colors = np.round(colors * np.float32(255)).astype(np.uint8)  # [0, 1] -> [0, 255]
-    # A copy, which the caller may change.
+    # A copy, because the caller may modify it.
     colors = np.array(np.broadcast_to(colors, (*colors.shape[:2], 3)), order="C")
     alpha = unit(image[..., -1]).astype(np.float32) if has_alpha and not ignore_alpha else None
     return colors, None if alpha is None or alpha.min() == 1 else alpha
@@ -123,7 +123,7 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     """Read the background of a composite.
 
     It is a color, as three integers from 0 to 255 or in CSS (``"white"``, ``"#00b140"``); or an
-    image, see `read_pixels`, which is shown over `PAPER`.
+    image, see `read_pixels`, which is composited over `PAPER`.
     """
     if isinstance(background, str) and not os.path.exists(background):
         try:
@@ -146,7 +146,7 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
 
 
 def as_background(background: Any, hw: tuple[int, int]) -> np.ndarray:
-    """Make the background of a composite of height and width ``hw``, uint8 ``[H, W, 3]``.
+    """Return the background of a composite of height and width ``hw``, uint8 ``[H, W, 3]``.
 
     An image, see `read_background`, is scaled to cover the composite and cropped around its center.
     """

@@ -1,6 +1,6 @@
-"""Color management: pixels of any profile become sRGB.
+"""Color management: convert pixels of any color profile to sRGB.
 
-All computation is in sRGB, so that an image, its background and a fill can be mixed, and files are
+All computation is in sRGB, so that images, backgrounds and fills can be mixed, and files are
 written in sRGB. Alphas, masks and trimaps are data and are never converted.
 """
 
@@ -15,15 +15,14 @@ from SDMatte.images import warn_once
 
 _MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
 _ERRORS = (ImageCms.PyCMSError, OSError, ValueError, TypeError)
-_TOLERANCE = 2  # of 255: the difference between sRGB profiles of different makers
+_TOLERANCE = 2  # of 255; sRGB profiles of different vendors differ by this much
 
 
 def to_srgb(image: Image.Image, name: str | Path) -> Image.Image:
-    """Convert an image to sRGB by its embedded profile.
+    """Convert an image of any 8-bit mode to sRGB by its embedded profile.
 
-    A profile that is damaged, or of another color space than the image (of any 8-bit mode), is
-    ignored with a warning. The result is RGB, or RGBA with unchanged alpha; or the image itself if
-    there is nothing to convert.
+    A profile that is damaged or does not match the image's color space is ignored with a warning.
+    The result is RGB, or RGBA with unchanged alpha; or the image itself if no conversion is needed.
     """
     profile = image.info.get("icc_profile")
     if not profile or image.mode == "1":
@@ -69,7 +68,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Build the transform from a profile to sRGB; None if the profile is sRGB."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     if _MODES.get(source.profile.xcolor_space) != mode:
-        raise ValueError("The profile is of another color space than the image.")
+        raise ValueError("The profile does not match the image's color space.")
     transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     if mode in ("RGB", "L"):
         levels = np.arange(0, 256, 15, dtype=np.uint8)  # 0, ..., 255
@@ -84,6 +83,6 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 @lru_cache(maxsize=1)
 def _default_profile() -> bytes:
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    # A fixed creation date, 2000-01-01, so that equal images are equal files.
+    # A fixed creation date, 2000-01-01, so that equal images give equal files.
     profile[24:36] = bytes((7, 208, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0))
     return bytes(profile)

@@ -1,4 +1,4 @@
-"""Decoding image files: limits, first frames, orientation, and damaged metadata.
+"""Decode image files: size limit, first frame, orientation, and damaged metadata.
 
 Functions that read a file raise a `SDMatte.errors.DataError` if it cannot be read as an image.
 """
@@ -48,11 +48,11 @@ _SUBFILE_TYPE, _IMAGE_WIDTH, _IMAGE_LENGTH, _BITS, _COMPRESSION = 254, 256, 257,
 _PHOTOMETRIC, _CHANNELS, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT, _PROFILE = 262, 277, 284, 339, 34675
 _GRAY, _RGB, _FLOAT = 1, 2, 3
 _OPENCV_TIFF = ((1, 16), (1, 32), (_FLOAT, 32), (_FLOAT, 64))  # sample format and bits
-_HEAD = 4096  # bytes from which a format is recognized
+_HEAD = 4096  # bytes from which the format is recognized
 
 
 def max_pixels() -> int:
-    """Return SDMATTE_MAX_PIXELS, since a small file can claim to be huge."""
+    """Return the size limit, SDMATTE_MAX_PIXELS; small files can claim to be huge."""
     text = os.environ.get(_LIMIT, "").strip()
     if not text:
         return _DEFAULT_MAX_PIXELS
@@ -70,25 +70,25 @@ def max_pixels() -> int:
 def load_image(
     path: str | Path, at_least: tuple[int, int] | None = None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Read the first frame of a file, upright by its EXIF orientation.
+    """Read the first frame of a file, rotated upright by its EXIF orientation.
 
     Args:
         path: The file.
         at_least: Minimum rows and columns, if the decoder may reduce the image.
 
     Returns:
-        The image, of any mode but La, colors as stored (not yet sRGB), reduced if ``at_least``
-        and the decoder allow it, with the bits per channel of the file in ``info["bits"]``; and
-        the full height and width.
+        The image, in any mode but La, with colors as stored (not yet sRGB), reduced if ``at_least``
+        and the decoder allow it; its ``info["bits"]`` is the file's bits per channel. And the full
+        height and width.
     """
     return _read(Path(path), lambda image: _decode(image, at_least, path))
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the metadata that a cut-out of an image keeps.
+    """Read the metadata that a cutout of an image keeps.
 
     Returns:
-        Options of `PIL.Image.Image.save`, as far as the file has them: ``exif`` (bytes; without
+        Options of `PIL.Image.Image.save` for which the file has values: ``exif`` (bytes; without
         orientation and thumbnail), ``dpi`` (x and y of the upright image), and ``icc_profile``,
         the profile of the sRGB colors that `SDMatte.images.io.read_image` returns.
     """
@@ -97,7 +97,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
-    """Read height and width of the upright image, usually from the file's header only.
+    """Read the height and width of the upright image, usually from the file's header only.
 
     With ``exact``, the file is decoded: a PNG may store its EXIF orientation after the pixels.
     """
@@ -116,7 +116,7 @@ def read_hw(path: str | Path, exact: bool = False) -> tuple[int, int]:
 
 
 def reduction(hw: tuple[int, int], at_least: tuple[int, int]) -> int:
-    """Return the largest divisor of a height and width, 1, 2, 4 or 8, that leaves ``at_least``.
+    """Return the largest divisor of 1, 2, 4, 8 that keeps a height and width ``at_least`` as large.
 
     These are the factors by which a JPEG decoder can reduce an image.
     """
@@ -131,7 +131,7 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def _without_pillow_limit() -> Iterator[None]:
-    """Suspend Pillow's own limit of pixels, a global, whose message cannot name our setting."""
+    """Suspend Pillow's global size limit, whose message would not name our setting."""
     with _lock:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -141,9 +141,9 @@ def _without_pillow_limit() -> Iterator[None]:
 
 
 def _read(path: Path, use: Callable[[Image.Image], _T]) -> _T:
-    """Open a file and use its image; if that fails, once more without its metadata."""
+    """Open a file and call ``use`` with its image; if that fails, retry without its metadata."""
     try:
-        # Opening a named pipe waits for its other end, and a device may have no end.
+        # Opening a named pipe waits for its other end, and reading a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"Cannot read {path}: it is not a file.")
         try:
@@ -154,7 +154,7 @@ def _read(path: Path, use: Callable[[Image.Image], _T]) -> _T:
         except Exception:  # decoders raise OSError, SyntaxError, struct.error, ValueError...
             stripped = without_metadata(path.read_bytes())
             if stripped is not None:
-                with contextlib.suppress(Exception):  # the metadata is not at fault
+                with contextlib.suppress(Exception):  # then the metadata is not the cause
                     return _read_from(io.BytesIO(stripped[0]), path, use, stripped[1])
             raise
     except (SDMatteError, MemoryError):
@@ -176,7 +176,7 @@ def _read_from(
         _check_size(path, image.size)
         tags = getattr(image, "tag_v2", {})
         image.info["bits"] = head[24] if image.format == "PNG" else tags.get(_BITS, (8,))[0]
-        # Pillow would read planes of 16 bits as 8 bits.
+        # Pillow would read 16-bit planes as 8-bit.
         if image.info["bits"] > 8 and _is_planar(tags) and tags.get(_COMPRESSION, 1) == 1:
             raise _unsupported_tiff(path, tags)
         if profile is not None:
@@ -206,9 +206,9 @@ def _open(source: BinaryIO, head: bytes, path: Path) -> Image.Image:
 
 
 def _open_tiff(data: bytes, path: Path) -> Image.Image:
-    """Open a TIFF that Pillow does not identify: without its metadata, or decoded by OpenCV.
+    """Open a TIFF that Pillow does not identify, without its metadata or by OpenCV.
 
-    Pillow has no mode for floating-point colors, among others.
+    For example, Pillow has no mode for floating-point colors.
     """
     stripped = without_metadata(data)
     if stripped is not None:
@@ -265,7 +265,7 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
     pixels, limit = size[0] * size[1], max_pixels()
     if pixels > limit:
         raise DataError(
-            f"Cannot read {path}: it claims {size[0]}x{size[1]} pixels, the limit is "
+            f"Cannot read {path}: it claims {size[0]}x{size[1]} pixels; the limit is "
             f"{limit / 1e6:.0f} megapixels. If you trust the file, set the environment variable "
             f"{_LIMIT}={pixels}."
         )
@@ -274,16 +274,16 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
 def _decode(
     image: Image.Image, at_least: tuple[int, int] | None, path: str | Path
 ) -> tuple[Image.Image, tuple[int, int]]:
-    _warn_of_frames(image, path)
+    _warn_about_frames(image, path)
     width, height = image.size
     hw = (height, width)
     if at_least is not None and image.format in ("JPEG", "MPO"):
         orientation = _orientation(image, path)
         factor = reduction(hw[::-1] if orientation >= 5 else hw, at_least)
-        # In a rotated image, the incomplete squares would be at the left or the top.
+        # After a rotation, incomplete squares would be at the left or the top.
         if orientation == 1 or not (width % factor or height % factor):
             image.draft(None, (max(1, width // factor), max(1, height // factor)))
-    # Pillow checks the size of a TIFF's tiles once more.
+    # Pillow checks the size of a TIFF's tiles again.
     with _without_pillow_limit() if image.format == "TIFF" else contextlib.nullcontext():
         image.load()
     orientation = _orientation(image, path)  # a PNG may store it after the pixels
@@ -304,7 +304,7 @@ def _orientation(image: Image.Image, path: str | Path) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _warn_of_frames(image: Any, path: str | Path) -> None:
+def _warn_about_frames(image: Any, path: str | Path) -> None:
     if image.format == "MPO":  # previews, depth maps or second views of phones and 3D cameras
         return
     try:

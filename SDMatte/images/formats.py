@@ -7,7 +7,7 @@ IMAGE_EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"),
     *(".avif", ".heic", ".heif", ".gif", ".jfif", ".hif"),
 )
-"""Suffixes (lower case) of image files; of files with the same stem, the first one wins."""
+"""Suffixes of image files in lower case; the first wins if files have the same stem."""
 
 WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {"compress_level": 4}),
@@ -26,7 +26,7 @@ PILLOW_DECODERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # JPEG 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF files."""
 
-# By suffix, since most are TIFF files of which Pillow would read the thumbnail.
+# Recognized by suffix: most are TIFF files, of which Pillow would read only the thumbnail.
 _RAW_SUFFIXES = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mos", ".mrw"),
     *(".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
@@ -34,12 +34,12 @@ _RAW_SUFFIXES = (
 
 
 def describe_unsupported(name: str, head: bytes) -> str | None:
-    """Return why a file is not read although it may look like an image; None for other files.
+    """Return why a file that may look like an image is not supported; None for other files.
 
-    ``head`` are its first bytes. The result ends a sentence that starts with the file's name.
+    ``head`` holds its first bytes. The result completes a sentence that starts with its name.
     """
     if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself; fetch the file by `git lfs pull`"
+        return "it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "it is a web page, probably from a failed download; download the image again"
     is_raw = os.path.splitext(name)[1].lower() in _RAW_SUFFIXES or head[8:10] == b"CR"

@@ -1,7 +1,7 @@
-"""The guided filter: a map whose edges follow those of an image.
+"""The guided filter, which aligns the edges of a map with those of an image.
 
-K. He, J. Sun, X. Tang, "Guided Image Filtering", ECCV 2010. OpenCV has it in its contributed
-modules only.
+K. He, J. Sun, X. Tang, "Guided Image Filtering", ECCV 2010. OpenCV provides it only in its
+contributed modules.
 """
 
 import cv2
@@ -25,7 +25,7 @@ def guided_filter(guide: np.ndarray, source: np.ndarray, radius: int, eps: float
 
 
 def fit_colors(guide: np.ndarray, source: np.ndarray, radius: int, eps: float) -> np.ndarray:
-    """Model a map as a linear function of an image's colors, in each window (equations 11 to 15).
+    """Fit a map by a linear function of an image's colors in each window (equations 11 to 15).
 
     Args:
         guide: Image ``[H, W, 3]``, floating point in [0, 1].
@@ -34,8 +34,8 @@ def fit_colors(guide: np.ndarray, source: np.ndarray, radius: int, eps: float) -
         eps: Regularization: windows whose colors have a lower variance are smoothed.
 
     Returns:
-        ``[H, W, 4]``: the slopes of red, green and blue, and the offset, each the mean over the
-        windows of a pixel.
+        ``[H, W, 4]``: the slopes of red, green and blue, and the offset, averaged over the windows
+        that contain a pixel.
     """
 
     def mean(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Reading and writing the image files of a matting set: images, alphas, masks and trimaps.
+"""Read and write the image files of a matting set: images, alphas, masks and trimaps.
 
-All readers raise a `SDMatte.errors.DataError` of one sentence that names the file, if it cannot be
-read as an image: missing, empty, truncated, not an image, too large (data/README.md, step 1).
+All readers raise a one-sentence `SDMatte.errors.DataError` that names the file if it is missing,
+empty, truncated, not an image, or too large (data/README.md, step 1).
 """
 
 import io
@@ -42,7 +42,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """Read the colors of an image, uint8 ``[H, W, 3]``, sRGB, upright, without alpha.
 
     A PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC or GIF file may have any bit depth, color mode and
-    profile. Of an animation or a file of several pages, the first frame is read.
+    profile. Only the first frame of an animation, or page of a document, is read.
     """
     image, _ = load_image(path)
     return np.array(to_rgb(image, path))
@@ -67,12 +67,12 @@ def read_image_and_alpha(path: str | Path) -> tuple[np.ndarray, np.ndarray | Non
 def read_reduced(path: str | Path, at_least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
     """Read the colors of an image at full, 1/2, 1/4 or 1/8 resolution.
 
-    Each pixel is the average of a square of pixels; at the right and bottom edge, of the rest of
-    one. JPEG files are decoded at the lower resolution, which is faster.
+    Each pixel is the average of a square of pixels, which may be incomplete at the right and bottom
+    edges. JPEG files are decoded at the lower resolution, which is faster.
 
     Returns:
-        uint8 ``[h, w, 3]``, RGB, of ``at_least`` so many rows and columns (see `reduction`); and
-        height and width of the full image.
+        uint8 ``[h, w, 3]``, RGB, with at least ``at_least`` rows and columns (see `reduction`); and
+        the height and width of the full image.
     """
     image, hw = load_image(path, at_least)
     factor = reduction(hw, at_least)
@@ -88,11 +88,11 @@ def reduce_matte(matte: np.ndarray, factor: int) -> np.ndarray:
 
 
 def read_alpha(path: str | Path) -> np.ndarray:
-    """Read an alpha matte, however it was stored.
+    """Read an alpha matte, however it is stored.
 
-    Gray files of 1, 8, 16 or 32 bits are scaled to [0, 1]. Of a file with an alpha channel, that
-    channel is the matte, unless it is opaque; of other color files (gray images stored as RGB,
-    CMYK or with a palette), the luminance. 16-bit colors and alpha channels are read as 8 bits.
+    Gray files of 1, 8, 16 or 32 bits are scaled to [0, 1]. The matte of a file with an alpha
+    channel is that channel, unless it is opaque; that of other color files (gray stored as RGB,
+    CMYK or palette) is the luminance. 16-bit colors and alpha channels are read as 8 bits.
 
     Other ranges are recognized, with a warning once per folder: gray values of 0 and 1 of any
     depth, 8-bit values in a 16-bit file (the largest value is 255), integers in a floating-point
@@ -132,8 +132,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     """Read a mask as it is stored: gray levels, 0 and 1, ids, palette indices or colors.
 
     Returns:
-        ``[H, W]``: integers, or float32 of a floating-point file; 0 is the background. A file
-        with transparency is read by its alpha, colors by their brightest channel.
+        ``[H, W]``: integers, or float32 for a floating-point file; 0 is the background. The mask of
+        a file with transparency is its alpha; that of a color file is its brightest channel.
     """
     image, _ = load_image(path)
     if is_wide(image) or image.mode == "L":
@@ -148,8 +148,8 @@ def read_mask(path: str | Path) -> np.ndarray:
 def read_trimap(path: str | Path) -> np.ndarray:
     """Read a trimap: 0 background, 128 unknown, 255 foreground.
 
-    Files of 0, 1 and 2 (gray or palette indices) are scaled to these; other values are kept, see
-    `trimap_levels`.
+    Files with values 0, 1 and 2 (gray or palette indices) are converted to these; other values are
+    kept, see `trimap_levels`.
 
     Returns:
         uint8 ``[H, W]``.
@@ -173,13 +173,13 @@ def read_trimap(path: str | Path) -> np.ndarray:
 
 
 def trimap_levels(trimap: np.ndarray, name: str = "The trimap") -> np.ndarray:
-    """Return a trimap as uint8 0, 128, 255; the one check for prompts, files and scores.
+    """Validate a trimap and return it as uint8 0, 128, 255; shared by prompts, files and scores.
 
-    It may have 0 background, 127 or 128 unknown, 255 foreground; or 0, 1, 2; or floating-point
-    0, 0.5, 1.
+    Allowed values are 0 (background), 127 or 128 (unknown) and 255 (foreground); or 0, 1, 2; or
+    floating-point 0, 0.5, 1.
 
     Raises:
-        DataError: It has other values, or only 0 and 1, which is ambiguous.
+        DataError: The trimap has other values, or only 0 and 1, which is ambiguous.
     """
     top = trimap.max(initial=0)
     if trimap.dtype.kind == "f" and top <= 1:
@@ -206,7 +206,7 @@ def trimap_levels(trimap: np.ndarray, name: str = "The trimap") -> np.ndarray:
 
 
 def list_ids(labels: np.ndarray, most: int = 8) -> str:
-    """List the ids of a label map for a message, without the background's 0."""
+    """List the ids of a label map for a message, without 0, the background."""
     ids = [f"{label:g}" for label in np.unique(labels[labels != 0])[: most + 1].tolist()]
     return ", ".join(ids if len(ids) <= most else [*ids[:most], "..."])
 
@@ -224,7 +224,7 @@ def write_image(
             are created.
         array: ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, sRGB; uint8, uint16 (gray PNG or TIFF,
             RGBA PNG), bool, or floating point in [0, 1], which is rounded to 8 bits.
-        metadata: From `SDMatte.images.decode.read_metadata`; what the format cannot store is
+        metadata: From `SDMatte.images.decode.read_metadata`; parts that the format cannot store are
             dropped.
 
     Raises:
@@ -283,7 +283,7 @@ def _to_integers(array: np.ndarray, path: Path, kind: str) -> np.ndarray:
 
 
 def _encode_16_bit_png(array: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
-    """Encode uint16 ``[H, W, 4]``, RGBA, which Pillow cannot write, by OpenCV, with metadata."""
+    """Encode uint16 RGBA ``[H, W, 4]`` and metadata; OpenCV writes what Pillow cannot."""
     encoded = cv2.imencode(".png", cv2.cvtColor(array, cv2.COLOR_RGBA2BGRA))[1].tobytes()
     chunks = io.BytesIO()
     if "icc_profile" in metadata:

@@ -1,4 +1,4 @@
-"""Image files in folders: listing them, and pairing them by name.
+"""List the image files of folders, and pair them by name.
 
 All functions raise a `SDMatte.errors.DataError` if a folder does not exist or cannot be listed.
 """
@@ -28,13 +28,13 @@ def list_names(directory: str | Path) -> list[str]:
 
 @dataclass(frozen=True)
 class FolderScan:
-    """The contents of a folder, by path relative to it (``/`` between the parts), sorted.
+    """The contents of a folder, as sorted paths relative to it, with ``/`` as separator.
 
     Attributes:
         folder: The folder.
         images: The images; those of sub-folders only if the scan is recursive.
-        others: Files that are not images, without hidden ones and system files.
-        sub_folders: Number of images below each sub-folder, if the scan is not recursive.
+        others: Files that are not images, excluding hidden files and system files.
+        sub_folders: Number of images in each sub-folder, if the scan is not recursive.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class FolderScan:
         return len(self.others) + sum(self.sub_folders.values())
 
     def log_left_out(self, hint: str = "") -> None:
-        """Warn about these files; ``hint`` says how to include those of the sub-folders."""
+        """Log the files left out; ``hint`` tells how to include those of sub-folders."""
         if self.others:
             count = _count(len(self.others), "file")
             logger.warning(
@@ -64,7 +64,7 @@ class FolderScan:
 def scan_folder(
     directory: str | Path, recursive: bool = False, skip: Iterable[str | Path] = ()
 ) -> FolderScan:
-    """List the files of a folder and its sub-folders; each folder once, even if links repeat it.
+    """List the files of a folder and its sub-folders, visiting each folder once despite links.
 
     Args:
         directory: The folder.
@@ -80,7 +80,7 @@ def scan_folder(
     others: list[str] = []
     inside: Counter[str] = Counter()
     seen = {os.path.realpath(path) for path in skip} - {os.path.realpath(directory)}
-    # Linked folders last: a folder is listed under its own name if it has one here.
+    # Links are followed last, so that a folder inside is listed under its own name.
     pending = [str(directory)]
     for start in pending:
         for folder, folders, files in os.walk(start, onerror=on_error):
@@ -151,7 +151,7 @@ def names_by_stem(directory: str | Path, preferred: str = "") -> dict[str, str]:
     if shadowed:
         count = _count(len(shadowed), "image")
         logger.warning(
-            "%s: %s left out, another has the same name: %s.", directory, count, shorten(shadowed)
+            "%s: %s left out, same name as another: %s.", directory, count, shorten(shadowed)
         )
     return found
 
@@ -160,7 +160,7 @@ def find_partner(path: str | Path, directory: str | Path, lookup: NameLookup | N
     """Find the image of the same name in another folder, whatever its extension and spelling.
 
     Raises:
-        DataError: There is no such image, or there are several.
+        DataError: No such image, or several, were found.
     """
     path, directory = Path(path), Path(directory)
     names = (lookup or NameLookup()).spellings(directory)

@@ -1,4 +1,4 @@
-"""EXIF data, resolution and profile: the metadata that a cut-out keeps."""
+"""The metadata that a cutout keeps: EXIF data, resolution and color profile."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from SDMatte.images.color import srgb_profile
 
 ORIENTATION, _EXIF, _GPS = 0x0112, 0x8769, 0x8825
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 0x011A, 0x011B, 0x0128, 2
-# Description, make, model, software, date, artist, host, rating, fields of Windows, copyright;
-# not how a TIFF or a thumbnail is stored.
+# Description, make, model, software, date, artist, host, rating, Windows fields, copyright; without
+# the tags that describe the storage of a TIFF or a thumbnail.
 EXIF_KEPT = (270, 271, 272, 305, 306, 315, 316, 18246, *range(40091, 40096), 33432)
 # Maker notes contain offsets into the old file and whole previews.
 _COLOR_SPACE, _WIDTH, _HEIGHT, _INTEROP, _MAKER_NOTE = 0xA001, 0xA002, 0xA003, 0xA005, 0x927C
@@ -20,7 +20,7 @@ _LARGEST_DPI = 65535
 
 
 def kept_metadata(image: Image.Image, path: Path) -> dict[str, Any]:
-    """Return what a cut-out of an opened image keeps, see `SDMatte.images.decode.read_metadata`."""
+    """Return the metadata of an open image to keep; see `SDMatte.images.decode.read_metadata`."""
     kept: dict[str, Any] = {}
     if profile := srgb_profile(image.info.get("icc_profile")):
         kept["icc_profile"] = profile
@@ -31,7 +31,7 @@ def kept_metadata(image: Image.Image, path: Path) -> dict[str, Any]:
             source = Image.Exif()  # `getexif` would decode a PNG without EXIF
             source.load(image.info.get("exif") or b"")
         dpi = tuple(float(value) for value in image.info.get("dpi", ()))
-        # Pillow's readers of these formats have a default resolution.
+        # For these formats, Pillow sets a default resolution if the file has none.
         is_stated = image.format not in ("JPEG", "MPO", "TIFF") or (
             _X_RESOLUTION in source or image.info.get("jfif_unit") in (1, 2)
         )

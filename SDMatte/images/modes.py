@@ -1,4 +1,4 @@
-"""Pillow images of any mode as arrays: colors, alpha, gray levels and labels."""
+"""Convert Pillow images of any mode to arrays: colors, alpha, gray levels and labels."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _ALMOST_GRAY = 16
 
 
 def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
-    """Convert an image of any mode but La and any profile to mode RGB, sRGB; alpha is dropped."""
+    """Convert an image of any profile and any mode but La to sRGB in mode RGB; drop its alpha."""
     if is_wide(image):
         profile = image.info.get("icc_profile")
         unit = wide_to_unit(image, name)
@@ -29,7 +29,7 @@ def to_rgb(image: Image.Image, name: str | Path) -> Image.Image:
 def alpha_channel(image: Image.Image) -> np.ndarray | None:
     """Return the alpha of an image of any mode but La, uint8 ``[H, W]``; None if it is opaque.
 
-    It may be a channel, a palette's, or a transparent level or color.
+    Alpha may be stored as a channel, in the palette, or as a transparent level or color.
     """
     if not image.has_transparency_data:
         return None
@@ -38,7 +38,7 @@ def alpha_channel(image: Image.Image) -> np.ndarray | None:
     elif image.mode == "P":
         alpha = np.array(image.convert("RGBA").getchannel("A"))
     else:
-        # Pillow converts pixels to 8 bits, but keeps the transparent level or color of the file.
+        # Pillow converts pixels to 8 bits, but not the transparent level or color.
         key, bits = image.info["transparency"], image.info.get("bits", 8)
         values = np.asarray(image.convert("L") if image.mode == "1" else image)
         if image.mode == "1":
@@ -62,7 +62,7 @@ def wide_to_unit(image: Image.Image, name: str | Path) -> np.ndarray:
     """Scale a 16-bit, 32-bit or floating-point gray image to float32 in [0, 1].
 
     Raises:
-        DataError: The range of its values is not known.
+        DataError: The range of its values is not recognized.
     """
     values = np.asarray(image, dtype=np.float32)
     low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
@@ -70,7 +70,7 @@ def wide_to_unit(image: Image.Image, name: str | Path) -> np.ndarray:
     limit = expected
     if image.mode != "F":
         limit = int(high) if high in (1, 255) else expected
-    # Fractions above 1 come from a filter that overshoots, not from another range.
+    # Non-integer values above 1 come from a filter that overshoots, not from another range.
     elif 1 < high <= 65535 and (values == np.rint(values)).all():
         limit = 255 if high <= 255 else 65535
     if not (low >= 0 and high <= limit):  # also if a value is NaN
@@ -104,8 +104,8 @@ def palette_labels(image: Image.Image) -> np.ndarray | None:
 
     Returns:
         uint16 ``[H, W]``. Background is 0: black, or index 0 if no color is black, and index 255,
-        the void label of VOC. None for images without a palette, and for palettes that are gray
-        or have transparency, which are mattes.
+        the void label of VOC. None for images without a palette, and for gray or transparent
+        palettes, which store mattes.
     """
     if image.mode != "P" or image.has_transparency_data:
         return None
@@ -119,7 +119,7 @@ def palette_labels(image: Image.Image) -> np.ndarray | None:
     black = [index for index in used if not colors[index].any()]
     ids = np.arange(256, dtype=np.uint16)
     if black and 0 not in black:
-        ids[0] = 256  # an object, although 0 is the background in most files
+        ids[0] = 256  # an object here, although index 0 is the background in most files
     ids[black] = 0
     if len(set(ids[used]) - {0, 255}):
         ids[255] = 0
@@ -128,4 +128,4 @@ def palette_labels(image: Image.Image) -> np.ndarray | None:
 
 def warn_range(name: str | Path, reading: str) -> None:
     """Warn about an unusual range of values, once per folder."""
-    warn_once(f"{name}: {reading} (like others of its folder).", (Path(name).parent, reading))
+    warn_once(f"{name}: {reading} (logged once per folder).", (Path(name).parent, reading))

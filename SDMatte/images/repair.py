@@ -1,8 +1,8 @@
-"""Removing metadata from image files whose metadata keep a decoder from the pixels.
+"""Remove damaged metadata that keeps decoders from reading the pixels of an image file.
 
-Decoders refuse a whole file for a text that is too long, a wrong checksum of a comment or a
-damaged EXIF block. The result has the same pixel data and only the metadata that are intact;
-damaged pixels are still refused by the decoder.
+Decoders reject a whole file because of an overlong text, a wrong checksum of a comment or a damaged
+EXIF block. The result has the same pixel data and only intact metadata. Decoders still reject
+damaged pixels.
 """
 
 import struct
@@ -21,11 +21,11 @@ _TIFF_PIXELS = frozenset(
 
 
 def without_metadata(data: bytes) -> tuple[bytes, bytes | None] | None:
-    """Remove the metadata that can be at fault from the contents of an image file.
+    """Remove metadata that may be damaged from the contents of an image file.
 
     Returns:
-        The new contents, and the color profile if it had to be removed from them; None if the
-        format is not supported or the file is too damaged.
+        The new contents, and the color profile if it had to be removed from them. None if the
+        format is not supported or the damage is too severe.
     """
     try:
         if data.startswith(_PNG):

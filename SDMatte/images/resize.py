@@ -1,4 +1,4 @@
-"""Resizing images, alphas and trimaps, and converting arrays to tensors."""
+"""Resize images, alphas and trimaps, and convert arrays to tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRIMAP_LEVELS = np.digitize(np.arange(256), (64, 192)).astype(np.float32) / 2
 
 
 class Window(NamedTuple):
-    """A part of an image, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -29,7 +29,7 @@ class Window(NamedTuple):
         return cls(0, 0, *shape[:2])
 
     def cut(self, array: np.ndarray) -> np.ndarray:
-        """Return the part of ``[H, W]`` or ``[H, W, C]``, a view."""
+        """Return this part of ``[H, W]`` or ``[H, W, C]``, as a view."""
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def scaled(self, shape: tuple[int, ...], other: tuple[int, ...]) -> Window:
@@ -46,8 +46,8 @@ def _taps(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the pixels of an axis that cv2's INTER_LINEAR reads.
 
     Returns:
-        int ``[2 * size]``, the two source pixels of each output pixel in turn; and float32
-        ``[size]`` in [0, 1), the weight of the second.
+        int ``[2 * size]``, the two source pixels of each output pixel, interleaved; and float32
+        ``[size]`` in [0, 1), the weight of the second one.
     """
     center = np.clip((np.arange(size) + 0.5) * (length / size) - 0.5, 0, length - 1)
     low = np.floor(center).astype(np.intp)
@@ -59,8 +59,8 @@ class BilinearGrid:
     """A bilinear resize of a window in two steps, with pixelwise work in between.
 
     The resize (cv2's INTER_LINEAR, without smoothing) reads at most 2 x 2 pixels per output pixel:
-    from 12 megapixels to 512 squared, one in twelve. Pixelwise operations, such as compositing or
-    conversion to float, need to be done for these only::
+    one in twelve from 12 megapixels to 512 squared. Pixelwise operations, such as compositing or
+    conversion to float, are needed for these pixels only::
 
         pick(a, b) = work(pick(a, grid.rows, grid.columns), pick(b, grid.rows, grid.columns))
         grid.combine(pick(a, b)) == resize_bilinear(window.cut(work(a, b)), size)
@@ -97,12 +97,12 @@ class BilinearGrid:
 
 
 def pick(array: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the pixels at the crossings of rows and columns, ``[R, Q(, C)]``."""
+    """Return the pixels at the intersections of rows and columns, ``[R, Q(, C)]``."""
     return array.take(rows, axis=0).take(columns, axis=1)
 
 
 def unit(array: np.ndarray) -> np.ndarray:
-    """Scale uint8 to float32 in [0, 1]; return floating-point arrays as they are."""
+    """Scale uint8 to float32 in [0, 1]; return floating-point arrays unchanged."""
     if array.dtype != np.uint8:
         return array
     return array.astype(np.float32) / np.float32(255)  # [0, 255] -> [0, 1]
@@ -111,15 +111,15 @@ def unit(array: np.ndarray) -> np.ndarray:
 def resize_bilinear(array: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Resize ``[H, W(, C)]`` to a height and width, or a square (data/README.md, step 3).
 
-    The aspect is not kept and nothing is smoothed. The result is float32 in the same range,
-    unrounded.
+    The aspect ratio is not kept, and no smoothing is applied. The result is float32 in the same
+    range, not rounded.
     """
     array = array.astype(np.float32, copy=False)
     return cv2.resize(array, _width_height(size), interpolation=cv2.INTER_LINEAR)
 
 
 def aspect_shape(shape: tuple[int, ...], size: int, multiple: int) -> tuple[int, int]:
-    """Return a height and width of about ``size`` squared pixels with the aspect of ``shape``.
+    """Return a height and width with the aspect ratio of ``shape`` and about ``size**2`` pixels.
 
     Both are positive multiples of ``multiple``.
     """
@@ -135,7 +135,7 @@ def _width_height(size: int | tuple[int, int]) -> tuple[int, int]:
 def resize_trimap(trimap: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Resize a trimap by nearest neighbor to a height and width, or a square (step 4).
 
-    Values of uint8 ``[H, W]`` count as the nearest of 0, 128, 255, and become float32 0, 0.5, 1.
+    uint8 ``[H, W]`` is rounded to the nearest of 0, 128, 255 and becomes float32 0, 0.5, 1.
     """
     small = cv2.resize(trimap, _width_height(size), interpolation=cv2.INTER_NEAREST)
     return _TRIMAP_LEVELS[small]  # [0, 255] -> {0, 0.5, 1}

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from SDMatte.errors import ConfigError
 
 PAGE = 232
-"""Gray of the page, different from the black and the white of a matte."""
+"""Gray level of the page, distinct from a matte's black and white."""
 
 _LABEL_HEIGHT = 18
 _FONT_SIZE = 11
@@ -26,8 +26,8 @@ def contact_sheet(
     """Arrange images on a sheet, row by row.
 
     Args:
-        tiles: Images of any sizes, see `to_rgb`. They are read one at a time, so that a generator
-            of large images needs the memory of one.
+        tiles: Images of any size, see `to_rgb`. They are read one at a time, so a generator of
+            large images needs memory for only one.
         labels: Texts above the images, shortened to fit; missing ones are empty. Rows without
             labels have no label line.
         columns: Images per row.
@@ -37,12 +37,12 @@ def contact_sheet(
         uint8 ``[H, columns * tile, 3]``, RGB.
 
     Raises:
-        ConfigError: There are no images, or no room for them.
+        ConfigError: No images are given, or the sheet has no room for them.
     """
     if columns < 1 or tile < 16:
         raise ConfigError(
-            f"A contact sheet needs 1 column and 16 pixels per tile or more; got {columns} columns "
-            f"of {tile} pixels."
+            f"A contact sheet needs at least 1 column and 16 pixels per tile; got {columns} "
+            f"columns of {tile} pixels."
         )
     cells = [fit(image, tile) for image in tiles]
     if not cells:
@@ -59,7 +59,7 @@ def contact_sheet(
 
 
 def fit(image: np.ndarray, tile: int) -> np.ndarray:
-    """Scale an image, see `to_rgb`, into the middle of a cell: uint8 ``[tile, tile, 3]``."""
+    """Scale and center an image, see `to_rgb`, in a cell: uint8 ``[tile, tile, 3]``."""
     height, width = image.shape[:2]
     scale = (tile - 2 * _MARGIN) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -88,8 +88,8 @@ def _label_line(texts: Sequence[str], columns: int, tile: int) -> np.ndarray:
 
 
 def _shorten(text: str, width: int) -> str:
-    """Shorten a text in its middle: file names differ at their ends."""
-    # File names may contain line breaks or bytes that are not text.
+    """Shorten a text in the middle, because file names differ at their ends."""
+    # File names may contain line breaks or undecodable bytes.
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     if _font().getlength(text) <= width:
         return text
@@ -101,13 +101,13 @@ def _shorten(text: str, width: int) -> str:
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    # Pillow's default font has ASCII only.
+    # Pillow's default font covers only ASCII.
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", _FONT_SIZE)
 
 
 def checkerboard(hw: tuple[int, ...], side: int = 16) -> np.ndarray:
-    """Draw the white and light gray squares on which transparency is shown: uint8 ``[H, W, 3]``."""
+    """Draw the white and light gray squares that indicate transparency: uint8 ``[H, W, 3]``."""
     ys, xs = np.indices(hw) // side
     return np.where((ys + xs) % 2, 204, 255).astype(np.uint8)[..., None].repeat(3, axis=2)

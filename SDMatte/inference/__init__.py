@@ -1,1 +1,1 @@
-"""Interactive use: from images and prompts to mattes, cutouts and composites."""
+"""Inference: from images and prompts to mattes, cutouts and composites."""

@@ -1,7 +1,7 @@
-"""Mattes of many files: plan them, drop what needs no model, predict the rest.
+"""Predict mattes of many files: plan the jobs, drop those that need no model, run the rest.
 
-The model runs in the calling thread; beside it, others read and write files and estimate foreground
-colors. Importing this module loads neither torch nor a model, so mistakes are reported early.
+The model runs in the calling thread, while other threads read and write files and estimate
+foreground colors. Importing this module loads neither torch nor a model, so mistakes show up early.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NUM_AHEAD = 2  # jobs that are read before the model needs them
-_MAX_THREADS = 4  # estimating colors takes about 60 bytes per pixel in each
+_NUM_AHEAD = 2  # jobs to read before the model needs them
+_MAX_THREADS = 4  # estimating colors takes about 60 bytes per pixel in each thread
 
 _Pixels = tuple[np.ndarray, np.ndarray | None]
 
@@ -66,21 +66,21 @@ class Job:
 
 
 class Batch:
-    """Mattes of one or many files.
+    """Predict mattes of one or many files.
 
-    Add the jobs, `check` them, and `run` what is left. Files are written atomically, and `check`
-    skips existing ones, so an interrupted batch can be resumed.
+    Add the jobs, `check` them, and `run` the rest. Files are written atomically, and `check` skips
+    existing ones, so an interrupted batch can be resumed.
 
     Args:
         settings: What to write.
-        output: The output file or folder. None: beside the input.
+        output: Output file or folder. None: beside the input.
 
     Attributes:
         jobs: The jobs to run.
         done: Files that were written.
         skipped: Files that already existed.
         failed: Jobs that failed, each with the reason.
-        num_left_out: Number of files in input folders without a job.
+        num_left_out: Number of files in input folders that have no job.
     """
 
     def __init__(self, settings: OutputSettings, output: Path | None = None):
@@ -114,7 +114,7 @@ class Batch:
         elif len(prompts) > 1:
             raise ConfigError(f"{len(prompts)} mattes need an output folder; {output} is a file.")
         elif prompts[0].find_all:
-            raise ConfigError(f"All that is found needs an output folder; {output} is a file.")
+            raise ConfigError(f"Finding all objects needs an output folder; {output} is a file.")
         else:
             self.settings.check_suffix(output.suffix)
             self._add(image, prompts, output.with_suffix(""), suffix=output.suffix)
@@ -122,10 +122,10 @@ class Batch:
     def add_inputs(
         self, inputs: Sequence[Path], prompts: Sequence[PromptRequest], recursive: bool = False
     ) -> None:
-        """Add the mattes of several images, and log which files of folders are left out.
+        """Add the mattes of several images, and log which files in folders are left out.
 
-        Mattes keep the names and sub-folders of their images. Without an output, those of a single
-        folder are written to ``FOLDER_mattes`` beside it.
+        Mattes keep the names and sub-folders of their images. Without an output, the mattes of a
+        single folder are written to ``FOLDER_mattes`` beside it.
 
         Args:
             inputs: Images and folders of images.
@@ -159,7 +159,7 @@ class Batch:
 
         Args:
             folder: Folder of the images, whose names may contain sub-folders.
-            listed: Prompts by image name, from `read_prompt_file`.
+            listed: Prompts by image name, as returned by `read_prompt_file`.
 
         Raises:
             ConfigError: The output is missing or is a file.
@@ -220,10 +220,10 @@ class Batch:
     # ---------------------------------------------------------------- checking
 
     def check(self, overwrite: bool = False, also_read: Iterable[str | Path | None] = ()) -> None:
-        """Drop the jobs that need no model; only headers of images and prompt maps are read.
+        """Drop the jobs that need no model, reading only image headers and prompt maps.
 
-        Existing mattes are skipped. Jobs fail whose files are missing or clash, or whose prompts do
-        not fit their images.
+        Existing mattes are skipped. Jobs with missing or clashing files, or with prompts that do
+        not fit their images, fail.
 
         Args:
             overwrite: Replace existing mattes.
@@ -265,7 +265,7 @@ class Batch:
     # ----------------------------------------------------------------- sharing
 
     def share(self, rank: int, world_size: int) -> "Batch":
-        """Return the part of a process: every n-th image, with all its prompts."""
+        """Return a rank's part: every ``world_size``-th image, with all its prompts."""
         part = Batch(self.settings, self.output)
         part._read = self._read
         numbers = {image: n for n, image in enumerate(dict.fromkeys(j.image for j in self.jobs))}
@@ -291,7 +291,7 @@ class Batch:
             predictor: The model.
             refine: See `MattePredictor.predict`.
             ignore_alpha: See `MattePredictor.set_image`.
-            num_local: Number of processes on this machine that share its processors.
+            num_local: Number of processes that share this machine's processors.
             progress: Show a progress bar on standard error.
         """
         jobs, self.jobs = self.jobs, []
@@ -304,13 +304,13 @@ class Batch:
         encoded = source = None
         try:
             with logging_redirect_tqdm(), bar:
-                # One matte at a time: on CPUs, a batch changes the last bits of alpha; on GPUs, it
-                # has not been measured.
+                # One matte at a time: on CPUs, a batch changes the last bits of alpha; on GPUs,
+                # batches have not been measured.
                 for job, pixels, arguments in _read_ahead(pool, jobs, ignore_alpha):
                     found = None
                     with self._recording(job):
                         if source is not pixels:
-                            encoded = source = None  # free its memory before the next is encoded
+                            encoded = source = None  # frees memory before the next encoding
                             encoded, source = predictor.encode_pixels(*pixels.result()), pixels
                         found = predictor.predict(
                             **arguments.result(), refine=refine, image=encoded
@@ -319,7 +319,7 @@ class Batch:
                         bar.update()
                         continue
                     written.append((job, pool.submit(self._write, job, found)))
-                    del found  # the thread's is the only reference
+                    del found  # leaves the thread's reference as the only one
                     if len(written) >= num_threads:
                         self._collect(written, bar)
                 while written:
@@ -340,8 +340,8 @@ class Batch:
                 logger.info("%s: %r found at %s, score %.2f.", job.image, text, where, score)
         metadata = None if self.settings.kind == "alpha" else read_metadata(job.image)
         outputs = job.outputs(len(results))
-        check_not_read(outputs[1:], self._read)  # their number was not known before
-        # The first one last: a job whose first matte exists is complete.
+        check_not_read(outputs[1:], self._read)  # `check` did not know their number
+        # Written last, so that a job is complete if its first matte exists.
         for path, result in reversed(list(zip(outputs, results, strict=True))):
             write_image(path, self.settings.render(result), metadata)
         return outputs
@@ -362,7 +362,7 @@ class Batch:
         except SDMatteError as error:
             self._fail(job, str(error))
         except Exception as error:  # a bug must not cost the rest of the batch
-            torch = sys.modules.get("torch")  # not of exported models
+            torch = sys.modules.get("torch")  # None for exported models
             out_of_memory = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
             if isinstance(error, out_of_memory):
                 self._fail(job, "Out of memory: use a lower resolution.")
@@ -371,7 +371,7 @@ class Batch:
                 self.failed.append((job, f"{type(error).__name__}: {error}"))
 
     def summary(self) -> str:
-        """Return the counts in a sentence."""
+        """Return the counts as a sentence."""
         parts = [f"{len(self.done)} matte{'s' * (len(self.done) != 1)} written"]
         if self.skipped:
             parts.append(f"{len(self.skipped)} already existed")
@@ -385,7 +385,7 @@ class Batch:
 def _read_ahead(
     pool: Executor, jobs: Iterable[Job], ignore_alpha: bool
 ) -> Iterator[tuple[Job, "Future[_Pixels]", "Future[dict]"]]:
-    """Yield jobs with their image, shared by consecutive jobs, and their prompt, being read."""
+    """Yield jobs with futures of their image, shared by consecutive jobs, and their prompt."""
     ahead: deque[tuple[Job, Future, Future]] = deque()
     for image, prompted in itertools.groupby(jobs, lambda job: job.image):
         pixels = pool.submit(read_pixels, image, ignore_alpha)

@@ -1,4 +1,4 @@
-"""How models process images; stored with them."""
+"""Inference defaults that are stored with a model."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,17 +10,17 @@ from SDMatte.runtime.schema import Settings
 Refinement = Literal["none", "guided", "tiles"]
 
 SMALL_MODEL = Path(__file__).parents[1] / "assets" / "small"
-"""The model that ships."""
+"""The small model that is bundled with the package."""
 
 
 class InferenceDefaults(Settings):
-    """How a model processes images, unless the caller decides otherwise."""
+    """How a model processes images, unless the caller overrides it."""
 
     resolution: int = Field(
         1024, gt=0, description="Side of the square that images are resized to, in pixels."
     )
     keep_aspect: bool = Field(
-        False, description="Keep the aspect ratio, at about as many pixels as the square has."
+        False, description="Keep the aspect ratio, with about as many pixels as the square."
     )
     point_radius: float | None = Field(
         None,
@@ -31,11 +31,11 @@ class InferenceDefaults(Settings):
     crop_margin: float | None = Field(
         None,
         ge=0,
-        description="Crop images to the prompt, with this fraction of its extent on each side, for "
-        "small models. None: the whole image, as published.",
+        description="Crop images to the prompt plus this fraction of its extent on each side, for "
+        "small models. None: use the whole image, as published.",
     )
     refine: Refinement = Field(
-        "none", description="How mattes of large images are refined: none, guided or tiles."
+        "none", description="How to refine mattes of large images: none, guided or tiles."
     )
 
     def radius_at(self, resolution: int) -> float:

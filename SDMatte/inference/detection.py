@@ -1,4 +1,4 @@
-"""Words as prompts: a zero-shot detector of transformers finds the box of what a text describes."""
+"""Text prompts: a zero-shot detector of transformers finds the boxes of the described objects."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from SDMatte.errors import CheckpointError, DependencyError, PromptError
 if TYPE_CHECKING:  # exported models run without torch
     import torch
 
-_OLDEST = "4.51"  # its processors share the arguments that are used here
+_OLDEST = "4.51"  # the first version whose processors share the arguments used here
 _MAX_OVERLAP = 0.5  # intersection over union of two boxes of different objects
 
 
@@ -22,7 +22,7 @@ class FoundBox:
     """A box that a detector found.
 
     Attributes:
-        box: x0, y0, x1, y1: the edges of the box in pixels of the image, inside of it.
+        box: x0, y0, x1, y1: the edges of the box in pixels, within the image.
         score: The detector's confidence in [0, 1].
     """
 
@@ -31,11 +31,11 @@ class FoundBox:
 
 
 class Detector:
-    """Find what a text describes, with a zero-shot detector such as Grounding DINO or OWLv2.
+    """Find the objects that a text describes, by a detector such as Grounding DINO or OWLv2.
 
     Args:
-        name: Folder or hub id of the detector, with weights as ``.safetensors``.
-        device: Where to compute; see `choose_device`.
+        name: Folder or hub id of a zero-shot detector, with weights as ``.safetensors``.
+        device: Device to run on; see `choose_device`.
 
     Raises:
         CheckpointError: The detector was not found, or is not a zero-shot detector.
@@ -50,16 +50,16 @@ class Detector:
         self._model.to(self.device)
 
     def __call__(self, image: np.ndarray, text: str) -> list[FoundBox]:
-        """Return the boxes of the objects in an image, the best first, whatever their scores.
+        """Return the boxes of the described objects, best first, whatever their scores.
 
-        Of boxes that overlap by more than half, only the best is returned.
+        Of boxes that overlap by more than half, only the best is kept.
 
         Args:
             image: uint8 ``[H, W, 3]``, RGB.
             text: What to find; a period separates several descriptions.
 
         Raises:
-            PromptError: The text is longer than the detector can read.
+            PromptError: The text is longer than the detector accepts.
         """
         import torch
         from torchvision.ops import clip_boxes_to_image, nms, remove_small_boxes
@@ -76,13 +76,13 @@ class Detector:
         boxes, scores = found["boxes"].float(), found["scores"].float()
         boxes = clip_boxes_to_image(boxes, (height, width))
         inside = remove_small_boxes(boxes, 1.0)  # OWLv2 may find boxes in its padding
-        best = inside[nms(boxes[inside], scores[inside], _MAX_OVERLAP)]  # the best first
+        best = inside[nms(boxes[inside], scores[inside], _MAX_OVERLAP)]  # best first
         edges = torch.floor(boxes[best] + 0.5).int().tolist()
         pairs = zip(edges, scores[best].tolist(), strict=True)
         return [FoundBox((x0, y0, x1, y1), score) for (x0, y0, x1, y1), score in pairs]
 
     def _check_length(self, labels: list[str]) -> None:
-        # Grounding DINO reads all descriptions as one text, others read each alone.
+        # Grounding DINO reads all descriptions as one text; others read each separately.
         limit = getattr(self._model.config, "max_text_len", None)
         texts = labels if limit is None else [". ".join(labels) + "."]
         tokenizer = self._processor.tokenizer
@@ -99,13 +99,13 @@ class Detector:
 def best_boxes(
     found: list[FoundBox], text: str, threshold: float, find_all: bool = False
 ) -> list[FoundBox]:
-    """Select the best box of a detector, or all from a score on.
+    """Return the best box with a score of at least ``threshold``, or all such boxes.
 
     Raises:
-        PromptError: No box has that score.
+        PromptError: No box has such a score.
     """
-    found = sorted(found, key=lambda one: -one.score)
-    chosen = [one for one in found if one.score >= threshold]
+    found = sorted(found, key=lambda box: -box.score)
+    chosen = [box for box in found if box.score >= threshold]
     if not chosen:
         best = f"; the best box has {floor(100 * found[0].score) / 100:g}" if found else ""
         raise PromptError(
@@ -116,7 +116,7 @@ def best_boxes(
 
 
 def _load(name: str | Path) -> tuple[Any, Any]:
-    """Load the processor and the model of a detector, to the CPU in float32."""
+    """Load the processor and the model of a detector, onto the CPU in float32."""
     import torch
     import transformers
     from packaging.version import Version
@@ -134,17 +134,17 @@ def _load(name: str | Path) -> tuple[Any, Any]:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{name} is not a model of transformers: {error!r}.") from error
+        raise CheckpointError(f"{name} is not a transformers model: {error!r}.") from error
     if kind not in known:
         raise CheckpointError(
-            f"{name} is a model of type {kind}, not a zero-shot detector: {', '.join(known)}."
+            f"{name} is a model of type {kind}, not a zero-shot detector ({', '.join(known)})."
         )
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         processor = transformers.AutoProcessor.from_pretrained(folder, **options)
         model, info = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
             folder,
-            use_safetensors=True,  # others would be unpickled
+            use_safetensors=True,  # other formats would be unpickled
             dtype=torch.float32,
             output_loading_info=True,
             **options,

@@ -1,8 +1,8 @@
 """Export models to ONNX, for `SDMatte.inference.onnx`.
 
-A folder has a graph for each part: image encoder (which also encodes prompts), image prior, U-Net
-and decoder, for any batch and size. One U-Net serves all prompts: inputs choose the kind of
-coordinates and whether self-attention is masked. Masked keys get a bias and are not skipped. The
+The folder has a graph for each part: image encoder (which also encodes prompts), image prior, U-Net
+and decoder, for any batch size and resolution. One U-Net serves all prompts: inputs select the kind
+of coordinates and whether self-attention is masked. Masked keys get a bias and are not skipped. The
 embedding of the empty caption is a constant.
 """
 
@@ -50,13 +50,13 @@ from SDMatte.runtime.files import check_not_read, check_writable
 logger = logging.getLogger(__name__)
 
 TOLERANCES = {"float32": 1e-4, "float16": 3e-2}
-"""Largest difference of alpha from PyTorch in float32, by type of the weights."""
+"""Largest allowed difference of alpha from PyTorch in float32, by type of the weights."""
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_BATCH = Dim("batch", min=1, max=63)  # diffusers copies larger ones, to the same result
+_BATCH = Dim("batch", min=1, max=63)  # from 64 on, diffusers adds a copy, with equal results
 _HEIGHT, _WIDTH = Dim("height", min=1, max=2**12), Dim("width", min=1, max=2**12)
 _BLOCKS = {0: _BATCH, 2: _HEIGHT, 4: _WIDTH}
-_SAMPLE_SIDE = 128  # pixels; of smaller images, an encoder's deepest maps have a side of 1
+_SAMPLE_SIDE = 128  # pixels; smaller images would give an encoder's deepest maps a side of 1
 
 
 def export_model(
@@ -65,11 +65,11 @@ def export_model(
     dtype: str = "float32",
     checkpoint: str | Path | None = None,
 ) -> dict[str, float]:
-    """Write a model as a folder of ONNX graphs, unless they compute something else.
+    """Export a model to a folder of ONNX graphs, after checking their results.
 
     Args:
         path_or_hub_id: See `find_model`.
-        output: The new folder.
+        output: Folder to create.
         dtype: Type of the weights, float32 or float16; narrow autoencoders stay in float32.
         checkpoint: See `find_model`.
 
@@ -78,7 +78,7 @@ def export_model(
 
     Raises:
         CheckpointError: The model was not found, or its graphs differ from it by more than
-            `TOLERANCES`; no folder is left then.
+            `TOLERANCES`. No folder is written.
         ConfigError: The type is not supported.
         DependencyError: A package is not installed.
         OutputError: The folder exists or cannot be written.
@@ -88,7 +88,7 @@ def export_model(
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise DependencyError(
-            f"An export needs {', '.join(missing)}: pip install {' '.join(missing)}."
+            f"Exporting needs {', '.join(missing)}: pip install {' '.join(missing)}."
         )
     for name in ("onnxscript", "onnx_ir", "torch.onnx"):  # they log each step
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -120,11 +120,11 @@ def export_model(
             "inference": source.defaults.model_dump(),
         }
         weights.write_json(folder / MODEL_CARD, card)
-        del model  # before the memory of the graphs is needed
+        del model  # frees its memory before the graphs are loaded
         network = OnnxNetwork(folder, "cpu")
         try:
             found = _predict_samples(network)
-        except Exception as error:  # onnxruntime has an exception for each status, without a base
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = str(error).strip().partition("\n")[0]
             raise CheckpointError(f"The exported model does not run: {reason}") from error
         for name, alpha in found.items():
@@ -146,11 +146,11 @@ def export_model(
 
 
 def _predict_samples(network: Any) -> dict[str, np.ndarray]:
-    """Predict a batch for each prompt, at another size than that of the export."""
+    """Predict a batch for each prompt, at a different size than the export used."""
     rng = np.random.default_rng(0)
     divisor = network.size_divisor
     height, width = 3 * divisor * max(1, 32 // divisor), 2 * divisor * max(1, 32 // divisor)
-    coarse = rng.random((3, 4, 4, 3), np.float32)  # noise of pixels would amplify rounding
+    coarse = rng.random((3, 4, 4, 3), np.float32)  # pixel noise would amplify rounding errors
     images = [cv2.resize(image, (width, height)) for image in coarse]
     encodings = [network.encode(image) for image in images]
     box = (width // 4, height // 4, width - 5, height - 9)
@@ -173,7 +173,7 @@ def _predict_samples(network: Any) -> dict[str, np.ndarray]:
 class _ConstantPadding(nn.Conv2d):
     """timm's convolution with TensorFlow's padding, which is constant for multiples of the stride.
 
-    From sizes that are symbols, the exporter cannot compute it in a reasonable time.
+    The exporter cannot compute the padding from symbolic sizes in a reasonable time.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -181,8 +181,8 @@ class _ConstantPadding(nn.Conv2d):
         pads: list[int] = []
         for kernel, step, spread in zip(self.kernel_size, self.stride, self.dilation, strict=True):
             total = max(0, (kernel - 1) * spread + 1 - step)
-            # Of the last axis first. What is added at the end lets deeper layers, whose features
-            # are not used, compute something for other sizes.
+            # `pad` expects the last axis first. The extra padding at the end lets deeper layers,
+            # whose features are not used, run on other sizes.
             pads = [total // 2, total - total // 2 + step - 1, *pads]
         return super().forward(nn.functional.pad(input, pads))
 
@@ -190,8 +190,8 @@ class _ConstantPadding(nn.Conv2d):
 class _ExactGroupNorm(nn.GroupNorm):
     """Group norm in float32 that averages axis by axis, since short sums are precise.
 
-    onnxruntime's own adds the values of a group one after the other. In the map of a prompt almost
-    all are equal, and its error would exceed the tolerance.
+    onnxruntime's own operator adds up the values of a group sequentially. In the map of a prompt,
+    almost all values are equal, and the error would exceed the tolerance.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -213,9 +213,9 @@ def _mean_of_groups(values: torch.Tensor) -> torch.Tensor:
 
 
 class _LevelProcessor(MattingAttnProcessor):
-    """Attention that finds its keys by the U-Net's level.
+    """Attention processor that looks up its keys by the U-Net's level.
 
-    In a graph, the number of tokens is a symbol, by which keys cannot be looked up.
+    In a graph, the number of tokens is symbolic and cannot be used for the lookup.
     """
 
     def __init__(self, processor: MattingAttnProcessor, level: int):
@@ -230,7 +230,7 @@ class _LevelProcessor(MattingAttnProcessor):
 
 
 def _prepare(model: Any, dtype: torch.dtype) -> None:
-    """Cast a model, and replace what an export does not support; equal up to rounding."""
+    """Cast a model and replace modules that cannot be exported; equal up to rounding."""
     for part in (model.unet, model.image_prior):
         if part is not None:
             nn.Module.to(part, dtype)
@@ -255,9 +255,9 @@ def _prepare(model: Any, dtype: torch.dtype) -> None:
 
 
 class _Graph(nn.Module):
-    """A part of a model, all of whose floating-point inputs and outputs are float32.
+    """A part of a model, whose floating-point inputs and outputs are float32.
 
-    U-Net and image prior take maps in blocks, see `SDMatte.inference.onnx.in_blocks`.
+    The U-Net and the image prior take maps in blocks; see `SDMatte.inference.onnx.in_blocks`.
     """
 
     def __init__(self, model: Any):
@@ -265,8 +265,8 @@ class _Graph(nn.Module):
         self.model: Any = model
 
 
-def _joined(blocks: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Undo `in_blocks`, and tell the exporter that batch, rows and columns are those of another."""
+def _join(blocks: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Undo `in_blocks`, and tell the exporter that batch, rows and columns equal those of other."""
     for axis in (0, 2, 4):
         torch._check(blocks.shape[axis] == other.shape[axis])
     return blocks.flatten(4, 5).flatten(2, 3)
@@ -279,7 +279,7 @@ class _Encoder(_Graph):
 
 class _Prior(_Graph):
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        return [residual.float() for residual in self.model.encode_prior(_joined(image, image))]
+        return [residual.float() for residual in self.model.encode_prior(_join(image, image))]
 
 
 class _UNet(_Graph):
@@ -302,9 +302,9 @@ class _UNet(_Graph):
     ) -> torch.Tensor:
         for value in (coords, is_trans):
             torch._check(value.shape[0] == image_latent.shape[0])
-        residuals = [_joined(value, image_latent).to(self.model.unet.dtype) for value in residuals]
+        residuals = [_join(value, image_latent).to(self.model.unet.dtype) for value in residuals]
         prompt, prompt_latent, image_latent = (
-            _joined(value, image_latent) for value in (prompt, prompt_latent, image_latent)
+            _join(value, image_latent) for value in (prompt, prompt_latent, image_latent)
         )
         unet, settings, dtype = self.model.unet, self.model.settings, self.model.unet.dtype
         keep = torch.where(is_masked, prompt, torch.ones_like(prompt))  # 1: no bias
@@ -345,7 +345,7 @@ def _write_graphs(model: SDMatte, folder: Path) -> None:
     names = [f"residual_{level}" for level in range(len(residuals))]
     if residuals:
         _export(_Prior(model), blocks[:1], [_BLOCKS], ["image"], names, folder / PRIOR)
-    # No two inputs may be one tensor: the exporter would connect both to a single input.
+    # If two inputs were the same tensor, the exporter would merge them into one.
     latents = blocks[1], blocks[1].clone()
     prompt = blocks[0][:, :1].contiguous()
     batch = {0: _BATCH}
@@ -377,7 +377,7 @@ def _export(
 ) -> None:
     logger.info("Exporting %s ...", path.name)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "# ", UserWarning)  # about names of axes
+        warnings.filterwarnings("ignore", "# ", UserWarning)  # about axis names
         program = torch.onnx.export(
             graph.eval(),
             tuple(inputs),
@@ -388,4 +388,4 @@ def _export(
             verbose=False,
         )
     assert program is not None  # with dynamo=True
-    program.save(path)  # weights of more than 1.5 GB are written beside it
+    program.save(path)  # weights above 1.5 GB go to a separate file beside it

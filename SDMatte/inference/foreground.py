@@ -1,4 +1,4 @@
-"""Foreground colors: at a soft edge, pixels mix the colors of the object and the background."""
+"""Estimate foreground colors, which soft edges mix with those of the background."""
 
 import importlib
 import threading
@@ -18,15 +18,15 @@ def estimate_foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Estimate the colors of an object without its background.
 
     Uses the fast multi-level method of Germer et al., 2020; see `SDMatte.inference.multilevel`. The
-    very first call compiles it, which takes some seconds.
+    first call compiles it, which takes several seconds.
 
     Args:
         image: uint8 ``[H, W, 3]``.
         alpha: float32 ``[H, W]`` in [0, 1].
 
     Returns:
-        uint8 ``[H, W, 3]``: the image's colors where alpha is 1; estimated ones elsewhere, up to 8
-        pixels around the object, so that a resized cutout has no dark seams; black beyond.
+        uint8 ``[H, W, 3]``: the image's colors where alpha is 1; estimated colors elsewhere, up to
+        8 pixels around the object's box, so that resized cutouts have no dark seams; black beyond.
     """
     result = np.zeros_like(image)
     rows, columns = (np.flatnonzero(alpha.any(axis=axis)) for axis in (1, 0))
@@ -49,13 +49,13 @@ def estimate_foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _pad_to_two(array: np.ndarray) -> np.ndarray:
-    """Repeat a single row or column: the estimator has no levels for a single pixel."""
+    """Repeat a single row or column, since the estimator needs at least two pixels."""
     missing = [(0, int(n < 2)) for n in array.shape[:2]]
     return np.pad(array, [*missing, *[(0, 0)] * (array.ndim - 2)], mode="edge")
 
 
 def _load_estimator() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Import the estimator late: numba takes a second, and compiling several."""
-    with _lock:  # `load_compiled` changes numba for a moment
+    """Import the estimator on first use: numba takes a second, and compiling several."""
+    with _lock:  # `load_compiled` temporarily changes numba's global state
         module = load_compiled(lambda: importlib.import_module("SDMatte.inference.multilevel"))
     return module.estimate

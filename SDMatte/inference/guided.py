@@ -1,7 +1,7 @@
-"""Sharpen the edges of an upscaled matte by the image's own: the fast guided filter.
+"""Align the edges of an upscaled matte with those of the image, by the fast guided filter.
 
 K. He, J. Sun, "Fast Guided Filter", 2015: around each pixel, the matte is fitted as a linear
-function of the colors at low resolution, and the functions are applied to the image at full
+function of the colors at low resolution. The functions are then applied to the image at full
 resolution.
 """
 
@@ -14,7 +14,7 @@ _EPSILON = 1e-4  # variance of colors in [0, 1] that counts as flat
 _RADIUS = 2.0  # of the windows, in pixels of the coarse matte
 _WORK_SIDE = 4  # the functions are fitted at up to this many times the coarse size
 _CHUNK_ROWS = 512
-_BAND = 0.02  # a matte within this of 0 or 1 is certain
+_BAND = 0.02  # alpha this close to 0 or 1 is certain
 
 
 def refine_with_guide(image: np.ndarray, coarse: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def refine_with_guide(image: np.ndarray, coarse: np.ndarray) -> np.ndarray:
     maps = np.dstack([linear, near])
     for top in range(0, height, _CHUNK_ROWS):
         rows = slice(top, min(height, top + _CHUNK_ROWS))
-        *slopes, offset, weight = cv2.split(_rows_of(maps, rows, height, width))
+        *slopes, offset, weight = cv2.split(_resize_rows(maps, rows, height, width))
         refined = offset
         for channel, slope in enumerate(slopes):
             refined += slope * (image[rows, :, channel] * np.float32(1 / 255))
@@ -51,8 +51,8 @@ def refine_with_guide(image: np.ndarray, coarse: np.ndarray) -> np.ndarray:
     return np.clip(result, 0, 1, out=result)
 
 
-def _rows_of(maps: np.ndarray, rows: slice, height: int, width: int) -> np.ndarray:
-    """Return some rows of maps ``[h, w, C]`` resized to a height and width."""
+def _resize_rows(maps: np.ndarray, rows: slice, height: int, width: int) -> np.ndarray:
+    """Resize maps ``[h, w, C]`` to a height and width, computing only the given rows."""
     scale_y, scale_x = maps.shape[0] / height, maps.shape[1] / width
     matrix = np.array(
         [

@@ -1,4 +1,4 @@
-"""Find and load models: published, saved or left by a training run."""
+"""Find and load models: published, saved, or from a training run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ from SDMatte.runtime.devices import choose_dtype
 
 RUN_CONFIG = "config.yaml"
 BOXES_ONLY_STEM = "SDMatte_plus"
-"""Prefix of the published checkpoint of SDMatte*, which was trained with boxes only, and of its
-copies."""
+"""File name prefix of the published checkpoint of SDMatte*, which was trained with boxes only, and
+of its copies."""
 
 _WIDE = 512
 _CLASSES: dict[str, type[SDMatte]] = {"SDMatte": SDMatte, "LiteSDMatte": LiteSDMatte}
@@ -44,15 +44,15 @@ class ModelSource:
     defaults: InferenceDefaults = InferenceDefaults()
 
     def load(self, device: torch.device, dtype: str | torch.dtype = "auto") -> SDMatte:
-        """Load the model to the CPU, its weights read directly into the given type.
+        """Load the model onto the CPU, reading its weights directly into the given dtype.
 
         Args:
-            device: Where the model will run, for the choice of ``dtype="auto"``.
+            device: Device that the model will run on, for ``dtype="auto"``.
             dtype: See `choose_dtype`.
 
         Raises:
             CheckpointError: The weights are missing or do not fit.
-            ConfigError: The type or an argument is invalid.
+            ConfigError: The dtype or an argument is invalid.
         """
         folder = hub.resolve_folder(self.folder)
         channels = weights.component_config(folder, "unet").get("block_out_channels", ())
@@ -61,7 +61,7 @@ class ModelSource:
 
 
 def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None) -> ModelSource:
-    """Find out which model a path or a hub id holds, fetching it from the hub if necessary.
+    """Determine which model a path or a hub id holds, fetching it from the hub if necessary.
 
     Args:
         path_or_hub_id: One of
@@ -87,7 +87,7 @@ def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None)
     elif hub_name is None and path.suffix in hub.CHECKPOINT_SUFFIXES and not path.is_dir():
         raise MissingCheckpointError(f"Checkpoint file {path} not found.")
     if file is not None and checkpoint is not None:
-        raise ConfigError(f"{path} and {checkpoint} are two checkpoints: give one.")
+        raise ConfigError(f"{path} and {checkpoint} are two checkpoints: give only one.")
     file = file or checkpoint
     folder = Path(name)
     if not folder.is_dir() or (folder / "unet").is_dir():
@@ -101,7 +101,7 @@ def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None)
 
 
 def _find_in_folder(name: str | Path, checkpoint: str | Path | None) -> ModelSource:
-    """Describe the model of a folder or hub id with component configs."""
+    """Return the model of a folder or hub id with component configs."""
     folder = hub.resolve_folder(name)
     card = weights.read_model_card(folder)
     tiny = weights.component_config(folder, "vae").get("_class_name") == "AutoencoderTiny"
@@ -115,7 +115,7 @@ def _find_in_folder(name: str | Path, checkpoint: str | Path | None) -> ModelSou
 
 
 def _find_in_run(folder: Path, checkpoint: str | Path | None) -> ModelSource:
-    """Describe the model of a training run; it processes images as in the run's tests."""
+    """Return the model of a training run, with the inference defaults of the run's tests."""
     path = folder / RUN_CONFIG
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
@@ -151,7 +151,7 @@ def _read_defaults(values: Mapping[str, Any], source: Path) -> InferenceDefaults
 def _class_of(name: str, source: Path) -> type[SDMatte]:
     if name not in _CLASSES:
         raise CheckpointError(
-            f"{source} holds a model of class {name}; known are {', '.join(_CLASSES)}."
+            f"{source} holds a model of class {name}; it must be {' or '.join(_CLASSES)}."
         )
     return _CLASSES[name]
 
@@ -159,7 +159,7 @@ def _class_of(name: str, source: Path) -> type[SDMatte]:
 def offload_model(model: SDMatte, device: torch.device) -> None:
     """Keep a model on the CPU; the autoencoder and the U-Net take turns on the device.
 
-    The device needs memory for the larger of the two, and each prompt moves both. The text encoder
+    The device needs memory for the larger of the two, and every prompt moves both. The text encoder
     runs once, on the CPU.
     """
     _, vae_hook = cpu_offload_with_hook(model.vae, device)

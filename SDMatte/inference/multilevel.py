@@ -1,8 +1,8 @@
 """Multi-level foreground estimation (Germer et al., 2020) for many images at once.
 
-Computes bit for bit what pymatting's ``estimate_foreground_ml`` does (Copyright Thomas Germer,
-Tobias Uelwer et al., MIT License), in half the time. Unlike pymatting's, it may run in several
-threads, because it does not use numba's own. Importing this module compiles it, unless numba's
+Matches pymatting's ``estimate_foreground_ml`` (Copyright Thomas Germer, Tobias Uelwer et al., MIT
+License) bit for bit, in half the time. Unlike the original, it can be called from several threads
+at once, because it does not use numba's threads. Importing this module compiles it, unless numba's
 cache has it.
 """
 
@@ -13,7 +13,7 @@ from numba import njit
 
 _REGULARIZATION = 1e-5
 _SMALL_SIDE, _SMALL_ITERATIONS = 32, 10
-_ITERATIONS = 4  # on large levels, pymatting's default 2: a tenth less error
+_ITERATIONS = 4  # on large levels; a tenth less error than with pymatting's default, 2
 
 
 def estimate(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def _mean_colors(image, alpha):
 # The order of the sums and the mix of float32 and float64 are pymatting's.
 @njit("void(f4[:, :, ::1], f4[:, ::1], f4[:, :, ::1], f4[:, :, ::1], i8)", cache=True, nogil=True)
 def _relax(image, alpha, fg, bg, iterations):
-    """Improve ``fg`` and ``bg`` in place, pixel by pixel given the four neighbors."""
+    """Update ``fg`` and ``bg`` in place, pixel by pixel, from the four neighbors."""
     height, width = alpha.shape
     base = np.float32(_REGULARIZATION)
     for _ in range(iterations):

@@ -1,4 +1,4 @@
-"""The network of a predictor, computed by torch; `SDMatte.inference.onnx` has the other runtime."""
+"""A predictor's network, run by torch; `SDMatte.inference.onnx` runs exported ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from SDMatte.prompts.maps import Prompt
 from SDMatte.prompts.types import PromptType
 from SDMatte.runtime.devices import release_memory
 
-_LARGE = 2**20  # pixels of a batch; for less, allocating memory again costs more than it saves
+_LARGE = 2**20  # pixels of a batch; below, releasing memory costs more time than it is worth
 
 Encoding = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
-"""The latent of an image, ``[1, C, h, w]``, and what the image prior adds to the U-Net."""
+"""The latent of an image, ``[1, C, h, w]``, and the residuals of the image prior."""
 
 
 class TorchNetwork:
@@ -24,11 +24,11 @@ class TorchNetwork:
 
     Attributes:
         model: The model, in evaluation mode.
-        device: Where to compute.
+        device: Device to run on.
         size_divisor: Divisor of heights and widths.
         trained_prompts: Names of the prompts that the model was trained with.
-        if_out_of_memory: What a user can do if memory is too small.
-        if_overflow: What a user can do if values overflow.
+        if_out_of_memory: Advice for users if memory runs out.
+        if_overflow: Advice for users if values overflow.
     """
 
     if_out_of_memory = (

@@ -1,4 +1,4 @@
-"""Models exported to ONNX (`SDMatte.inference.export`), run by onnxruntime without torch."""
+"""Run models exported to ONNX (`SDMatte.inference.export`) by onnxruntime, without torch."""
 
 import json
 import os
@@ -25,13 +25,13 @@ _PROVIDERS = {
     "cuda": ("CUDAExecutionProvider",),
     "openvino": ("OpenVINOExecutionProvider",),
 }
-# Otherwise OpenVINO may use bfloat16 where the processor has it.
+# By default, OpenVINO may use bfloat16 on processors that support it.
 _OPTIONS = {"OpenVINOExecutionProvider": {"device_type": "CPU", "precision": "ACCURACY"}}
 _ALLOCATION = ("bad allocation", "bad_alloc", "Failed to allocate memory", "out of memory")
 
 
 class ExportSettings(Settings):
-    """What the card of an exported model says about its graphs, under ``onnx``.
+    """Description of an exported model's graphs, stored in its card under ``onnx``.
 
     Attributes:
         dtype: Type of the weights: float32 or float16.
@@ -52,8 +52,8 @@ class OnnxNetwork:
     """A model in a folder of ONNX graphs; see `SDMatte.inference.network.TorchNetwork`.
 
     Args:
-        folder: The folder.
-        device: ``"auto"`` (CUDA if this onnxruntime has it, else the CPU), ``"cpu"``, ``"cuda"``,
+        folder: Folder of the exported model.
+        device: ``"auto"`` (CUDA if onnxruntime supports it, else the CPU), ``"cpu"``, ``"cuda"``,
             or ``"openvino"`` (the CPU, with the package onnxruntime-openvino).
 
     Raises:
@@ -87,15 +87,15 @@ class OnnxNetwork:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; warnings are about the optimization of graphs
-        threads = os.environ.get("OMP_NUM_THREADS", "")  # as torch
+        options.log_severity_level = 3  # errors only: warnings concern graph optimization
+        threads = os.environ.get("OMP_NUM_THREADS", "")  # as in torch
         options.intra_op_num_threads = int(threads) if threads.isdigit() else 0
         if not path.is_file():
             raise CheckpointError(f"{path} not found: export the model again.")
         try:
             chosen = [(name, _OPTIONS.get(name, {})) for name in self._providers]
             return onnxruntime.InferenceSession(path, options, providers=chosen)
-        except Exception as error:  # onnxruntime has an exception for each status, without a base
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             reason = str(error).strip().partition("\n")[0]
             raise CheckpointError(f"{path} cannot be loaded: {reason}") from error
 
@@ -153,18 +153,18 @@ class OnnxNetwork:
 def in_blocks(values: Any, rows: int, columns: int) -> Any:
     """View maps, an array or tensor ``[B, C, h, w]``, as ``[B, C, rows, y, columns, x]``.
 
-    The graphs take maps so, because for the exporter ``rows`` is a free number; that heights are
-    multiples of ``y`` is what it could not use.
+    The graphs take maps in this form because the exporter supports a free number of ``rows``, but
+    not the condition that heights are multiples of ``y``.
     """
     batch, channels, height, width = values.shape
     return values.reshape(batch, channels, rows, height // rows, columns, width // columns)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Read the card of an exported model; empty if the folder holds none."""
+    """Read the card of an exported model; empty for other folders."""
     try:
         card = json.loads((folder / MODEL_CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # also of another model, whose loader reports it
+    except (OSError, ValueError):  # if it is another model's card, that model's loader reports it
         return {}
     return card if isinstance(card, dict) and "onnx" in card else {}
 
@@ -175,11 +175,11 @@ def load_exported(
     """Load an exported model; see `MattePredictor.from_pretrained` for the arguments.
 
     Raises:
-        ConfigError: An argument is not for exported models.
+        ConfigError: An argument does not apply to exported models.
     """
     for name, is_given in (("checkpoint", checkpoint is not None), ("offload", offload)):
         if is_given:
-            raise ConfigError(f"{folder} is an exported model, for which there is no {name}.")
+            raise ConfigError(f"{folder} is an exported model: {name} does not apply to it.")
     network = OnnxNetwork(folder, device)
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in ("auto", network.dtype):
@@ -203,7 +203,7 @@ def _choose_providers(device: str) -> list[str]:
     found = [name for name in _PROVIDERS.get(device, ()) if name in available]
     if not found:
         raise ConfigError(
-            f"device={device} is not available to onnxruntime here, which has "
-            f"{', '.join(available)}: use one of {', '.join(_PROVIDERS)}."
+            f"device={device} is not available: this onnxruntime has {', '.join(available)}. "
+            f"device must be one of {', '.join(_PROVIDERS)}."
         )
     return found

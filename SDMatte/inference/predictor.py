@@ -44,7 +44,7 @@ class EncodedImage:
 
     Attributes:
         image: uint8 ``[H, W, 3]``, RGB; mid-gray where the image is fully transparent.
-        size: Height and width of the image that the model sees.
+        size: Height and width of the model's input.
         encode: Computes ``encoding``.
         opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None if it is opaque.
     """
@@ -56,15 +56,15 @@ class EncodedImage:
 
     @functools.cached_property
     def encoding(self) -> "tuple[Any, tuple[Any, ...]]":
-        """The latent, and what the image prior adds to the U-Net, if the model has one.
+        """The latent, and the residuals of the image prior, if the model has one.
 
-        A model that crops images to prompts computes it when a prompt needs the whole image.
+        Models that crop images to prompts compute it only if a prompt needs the whole image.
         """
         return self.encode()
 
     @property
     def latent(self) -> Any:
-        """``[1, C, h, w]``, on the predictor's device; an array if the model is an exported one."""
+        """``[1, C, h, w]``, on the predictor's device; a NumPy array for exported models."""
         return self.encoding[0]
 
 
@@ -88,25 +88,25 @@ class MattePredictor:
         result.alpha  # float32 [H, W] in [0, 1]
 
     Args:
-        model: The model, on its device; it is set to evaluation mode. Or an exported one.
+        model: A model on its device, which is set to evaluation mode, or an exported model.
         resolution: Side of the square that images are resized to, a multiple of the model's
             ``size_divisor``. None: that of ``defaults``.
-        keep_aspect: Keep the aspect ratio of images, up to 16 : 1, at about as many pixels as the
-            square has. The published models were trained and tested on squares. None: as in
+        keep_aspect: Keep the aspect ratio of images, up to 16 : 1, with about as many pixels as the
+            square. The published models were trained and tested on squares. None: as in
             ``defaults``.
-        crop_margin: Crop images to the prompt, with this fraction of its extent on each side; for
-            small models, which were trained so. A large one is the whole image. None: as in
-            ``defaults``.
-        prompts: Short names of the prompts that are allowed. None: those that the model was trained
-            with (its ``aux_input_list``), ``auto`` if they include boxes, and ``trimap`` if they
-            include masks.
-        batch_size: Number of mattes that are predicted together.
+        crop_margin: Crop images to the prompt plus this fraction of its extent on each side, for
+            small models, which are trained on such crops. A large value keeps the whole image.
+            None: as in ``defaults``.
+        prompts: Short names of the allowed prompts. None: those that the model was trained with
+            (its ``aux_input_list``), ``auto`` if they include boxes, and ``trimap`` if they include
+            masks.
+        batch_size: Number of mattes to predict together.
         defaults: How the model processes images.
-        device: Where to compute. None: where the model is; an offloaded model needs it.
+        device: Device to run on. None: the model's device; required for offloaded models.
         progress: Show the number of tiles of ``refine="tiles"`` on standard error.
-        detector: What finds the boxes of texts, loaded when the first text is given: a folder or
-            hub id of a zero-shot detector (Grounding DINO, OWLv2); a `Detector`, or a function that
-            is called like one.
+        detector: Finds the boxes of text prompts: a folder or hub id of a zero-shot detector
+            (Grounding DINO, OWLv2), which is loaded when the first text is given; a `Detector`; or
+            a function with the same signature.
         detector_threshold: Lowest score of a box that is used, in [0, 1].
 
     Raises:
@@ -178,9 +178,9 @@ class MattePredictor:
                 (``LongfeiHuang/SDMatte``, ``LongfeiHuang/LiteSDMatte``, or a folder written by
                 ``save_pretrained``), the output folder of a training run, or a checkpoint in one of
                 these; or a folder written by ``sdmatte export``, which runs without torch. None:
-                the small model that ships.
+                the bundled small model.
             checkpoint: Name of the checkpoint in the folder, such as ``SDMatte_plus.pth`` for
-                SDMatte*. None: the usual one.
+                SDMatte*. None: the default one.
             device: ``"auto"`` (CUDA, else MPS, else the CPU) or the name of a device.
             dtype: ``"auto"`` (bfloat16 for full-size models where it is fast, else float32) or a
                 floating-point type; see `SDMatte.runtime.devices.choose_dtype`.
@@ -189,8 +189,8 @@ class MattePredictor:
             crop_margin: See `MattePredictor`.
             prompts: See `MattePredictor`.
             batch_size: See `MattePredictor`.
-            offload: Keep the model on the CPU, and only the part that computes on the device, for
-                GPUs with little memory.
+            offload: Keep the model on the CPU and move only the active part to the device, for GPUs
+                with little memory.
             progress: See `MattePredictor`.
             detector: See `MattePredictor`.
             detector_threshold: See `MattePredictor`.
@@ -203,16 +203,16 @@ class MattePredictor:
         if path_or_hub_id is None:
             path_or_hub_id = SMALL_MODEL
             logger.warning(
-                "Using the small model that ships; the published one, LongfeiHuang/SDMatte, is "
-                "far better and takes 5 GB."
+                "Using the bundled small model. The published model, LongfeiHuang/SDMatte (5 GB), "
+                "is far better."
             )
         folder = Path(path_or_hub_id)
         model: SDMatte | OnnxNetwork
         if read_card(folder):
             model = load_exported(folder, checkpoint, device, dtype, offload)
-            defaults, used = model.defaults, None
+            defaults, used_device = model.defaults, None
         else:
-            model, defaults, used = _load(path_or_hub_id, checkpoint, device, dtype, offload)
+            model, defaults, used_device = _load(path_or_hub_id, checkpoint, device, dtype, offload)
         return cls(
             model,
             resolution=resolution,
@@ -221,7 +221,7 @@ class MattePredictor:
             prompts=prompts,
             batch_size=batch_size,
             defaults=defaults,
-            device=used,
+            device=used_device,
             progress=progress,
             detector=detector,
             detector_threshold=detector_threshold,
@@ -241,24 +241,24 @@ class MattePredictor:
         return other
 
     def set_image(self, image: Any, *, ignore_alpha: bool = False) -> EncodedImage:
-        """Encode the image that the next calls of `predict` refer to.
+        """Encode the image for the following calls of `predict`.
 
-        The model sees a transparent image on mid-gray. Mattes never exceed the image's own alpha,
-        and colors under alpha 0 are never used.
+        Transparent images are composited on mid-gray for the model. Mattes never exceed the image's
+        own alpha, and colors where alpha is 0 are never used.
 
         Args:
             image: A path, a Pillow image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]``, RGB,
                 uint8 or floating point in [0, 1]; gray and alpha channels are supported. See
                 `SDMatte.images.arrays.read_pixels`.
-            ignore_alpha: Take the image as opaque, with the colors that are stored in it.
+            ignore_alpha: Treat the image as opaque, with its colors as stored.
 
         Returns:
             The encoded image, for ``predict(..., image=...)`` if several are in use.
 
         Raises:
-            DataError: ``image`` is not an image or cannot be read; no image is set then.
-            ConfigError: Memory is too small for the resolution; `predict` raises it for models that
-                crop images to prompts.
+            DataError: ``image`` is not an image or cannot be read. No image is set then.
+            ConfigError: Memory is too small for the resolution. For models that crop images to
+                prompts, `predict` raises it.
         """
         self._current = None
         self._current = self.encode(image, ignore_alpha=ignore_alpha)
@@ -269,7 +269,7 @@ class MattePredictor:
         return self.encode_pixels(*read_pixels(image, ignore_alpha))
 
     def encode_pixels(self, colors: np.ndarray, opacity: np.ndarray | None) -> EncodedImage:
-        """Encode what `read_pixels` returned, perhaps in another thread."""
+        """Encode the result of `read_pixels`, which may have run in another thread."""
         size = self._model_size(*colors.shape[:2])
 
         def encode() -> tuple[Any, tuple[Any, ...]]:
@@ -295,20 +295,20 @@ class MattePredictor:
     ) -> MatteResult | list[MatteResult]:
         """Predict the matte of the object that a prompt indicates.
 
-        Give at most one prompt; without one, the matte is of the salient object. Coordinates are in
-        pixels of the image. Prompts that do not fit the image are refused, never clipped.
+        Give at most one prompt; without one, the salient object is matted. Coordinates are in
+        pixels of the image. Prompts that do not fit the image raise an error and are never clipped.
 
         Args:
             box: x0, y0, x1, y1: the edges of the box, from 0 to the width and the height; or a list
-                of boxes. Fractions of the size are refused.
+                of boxes. Normalized coordinates raise an error.
             points: One to ten (x, y) on the object.
             mask: ``[H, W]``, a rough mask of the object: bool, 0 and 1, 0 to 255, or floating point
                 in [0, 1]; or a list of masks. See `SDMatte.prompts.pixels.read_prompts`.
             trimap: ``[H, W]``: 0 background, 128 unknown, 255 foreground, or 0, 1, 2; or a list of
                 trimaps.
-            text: What the object is, such as ``"the dog on the left"``. The best box that the
-                detector finds is the prompt; the result has it, with its score.
-            find_all: Predict a matte for each box that is found for the text, the best first.
+            text: Description of the object, such as ``"the dog on the left"``. The detector's best
+                box is the prompt; the result contains the box and its score.
+            find_all: Predict a matte for every box found for the text, best first.
             transparent: Whether the object is transparent, such as glass or smoke. None: opaque.
             refine: ``"tiles"`` for a second pass over the edges at full resolution (see
                 `SDMatte.inference.tiles`), ``"guided"`` for edges that follow the image's (see
@@ -321,7 +321,7 @@ class MattePredictor:
         Raises:
             PromptError: The prompt does not fit the image or the model, no image is set, or nothing
                 is found for the text.
-            CheckpointError: The detector was not found, or is not one.
+            CheckpointError: The detector was not found, or is not a zero-shot detector.
             DataError: ``image`` is not an `EncodedImage`.
             ConfigError: ``refine`` is unknown, values overflow in the model's ``dtype``, or memory
                 is too small for the resolution.
@@ -363,12 +363,12 @@ class MattePredictor:
             ConfigError: See `predict`.
         """
         if len(images) != len(prompts):
-            raise PromptError(f"Each image needs one prompt: {len(images)} and {len(prompts)}.")
+            raise PromptError(f"{len(images)} images need as many prompts; got {len(prompts)}.")
         tasks = []
         for image, given in zip(images, prompts, strict=True):
             if not isinstance(given, Mapping) or not set(given) <= set(_PREDICT_KEYS):
                 raise PromptError(
-                    f"Each prompt must be a mapping with {', '.join(_PREDICT_KEYS)}; got "
+                    f"Each prompt must be a mapping with keys of {', '.join(_PREDICT_KEYS)}; got "
                     f"{given!r:.80}."
                 )
             encoded = self.encode(image, ignore_alpha=ignore_alpha)
@@ -385,7 +385,7 @@ class MattePredictor:
         find_all: bool = False,
         **given: Any,
     ) -> tuple[list[_Task], bool]:
-        """Return the tasks of a prompt, and whether their results are a list."""
+        """Return the tasks of a prompt, and whether to return their results as a list."""
         if transparent is not None and not isinstance(transparent, bool | np.bool_):
             raise PromptError(f"transparent must be True, False or None; got {transparent!r}.")
         transparent = bool(transparent)
@@ -412,7 +412,7 @@ class MattePredictor:
     def _check_allowed(self, alias: str) -> None:
         if alias not in self.prompts:
             raise PromptError(
-                f"This model was not trained with {alias} prompts; it takes "
+                f"This model was not trained with {alias} prompts; it accepts "
                 f"{', '.join(self.prompts)}."
             )
 
@@ -424,7 +424,7 @@ class MattePredictor:
         return aspect_shape(limited, self.resolution, self._network.size_divisor)
 
     def _encode(self, image: np.ndarray, size: tuple[int, int]) -> tuple[Any, tuple[Any, ...]]:
-        """Return the latent ``[1, C, h, w]`` of an image, and what the image prior adds."""
+        """Return the latent ``[1, C, h, w]`` of an image, and the residuals of the image prior."""
         if self.crop_margin is not None and image.shape[0] * image.shape[1] > size[0] * size[1]:
             small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
         else:
@@ -432,8 +432,8 @@ class MattePredictor:
         with self._memory_checked(size):
             return self._network.encode(small / np.float32(255))  # [0, 255] -> [0, 1]
 
-    def _look_closer(self, task: _Task) -> tuple[_Task, Window]:
-        """Crop the image of a task to its prompt, if the model wants it."""
+    def _crop_to_prompt(self, task: _Task) -> tuple[_Task, Window]:
+        """Crop the image of a task to its prompt, if the model works on crops."""
         encoded, prompt = task.encoded, task.prompt
         whole = Window.whole(encoded.image.shape)
         window = whole if self.crop_margin is None else prompt.window_around(self.crop_margin)
@@ -449,18 +449,18 @@ class MattePredictor:
             raise ConfigError(
                 f"refine must be one of {', '.join(get_args(Refinement))}; got {refine!r}."
             )
-        closer, windows = zip(*map(self._look_closer, tasks), strict=True)
+        cropped, windows = zip(*map(self._crop_to_prompt, tasks), strict=True)
         results = []
-        mattes = zip(tasks, closer, windows, self._infer(closer), strict=True)
-        for task, seen, window, coarse in mattes:
-            image = seen.encoded.image
+        mattes = zip(tasks, cropped, windows, self._infer(cropped), strict=True)
+        for task, crop, window, coarse in mattes:
+            image = crop.encoded.image
             if refine == "none":
                 part = resize_alpha(coarse, image.shape[:2])
             else:
-                image = flatten(image, seen.encoded.opacity)
+                image = flatten(image, crop.encoded.opacity)
                 part = self._refine(image, coarse, refine, task.transparent)
             alpha = part
-            if seen is not task:  # nothing of the object is outside
+            if crop is not task:  # the object is inside the crop
                 alpha = np.zeros(task.encoded.image.shape[:2], np.float32)
                 window.cut(alpha)[...] = part
             opacity = task.encoded.opacity
@@ -472,7 +472,7 @@ class MattePredictor:
         return results
 
     def _infer(self, tasks: Sequence[_Task]) -> list[np.ndarray]:
-        """Predict all tasks: float32 ``[h, w]`` in [0, 1] each, at the model's size."""
+        """Predict all tasks; return float32 ``[h, w]`` in [0, 1] each, at the model's size."""
         groups: dict[tuple, list[int]] = {}
         for index, task in enumerate(tasks):
             groups.setdefault((task.prompt.kind.alias, task.encoded.size), []).append(index)
@@ -484,7 +484,7 @@ class MattePredictor:
         return [mattes[index] for index in range(len(tasks))]
 
     def _infer_batch(self, tasks: Sequence[_Task]) -> np.ndarray:
-        """Predict tasks with the same kind of prompt and size: float32 ``[B, h, w]`` in [0, 1]."""
+        """Predict tasks of one prompt type and size; return float32 ``[B, h, w]`` in [0, 1]."""
         size, kind = tasks[0].encoded.size, tasks[0].prompt.kind
         encodings = [task.encoded.encoding for task in tasks]
         with self._memory_checked(size, len(tasks)):
@@ -501,14 +501,14 @@ class MattePredictor:
 
     @contextlib.contextmanager
     def _memory_checked(self, size: tuple[int, int], count: int = 1) -> Iterator[None]:
-        """Raise one sentence if memory runs out."""
+        """Raise a `ConfigError` with advice if memory runs out."""
         try:
             yield
             return
         except Exception as error:
             if not self._network.is_out_of_memory(error):
                 raise
-        # Outside of the handler, whose exception would keep the tensors of all its frames.
+        # Raised outside the handler, whose exception would keep the tensors of all frames alive.
         raise ConfigError(
             f"Out of memory on {self.device} at a resolution of {size[1]}x{size[0]} and a batch of "
             f"{count}: {self._network.if_out_of_memory}."
@@ -517,7 +517,7 @@ class MattePredictor:
     def _refine(
         self, image: np.ndarray, coarse: np.ndarray, refine: str, transparent: bool
     ) -> np.ndarray:
-        """Refine a matte at the size of its image: float32 ``[H, W]`` in [0, 1]."""
+        """Refine a matte at its image's size; return float32 ``[H, W]`` in [0, 1]."""
         if refine == "guided":
             return refine_with_guide(image, coarse)
         divisor = self._network.size_divisor
@@ -542,7 +542,7 @@ class MattePredictor:
         if "mask" in self.prompts:
             return PixelPrompt(get_prompt_type("mask"), matte.shape, matte)
         bounds = extent(matte >= min(0.5, float(matte.max())))
-        assert bounds is not None  # the pixels at the maximum are inside
+        assert bounds is not None  # the maximum always reaches the threshold
         x0, y0, x1, y1 = bounds
         box = np.array([x0, y0, x1 + 1, y1 + 1], np.float64)
         return PixelPrompt(get_prompt_type("box"), matte.shape, box)
@@ -574,7 +574,7 @@ def _load(
     """Load a model for torch, its defaults and its device."""
     if str(device) == "openvino":
         raise ConfigError(
-            f"device=openvino is for models exported by `sdmatte export`; {path_or_hub_id} is none."
+            f"device=openvino needs a model exported by `sdmatte export`, not {path_or_hub_id}."
         )
     try:
         from SDMatte.inference.loading import find_model, offload_model
@@ -583,7 +583,7 @@ def _load(
         device = choose_device(device)
     except ModuleNotFoundError as error:
         raise DependencyError(
-            f"{path_or_hub_id} is no model exported by `sdmatte export`, and others need "
+            f"{path_or_hub_id} is not a model exported by `sdmatte export`; other models need "
             f"{error.name}, which is not installed: pip install -r requirements.txt."
         ) from error
     source = find_model(path_or_hub_id, checkpoint)
@@ -599,7 +599,7 @@ def _load(
 def _allowed_prompts(
     trained_prompts: Iterable[str], names: Iterable[str] | None
 ) -> tuple[str, ...]:
-    """Return short names of prompts: those given, or those that the model can take."""
+    """Return the short names of the given prompts, or of those that the model supports."""
     if names is not None:
         allowed = tuple(dict.fromkeys(get_prompt_type(name).alias for name in names))
         if not allowed:

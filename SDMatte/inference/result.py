@@ -1,4 +1,4 @@
-"""The result of a prediction, and the image that is written of it."""
+"""The result of a prediction, and its output images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +30,7 @@ class MatteResult:
             Never exceeds the image's own alpha.
         prompt: Short name of the prompt: box, point, mask, trimap or auto; box for a text.
         opacity: The image's own alpha, float32 ``[H, W]`` in [0, 1]; None if it is opaque.
-        box: The box that was found for a text, x0, y0, x1, y1 in pixels; None for other prompts.
+        box: The box found for a text, x0, y0, x1, y1 in pixels; None for other prompts.
         score: The detector's confidence in that box, in [0, 1].
     """
 
@@ -46,7 +46,7 @@ class MatteResult:
         """The object's own colors, uint8 ``[H, W, 3]``; see `estimate_foreground`."""
         if self.opacity is None:
             return estimate_foreground(self.image, self.alpha)
-        # A transparent image stores unmixed colors: where only the object is visible, they are
+        # A transparent image stores unmixed colors. Where only the object is visible, they are
         # the object's own.
         fraction = np.zeros_like(self.alpha)
         np.divide(self.alpha, self.opacity, out=fraction, where=self.opacity > 0)
@@ -56,8 +56,8 @@ class MatteResult:
         """Return the object on a transparent background, with estimated foreground colors.
 
         Args:
-            premultiplied: Multiply the colors by alpha. PNG and most programs expect them
-                unmultiplied.
+            premultiplied: Multiply the colors by alpha. PNG and most programs expect colors that
+                are not premultiplied.
             bits: 8 or 16 per channel.
 
         Returns:
@@ -94,16 +94,16 @@ class MatteResult:
 
 @dataclass
 class OutputSettings:
-    """What is written of a matte, and in which format.
+    """What to write for a matte, and in which format.
 
     Attributes:
         kind: ``"cutout"``, RGBA with estimated foreground colors; ``"alpha"``, the matte in gray;
             or ``"composite"``, the object on another background.
-        background: Background of a composite, a color or an image; read at once, see
+        background: Background of a composite, a color or an image; read immediately, see
             `read_background`.
         premultiplied: Whether the colors of a cutout are multiplied by alpha.
         bits: Bits per channel: 8, or 16 for ``"alpha"`` as PNG or TIFF and ``"cutout"`` as PNG.
-        suffix: Format of files whose names are not given.
+        suffix: Suffix, and thus format, of files whose names are not given.
 
     Raises:
         ConfigError: A setting is invalid, or two of them are incompatible.
@@ -133,7 +133,7 @@ class OutputSettings:
         """Ensure that a file format can store the output.
 
         Raises:
-            ConfigError: It cannot.
+            ConfigError: The format cannot store it.
         """
         allowed = _SUFFIXES[self.kind, self.bits]
         if suffix.lower() not in allowed:
@@ -143,7 +143,7 @@ class OutputSettings:
             )
 
     def render(self, result: MatteResult) -> np.ndarray:
-        """Return the array to write."""
+        """Return the output as an array for `write_image`."""
         if self.kind == "cutout":
             return result.cutout(self.premultiplied, self.bits)
         if self.kind == "composite":

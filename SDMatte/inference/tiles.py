@@ -1,9 +1,9 @@
-"""A second pass over tiles, for mattes of large images that are finer than the model's resolution.
+"""Refine mattes of large images beyond the model's resolution, by a second pass over tiles.
 
-The first pass sees the whole image at low resolution and knows what the object is. Tiles see its
+The first pass sees the whole image at low resolution and knows what the object is. Tiles show its
 edges at full resolution, but without the context. So only details that the first pass cannot
 resolve are taken from tiles, only around uncertain edges, and only where a tile agrees with the
-first pass about what is object and what is background.
+first pass on what is object and what is background.
 """
 
 import math
@@ -21,7 +21,7 @@ _MAX_STEP = 4.0
 _OVERLAP = 0.25
 _UNCERTAIN = (0.02, 0.98)
 _CHUNK_ROWS = 1024
-_REACH = 20  # of the filters below, in pixels of the previous pass
+_REACH = 20  # reach of the filters below, in pixels of the previous pass
 
 
 def refine_with_tiles(
@@ -77,7 +77,7 @@ def _find_details(
     tile: int,
     batch_size: int,
 ) -> np.ndarray:
-    """Return what tiles add at one resolution: float32 ``[H, W]``, 0 where they add nothing."""
+    """Return the details that tiles add at one resolution: float32 ``[H, W]``, 0 elsewhere."""
     total, weight = np.zeros_like(alpha), np.zeros_like(alpha)
     tiles = _uncertain_tiles(alpha, tile)
     while batch := list(islice(tiles, batch_size)):
@@ -120,7 +120,7 @@ def _window(shape: tuple[int, int]) -> np.ndarray:
 def _select_details(
     alpha: np.ndarray, total: np.ndarray, weight: np.ndarray, gain: float
 ) -> np.ndarray:
-    """Return the fine structure of the tiles, computed in chunks of rows.
+    """Return the fine structure of the tiles, computed in chunks of rows to save memory.
 
     Args:
         alpha: The matte so far, float32 ``[H, W]``.
@@ -149,9 +149,9 @@ def _select_details(
 def _agreement(tiles: np.ndarray, before: np.ndarray, sigma: float) -> np.ndarray:
     """Return how well tiles explain the previous pass locally: float32 ``[H, W]`` in [0, 1].
 
-    The slope, at most 1, of the local regression of the previous pass on the tiles, times their
-    correlation. Tiles that see another object or none explain nothing; a constant error of a tile
-    does not matter.
+    This is the slope, at most 1, of the local regression of the previous pass on the tiles, times
+    their correlation. It is near 0 for tiles that show another object or none. A constant offset of
+    a tile has no effect.
     """
     mean_tiles, mean_before = _smooth(tiles, sigma), _smooth(before, sigma)
     variance_tiles = _smooth(np.square(tiles), sigma) - np.square(mean_tiles)

@@ -1,6 +1,6 @@
 """Masked self-attention and visual cross-attention (paper, Sec. 3.4) as attention processors.
 
-The processors hold only settings. The data of one forward pass travels as an `AttentionContext` in
+The processors hold only settings. The data of a forward pass is passed as an `AttentionContext` in
 `cross_attention_kwargs`, so no batch data stays on the modules.
 """
 
@@ -26,9 +26,9 @@ class KeySelection:
     """The keys that a masked self-attention reads, and the bias on their scores.
 
     Attributes:
-        index: `[B, K]`, positions of the keys in the token grid; None for all of them.
-        bias: `[B, K]`, added to the scores, 0 at the best key of each row; None if all are 0, which
-            lets fused attention kernels run that take no bias.
+        index: `[B, K]`, positions of the keys in the token grid; None for all keys.
+        bias: `[B, K]`, added to the scores, 0 at the best key of each row. None if all are 0, so
+            that fused attention kernels without a bias can be used.
     """
 
     index: torch.Tensor | None
@@ -47,17 +47,17 @@ class KeySelection:
         return None if self.bias is None else self.bias.unsqueeze(1).to(dtype)
 
     def to(self, device: torch.device) -> "KeySelection":
-        """Return the selection on a device, without waiting for the copy."""
+        """Copy the selection to a device, without blocking."""
         moved = (t if t is None else t.to(device, non_blocking=True) for t in vars(self).values())
         return KeySelection(*moved)
 
 
 def score_bias(keep: torch.Tensor, mode: MaskMode = "bias") -> torch.Tensor:
-    """Compute the bias on the attention scores from a map of what to attend to.
+    """Compute the bias on the attention scores from a map of the keys to keep.
 
     Args:
-        keep: Values in [0, 1]; 1 is attended to.
-        mode: `"bias"`: `(1 - keep) * -10000`, as the reference; only the peaks of a heat map
+        keep: Values in [0, 1]; 1 keeps a key.
+        mode: `"bias"`: `(1 - keep) * -10000`, as in the reference; only the peaks of a heat map
             survive. `"binary"`: the same for `keep >= 0.5`. `"log"`: `log(keep)`, which scales the
             weight of a key by `keep`.
     """
@@ -71,14 +71,14 @@ def score_bias(keep: torch.Tensor, mode: MaskMode = "bias") -> torch.Tensor:
 def select_keys(
     keep: torch.Tensor, mode: MaskMode = "bias", all_keys: bool = False
 ) -> list[KeySelection]:
-    """Find the keys that a masked self-attention has to read.
+    """Select the keys that a masked self-attention has to read.
 
     A bias shared by all keys of a row cancels in the softmax, so each row is shifted to have its
     best key at 0. This preserves precision and turns an empty mask into plain attention. Keys below
-    `DEAD_BIAS` after the shift have no influence; dropping them is exact and saves their work.
+    `DEAD_BIAS` after the shift have no influence, so dropping them is exact and saves work.
 
-    Which keys these are is decided on the CPU. No keys are dropped for maps on another device:
-    reading them back would make the host wait for it, and CUDA graphs need constant shapes.
+    Keys are dropped only if `keep` is on the CPU. On another device, reading the map back would
+    block the host, and CUDA graphs need constant shapes.
 
     Args:
         keep: `[B, N]` in [0, 1], one row per image, shared by all heads and queries.
@@ -94,8 +94,8 @@ def select_keys(
         return [KeySelection(index=None, bias=bias)]
     counts = (bias > DEAD_BIAS).sum(dim=1).tolist()
     if len(set(counts)) > 1:
-        # On a CPU, a call per image takes 0.5 to 1.3 times as long as one for all, in which the
-        # others would read as many keys as the image with the most. Not measured on GPUs.
+        # On a CPU, one call per image takes 0.5 to 1.3 times as long as one call for all images,
+        # padded to the image with the most keys. Not measured on GPUs.
         return [key for row in keep.split(1) for key in select_keys(row, mode)]
     index = None
     if counts[0] < bias.shape[1]:
@@ -106,7 +106,7 @@ def select_keys(
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """Inputs of the attention layers of one forward pass, besides their hidden states.
+    """Inputs of the attention layers in one forward pass, besides the hidden states.
 
     Attributes:
         visual_tokens: `[B, h * w, cross_attention_dim]`, tokens of the visual prompt.
@@ -125,10 +125,10 @@ def build_key_selections(
     mode: MaskMode = "bias",
     all_keys: bool = False,
 ) -> dict[int, list[KeySelection]]:
-    """Compute the masks of all levels of the U-Net.
+    """Select the keys of the masked self-attentions at every level of the U-Net.
 
     As in the reference, the prompt is resized to the latent grid and from there to each level,
-    both by nearest neighbor. A direct resize would pick other pixels.
+    both by nearest neighbor. A direct resize would pick different pixels.
 
     Args:
         prompt: `[B, 1, H, W]` in [-1, 1].
@@ -145,7 +145,7 @@ def build_key_selections(
 
 
 def build_masks(prompt: torch.Tensor, grid: tuple[int, int], num_levels: int) -> list[torch.Tensor]:
-    """Resize a prompt's map to each level, `[B, N]` in [0, 1]; see `build_key_selections`."""
+    """Resize a prompt's map to every level, `[B, N]` in [0, 1]; see `build_key_selections`."""
     keep = F.interpolate((prompt.float() + 1) / 2, size=grid, mode="nearest")  # [-1, 1] -> [0, 1]
     sizes = [(-(-grid[0] // 2**level), -(-grid[1] // 2**level)) for level in range(num_levels)]
     return [F.interpolate(keep, size=size, mode="nearest").flatten(1) for size in sizes]
@@ -173,19 +173,19 @@ class MattingAttnProcessor(AttnProcessor2_0):
         temb: torch.Tensor | None = None,
         context: AttentionContext | None = None,
     ) -> torch.Tensor:
-        """Attend; diffusers' `Attention` calls this."""
+        """Compute attention; called by diffusers' `Attention`."""
         context = context or AttentionContext()
         keys = self.find_keys(context, hidden_states)
         if encoder_hidden_states is None and self.masked and keys is not None:
-            # An export takes the number of chunks, even of one, as a constant.
+            # In an export, the number of chunks would become a constant, even for one chunk.
             images = hidden_states.chunk(len(keys)) if len(keys) > 1 else (hidden_states,)
-            found = [
+            outputs = [
                 super(MattingAttnProcessor, self).__call__(
                     attn, image, selected.take(image), selected.mask(image.dtype), temb
                 )
                 for image, selected in zip(images, keys, strict=True)
             ]
-            return found[0] if len(found) == 1 else torch.cat(found)
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         if encoder_hidden_states is not None and self.visual and context.visual_tokens is not None:
             encoder_hidden_states = context.visual_tokens
         return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)

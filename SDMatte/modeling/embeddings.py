@@ -9,7 +9,7 @@ from SDMatte.errors import PromptError
 def embed_box_coords(
     coords: torch.Tensor, channels: int, flip_sin_to_cos: bool = True, freq_shift: float = 0
 ) -> torch.Tensor:
-    """Embed box corners: one sinusoidal embedding per coordinate, concatenated.
+    """Embed normalized box corners as one sinusoidal vector.
 
     Args:
         coords: `[B, 4]`, x0, y0, x1, y1 as fractions of width and height, in [0, 1].
@@ -21,7 +21,7 @@ def embed_box_coords(
         `[B, 4 * channels]` float32.
 
     Raises:
-        PromptError: The coordinates have another shape.
+        PromptError: `coords` has a different shape.
     """
     if coords.ndim != 2 or coords.shape[1] != 4:
         raise PromptError(f"Box coordinates must be [B, 4]; got {list(coords.shape)}.")
@@ -29,7 +29,7 @@ def embed_box_coords(
 
 
 def embed_point_coords(coords: torch.Tensor, width: int) -> torch.Tensor:
-    """Embed point coordinates as one vector of constant width.
+    """Embed normalized point coordinates as one sinusoidal vector of fixed width.
 
     Coordinates are padded with zeros to the smallest count that divides `width`. The layout of the
     embedding depends on that count, so pass as many coordinates as in training (20).
@@ -42,7 +42,7 @@ def embed_point_coords(coords: torch.Tensor, width: int) -> torch.Tensor:
         `[B, width]` float32.
 
     Raises:
-        PromptError: There are no coordinates, or more than `width` can be divided among.
+        PromptError: `coords` is empty, or has too many coordinates for `width`.
     """
     if coords.ndim != 2 or coords.shape[1] == 0:
         raise PromptError(f"Point coordinates must be [B, N]; got {list(coords.shape)}.")
@@ -61,4 +61,4 @@ def _embed(coords: torch.Tensor, channels: int, flip_sin_to_cos: bool, freq_shif
         flip_sin_to_cos=flip_sin_to_cos,
         downscale_freq_shift=freq_shift,
     )
-    return flat.reshape(coords.shape[0], -1)  # len() would be a constant in exports
+    return flat.reshape(coords.shape[0], -1)  # len() would become a constant in exports

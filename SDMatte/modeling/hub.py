@@ -1,11 +1,11 @@
-"""Models by local path or by hub id, fetching only the files that are needed.
+"""Find models by local path or hub id, fetching only the files that are needed.
 
 A name is a local path, or `OWNER/NAME` on the Hugging Face hub, optionally with a revision
 (`OWNER/NAME@REVISION`) or one of its files (`OWNER/NAME/FILE`). Existing local paths take
 precedence; a `pathlib.Path` is always local.
 
-All functions raise a `MissingCheckpointError` for what neither exists locally nor can be provided
-by the hub, and a `CheckpointError` for what is invalid, ambiguous, or restricted on the hub.
+The `resolve_*` functions raise a `MissingCheckpointError` if nothing is found locally or on the
+hub, and a `CheckpointError` if the files are invalid, ambiguous, or restricted on the hub.
 """
 
 import errno
@@ -50,7 +50,7 @@ WEIGHTS_FILE = "model.safetensors"
 """Weights in a folder written by `SDMatte.save_pretrained`."""
 
 FINAL_CHECKPOINT = "model_final.pth"
-"""Weights that a training run leaves in its output folder."""
+"""Final weights in the output folder of a training run."""
 
 CHECKPOINTS = (WEIGHTS_FILE, "SDMatte.pth", "LiteSDMatte.pth", FINAL_CHECKPOINT)
 """Usual names of a model's checkpoint, in order of precedence."""
@@ -58,9 +58,9 @@ CHECKPOINTS = (WEIGHTS_FILE, "SDMatte.pth", "LiteSDMatte.pth", FINAL_CHECKPOINT)
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 HUB_TIMEOUT = 4.0
-"""Seconds that the hub may take to answer, unless HF_HUB_ETAG_TIMEOUT is set."""
+"""Seconds to wait for an answer of the hub, unless HF_HUB_ETAG_TIMEOUT is set."""
 
-# The second is the base of all errors of the HTTP client, which differs between releases.
+# The second is the base class of the HTTP client's errors; clients differ between releases.
 _NETWORK_ERRORS = (OSError, HfHubHTTPError.__bases__[0])
 _DISK_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(.+))?")
@@ -68,7 +68,7 @@ _STEMS = {"text_encoder": {".safetensors": "model", ".bin": "pytorch_model"}}
 _STEM = "diffusion_pytorch_model"
 
 Chooser = Callable[[Sequence[str], str], list[str]]
-"""Returns the needed files, given the names of all files of a folder and what to call it."""
+"""Chooses the needed files from a folder's file names and the folder's name in messages."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def resolve_folder(name: str | Path, load: bool | Collection[str] = False) -> Pa
 def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path:
     """Return the path of a checkpoint, after fetching it if needed.
 
-    A folder or hub id stands for its usual or only checkpoint, or for `file`, which may also be the
-    path of another one.
+    A folder or hub id stands for its default or only checkpoint, or for `file`: a name in the
+    folder, or the path of another checkpoint.
     """
     path, hub_name = Path(name), HubName.parse(name)
     if path.is_file():
@@ -136,7 +136,7 @@ def resolve_checkpoint(name: str | Path, file: str | Path | None = None) -> Path
 def resolve_pretrained(name: str | Path, replaced: Collection[str] = ()) -> Path:
     """Return the path of Stable Diffusion's weights: a diffusers folder or the original file.
 
-    The weights of the components in `replaced` are not needed.
+    The weights of the components in `replaced` may be missing.
     """
     hub_name = HubName.parse(name)
     if Path(name).is_file() or (hub_name is not None and hub_name.file is not None):
@@ -151,7 +151,7 @@ def resolve_component(name: str | Path) -> Path:
         files = choose_weights(names, "")
         if not files or "config.json" not in names:
             raise CheckpointError(
-                f"{where} is not a component in diffusers layout, with weights and config.json."
+                f"{where} is not a diffusers component: it must have weights and config.json."
             )
         return ["config.json", *files]
 
@@ -169,7 +169,7 @@ def resolve_detector(name: str | Path) -> Path:
         weights = [n for n in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", n)]
         if "config.json" not in files or not weights:
             raise CheckpointError(
-                f"{where} is not a detector of transformers: it must have config.json and "
+                f"{where} is not a transformers detector: it must have config.json and "
                 f"model.safetensors."
             )
         return [*files, *weights]
@@ -183,17 +183,17 @@ def _resolve(name: str | Path, choose: Chooser) -> tuple[Path, list[str]]:
     if path.is_dir():
         return path, choose(_list_files(path), str(path))
     if path.exists():
-        raise CheckpointError(f"{path} is a file; a model folder or a hub id is needed.")
+        raise CheckpointError(f"{path} is a file; it must be a model folder or a hub id.")
     hub_name = HubName.parse(name)
     if hub_name is None:
         raise MissingCheckpointError(
-            f"Model folder {path} not found. (An id on the Hugging Face hub is OWNER/NAME.)"
+            f"Model folder {path} not found. (Ids on the Hugging Face hub are OWNER/NAME.)"
         )
     return _fetch(hub_name, str(name), choose)
 
 
 def _list_files(folder: Path) -> list[str]:
-    """List the files of a model folder and of its sub-folders, no deeper."""
+    """List the files of a model folder and of its direct sub-folders."""
     paths = [*folder.iterdir(), *folder.glob("*/*")]
     return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
 
@@ -202,7 +202,7 @@ def _list_files(folder: Path) -> list[str]:
 
 
 def _choose_model_files(names: Sequence[str], where: str, load: Collection[str]) -> list[str]:
-    """Choose the configs and tokenizer of a model folder, and the weights of components."""
+    """Choose a model folder's configs and tokenizer, and the weights of the components to load."""
     configs = [f"{component}/config.json" for component in COMPONENTS]
     for config in configs:
         if config not in names:
@@ -216,7 +216,7 @@ def _choose_model_files(names: Sequence[str], where: str, load: Collection[str])
         if not files:
             raise CheckpointError(
                 f"{where} has no weights in {component}/, only a config. To start from a "
-                f"checkpoint that holds all parts, set model.load_weight=False and "
+                f"checkpoint with all components, set model.load_weight=False and "
                 f"train.init_checkpoint."
             )
         chosen += files
@@ -224,9 +224,9 @@ def _choose_model_files(names: Sequence[str], where: str, load: Collection[str])
 
 
 def choose_weights(names: Collection[str], component: str) -> list[str]:
-    """Choose a component's weights: full before half precision, safetensors before .bin.
+    """Choose a component's weights, preferring full precision, then safetensors.
 
-    They are in the sub-folder `component`, or "": one file, an index and its shards, or none.
+    `component` is the sub-folder, or "". Returns one file, an index and its shards, or nothing.
     """
     prefix = f"{component}/" if component else ""
     for variant in ("", ".fp16"):
@@ -245,7 +245,7 @@ def choose_weights(names: Collection[str], component: str) -> list[str]:
 
 
 def _choose_checkpoint(names: Sequence[str], where: str, file: str | None) -> str:
-    """Choose a file of a model folder; None: the usual or the only checkpoint."""
+    """Return `file` of a model folder; None: its default or only checkpoint."""
     found = [n for n in names if "/" not in n and n.endswith(CHECKPOINT_SUFFIXES)]
     if file is not None:
         if file not in names:
@@ -258,8 +258,8 @@ def _choose_checkpoint(names: Sequence[str], where: str, file: str | None) -> st
     if found:
         raise CheckpointError(f"{where} has several checkpoints ({', '.join(found)}): name one.")
     raise MissingCheckpointError(
-        f"{where} has no checkpoint: expected {', '.join(CHECKPOINTS[:3])}, or a single file of "
-        f"another name."
+        f"{where} has no checkpoint: expected {', '.join(CHECKPOINTS[:3])}, or exactly one file "
+        f"with another name."
     )
 
 
@@ -267,7 +267,7 @@ def _choose_checkpoint(names: Sequence[str], where: str, file: str | None) -> st
 
 
 def _fetch(hub_name: HubName, name: str, choose: Chooser) -> tuple[Path, list[str]]:
-    """Fetch the chosen files of a repository into the hub's cache, unless they are cached."""
+    """Fetch the chosen files of a repository into the hub's cache if they are not there yet."""
     repo, revision = hub_name.repo, hub_name.revision
     try:
         info = _request_info(hub_name)
@@ -297,7 +297,7 @@ def _fetch(hub_name: HubName, name: str, choose: Chooser) -> tuple[Path, list[st
 
 
 def _request_info(hub_name: HubName) -> ModelInfo:
-    """Request commit and file names of a repository's revision."""
+    """Request the commit and the file names of a repository's revision."""
     if constants.HF_HUB_OFFLINE:
         raise MissingCheckpointError(
             "HF_HUB_OFFLINE is set: nothing is fetched from the Hugging Face hub."
@@ -319,7 +319,7 @@ def _request_info(hub_name: HubName) -> ModelInfo:
 
 
 def _call_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
-    """Call a function that may hang: the look-up of a host name has no timeout of its own."""
+    """Call a function that may hang; host name lookups have no timeout of their own."""
     future: futures.Future = futures.Future()
 
     def call() -> None:
@@ -337,7 +337,7 @@ def _call_with_timeout(seconds: float, function: Callable[[], Any]) -> Any:
 def _find_cached(
     hub_name: HubName, name: str, choose: Chooser, problem: CheckpointError
 ) -> tuple[Path, list[str]]:
-    """Find the chosen files in the hub's cache, given the problem that the hub had."""
+    """Find the chosen files in the hub's cache, after a request failed with `problem`."""
     try:
         folder = Path(
             snapshot_download(
@@ -361,7 +361,7 @@ def _find_cached(
 
 
 def _access_error(hub_name: HubName, error: Exception) -> CheckpointError:
-    """Return the error for a repository that the hub does not provide."""
+    """Return the error for a repository that is missing or not accessible."""
     repo = hub_name.repo
     if isinstance(error, GatedRepoError):
         return CheckpointError(
@@ -383,27 +383,27 @@ def _access_error(hub_name: HubName, error: Exception) -> CheckpointError:
 
 
 def check_repo(repo: str) -> None:
-    """Raise a `ConfigError` if a name is not that of a repository."""
+    """Raise a `ConfigError` if a name is not of the form OWNER/NAME."""
     name = HubName.parse(repo)
     if name is None or repo != name.repo:
         raise ConfigError(f"A repository on the Hugging Face hub is OWNER/NAME; got {repo!r}.")
 
 
 def push_folder(folder: str | Path, repo: str, private: bool, message: str) -> str:
-    """Upload a folder in one commit; without it, the repository shows nothing of the upload.
+    """Upload a folder in one commit, so that a failed upload leaves the repository unchanged.
 
     Args:
-        folder: The folder.
+        folder: Folder to upload.
         repo: `OWNER/NAME`; created if it does not exist.
         private: Whether the repository must be private.
-        message: Message of the commit.
+        message: Commit message.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        ConfigError: `repo` is not such a name.
-        OutputError: The repository exists and is public, or the hub refuses the upload.
+        ConfigError: `repo` is not of the form OWNER/NAME.
+        OutputError: The repository is public despite `private`, or the hub refuses the upload.
     """
     check_repo(repo)
     if constants.HF_HUB_OFFLINE:
@@ -422,7 +422,7 @@ def push_folder(folder: str | Path, repo: str, private: bool, message: str) -> s
         if response is not None and response.status_code in (401, 403):
             raise OutputError(
                 f"The Hugging Face hub does not accept uploads to {repo} ({first_line(error)}). "
-                f"Log in with `hf auth login` and a token that may write, or set HF_TOKEN."
+                f"Log in with `hf auth login` and a token with write access, or set HF_TOKEN."
             ) from error
         raise OutputError(
             f"Uploading to {repo} failed ({first_line(error)}). Its files are unchanged; run the "

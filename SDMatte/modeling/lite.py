@@ -11,13 +11,13 @@ PROMPT_MIX = ("point_mask", "bbox_mask", "mask", "point_mask", "point_mask")
 
 
 class LiteSettings(ModelSettings):
-    """Settings of `LiteSDMatte`; only a default differs."""
+    """Settings of `LiteSDMatte`, with another default prompt mix."""
 
     aux_input_list: PromptMix = PROMPT_MIX
 
 
 class LiteSDMatte(SDMatte):
-    """The small model; see `SDMatte` for the arguments.
+    """The lightweight variant of `SDMatte`, with the same arguments.
 
     The pretrained folder is BK-SDM v2 base with TAESD as its `vae`.
     """

@@ -14,7 +14,7 @@ from SDMatte.errors import ConfigError
 
 LAPLACIAN_LEVELS = 5
 LAPLACIAN_MIN_SIZE = 4 * 2 ** (LAPLACIAN_LEVELS - 1)
-"""The filter reflects two pixels at the border of an even size, so the last level needs four."""
+"""Levels have even sizes, and the filter reflects two pixels at the border: the last needs four."""
 DICE_SMOOTHING = 1e-3
 DISTILLATION_WEIGHT = 0.01
 
@@ -62,13 +62,13 @@ class MattingCriterion:
             trimap: `[B, 1, H, W]`: -1 background, 0 unknown, 1 foreground.
 
         Returns:
-            A scalar per name.
+            A scalar per loss name.
         """
         pred, label = pred.float(), label.float()
         unknown = (trimap == 0).to(pred)
         regions = {"unknown": unknown, "known": 1 - unknown}
         result = {}
-        # In half precision, pyramids and pixel counts would lose most of a loss's digits.
+        # Half precision is too coarse for Laplacian pyramids and pixel counts.
         with torch.autocast(pred.device.type, enabled=False):
             for name in self.losses:
                 region_name, function = MATTING_LOSSES[name]
@@ -94,10 +94,10 @@ def dice_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def gradient_penalty(pred: torch.Tensor, label: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-    """Compute the L1 of Sobel gradient differences, plus 0.01 of the prediction's own gradients.
+    """Compute the L1 of Sobel gradient differences, plus 0.01 times that of `pred`'s gradients.
 
-    Gradients are computed on the whole image and then restricted to the region. Restricting the
-    image first would add the outline of the region.
+    Gradients are computed on the whole image and then restricted to the region. Masking the image
+    first would add gradients along the outline of the region.
     """
     sobel = torch.tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     kernels = _upload(torch.stack([sobel, sobel.T]).unsqueeze(1), pred)  # [2, 1, 3, 3]: x, y
@@ -117,7 +117,7 @@ def laplacian_loss(pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def _upload(kernel: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """Return a constant with the type and on the device of an image, without waiting for it."""
+    """Copy a kernel to the device and dtype of an image, without blocking."""
     return kernel.to(image.device, image.dtype, non_blocking=True)
 
 
@@ -162,7 +162,7 @@ class DistillationCriterion:
     """Loss between the features of student and teacher (paper, Sec. 4.4).
 
     Args:
-        losses: `"mse"`, `"l1"` or both, which are added.
+        losses: `"mse"`, `"l1"` or both, which are summed.
 
     Raises:
         ConfigError: A name is unknown.

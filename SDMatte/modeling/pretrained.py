@@ -1,4 +1,4 @@
-"""Preparing Stable Diffusion's weights for SDMatte, the work of `process_weight.py`."""
+"""Prepare Stable Diffusion's weights for SDMatte; `process_weight.py` is the command."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
-"""Files of the components' weights."""
+"""Weight file of each component."""
 
 
 def process_pretrained(
@@ -37,11 +37,11 @@ def process_pretrained(
     init: CoordinateInit = "default",
     config: str | Path | None = None,
 ) -> Path:
-    """Add what the U-Net of SDMatte needs to Stable Diffusion v2.
+    """Add SDMatte's coordinate embeddings to the U-Net of Stable Diffusion v2.
 
-    The three coordinate settings are added to `unet/config.json` and the eight tensors of the
-    coordinate embeddings to the U-Net's weights, in their type; sizes follow from the config. A
-    folder that already has them is kept as it is.
+    `unet/config.json` gets the three coordinate settings, and the U-Net's weights get the eight
+    tensors of the embeddings, in the same dtype and with sizes from the config. A folder that
+    already has them is left unchanged.
 
     Args:
         source: Stable Diffusion v2 or BK-SDM v2 base, as a folder in diffusers layout or its hub
@@ -57,9 +57,9 @@ def process_pretrained(
 
     Raises:
         MissingCheckpointError: The source does not exist, or the hub cannot provide it.
-        CheckpointError: The folder or its weights are invalid, the output exists and is something
-            else, or there is too little disk space; nothing was written.
-        OutputError: The output is in a folder that is read.
+        CheckpointError: The source is invalid, `output` has other content, or the disk is full.
+        ConfigError: `init` is unknown, or `config` is given for a folder.
+        OutputError: `output` is inside an input folder.
     """
     if init not in get_args(CoordinateInit):
         raise ConfigError(f"init must be 'default' or 'zeros'; got {init!r}.")
@@ -67,12 +67,12 @@ def process_pretrained(
     target = Path(source if in_place else output)
     _check_paths(source, target, in_place, vae)
     if _is_processed(target, with_tiny_vae=vae is not None, init=init):
-        logger.info("%s is processed already; nothing to do.", target)
+        logger.info("%s is already processed; nothing to do.", target)
         return target
     if not in_place and target.exists() and any(target.iterdir()):
         raise CheckpointError(
-            f"{target} exists and is not what this command would make of {source} with "
-            f"--init {init}: choose another output folder, or remove it."
+            f"{target} exists and is not {source} processed with --init {init}: choose another "
+            f"output folder, or remove it."
         )
     replaced = () if vae is None else ("vae",)
     path = hub.resolve_pretrained(source, replaced)
@@ -81,7 +81,7 @@ def process_pretrained(
         raise CheckpointError(
             f"{vae_folder} is not a TAESD folder: the class in its config is not AutoencoderTiny."
         )
-    # Written from tensors, and copied as folders.
+    # Components to write from tensors, and components to copy as folders.
     tensors: dict[str, dict[str, torch.Tensor]]
     copied: dict[str, Path]
     if path.is_file():
@@ -95,7 +95,7 @@ def process_pretrained(
         tensors = {"unet": read_unet_weights(unet_source)}
         copied = {name: path / name for name in (*REQUIRED, *OPTIONAL) if name != "unet"}
     else:
-        raise ConfigError("--config is for a single file; a folder has its own configs.")
+        raise ConfigError("--config is only for single files; a folder has its own configs.")
     for name in replaced:
         tensors.pop(name, None)
         copied.pop(name, None)
@@ -114,7 +114,7 @@ def process_pretrained(
             metadata = {"sdmatte_init": init} if name == "unet" else {}
             weights.write_tensors(tensors[name], folder / FILES[name], **metadata)
             weights.write_json(folder / "config.json", configs[name])
-        else:  # the tiny autoencoder
+        else:  # the replaced autoencoder
             for file in (vae_folder / "config.json", *_weight_files(vae_folder)):
                 shutil.copy2(file, folder / file.name)
 
@@ -135,7 +135,7 @@ def process_pretrained(
     for name, value in new.items():
         state = "zero" if not value.any() else "random"
         logger.info("Added %-34s %-14s %s", name, list(value.shape), state)
-    logger.info("%s is ready to be the model's pretrained folder.", target)
+    logger.info("%s is ready: set model.pretrained_model_name_or_path to it.", target)
     return target
 
 
@@ -147,9 +147,9 @@ def _check_paths(source: str | Path, target: Path, in_place: bool, vae: str | Pa
     if is_folder:
         _check_components(Path(source))
     elif in_place:
-        raise CheckpointError(f"{source} is not a local folder: it needs an output folder.")
+        raise CheckpointError(f"{source} is not a local folder: give an output folder.")
     if not in_place and is_folder and target.resolve() == Path(source).resolve():
-        raise CheckpointError(f"{source} is input and output; use --in-place if that is intended.")
+        raise CheckpointError(f"{source} is both input and output: use --in-place to modify it.")
     for read in (vae,) if in_place else (source, vae):
         if read is not None and Path(read).exists():
             if target.resolve().is_relative_to(Path(read).resolve()):
@@ -158,7 +158,7 @@ def _check_paths(source: str | Path, target: Path, in_place: bool, vae: str | Pa
 
 
 def _check_components(folder: Path) -> None:
-    """Ensure that a folder is complete, after undoing what an interrupted in-place run moved."""
+    """Ensure that a folder is complete, after restoring the backups of an interrupted run."""
     for name in REQUIRED:
         old = _backup_path(folder / name)
         if old.is_dir() and not (folder / name).exists():
@@ -200,7 +200,7 @@ def _check_disk(
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise CheckpointError(
-            f"{target} needs {needed / 2**30:.1f} GiB of disk; {free / 2**30:.1f} GiB are free."
+            f"{target} needs {needed / 2**30:.1f} GiB of disk space; {free / 2**30:.1f} GiB free."
         )
 
 
@@ -221,7 +221,7 @@ def read_unet_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Find a component's weights, and their index if they are sharded."""
+    """Return the paths of a component's weights, and of their index if they are sharded."""
     files = hub.choose_weights([path.name for path in folder.iterdir()], "")
     if not files:
         raise CheckpointError(
@@ -239,19 +239,19 @@ def _make_coordinate_weights(
     """Create a U-Net's missing coordinate embeddings, after checking its other weights."""
     with init_empty_weights():
         expected = SDMatteUNet.from_config(config).state_dict()
-    ours = {n: v.shape for n, v in expected.items() if n.split(".")[0] in COORDINATE_LAYERS}
-    missing = ours.keys() - tensors.keys()
+    shapes = {n: v.shape for n, v in expected.items() if n.split(".")[0] in COORDINATE_LAYERS}
+    missing = shapes.keys() - tensors.keys()
     problems = weights.find_mismatches(
         {name: value for name, value in expected.items() if name not in missing}, tensors
     )
     if problems:
         raise CheckpointError(f"The weights in {source} do not fit its config.json: {problems}.")
-    new = coordinate_weights(ours, init, tensors["conv_in.weight"].dtype)
+    new = coordinate_weights(shapes, init, tensors["conv_in.weight"].dtype)
     return {name: new[name] for name in new if name in missing}
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its target, and move it there once it is complete."""
+    """Write a folder beside its target, and move it into place once it is complete."""
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted run
     temporary.mkdir()

@@ -1,9 +1,9 @@
 """A pretrained image encoder that guides a small U-Net.
 
-The paper grafts matting onto Stable Diffusion, whose U-Net knows what objects look like. A U-Net of
-a few million parameters has no such prior. Here it gets that of an image classifier: the encoder's
-feature maps are added to the hidden states of the down blocks, as adapters of diffusers do
-(T2I-Adapter). No part of the paper, and off in the published models.
+The paper builds on Stable Diffusion, whose U-Net knows what objects look like. A U-Net of a few
+million parameters has no such prior, so it borrows one from an image classifier: the encoder's
+feature maps are added to the hidden states of the down blocks, as diffusers' T2I-Adapter does. This
+is not part of the paper and is disabled in the published models.
 """
 
 from collections.abc import Mapping
@@ -16,21 +16,21 @@ from SDMatte.errors import ConfigError
 
 
 class ImagePrior(nn.Module):
-    """Compute residuals of a U-Net's down blocks from an image.
+    """Compute residuals for a U-Net's down blocks from an image.
 
     Args:
-        name: An image classification model of timm, such as `tf_efficientnet_lite0`. Its weights
-            are not downloaded: they are part of the checkpoint.
+        name: Image classification model of timm, such as `tf_efficientnet_lite0`. Its weights are
+            part of the checkpoint and are not downloaded.
         unet_config: Config of the U-Net.
-        latent_stride: Pixels per latent in each direction.
+        latent_stride: Image pixels per latent pixel in each direction.
 
     Raises:
-        ConfigError: timm has no such model, or it has no features at a stride of the U-Net.
+        ConfigError: timm has no such model, or the model lacks features at a stride of the U-Net.
     """
 
     def __init__(self, name: str, unet_config: Mapping[str, Any], latent_stride: int):
         super().__init__()
-        import timm  # late: it takes a second, and the published models need none of it
+        import timm  # slow to import, and not used by the published models
 
         if not timm.is_model(name):
             raise ConfigError(f"model.image_prior: timm has no model {name!r}.")

@@ -33,19 +33,19 @@ class SDMatte(nn.Module):
     Args:
         pretrained_model_name_or_path: A Stable Diffusion v2 folder prepared by
             `process_weight.py`, or a hub id; see `SDMatte.modeling.hub`.
-        load_weight: True: load the folder's weights. False: build from its config files alone,
-            before a full checkpoint is loaded. Names of components: load these; the others are
-            initialized at random, to be trained from scratch.
+        load_weight: True: load the folder's weights. False: build from its configs only, for a full
+            checkpoint to be loaded later. Names of components: load only these, and initialize the
+            others at random for training from scratch.
         dtype: Type of the weights, as a `torch.dtype` or its name.
         **settings: See `SDMatte.modeling.settings.ModelSettings`.
 
     Attributes:
-        new_layers: Prefixes of the names of layers that a subclass adds. A training that starts
-            from a checkpoint without them keeps their initial values.
+        new_layers: Name prefixes of the layers that a subclass adds. They may be missing in a
+            checkpoint that training starts from, and then keep their initial values.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
-        CheckpointError: The folder or its weights do not fit.
+        CheckpointError: The folder or its weights do not fit the model.
     """
 
     vae_class: type[nn.Module] = AutoencoderKL
@@ -121,7 +121,7 @@ class SDMatte(nn.Module):
                 component = CLIPTextModel(CLIPTextConfig.from_dict(configs[name]))
             else:
                 component = cls.from_config(configs[name])
-            # Not component.to(dtype): diffusers' version warns of modules to keep in float32.
+            # diffusers overrides `to` to warn about modules to keep in float32.
             self.add_module(name, nn.Module.to(component, dtype))
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -130,7 +130,7 @@ class SDMatte(nn.Module):
 
     @classmethod
     def setting_names(cls) -> list[str]:
-        """List the arguments of the constructor."""
+        """Return the names of the constructor's arguments."""
         own = ("pretrained_model_name_or_path", "load_weight", "dtype")
         return [*own, *cls.settings_class.model_fields, *IGNORED_SETTINGS]
 
@@ -141,7 +141,7 @@ class SDMatte(nn.Module):
 
     @property
     def latent_stride(self) -> int:
-        """Pixels per latent in each direction (8 in the published models)."""
+        """Image pixels per latent pixel in each direction (8 in the published models)."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def train(self, mode: bool = True) -> "SDMatte":
@@ -159,8 +159,8 @@ class SDMatte(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile U-Net and autoencoder in place; the arguments are those of `torch.compile`.
 
-        The code between them depends on strings and caches and stays in Python. From then on,
-        self-attention keeps masked keys, because their number varies from image to image.
+        The code between them depends on strings and caches and is not compiled. Afterwards,
+        self-attention also reads masked keys, because their number varies from image to image.
         """
         for part in (self.unet, self.vae.encoder, self.vae.decoder):
             part.compile(*args, **kwargs)
@@ -181,7 +181,7 @@ class SDMatte(nn.Module):
                 opaque) and `caption` (B strings; default: empty). H and W are multiples of
                 `size_divisor`. Tensors on other devices are moved; keep the prompt's map on the
                 CPU, see `predict_latent`.
-            aux_input: The prompt to use; None: see `choose_prompt`.
+            aux_input: Name of the prompt; None: see `choose_prompt`.
             return_features: Whether to return the hidden states that distillation compares.
             generator: See `choose_prompt`.
 
@@ -191,7 +191,7 @@ class SDMatte(nn.Module):
 
         Raises:
             PromptError: The prompt is unknown or not in the batch.
-            DataError: Shapes do not fit.
+            DataError: The shapes in the batch do not match.
         """
         prompt_type = self.choose_prompt(aux_input, generator)
         image, prompt, coords = self._read_batch(batch, prompt_type)
@@ -212,12 +212,12 @@ class SDMatte(nn.Module):
     def choose_prompt(
         self, aux_input: str | None = None, generator: np.random.Generator | None = None
     ) -> PromptType:
-        """Return the prompt that a forward pass reads.
+        """Return the type of prompt that a forward pass uses.
 
         Args:
-            aux_input: Name of the prompt; None: the setting `aux_input`. If that is None, too, the
+            aux_input: Name of the prompt; None: the setting `aux_input`. If that is also None, the
                 prompt is drawn from `aux_input_list` in training, and points in evaluation.
-            generator: Draws the prompt.
+            generator: Random generator for the draw.
 
         Raises:
             PromptError: The name is unknown.
@@ -229,13 +229,13 @@ class SDMatte(nn.Module):
             name = mix[generator.integers(len(mix))]
         name = name or "point_mask"
         if name not in PROMPT_TYPES:
-            raise PromptError(f"Unknown prompt {name!r}; known are {', '.join(PROMPT_TYPES)}.")
+            raise PromptError(f"Unknown prompt {name!r}; known prompts: {', '.join(PROMPT_TYPES)}.")
         return PROMPT_TYPES[name]
 
     def _read_batch(
         self, batch: Mapping[str, Any], prompt_type: PromptType
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return image, prompt and coordinates of a batch, checked; the image on our device."""
+        """Check a batch; return its image (on the model's device), prompt and coordinates."""
         needed = ("image", prompt_type.mask_key, prompt_type.coords_key)
         missing = [key for key in needed if key not in batch]
         if missing:
@@ -259,29 +259,29 @@ class SDMatte(nn.Module):
 
     @torch.no_grad()
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """Encode images `[B, 3, H, W]` in [-1, 1] to scaled latents `[B, C, h, w]`, unsampled."""
+        """Encode images `[B, 3, H, W]` in [-1, 1] to scaled posterior means `[B, C, h, w]`."""
         image = image.to(self.vae.dtype, memory_format=torch.channels_last)
         posterior = self.vae.encode(image).latent_dist
         return posterior.mean * self.vae.config.scaling_factor
 
     def to_vae_range(self, image: torch.Tensor) -> torch.Tensor:
-        """Convert images in [-1, 1] to the range that the autoencoder takes: the same."""
+        """Convert images in [-1, 1] to the autoencoder's input range, which is the same here."""
         return image
 
     def encode_prior(self, image: torch.Tensor) -> list[torch.Tensor] | None:
-        """Return the residuals of images `[B, 3, H, W]` in [-1, 1]; None without `image_prior`."""
+        """Return the prior's residuals for images `[B, 3, H, W]` in [-1, 1]; None without one."""
         if self.image_prior is None:
             return None
         return self.image_prior(image.to(self.unet.dtype))
 
     @torch.no_grad()
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Encode the maps of prompts as `encode` does, boxes faster on CPUs.
+        """Encode prompt maps like `encode`, with a faster path for boxes on CPUs.
 
         Args:
             prompt: `[B, 1, H, W]` in [-1, 1], on any device.
         """
-        # An offloaded autoencoder is moved to its device only by calls of its own methods.
+        # An offloaded autoencoder moves to its device only when its own methods are called.
         hook = getattr(self.vae, "_hf_hook", None)
         if not self.training and hook is None:
             latent = encode_bands(self.vae, self.to_vae_range(prompt))
@@ -311,14 +311,14 @@ class SDMatte(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Run the U-Net on an encoded image and a prompt.
 
-        Nothing is read back from the device. Which keys self-attention reads is decided on the CPU,
-        from maps that are there. For maps on another device all keys are read, with a bias: equal
-        up to rounding, slower, and with shapes that do not depend on data, as CUDA graphs need it.
+        Nothing is read back from the device. If `prompt` is on the CPU, self-attention skips masked
+        keys. On another device, it reads all keys with a bias, which is equal up to rounding and
+        slower, but keeps shapes independent of the data, as CUDA graphs require.
 
         Args:
             image_latent: `[B, C, h, w]`, from `encode`; it can be reused for other prompts.
             prompt: Map of the prompt, `[B, 1, H, W]` in [-1, 1], preferably on the CPU.
-            coords: Coordinates of the prompt, `[B, 4]` or `[B, 20]`, fractions.
+            coords: Coordinates of the prompt, `[B, 4]` or `[B, 20]`, fractions in [0, 1].
             prompt_type: Type of the prompt.
             is_trans: `[B]`, 1 for transparent objects; None: opaque.
             caption: B strings; None: empty.
@@ -328,7 +328,7 @@ class SDMatte(nn.Module):
         Returns:
             The latent of alpha, `[B, C, h, w]`, and the features (empty without `return_features`).
         """
-        size, device, settings = len(image_latent), image_latent.device, self.settings
+        batch_size, device, settings = len(image_latent), image_latent.device, self.settings
         image_latent = image_latent.to(self.unet.dtype)  # the autoencoder may have another type
         prompt_latent = self.encode_prompt(prompt).to(image_latent)
         keys = {}
@@ -340,7 +340,7 @@ class SDMatte(nn.Module):
             )
             keys = {n: [key.to(device) for key in selected] for n, selected in keys.items()}
         if is_trans is None or not settings.use_opacity_input:
-            is_trans = torch.zeros(size, dtype=torch.long, device=device)
+            is_trans = torch.zeros(batch_size, dtype=torch.long, device=device)
         unet, features = self.unet, []
 
         def record(module, args, output):
@@ -356,7 +356,7 @@ class SDMatte(nn.Module):
                 keys,
                 self.coordinates(coords, prompt_type, device),
                 is_trans.to(device, non_blocking=True),
-                self.encode_caption(caption, size).to(device),
+                self.encode_caption(caption, batch_size).to(device),
                 residuals,
             )
         return latent, features
@@ -371,14 +371,14 @@ class SDMatte(nn.Module):
         text: torch.Tensor,
         residuals: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Run the U-Net on what `predict_latent` and the exported graph make of a prompt.
+        """Run the U-Net on prepared inputs; `predict_latent` and the exported graph call this.
 
         Args:
             image_latent: `[B, C, h, w]`.
-            prompt_latent: `[B, C, h, w]`, of the prompt's map.
+            prompt_latent: `[B, C, h, w]`, latent of the prompt's map.
             keys: See `AttentionContext`.
             coords: See `SDMatteUNet.get_aug_embed`.
-            is_trans: `[B]`.
+            is_trans: `[B]`, 1 for transparent objects.
             text: `[B, 77, C]`, the embedded captions.
             residuals: From `encode_prior`.
 
@@ -403,7 +403,7 @@ class SDMatte(nn.Module):
     def coordinates(
         self, coords: torch.Tensor, prompt_type: PromptType, device: torch.device
     ) -> dict[str, torch.Tensor]:
-        """Name the coordinates of a prompt as the U-Net takes them, on a device."""
+        """Return a prompt's coordinates on a device, by the name that the U-Net expects."""
         used = self.settings.use_coor_input
         if prompt_type.is_point:
             name, coords = "point_coords", coords if used else torch.zeros_like(coords)
@@ -427,7 +427,7 @@ class SDMatte(nn.Module):
             DataError: The number of captions is wrong.
         """
         if caption is not None and len(caption) != size:
-            raise DataError(f"There are {len(caption)} captions for {size} images.")
+            raise DataError(f"Got {len(caption)} captions for {size} images; give one per image.")
         if caption is not None and any(caption):
             return self._run_text_encoder(list(caption))
         key = self._text_encoder_state()
@@ -444,8 +444,8 @@ class SDMatte(nn.Module):
     def release_text_encoder(self) -> None:
         """Keep the embedding of the empty caption and free the memory of the text encoder.
 
-        The text encoder, a quarter of a full-size model, is only needed for captions. Afterwards
-        the model takes no captions and can be neither saved nor moved.
+        The text encoder, a quarter of a full-size model, is only needed for captions. Afterwards,
+        the model accepts no captions and can be neither saved nor moved.
         """
         embedding = self._run_text_encoder([""])
         self.text_encoder.to("meta")
@@ -463,7 +463,7 @@ class SDMatte(nn.Module):
         device = self.text_encoder.device
         if device.type == "meta":
             raise ConfigError(
-                "This model was loaded without its text encoder: it takes no captions."
+                "This model was loaded without its text encoder and accepts no captions."
             )
         # Never in mixed precision, or the cached embedding would depend on the first caller.
         with torch.autocast(device.type, enabled=False):
@@ -475,9 +475,9 @@ class SDMatte(nn.Module):
         """Write a folder that `from_pretrained` reads: weights, settings, component configs.
 
         Args:
-            folder: The folder.
+            folder: Folder to write.
             inference: Defaults for prediction, such as `{"resolution": 512}`; see
-                `SDMatte.inference.loading.InferenceDefaults`.
+                `SDMatte.inference.defaults.InferenceDefaults`.
 
         Raises:
             ConfigError: The text encoder was released.
@@ -485,10 +485,10 @@ class SDMatte(nn.Module):
         """
         folder = Path(folder)
         if self.text_encoder.device.type == "meta":
-            raise ConfigError("This model was loaded without its text encoder: it cannot be saved.")
+            raise ConfigError("A model loaded without its text encoder cannot be saved.")
         weights.write_tensors(self.state_dict(), folder / hub.WEIGHTS_FILE)
         configs = {
-            # That of the pretrained U-Net, whose input is widened when the model is built.
+            # With the pretrained U-Net's input channels; building the model widens them.
             "unet": {**self.unet.config, "in_channels": self.unet.aux_conv_in.in_channels},
             "vae": self.vae.config,
             "text_encoder": self.text_encoder.config.to_dict(),
@@ -512,15 +512,15 @@ class SDMatte(nn.Module):
         dtype: torch.dtype | str = torch.float32,
         **settings: Any,
     ) -> "SDMatte":
-        """Load a trained model, ours or published, without initializing random weights.
+        """Load a trained model, without initializing random weights first.
 
         Args:
-            path_or_hub_id: A folder written by `save_pretrained`, or a folder or hub id that holds
+            path_or_hub_id: A folder written by `save_pretrained`, or a folder or hub id with
                 component configs and a checkpoint, as published by the authors.
-            checkpoint: A checkpoint file, or the name of one in the folder; None: the folder's own.
+            checkpoint: A checkpoint file, or the name of one in the folder; None: its default one.
             dtype: Type of the weights, except for autoencoders narrower than
                 `MIN_WIDTH_FOR_LOW_PRECISION`.
-            **settings: Replace settings saved with the model.
+            **settings: Override settings saved with the model.
 
         Returns:
             The model in evaluation mode, on the CPU.
@@ -543,10 +543,10 @@ class SDMatte(nn.Module):
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return a floating-point type given as such or by name.
+    """Return a floating-point type, given as a `torch.dtype` or its name.
 
     Raises:
-        ConfigError: It is not a floating-point type.
+        ConfigError: `dtype` is not a floating-point type.
     """
     value = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(value, torch.dtype) or not value.is_floating_point:

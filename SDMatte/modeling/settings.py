@@ -40,23 +40,23 @@ class ModelSettings(Settings):
 
     conv_scale: Literal[3] = Field(
         3,
-        description="Latents that the U-Net's input counts: of image, prompt and, unused, noise.",
+        description="Latents counted in the published U-Net input: image, prompt and unused noise.",
     )
     aux_input: PromptName | None = Field(
         "bbox_mask",
-        description="Prompt to use. Null: drawn from `aux_input_list` in training, points in "
+        description="Prompt to use. Null: draw from `aux_input_list` in training, use points in "
         "evaluation.",
     )
     aux_input_list: PromptMix = Field(
         ("point_mask", "bbox_mask", "mask"),
         description="Prompts to draw from in training; repeats act as weights.",
     )
-    use_aux_input: Literal[True] = Field(True, description="The network needs a visual prompt.")
+    use_aux_input: Literal[True] = Field(True, description="Always true: a prompt is required.")
     use_coor_input: bool = Field(
-        True, description="Embed the coordinates; otherwise boxes are 0, 0, 1, 1 and points zeros."
+        True, description="Embed the coordinates; if false, boxes are 0, 0, 1, 1 and points zeros."
     )
     use_opacity_input: bool = Field(
-        True, description="Embed the opacity; otherwise every object is opaque."
+        True, description="Embed the opacity; if false, every object is treated as opaque."
     )
     use_attention_mask: bool = Field(True, description="Mask self-attention by the prompt.")
     attn_mask_aux_input: PromptNames = Field(
@@ -64,30 +64,30 @@ class ModelSettings(Settings):
     )
     use_attention_mask_list: Sections = Field(
         (True, True, True),
-        description="Whether self-attention is masked in the down, mid and up section.",
+        description="Whether to mask self-attention in the down, mid and up sections.",
     )
     attention_mask_mode: MaskMode = Field(
         "bias",
-        description="How the prompt's map becomes a mask; see "
+        description="How to convert the prompt's map to a mask; see "
         "`SDMatte.modeling.attention.score_bias`.",
     )
     use_encoder_hidden_states: bool = Field(
         True,
-        description="Let cross-attention read the visual tokens; otherwise it reads the text "
-        "everywhere.",
+        description="Let cross-attention read the visual tokens; if false, it reads the text in "
+        "all sections.",
     )
     use_encoder_hidden_states_list: Sections = Field(
         (False, True, False),
         description="Whether cross-attention reads the visual tokens rather than the text in the "
-        "down, mid and up section.",
+        "down, mid and up sections.",
     )
     residual_connection: bool = Field(
         False,
-        description="Give the self-attentions of the first level a residual of their own.",
+        description="Add a residual connection to the self-attentions of the first level.",
     )
     image_prior: str | None = Field(
         None,
-        description="An image encoder of timm that guides the U-Net of a small model; see "
+        description="timm image encoder that guides the U-Net of a small model; see "
         "`SDMatte.modeling.prior`. Null: none, as published.",
     )
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion v2 as first published: all parts in one file, under other names."""
+"""Read Stable Diffusion v2 from its original format: all components in a single file."""
 
 import logging
 from pathlib import Path
@@ -21,7 +21,7 @@ from SDMatte.modeling import hub, weights
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "LongfeiHuang/SDMatte"
-"""Provides the configs and the tokenizer, which a single file lacks."""
+"""Source of the configs and the tokenizer, which a single file lacks."""
 
 SD2_CROSS_ATTENTION_DIM = 1024
 _CROSS_ATTENTION = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -106,7 +106,7 @@ def check_cross_attention(source: str, dim: int | None) -> None:
 def _check_fit(
     model: nn.Module, tensors: dict[str, torch.Tensor], source: str, config: Path
 ) -> None:
-    """Compare names, with or without the level that transformers 5 dropped, and shapes."""
+    """Compare names and shapes, ignoring the `text_model.` level that transformers 5 dropped."""
     expected, given = (
         {name.removeprefix(weights.TEXT_LEVEL): value for name, value in state_dict.items()}
         for state_dict in (model.state_dict(), tensors)

@@ -18,9 +18,9 @@ CoordinateInit = Literal["default", "zeros"]
 def add_visual_prompt_input(unet: UNet2DConditionModel, factor: int) -> None:
     """Widen `conv_in` and add `aux_conv_in` to a pretrained U-Net, in place.
 
-    `conv_in` repeats its input channels such that equal latents give the same output. `aux_conv_in`
-    maps a prompt's latent to visual tokens; its first output channels are those of the original
-    `conv_in`, the others zero.
+    The weights of `conv_in` are repeated and rescaled, so that equal latents give the same output
+    as before. `aux_conv_in` maps a prompt's latent to visual tokens; its first output channels have
+    the weights of the original `conv_in`, the others are zero.
 
     Args:
         unet: The U-Net, whose input is a single latent.
@@ -51,7 +51,7 @@ def _make_conv(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> nn.
 
 
 def set_attention_residual(unet: UNet2DConditionModel, value: bool) -> None:
-    """Set the residual flag of the same attention modules as the reference.
+    """Set `residual_connection` of the same attention modules as the reference.
 
     These are the modules whose `cross_attention_dim` equals the width of the first level: its
     self-attentions. Cross-attentions have the width of the text encoder.
@@ -71,9 +71,9 @@ def coordinate_weights(
 
     Args:
         shapes: Shapes of `{bbox,point}_embedding.linear_{1,2}.{weight,bias}`.
-        init: `"default"`: the first layer as `torch.nn.Linear` initializes it, the last one zero;
-            the embedding starts at zero and learns. `"zeros"`: as the reference, where only the
-            last bias ever gets a gradient.
+        init: `"default"`: initialize the first layer like `torch.nn.Linear` and the last with
+            zeros, so that the embedding starts at zero and can learn. `"zeros"`: all zeros, as in
+            the reference; only the last bias ever gets a gradient.
         dtype: Type of the tensors.
     """
     generator = torch.Generator().manual_seed(0)

@@ -23,8 +23,8 @@ class SDMatteUNet(UNet2DConditionModel):
     """A `UNet2DConditionModel` that also embeds the prompt's coordinates.
 
     The opacity replaces the timestep. The coordinates are added to its embedding (paper, Sec. 3.3)
-    through diffusers' hook for additional embeddings. The second input of a pretrained U-Net is
-    added later, by `SDMatte.modeling.surgery.add_visual_prompt_input`.
+    through diffusers' hook for additional embeddings. The input for the prompt's latent is added
+    later, by `SDMatte.modeling.surgery.add_visual_prompt_input`.
 
     Args:
         bbox_time_embed_dim: Channels of the sinusoidal embedding of one box coordinate.
@@ -52,8 +52,8 @@ class SDMatteUNet(UNet2DConditionModel):
 
     @staticmethod
     def _get_init_keys(input_class):
-        # diffusers keeps only the config keys in the constructor's signature. Ours ends in
-        # **kwargs, so without this every other key would fall back to its default.
+        # diffusers keeps only config keys that the constructor's signature names. Ours takes
+        # **kwargs, so without this all keys of the base class would fall back to their defaults.
         keys = UNet2DConditionModel._get_init_keys(input_class)
         if issubclass(input_class, SDMatteUNet):
             keys |= UNet2DConditionModel._get_init_keys(UNet2DConditionModel)
@@ -83,7 +83,7 @@ class SDMatteUNet(UNet2DConditionModel):
     ) -> torch.Tensor | None:
         """Embed `bbox_coords` `[B, 4]` or `point_coords` `[B, N]` of `added_cond_kwargs`.
 
-        With both, `is_point` chooses, a tensor: an exported graph serves both.
+        If both are given, the tensor `is_point` selects one, so that an exported graph serves both.
         """
         coords = added_cond_kwargs or {}
         if "is_point" in coords:

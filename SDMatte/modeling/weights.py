@@ -1,4 +1,4 @@
-"""Reading weights: pretrained folders, published checkpoints and our own, strictly and safely."""
+"""Read and write the weights of pretrained folders and checkpoints, strictly and safely."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ PART_SIZE = 2**28
 
 
 class _Placeholder:
-    """Replaces an object of a training framework in a file, whatever its arguments."""
+    """Stand-in for an object of a training framework in a checkpoint, with any arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -40,9 +40,9 @@ class _Placeholder:
 
 
 def _list_placeholders(path: Path) -> list[tuple[type, str]]:
-    """List the placeholders for objects beside the tensors, whose code is never imported.
+    """Return placeholders for a checkpoint's other objects, whose code is never imported.
 
-    Stable Diffusion's own files hold callbacks of Lightning, for example.
+    The original Stable Diffusion files contain Lightning callbacks, for example.
     """
     if not zipfile.is_zipfile(path):
         return []
@@ -68,7 +68,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         MissingCheckpointError: The file does not exist.
-        CheckpointError: It is not a checkpoint, or is truncated.
+        CheckpointError: The file is not a checkpoint, or is truncated.
     """
     path = Path(path)
     if not path.is_file():
@@ -84,8 +84,8 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
                 )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} contains more than tensors, so it is not opened. It must be a PyTorch or "
-            f"safetensors file with a state dict."
+            f"{path} contains more than tensors and is not opened, for safety. It must be a "
+            f"PyTorch or safetensors file with a state dict."
         ) from error
     except Exception as error:  # on arbitrary files, torch's reader raises arbitrary errors
         raise CheckpointError(
@@ -104,7 +104,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: str) -> None:
-    """Write a `.safetensors` file in one piece."""
+    """Write a `.safetensors` file atomically."""
     with replace_file(path) as temporary:
         save_tensors(tensors, temporary, **metadata)
 
@@ -112,7 +112,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: s
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path, **metadata: str) -> None:
     """Save as `.safetensors`, with the permissions of other new files.
 
-    safetensors lets only the owner read what it writes, also where others share the folder.
+    By default, safetensors makes its files readable only by their owner, even in shared folders.
     """
     path.touch()
     mode = path.stat().st_mode
@@ -127,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingCheckpointError: The file does not exist.
-        CheckpointError: It is not valid.
+        CheckpointError: The file is not a valid JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object in one piece."""
+    """Write a JSON object atomically."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -151,15 +151,15 @@ def component_config(folder: Path, component: str) -> dict[str, Any]:
 
 
 def read_model_card(folder: Path) -> dict[str, Any]:
-    """Read the description that `SDMatte.save_pretrained` writes; empty if there is none.
+    """Read the model card that `SDMatte.save_pretrained` writes; empty if it does not exist.
 
-    It has `model`, the class; `arguments`, its settings; `inference`, settings of
-    `SDMatte.inference.loading.InferenceDefaults`. Each may be missing.
+    Its keys, all optional: `model`, the class; `arguments`, its settings; `inference`, the settings
+    of `SDMatte.inference.defaults.InferenceDefaults`.
     """
     path = folder / hub.MODEL_CARD
     content = read_json(path) if path.is_file() else {}
     if not all(isinstance(content.get(part, {}), dict) for part in ("arguments", "inference")):
-        raise CheckpointError(f"{path} is not the description of a model.")
+        raise CheckpointError(f"{path} is not a model card: its sections must be JSON objects.")
     return content
 
 
@@ -167,7 +167,7 @@ def read_model_card(folder: Path) -> dict[str, Any]:
 
 
 def identify_model(names: Iterable[str]) -> str:
-    """Return, in words, the model that a state dict of these names belongs to."""
+    """Describe the model that a state dict with these names belongs to."""
     names = list(names)
     if any(n.startswith("vae.encoder.layers.") for n in names):
         return OWN_KINDS[1]
@@ -217,7 +217,7 @@ def check_fit(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str
     """Ensure that a full state dict, by published names, fits a model.
 
     Raises:
-        CheckpointError: Names are missing or unexpected, or shapes differ; it names the `source`.
+        CheckpointError: Names or shapes differ; the message names `source`.
     """
     problems = find_mismatches(model.state_dict(), tensors)
     if problems:
@@ -239,9 +239,9 @@ def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: s
 
 
 def load_checkpoint(model: nn.Module, name: str | Path) -> None:
-    """Copy a checkpoint by a name that `SDMatte.modeling.hub.resolve_checkpoint` takes.
+    """Load a checkpoint, found by `SDMatte.modeling.hub.resolve_checkpoint`, into a model.
 
-    The `new_layers` of the model may be missing in it.
+    The model's `new_layers` may be missing in the checkpoint.
 
     Raises:
         CheckpointError: The checkpoint is missing, damaged or does not fit.
@@ -255,11 +255,10 @@ def load_checkpoint(model: nn.Module, name: str | Path) -> None:
 def assign_checkpoint(model: nn.Module, path: str | Path, part_size: int = PART_SIZE) -> None:
     """Assign the tensors of a checkpoint file to a model on the meta device.
 
-    They take the types of the model. Tensors that have these types already stay mapped from the
-    file. The others are converted in parts of `part_size` bytes, and the file is mapped anew after
-    each part, which drops its pages from memory: loading takes the memory of the model plus a part,
-    whatever the size of the file. The text encoder, which may be released separately, gets one
-    block of memory.
+    The tensors get the dtypes of the model. Those that already match stay memory-mapped. The others
+    are converted in parts of `part_size` bytes, and the file is remapped after each part to drop
+    its pages from memory. Peak memory is thus the model plus one part, whatever the file's size.
+    The text encoder gets a single block of memory, because it may be released separately.
 
     Raises:
         CheckpointError: The file cannot be read or does not fit; see `read_tensors`, `check_fit`.
@@ -296,9 +295,9 @@ def assign_checkpoint(model: nn.Module, path: str | Path, part_size: int = PART_
 def _copy_as_block(
     tensors: Mapping[str, torch.Tensor], types: Mapping[str, torch.dtype]
 ) -> dict[str, torch.Tensor]:
-    """Copy tensors into one storage per type, which returns to the system as a whole when freed.
+    """Copy tensors into one storage per dtype, whose memory returns to the system when freed.
 
-    Separate small tensors would leave their memory to the heap.
+    The heap would keep the memory of separate small tensors.
     """
     copies: dict[str, torch.Tensor] = {}
     for dtype in {types[name] for name in tensors}:
@@ -313,9 +312,9 @@ def _copy_as_block(
 def load_component(
     cls: type[nn.Module], folder: Path, component: str, dtype: torch.dtype
 ) -> nn.Module:
-    """Load a component (`unet`, `vae` or `text_encoder`) of a pretrained folder, all weights.
+    """Load a component (`unet`, `vae` or `text_encoder`) of a pretrained folder, strictly.
 
-    `cls` is its diffusers or transformers class, `dtype` the type whatever that in the file.
+    `cls` is its diffusers or transformers class. The weights are converted to `dtype`.
 
     Raises:
         CheckpointError: The weights are missing, damaged or do not fit the config.
@@ -333,7 +332,7 @@ def load_component(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"Cannot load the weights in {path}: {first_line(error)}.") from error
-    # Of a mismatch, transformers also gives the shapes.
+    # For mismatched keys, transformers returns tuples of a name and the two shapes.
     problems = [
         f"{key.replace('_', ' ')} {shorten(n if isinstance(n, str) else n[0] for n in info[key])}"
         for key in ("missing_keys", "unexpected_keys", "mismatched_keys")

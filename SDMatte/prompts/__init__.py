@@ -1,1 +1,1 @@
-"""Visual prompts: types, maps and coordinates, and reading them from users and files."""
+"""Visual prompts: their types, maps and coordinates, and how users and files specify them."""

@@ -1,6 +1,6 @@
-"""Prompt files: frozen boxes, points and masks of test sets, the same for everybody.
+"""Prompt files: frozen boxes, points and masks of test sets, for comparable results.
 
-A file is JSON, with a line for each sample::
+A file is JSON, with one line per sample::
 
     {
      "format": "SDMatte prompts", "version": 1,
@@ -12,13 +12,13 @@ A file is JSON, with a line for each sample::
        ...
 
 All coordinates are pixels of the resized image, whose height and width are the mask's ``size``.
-The box is null if the alpha is empty, and there are no points if it has too few solid pixels.
-Masks are run lengths as COCO writes them uncompressed: zeros and ones in turn, down the columns,
-zeros first. (pycocotools reads them, but checks and writes compressed ones only.)
+The box is null if the alpha is empty, and the points are empty if it has too few solid pixels.
+Masks are uncompressed COCO run lengths: alternating runs of zeros and ones, down the columns,
+zeros first. (pycocotools reads them, but only checks and writes compressed ones.)
 
-A sample is named by its set and its alpha's path below the data root; in a folder pair elsewhere,
-by the alpha's file name; in any spelling (`SDMatte.runtime.files.name_key`). Trimaps are not in
-the file: they are given by the set, or drawn from the alpha by the seed.
+A sample is named by its set and its alpha's path below the data root or, in a folder pair
+elsewhere, its alpha's file name, in any spelling (`SDMatte.runtime.files.name_key`). Trimaps are
+not stored: they are part of the set, or drawn from the alpha with the seed.
 """
 
 import json
@@ -52,8 +52,8 @@ class PromptFile:
         size: Side of the resized images, in pixels.
         point_radius: Radius of the points, in pixels.
         psm: Shape of the points, ``"gauss"`` or ``"circle"``.
-        sets: Set -> key of a sample (`sample_key`) -> its ``box``, ``points`` and ``mask``.
-        path: The file it was read from, for messages.
+        sets: For each set, ``box``, ``points`` and ``mask`` by `sample_key`.
+        path: The file that was read, for messages.
     """
 
     size: int
@@ -67,7 +67,7 @@ class PromptFile:
         """Read a file.
 
         Raises:
-            DataError: It cannot be read, is not a prompt file or has another version.
+            DataError: The file cannot be read, is not a prompt file or has another version.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ class PromptFile:
         except ValueError as error:
             raise DataError(f"The prompt file {path} is not valid JSON ({error}).") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise DataError(f"{path} is not a prompt file, as written by --save-prompts.")
+            raise DataError(f"{path} is not a prompt file as written by --save-prompts.")
         if content.get("version") != VERSION:
             raise DataError(
                 f"The prompt file {path} has version {content.get('version')!r}; this program "
@@ -95,7 +95,7 @@ class PromptFile:
         """Write the file atomically.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The file cannot be written.
         """
         header = {"format": FORMAT, "version": VERSION}
         header |= {name: getattr(self, name) for name in _SETTINGS}
@@ -121,7 +121,7 @@ class PromptFile:
             samples: Set and key of each sample.
 
         Raises:
-            DataError: It was made with another setting, or lacks a set or samples.
+            DataError: The file was made with other settings, or lacks a set or samples.
         """
         for name, value in (("size", size), ("point_radius", point_radius), ("psm", psm)):
             if getattr(self, name) != value:
@@ -137,8 +137,8 @@ class PromptFile:
             return
         dataset, key = missing[0]
         if dataset not in self.sets:
-            known = ", ".join(self.sets) or "no sets at all"
-            raise DataError(f"The prompt file {self.path} does not have {dataset}, but {known}.")
+            known = ", ".join(self.sets) or "no sets"
+            raise DataError(f"The prompt file {self.path} lacks the set {dataset}; it has {known}.")
         raise DataError(
             f"The prompt file {self.path} lacks {len(missing)} of the {len(samples)} samples of "
             f"{dataset}, such as {key}."
@@ -148,15 +148,15 @@ class PromptFile:
         """Draw the frozen prompts of a sample.
 
         Args:
-            dataset: Its set.
-            key: Its key.
-            shape: Height and width of its resized image.
+            dataset: Set of the sample.
+            key: Key of the sample; see `sample_key`.
+            shape: Height and width of the resized image.
 
         Returns:
             The prompts, by the names of their maps.
 
         Raises:
-            DataError: The entry is damaged, or for an image of another shape.
+            DataError: The entry is missing, damaged, or for an image of another shape.
         """
         try:
             entry = self.sets[dataset][key]
@@ -169,7 +169,7 @@ class PromptFile:
                 raise ValueError(f"it has {len(points)} points, more than {NUM_POINTS}")
             corners = [] if box is None else [box[:2], box[2:]]
             for x, y in [*corners, *points]:
-                # Not isinstance: True and False are integers, too.
+                # `isinstance` would accept True and False as integers.
                 if not (type(x) is type(y) is int and 0 <= x < width and 0 <= y < height):
                     raise ValueError(
                         f"({x}, {y}) is not a pixel of {width}x{height}; coordinates are integers, "
@@ -189,17 +189,17 @@ class PromptFile:
 
 
 def sample_key(alpha: str | Path, root: str | Path) -> str:
-    """Name a sample in prompt files: by its alpha's path below the root, else by its file name."""
+    """Return a sample's key in prompt files: its alpha's path below the root, or the file name."""
     path = Path(alpha)
     return name_key(path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name)
 
 
 def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entry of a sample.
+    """Return the prompt file's entry for a sample.
 
     Args:
-        sample: From a test set: for box, point and mask, maps ``[1, H, W]`` in [-1, 1] and
-            coordinates.
+        sample: Sample of a test set, with the box, point and mask prompts: maps ``[1, H, W]`` in
+            [-1, 1] and coordinates.
     """
     mask = sample["mask"][0].numpy() > 0
     height, width = mask.shape
@@ -208,8 +208,8 @@ def freeze(sample: Mapping[str, Any]) -> dict[str, Any]:
         coords = sample[PROMPT_TYPES[name].coords_key].numpy().astype(np.float64)
         return np.rint(coords.reshape(-1, 2) * (width, height)).astype(int).tolist()
 
-    # The coordinates 0, 0, 1, 1 mean no box: the last corner of a box is a pixel. (An empty map
-    # does not: a box of a single row has one, too.)
+    # The coordinates 0, 0, 1, 1 mean no box, since the last corner of a box is a pixel inside the
+    # image. An empty map does not, since the map of a box of a single row is empty, too.
     first, last = pixels("bbox_mask")
     box = None if last == [width, height] else [*first, *last]
     points = pixels("point_mask") if (sample["point_mask"] > -1).any() else []
@@ -229,10 +229,10 @@ def encode_mask(mask: np.ndarray) -> list[int]:
 
 
 def decode_mask(counts: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
-    """Return the mask of run lengths: bool ``[H, W]``.
+    """Decode run lengths to a mask, bool ``[H, W]``.
 
     Raises:
-        ValueError: The runs do not fill the mask.
+        ValueError: The counts are invalid or do not fill the mask.
     """
     runs = np.array(counts)
     if runs.dtype.kind != "i" or runs.ndim != 1 or runs.min(initial=0) < 0:

@@ -1,4 +1,4 @@
-"""Visual prompts drawn from a true alpha: steps 5, 6 and 7 of data/README.md.
+"""Draw visual prompts from a true alpha: steps 5, 6 and 7 of data/README.md.
 
 Maps are float32 ``[H, W]`` in [0, 1], coordinates float32 fractions of width (x) and height (y).
 """
@@ -30,7 +30,7 @@ class Prompt(NamedTuple):
 
 
 def full_frame() -> np.ndarray:
-    """Return the coordinates 0, 0, 1, 1, also those of an empty box or mask."""
+    """Return the coordinates 0, 0, 1, 1, which also stand for an empty box or mask."""
     return np.array([0, 0, 1, 1], np.float32)
 
 
@@ -59,7 +59,7 @@ def draw_size(rng: np.random.Generator, sizes: tuple[int, int]) -> int:
 
 
 def extent(mask: np.ndarray) -> Box | None:
-    """Return the box of the nonzero pixels of a mask; None if it is empty."""
+    """Return the bounding box of a mask's nonzero pixels; None if the mask is empty."""
     cols, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if not len(cols):
         return None
@@ -74,8 +74,8 @@ def mask_prompt(
 ) -> Prompt:
     """Draw a coarse mask of an alpha, float32 ``[H, W]`` in [0, 1] (data/README.md, step 5).
 
-    Draws the threshold from its range, then one of erode, dilate, open, close, then the kernel size
-    of each erosion and dilation in order.
+    Draws the threshold from its range, then one of erode, dilate, open and close, then the kernel
+    size of each erosion and dilation in order.
     """
     mask: np.ndarray = (alpha >= rng.uniform(*threshold)).astype(np.uint8)
     for name in _OPERATIONS[rng.integers(len(_OPERATIONS))]:
@@ -85,7 +85,7 @@ def mask_prompt(
 
 
 def prompt_of_mask(mask: np.ndarray) -> Prompt:
-    """Make the prompt of a mask, ``[H, W]`` of 0 and 1 or bool; its coordinates are its extent."""
+    """Return the prompt of a mask, ``[H, W]`` of 0 and 1 or bool; its extent is the coordinates."""
     box = extent(mask)
     coords = full_frame() if box is None else _fractions(box, mask.shape)
     return Prompt(mask.astype(np.float32), coords)
@@ -95,10 +95,10 @@ def prompt_of_mask(mask: np.ndarray) -> Prompt:
 
 
 def object_box(alpha: np.ndarray) -> Box | None:
-    """Return the box of an alpha's object (data/README.md, step 6); None if it is empty.
+    """Return the box of an alpha's object (data/README.md, step 6); None if the alpha is empty.
 
-    It is the box of all alpha > 0, or only of the largest 4-connected component if that has at
-    least ten times the area of the second.
+    The object is everything with alpha > 0, or only the largest 4-connected component if it has at
+    least ten times the area of the second largest.
     """
     mask = (alpha > 0).astype(np.uint8)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_32S)
@@ -126,8 +126,8 @@ def jitter_box(box: Box, shape: tuple[int, ...], rng: np.random.Generator, jitte
 def loosen_box(box: Box, shape: tuple[int, ...], rng: np.random.Generator, loosen: float) -> Box:
     """Move each side of a box outwards by a fraction of the box's extent.
 
-    Draws the fractions of x0, y0, x1, y1 from [0, loosen]. A side moves by a number of pixels
-    rounded to an integer and stays in the image.
+    Draws a fraction for each of x0, y0, x1, y1 from [0, loosen]. A side moves by an integer number
+    of pixels and stays in the image.
     """
     x0, y0, x1, y1 = box
     across, down = x1 - x0, y1 - y0
@@ -147,7 +147,7 @@ def box_prompt(
 ) -> Prompt:
     """Draw the box prompt of an alpha, float32 ``[H, W]`` in [0, 1] (data/README.md, step 6).
 
-    See `jitter_box`, which draws first, and `loosen_box`.
+    Applies `jitter_box`, then `loosen_box`.
     """
     box = object_box(alpha)
     if box is not None:
@@ -158,7 +158,7 @@ def box_prompt(
 
 
 def prompt_of_box(box: Box | None, shape: tuple[int, int]) -> Prompt:
-    """Make the prompt of a box: 1 from the first row and column up to, but excluding, the last.
+    """Return the prompt of a box: 1 from the first row and column up to, but excluding, the last.
 
     Without a box, the map is empty and the coordinates are 0, 0, 1, 1.
     """
@@ -175,7 +175,7 @@ def prompt_of_box(box: Box | None, shape: tuple[int, int]) -> Prompt:
 
 @lru_cache(maxsize=8)
 def _responses(length: int, sigma: float) -> tuple[np.ndarray, int]:
-    """Return the response to a 1 at i in row i, with maximum 1, and the radius of the filter."""
+    """Return the filter's response to an impulse at i, with peak 1, in row i; and its radius."""
     responses = gaussian_filter1d(np.eye(length), sigma, axis=1, mode="reflect", truncate=_TRUNCATE)
     responses /= responses.max(axis=1, keepdims=True)
     return responses.astype(np.float32), int(_TRUNCATE * sigma + 0.5)
@@ -184,8 +184,8 @@ def _responses(length: int, sigma: float) -> tuple[np.ndarray, int]:
 def heat_map(points: Sequence[tuple[int, int]], shape: tuple[int, int], sigma: float) -> np.ndarray:
     """Draw points (x, y), pixels of the image, as Gaussians (data/README.md, step 7).
 
-    The filter is cut at 4 sigma and reflects at the border. The map, float32 ``[H, W]`` in [0, 1],
-    is the maximum over the points, each with its peak at 1.
+    The filter is truncated at 4 sigma and reflected at the border. The map, float32 ``[H, W]`` in
+    [0, 1], is the maximum over the points, each of which has a peak of 1.
     """
     height, width = shape
     along_y, reach = _responses(height, sigma)
@@ -202,7 +202,7 @@ def heat_map(points: Sequence[tuple[int, int]], shape: tuple[int, int], sigma: f
 def disc_map(
     points: Sequence[tuple[int, int]], shape: tuple[int, int], radius: float
 ) -> np.ndarray:
-    """Draw points as discs, 1 up to and including the radius, else 0: float32 ``[H, W]``."""
+    """Draw points as discs: float32 ``[H, W]``, 1 up to and including the radius, else 0."""
     ys, xs = np.ogrid[: shape[0], : shape[1]]
     result = np.zeros(shape, bool)
     for x, y in points:
@@ -215,8 +215,8 @@ def point_prompt(
 ) -> Prompt:
     """Draw ten points where alpha, float32 ``[H, W]``, is above 0.8 (data/README.md, step 7).
 
-    They keep the order drawn. With fewer than ten such pixels, the map is empty and the coordinates
-    are zeros. See `prompt_of_points`.
+    Points keep the order in which they were drawn. With fewer than ten such pixels, the map is
+    empty and the coordinates are zeros. See `prompt_of_points`.
     """
     points = []
     solid = np.flatnonzero(alpha > _SOLID)
@@ -232,7 +232,7 @@ def prompt_of_points(
     radius: float = 25,
     psm: str = "gauss",
 ) -> Prompt:
-    """Make the prompt of up to ten points (x, y), pixels of the image; missing ones are zeros.
+    """Return the prompt of up to ten points (x, y), pixels of the image; missing ones are zeros.
 
     ``radius`` is the sigma of Gaussians (``psm="gauss"``) or the radius of discs (``"circle"``).
     """

@@ -12,7 +12,7 @@ from SDMatte.runtime.schema import Settings
 
 
 class PromptPerturbation(Settings):
-    """``dataloader.test.dataset.perturb``: how prompts of a test set are changed, without chance.
+    """``dataloader.test.dataset.perturb``: deterministic changes to the prompts of a test set.
 
     The defaults change nothing.
     """
@@ -25,19 +25,19 @@ class PromptPerturbation(Settings):
         "within the image; inwards if negative.",
     )
     points: int = Field(
-        default=NUM_POINTS, ge=1, le=NUM_POINTS, description="Keep only the first so many points."
+        default=NUM_POINTS, ge=1, le=NUM_POINTS, description="Keep only this many points, in order."
     )
     mask: float = Field(
         default=0.0,
         ge=-1,
         le=1,
         description="Move the outline of the mask outwards by this fraction of the square root of "
-        "its area; inwards if negative, where a thin mask may vanish.",
+        "its area; inwards if negative, which may erase a thin mask.",
     )
     opacity: bool = Field(default=False, description="Invert the opacity flag.")
 
     def describe(self, prompt: str) -> str:
-        """Return a label of the changes to a prompt, fit for file names; "" if there are none."""
+        """Return a label of the changes to a prompt, safe in file names; "" if unchanged."""
         changes = []
         if prompt == "bbox_mask" and self.box:
             changes.append(f"sides{self.box:+g}")
@@ -53,12 +53,12 @@ class PromptPerturbation(Settings):
         """Perturb the box, the points and the mask of a sample.
 
         Args:
-            prompts: Its prompts, by the names of their maps.
+            prompts: Prompts of the sample, by the names of their maps.
             radius: Sigma or radius of the points.
             psm: Shape of the points, ``"gauss"`` or ``"circle"``.
 
         Returns:
-            The prompts that change; those of empty alphas stay empty.
+            The changed prompts. Prompts of empty alphas are not changed.
         """
         changed = {}
         if self.box and prompts["bbox_mask"].mask.any():

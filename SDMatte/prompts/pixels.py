@@ -1,4 +1,4 @@
-"""Prompts of users, in pixels of their image: checked, then drawn as in training."""
+"""Prompts of users, in pixels of their image: validate them, then draw them as in training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ _MAX_WINDOW_ASPECT = 2
 
 @dataclass(frozen=True)
 class PixelPrompt:
-    """A valid prompt of an image.
+    """A valid prompt for an image.
 
     Attributes:
-        kind: Its type.
+        kind: Type of the prompt.
         hw: Height and width of the image.
-        value: Of a box, float64 ``[4]``: x0, y0, x1, y1, its edges; of points, float64
-            ``[K, 2]``: x, y; of a mask, float32 ``[H, W]`` in [0, 1], the object from 0.5 on; of
-            a trimap, uint8 ``[H, W]`` of 0, 128, 255; None for ``auto``.
+        value: Box: its edges x0, y0, x1, y1, float64 ``[4]``. Points: x, y, float64 ``[K, 2]``.
+            Mask: float32 ``[H, W]`` in [0, 1], the object being 0.5 and above. Trimap: uint8
+            ``[H, W]`` of 0, 128, 255. None for ``auto``.
     """
 
     kind: PromptType
@@ -51,7 +51,7 @@ class PixelPrompt:
         match self.kind.alias:
             case "box":
                 x0, y0, x1, y1 = np.rint(self.value * np.tile(scale, 2)).astype(int).tolist()
-                # However thin, a box keeps a row and a column.
+                # Even the thinnest box keeps a row and a column.
                 x0, y0 = min(x0, width - 1), min(y0, height - 1)
                 return prompt_of_box((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)), size)
             case "point":
@@ -61,26 +61,26 @@ class PixelPrompt:
                 return prompt_of_mask(_resize_mask(self.value, size))
             case "trimap":
                 trimap = resize_trimap(self.value, size)
-                if not trimap.any():  # too little foreground for nearest neighbor
+                if not trimap.any():  # nearest neighbor missed all foreground and unknown pixels
                     trimap[_resize_mask((self.value > 0).astype(np.float32), size)] = 0.5
                 return Prompt(trimap, full_frame())
         return auto_prompt(size)
 
     def window_around(self, margin: float) -> Window:
-        """Return the part of the image around the prompt, for models that look closer.
+        """Return the part of the image around the prompt, for models that work on crops.
 
-        Boxes, masks and trimaps have an extent. Points and ``auto`` have none: the whole image.
+        This is the whole image for points and ``auto``, which have no extent.
 
         Args:
-            margin: Fraction of the extent that is added on each side. The shorter side grows
-                further, to half of the longer one, and the image is the limit.
+            margin: Fraction of the extent to add on each side. The shorter side grows to at least
+                half of the longer one. The window is clipped to the image.
         """
         match self.kind.alias:
             case "box":
                 x0, y0, x1, y1 = self.value
             case "mask" | "trimap":
                 bounds = extent(self.value > 0)
-                assert bounds is not None  # empty maps are refused
+                assert bounds is not None  # empty maps are rejected
                 x0, y0, x1, y1 = (*bounds[:2], bounds[2] + 1, bounds[3] + 1)
             case _:
                 return Window.whole(self.hw)
@@ -94,7 +94,7 @@ class PixelPrompt:
         return Window(int(top), int(left), int(bottom - top), int(right - left))
 
     def cropped(self, window: Window) -> "PixelPrompt":
-        """Return the prompt of a part of the image that contains it."""
+        """Return the prompt in the coordinates of a window that contains it."""
         value, offset = self.value, np.array([window.left, window.top], np.float64)
         match self.kind.alias:
             case "box":
@@ -107,7 +107,7 @@ class PixelPrompt:
 
 
 def _resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of which the mask covers half, or the most it covers of any: bool."""
+    """Resize a mask to bool: pixels it covers by half or, if none, those it covers the most."""
     shrinks = size[0] < mask.shape[0] or size[1] < mask.shape[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     covered = cv2.resize(mask, size[::-1], interpolation=interpolation)
@@ -118,7 +118,7 @@ def select_prompt(**given: Any) -> dict[str, Any]:
     """Return the only argument that is not None; empty if all are.
 
     Raises:
-        PromptError: There are several.
+        PromptError: Several arguments are not None.
     """
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
@@ -133,7 +133,7 @@ def check_text(text: Any) -> None:
     """Ensure that a text can describe an object.
 
     Raises:
-        PromptError: It is not a string, or has no letter or digit.
+        PromptError: The text is not a string, or has no letter or digit.
     """
     if not isinstance(text, str) or not any(character.isalnum() for character in text):
         raise PromptError(
@@ -149,18 +149,18 @@ def read_prompts(
     mask: Any = None,
     trimap: Any = None,
 ) -> tuple[list[PixelPrompt], bool]:
-    """Check the prompt of a user; nothing is clipped or repaired.
+    """Validate the prompt of a user; nothing is clipped or repaired.
 
     See `SDMatte.inference.predictor.MattePredictor.predict` for what is accepted. Coordinates that
-    all lie in [0, 1] are refused as fractions, except for points that are integers: the pixels of
-    the upper left corner. Integer masks may range to 255 or 65535: pixels of at least half of the
-    range are the object, or all nonzero ones if they have the same value.
+    all lie in [0, 1] are rejected as fractions, except for integer points, which are pixels of the
+    upper left corner. Integer masks may range to 255 or 65535: the object is all pixels of at least
+    half of the range, or all nonzero pixels if they share one value.
 
     Returns:
         The prompts, one per matte, and whether a list was given. Without any, the ``auto`` prompt.
 
     Raises:
-        PromptError: The prompt does not fit the image, or there are several types.
+        PromptError: The prompt does not fit the image, or several types are given.
     """
     given = select_prompt(box=box, points=points, mask=mask, trimap=trimap)
     if not given:
@@ -187,7 +187,7 @@ def _array(value: Any) -> np.ndarray:
 def _numbers(value: Any, expected: str) -> np.ndarray:
     try:
         array = _array(value)
-        if array.dtype.kind not in "buifO":  # text and complex numbers would be converted, too
+        if array.dtype.kind not in "buifO":  # `astype` would also convert text and complex numbers
             raise TypeError(array.dtype)
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -226,7 +226,7 @@ def _read_points(value: Any, hw: tuple[int, int]) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != 2 or not 1 <= len(array) <= NUM_POINTS:
         raise PromptError(f"{expected}; got {_short(value)}.")
     height, width = hw
-    # (0, 0) and (1, 1) are pixels in a corner; no pixel is at (0.5, 0.5).
+    # (0, 0) and (1, 1) are pixels in the corner; no pixel is at (0.5, 0.5).
     if _are_fractions(array) and (array % 1).any() and max(hw) > 1:
         pixels = np.minimum(np.rint(array * (width, height)), (width - 1, height - 1))
         subject = "The point has" if len(array) == 1 else "The points have"
@@ -280,7 +280,7 @@ def _read_maps(
 
 
 def _read_mask(array: np.ndarray) -> np.ndarray:
-    """Recognize the range of a mask's values: float32 of 0 and 1."""
+    """Convert a mask of any allowed range to float32 0 and 1."""
     low, high = array.min(), array.max()
     has_integers = array.dtype.kind != "f" or (high > 1 and (array == np.rint(array)).all())
     if not (low >= 0 and high <= (65535 if has_integers else 1)):
@@ -296,9 +296,9 @@ def _read_mask(array: np.ndarray) -> np.ndarray:
         return mask
     if has_integers and high > 0:
         raise PromptError(
-            f"The mask has no value of at least half of {full}, so it seems to have the ids of "
-            f"several objects ({list_ids(array)}): give the mask of one, such as "
-            f"`mask == {high:g}`, written as 0 and 255."
+            f"The mask has no value of at least half of {full}, so it seems to label several "
+            f"objects by id ({list_ids(array)}): give the mask of one object, such as "
+            f"`mask == {high:g}`, with values 0 and 255."
         )
     raise PromptError(
         "The mask is empty: at least one pixel must belong to the object (at least half of the "

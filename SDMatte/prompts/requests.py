@@ -1,21 +1,21 @@
-"""Prompts of many images: from the command line, from a JSON or CSV file, or as folders of maps.
+"""Prompts for many images: from the command line, a JSON or CSV file, or folders of maps.
 
-A JSON file has a prompt for each image, or a list of prompts for several mattes::
+A JSON file maps each image to a prompt, or to a list of prompts for several mattes::
 
     {"a.jpg": {"box": [10, 20, 300, 400]},
      "b.jpg": [{"points": [[50, 60], [70, 80]]}, {"mask": "masks/b.png", "transparent": true}],
      "c.jpg": {"auto": true},
      "d.jpg": {"text": "the dog on the left"}}
 
-A CSV file has a column ``image`` and any of the others, and a line for each matte::
+A CSV file has a column ``image``, any of the other columns, and a line per matte::
 
     image,box,points,mask,trimap,text,auto,transparent
     a.jpg,10 20 300 400,,,,,,
     b.jpg,,50 60 70 80,,,,,1
     d.jpg,,,,,the dog on the left,,
 
-Images are named relative to their folder, mask and trimap files relative to the prompt file, in
-any spelling (`SDMatte.runtime.files.name_key`).
+Image names are relative to the image folder, and masks and trimaps to the prompt file, in any
+spelling (`SDMatte.runtime.files.name_key`).
 """
 
 import csv
@@ -41,14 +41,14 @@ _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """A prompt as a user writes it, whose maps are not read yet.
+    """A prompt as specified by a user, whose map is not read yet.
 
     Attributes:
         kind: ``"box"``, ``"points"``, ``"mask"``, ``"trimap"``, ``"text"`` or ``"auto"``.
-        value: Of a box, points or a text, as for `MattePredictor.predict`; of a mask or a trimap,
-            a file, or a folder that has a partner of the image; None for ``auto``.
+        value: For a box, points or a text, the argument of `MattePredictor.predict`; for a mask or
+            a trimap, a file, or a folder with a file of the image's name; None for ``auto``.
         transparent: Whether the object is transparent.
-        find_all: Whether a text stands for a matte of each object that it describes.
+        find_all: Whether to predict a matte of every object that a text describes.
     """
 
     kind: str
@@ -59,9 +59,9 @@ class PromptRequest:
     def located(
         self, image: Path, sub_folder: str = "", lookup: NameLookup | None = None
     ) -> "PromptRequest":
-        """Return the request for one image: with a file as its map, not a folder.
+        """Return the request for one image, with the file of its map in place of a folder.
 
-        The map of an image of a sub-folder is in the same sub-folder of the folder of maps.
+        The map of an image in a sub-folder is in the same sub-folder of the folder of maps.
 
         Raises:
             DataError: The folder has no map for the image, or several.
@@ -87,7 +87,7 @@ class PromptRequest:
         return arguments
 
     def check(self, image: Path) -> None:
-        """Check the prompt against an image, of which usually only the header is read."""
+        """Check the prompt against an image, usually reading only the image's header."""
         if self.kind == "text":
             check_text(self.value)
             return
@@ -100,7 +100,7 @@ class PromptRequest:
 
 
 def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
-    """Read a JSON or CSV file of prompts, see the module's docstring.
+    """Read a JSON or CSV file of prompts; see the module's docstring.
 
     Returns:
         The prompts of each image, by its name in the file.
@@ -111,7 +111,7 @@ def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
     path = Path(path)
     readers = {".json": _read_json, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
-        raise DataError(f"The prompts in {path} must be a .json or a .csv file.")
+        raise DataError(f"The prompt file {path} must be a .json or a .csv file.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -122,7 +122,7 @@ def read_prompt_file(path: str | Path) -> dict[str, list[PromptRequest]]:
     for name, entry in readers[path.suffix.lower()](path, text):
         image = PurePosixPath(name)
         if not image.name or image.is_absolute() or ".." in image.parts:
-            raise DataError(f"{path}, {name}: images must be named relative to their folder.")
+            raise DataError(f"{path}, {name}: image names must be relative to the image folder.")
         found.setdefault(name, []).append(_read_entry(entry, path.parent, f"{path}, {name}"))
     if not found:
         raise DataError(f"{path} has no prompts.")
@@ -135,12 +135,12 @@ def _read_json(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} must map the names of images to prompts.")
+        raise DataError(f"{path} must map image names to prompts.")
     entries: list[tuple[str, Mapping[str, Any]]] = []
     for name, value in content.items():
         for entry in value if isinstance(value, list) else [value]:
             if not isinstance(entry, dict):
-                raise DataError(f'{path}, {name}: a prompt is written {{"box": [...]}}.')
+                raise DataError(f'{path}, {name}: a prompt must be like {{"box": [...]}}.')
             entries.append((name, entry))
     return entries
 
@@ -167,7 +167,7 @@ def _read_csv(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
         for row in rows:
             where = f"{path}, line {rows.line_num}"
             if not row["image"] or None in row:
-                raise DataError(f"{where}: an image, and no more values than columns, is required.")
+                raise DataError(f"{where} must have an image, and no more values than columns.")
             entry = {key: value.strip() for key, value in row.items() if value and value.strip()}
             name = entry.pop("image")
             entries.append((name, {key: _parse(key, text, where) for key, text in entry.items()}))
@@ -192,7 +192,7 @@ def _parse(column: str, text: str, where: str) -> Any:
 
 
 def as_pairs(numbers: list[float], where: str) -> list[list[float]]:
-    """Group x y x y ... into pairs; ``where`` begins the message if the number is odd."""
+    """Group x y x y ... into pairs; ``where`` begins the error message for an odd count."""
     if len(numbers) % 2:
         raise DataError(f"{where}: points must be pairs x y; got {len(numbers)} numbers.")
     return [numbers[i : i + 2] for i in range(0, len(numbers), 2)]

@@ -1,7 +1,7 @@
-"""The visual prompts of SDMatte: one table, shared by data, modeling and inference.
+"""The types of visual prompts, in one table for data, modeling and inference.
 
-A prompt is a map of the size of the image and a few coordinates (paper, Sec. 3.2). The names of
-the maps are the batch keys and the values of ``aux_input`` in the published configs.
+A prompt is a map of the image's size and a few coordinates (paper, Sec. 3.2). The names of the maps
+are the batch keys and the values of ``aux_input`` in the published configs.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from SDMatte.errors import PromptError
 
 NUM_POINTS = 10
-"""Points of a point prompt; missing ones are padded with zeros, as the embedding was trained."""
+"""Points of a point prompt; missing ones are zeros, as in the training of the embedding."""
 
 DETECTOR = "IDEA-Research/grounding-dino-tiny"
-"""Detector that finds the boxes of texts, unless the caller names another."""
+"""Default detector for text prompts."""
 
 DETECTOR_THRESHOLD = 0.25
-"""Lowest score of a box that is used, unless the caller gives another."""
+"""Default for the lowest score of a box that is used."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,8 @@ class PromptType:
         mask_key: Batch key of the map, ``[B, 1, H, W]`` in [-1, 1]; also its published name.
         coords_key: Batch key of the coordinates, ``[B, 20]`` for points, else ``[B, 4]``:
             fractions of width (x) and height (y) in [0, 1].
-        alias: The short name on the command line and in reports.
-        fixed: Whether the coordinates are 0, 0, 1, 1 for every image; self-attention is then
-            never masked.
+        alias: Short name on the command line and in reports.
+        fixed: Whether the coordinates are always 0, 0, 1, 1; self-attention is then never masked.
     """
 
     mask_key: str
@@ -38,7 +37,7 @@ class PromptType:
 
     @property
     def is_point(self) -> bool:
-        """Whether the coordinates are points, which have their own embedding, and not a box."""
+        """Whether the coordinates are points, which have their own embedding, instead of a box."""
         return self.mask_key == "point_mask"
 
 
@@ -57,7 +56,7 @@ _BY_ALIAS = {p.alias: p for p in PROMPT_TYPES.values()}
 
 
 def get_prompt_type(name: str) -> PromptType:
-    """Return a prompt type by its published or its short name, ``"bbox_mask"`` or ``"box"``.
+    """Return a prompt type by its published or short name, such as ``"bbox_mask"`` or ``"box"``.
 
     Raises:
         PromptError: The name is unknown; the message lists the known ones.

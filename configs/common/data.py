@@ -1,9 +1,9 @@
-"""Training and test data: names of the catalog (SDMatte.data.catalog) or folder pairs.
+"""Training and test data: names in the catalog (SDMatte.data.catalog) or folder pairs.
 
 dataloader.train.dataset.names=[{image:DIR,alpha:DIR}]
 
 With weights, each training set gets a fraction of an epoch, whatever its size. An epoch is as long
-as all sets together, and either all sets have a weight or none:
+as all sets together. Either all sets must have a weight, or none:
 
 dataloader.train.dataset.names=[{name:Composition-1K,weight:2},{image:DIR,alpha:DIR,weight:1}]
 
@@ -38,13 +38,13 @@ dataloader = dict(
     ),
     test=L(build_test_loader)(
         dataset=L(MattingDataset)(
-            names=[dict(name="AIM-500", optional=True)],  # left out if it is not in the root
+            names=[dict(name="AIM-500", optional=True)],  # left out if not found in the root
             root="${...train.dataset.root}",
             size=1024,
             training=False,
             seed=0,
             settings=DataSettings().model_dump(),
-            prompts_from=None,  # a file of --save-prompts to read prompts from
+            prompts_from=None,  # prompt file to read, written by --save-prompts
             perturb=PromptPerturbation().model_dump(),
         ),
         batch_size=1,

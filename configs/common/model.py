@@ -11,7 +11,7 @@ model = L(SDMatte)(
     pretrained_model_name_or_path="pretrained/SDMatte",
     load_weight=True,
     conv_scale=3,
-    # None: training draws from aux_input_list at each step. test.prompts selects those of tests.
+    # None: training draws from aux_input_list at each step. test.prompts selects those for tests.
     aux_input=None,
     aux_input_list=["point_mask", "bbox_mask", "mask"],
     attn_mask_aux_input=["point_mask", "bbox_mask", "mask"],

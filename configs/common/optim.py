@@ -1,4 +1,4 @@
-"""AdamW as published: weight decay 0.1, none on norms."""
+"""AdamW as published, with a weight decay of 0.1 except on norms."""
 
 from detectron2.config import LazyCall as L
 from detectron2.solver.build import get_default_optimizer_params
@@ -11,5 +11,5 @@ optimizer = L(adamw)(
     betas=(0.9, 0.999),
     weight_decay=0.1,
     fused=True,  # one kernel updates all parameters
-    eight_bit=False,  # True: bitsandbytes' state in a quarter of the memory
+    eight_bit=False,  # True: bitsandbytes' AdamW, whose state takes a quarter of the memory
 )

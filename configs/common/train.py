@@ -1,6 +1,6 @@
 """Training and test with the published defaults, for 8 GPUs with one image each.
 
-docs/settings.md has the meaning and the range of every setting.
+docs/settings.md explains every setting and its range.
 """
 
 train = dict(
@@ -34,19 +34,18 @@ train = dict(
     log_period=20,
     num_images=4,  # in TensorBoard
     ddp=dict(
-        find_unused_parameters=False,  # the trainer knows those that a prompt leaves unused
+        find_unused_parameters=False,  # the trainer handles those that a prompt leaves unused
         fp16_compression=True,
         timeout=1800,  # seconds
     ),
 )
 
-# ``script/test.sh`` tests with each of these prompts, of point, box, mask, auto, trimap.
 test = dict(
-    prompts=["box"],
+    prompts=["box"],  # to test one by one: point, box, mask, auto, trimap
     protocol="official",  # or "corrected"
     use_trimap=False,
     use_captions=True,
     save_mattes=True,
     error_maps=False,
-    num_workers=1,  # scoring: 0 in this process, 1 in a thread, more in that many processes
+    num_workers=1,  # scoring runs in this process (0), a thread (1) or that many processes
 )

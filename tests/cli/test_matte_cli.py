@@ -306,6 +306,6 @@ def test_without_a_model(tmp_path, monkeypatch, caplog, capsys):
     write_image("a.png", np.zeros((60, 80, 3), np.uint8))
     words = ["matte", "a.png", "--box", "10", "10", "60", "50", "-o", "b.png"]
     assert main(words) == 0 and Image.open("b.png").size == (80, 60)
-    assert "small model that ships" in caplog.text and "LongfeiHuang/SDMatte" in caplog.text
+    assert "bundled small model" in caplog.text and "LongfeiHuang/SDMatte" in caplog.text
     assert main([*words, "--checkpoint", "SDMatte_plus.pth"]) == 2
     assert "--checkpoint needs --model" in capsys.readouterr().err + caplog.text

@@ -1,4 +1,4 @@
-"""Damaged metadata, limits, and the metadata that a cut-out keeps."""
+"""Damaged metadata, limits, and the metadata that a cutout keeps."""
 
 import struct
 import threading

@@ -368,8 +368,8 @@ def damaged_files(folder):
         "dangling.png": "does not exist",
         f"{'long' * 99}.png": "does not exist",
         "script.png": "not an image",
-        "bomb.png": "60000x60000 pixels, the limit .*SDMATTE_MAX_PIXELS=3600000000",
-        "large.png": "17000x17000 pixels, the limit is 268 megapixels",
+        "bomb.png": "60000x60000 pixels; the limit .*SDMATTE_MAX_PIXELS=3600000000",
+        "large.png": "17000x17000 pixels; the limit is 268 megapixels",
     }
 
 

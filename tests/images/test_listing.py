@@ -90,7 +90,7 @@ def test_names_by_stem(tmp_path, caplog):
     assert names_by_stem(tmp_path) == {"a": "a.png", "b": "b.webp", "c.d": "c.d.png"}
     assert names_by_stem(tmp_path, ".jpg")["a"] == "a.jpg"
     shadowed = "a.jpg (beside a.png), b.tif (beside b.webp)"
-    assert f"2 images left out, another has the same name: {shadowed}" in caplog.text
+    assert f"2 images left out, same name as another: {shadowed}" in caplog.text
 
 
 def test_find_partner(tmp_path):

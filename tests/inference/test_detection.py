@@ -148,7 +148,7 @@ def test_folders_without_a_detector(tmp_path, folder):
     with pytest.raises(MissingCheckpointError, match="not found"):
         Detector(tmp_path / "nowhere", "cpu")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match=r"empty is not a detector .* model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"empty is not a transformers detector.*model"):
         Detector(tmp_path / "empty", "cpu")
     broken = shutil.copytree(folder, tmp_path / "broken")
     config = json.loads((broken / "config.json").read_text())
@@ -247,9 +247,9 @@ def test_mattes_of_all_never_replace_an_image(matte, squares, tmp_path):
         (["--text", "red", "--detector-threshold", "1"], "in/a.png: Nothing found for 'red'"),
         (["--text", " "], "The text must describe the object"),
         (["--text", "red", "--detector", "none/such/folder"], "none/such/folder not found"),
-        (["--text", "red", "--detector", "model"], "model is not a detector of transformers"),
+        (["--text", "red", "--detector", "model"], "model is not a transformers detector"),
         (["--text", "red", "--detector-threshold", "2"], "must be from 0 to 1; got 2"),
-        (["--text", "red", "--all", "-o", "x.png"], "All that is found needs an output folder"),
+        (["--text", "red", "--all", "-o", "x.png"], "Finding all objects needs an output folder"),
         (["--auto", "--all"], "--all needs --text"),
     ],
 )

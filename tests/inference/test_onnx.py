@@ -137,7 +137,7 @@ def test_openvino(exported, model, rgb):
 
 
 def test_openvino_needs_an_exported_model():
-    with pytest.raises(ConfigError, match="device=openvino is for models exported by `sdmatte ex"):
+    with pytest.raises(ConfigError, match="device=openvino needs a model exported by `sdmatte ex"):
         MattePredictor.from_pretrained(device="openvino")
 
 
@@ -196,10 +196,10 @@ def test_memory_that_runs_out(exported):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"checkpoint": "a.pth"}, "is an exported model, for which there is no checkpoint"),
-        ({"offload": True}, "for which there is no offload"),
+        ({"checkpoint": "a.pth"}, "is an exported model: checkpoint does not apply to it"),
+        ({"offload": True}, "offload does not apply to it"),
         ({"dtype": "bfloat16"}, "was exported in float32: export the model with --dtype bfloat16"),
-        ({"device": "tpu"}, "device=tpu is not available to onnxruntime here, which has .*CPU"),
+        ({"device": "tpu"}, "device=tpu is not available: this onnxruntime has .*CPU"),
     ],
 )
 def test_arguments_that_do_not_fit(exported, arguments, sentence):

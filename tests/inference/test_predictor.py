@@ -143,10 +143,10 @@ def test_lists_and_batches_equal_single_predictions(tiny, rgb):
 
 
 def test_invalid_batches(predictor, rgb):
-    with pytest.raises(PromptError, match="Each image needs one prompt: 2 and 1"):
+    with pytest.raises(PromptError, match="2 images need as many prompts; got 1"):
         predictor.predict_batch([rgb, rgb], [{}])
     for prompt in ({"bbox": BOX}, BOX, None):
-        with pytest.raises(PromptError, match="a mapping with box, points"):
+        with pytest.raises(PromptError, match="a mapping with keys of box, points"):
             predictor.predict_batch([rgb], [prompt])
     with pytest.raises(PromptError, match="not a list"):
         predictor.predict_batch([rgb], [{"box": [BOX]}])
@@ -207,7 +207,7 @@ def test_a_model_trained_with_boxes_refuses_other_prompts(rgb):
         ("mask", {"mask": mask}),
         ("trimap", {"trimap": mask * 255}),
     ):
-        with pytest.raises(PromptError, match=f"not trained with {name} prompts; it takes box"):
+        with pytest.raises(PromptError, match=f"not trained with {name} prompts; it accepts box"):
             predictor.predict(**prompt)
     other = MattePredictor(predictor.model, resolution=64, prompts=["box", "point_mask"])
     other.predict(points=[(1, 1)], image=other.encode(rgb))

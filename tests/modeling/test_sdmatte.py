@@ -159,7 +159,7 @@ def test_empty_caption_is_encoded_once_and_again_after_a_change(model, monkeypat
     with torch.no_grad():
         next(model.text_encoder.parameters()).add_(1)
     assert not torch.equal(model.encode_caption(None, 2), first) and len(calls) == 2
-    with pytest.raises(DataError, match="1 captions for 2"):
+    with pytest.raises(DataError, match="1 captions for 2 images"):
         model.encode_caption(["a"], 2)
 
 

@@ -185,7 +185,7 @@ def test_missing_sets_and_samples_are_named(root, saved, tmp_path):
     def rename(content):
         content["sets"]["AM-2K"] = content["sets"].pop("AIM-500")
 
-    with pytest.raises(DataError, match="does not have AIM-500, but AM-2K"):
+    with pytest.raises(DataError, match="lacks the set AIM-500; it has AM-2K"):
         aim(root, prompts_from=changed(saved, tmp_path, rename))
 
 

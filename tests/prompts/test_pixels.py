@@ -177,7 +177,7 @@ def test_lists_of_prompts():
         ({"box": torch.tensor([0.25, 0.25, 0.75, 0.5])}, r"Did you mean 20 12 60 24\?"),
         ({"points": [(0.5, 0.25)]}, r"point has all .* Did you mean 40 12\?"),
         ({"points": [(0.5, 0.25), (1, 1), (0, 0)]}, r"Did you mean 40 12 79 47 0 0\?"),
-        ({"mask": np.arange(48 * 80).reshape(HW) % 4}, r"ids of several objects \(1, 2, 3\)"),
+        ({"mask": np.arange(48 * 80).reshape(HW) % 4}, r"several objects by id \(1, 2, 3\)"),
         ({"mask": np.arange(48 * 80).reshape(HW) % 90 + 300}, r"\(300, .*, 307, \.\.\.\)"),
         ({"trimap": np.arange(48 * 80).reshape(HW) % 2}, "only the values 0 and 1"),
         ({"box": (0, 0, 5, 5), "points": [(1, 1)]}, "one type of prompt.*got box, points"),

@@ -1,4 +1,4 @@
-"""A faster, leaner and more precise autoencoder on CPUs, explained in docs/cpu.md."""
+"""Faster, leaner and more precise autoencoders on CPUs; see docs/cpu.md."""
 
 from SDMatte.modeling.cpu.autoencoder import optimize_for_cpu, undo_optimization
 from SDMatte.modeling.cpu.bands import encode_bands

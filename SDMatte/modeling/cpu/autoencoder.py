@@ -16,9 +16,9 @@ from torch import nn
 from torch.overrides import wrap_torch_function
 
 LARGE_MAP = 2**27
-"""Values of a map from which residual blocks are chunked: the largest maps at 1024 x 1024."""
+"""Residual blocks process maps of this many values in chunks: the largest at 1024 x 1024."""
 
-# Values per chunk, few enough for a processor's cache.
+# Values per chunk, few enough to fit into a processor's cache.
 SUM_CHUNK = 2**19
 CONV_CHUNK = 2**21
 
@@ -28,9 +28,9 @@ Moments = tuple[torch.Tensor, torch.Tensor]
 class FoldedUpsample(Upsample2D):
     """Nearest upsampling folded into the 3 x 3 convolution that follows it.
 
-    Each of the four output pixels on an input pixel reads a 2 x 2 neighborhood, some pixels of it
-    several times. So it is a 2 x 2 convolution of the small map with summed weights: 16 products
-    for four outputs instead of 36. Used on CPUs; it was not measured on other devices.
+    Each of the four output pixels of an input pixel depends on a 2 x 2 neighborhood only. It is
+    computed by a 2 x 2 convolution of the small map with summed weights: 16 products for four
+    outputs instead of 36. Used only on CPUs; not measured on other devices.
     """
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
@@ -40,8 +40,8 @@ class FoldedUpsample(Upsample2D):
         return _upsample_and_convolve(hidden_states, self.conv)
 
 
-class LeftToConv(nn.Upsample):
-    """The nearest upsampling of an `AutoencoderTiny`, left to the `UpsamplingConv` behind it."""
+class SkippedUpsample(nn.Upsample):
+    """A nearest upsampling of an `AutoencoderTiny`, left to the following `UpsamplingConv`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the input."""
@@ -59,7 +59,7 @@ class UpsamplingConv(nn.Conv2d):
 
 
 class InplaceTinyBlock(AutoencoderTinyBlock):
-    """A residual block of an `AutoencoderTiny` that overwrites maps, unless autograd needs them."""
+    """A residual block of an `AutoencoderTiny` that works in place unless gradients are needed."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map `[B, C, H, W]` to `[B, D, H, W]`."""
@@ -89,19 +89,19 @@ def _upsample_and_convolve(hidden: torch.Tensor, conv: nn.Conv2d) -> torch.Tenso
 
 
 def _fold(weight: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum 3 weights to 2 for the first and the second of two outputs on one input."""
+    """Sum three weights to two, for the first and the second output of an input pixel."""
     before, middle, after = weight.split(1, dim)
     return torch.cat([before, middle + after], dim), torch.cat([before + middle, after], dim)
 
 
 class InplaceSiLU(nn.SiLU):
-    """SiLU that overwrites its input, always the fresh output of a norm, unless autograd needs it.
+    """SiLU that overwrites its input, the output of a norm, unless gradients are needed.
 
-    At 1024 x 1024 this saves the decoder's largest map, half a gigabyte in bfloat16.
+    At 1024 x 1024, this saves the decoder's largest map, half a gigabyte in bfloat16.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Map values of any shape."""
+        """Apply SiLU to a tensor of any shape."""
         return F.silu(input, inplace=not torch.is_grad_enabled())
 
 
@@ -109,9 +109,9 @@ class InplaceSiLU(nn.SiLU):
 def group_moments(input: torch.Tensor, num_groups: int) -> Moments:
     """Compute mean and variance, float64 `[B, G, 1]`, of groups of channels of `[B, C, H, W]`.
 
-    For channels_last, torch's group norm sums each group in one go. At 1024 x 1024 that causes
-    errors of 2e-4 on images, and far larger ones on nearly constant maps; in the contiguous layout
-    they are 2e-6.
+    For channels_last, torch's group norm sums each group in a single pass. At 1024 x 1024, this
+    causes errors of 2e-4 on images and far larger ones on nearly constant maps, compared with 2e-6
+    in the contiguous layout.
     """
     sums = input.new_zeros(input.shape[:2], dtype=torch.float64)  # [B, C]
     squares = torch.zeros_like(sums)
@@ -129,7 +129,7 @@ def group_moments(input: torch.Tensor, num_groups: int) -> Moments:
 def scale_and_shift(
     moments: Moments, weight: torch.Tensor, bias: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> Moments:
-    """Write the group norm of a map as a scale and a shift, `[B, C, 1]`, at least in float32."""
+    """Express a group norm as a scale and a shift, both `[B, C, 1]` in at least float32."""
     mean, variance = moments
     groups = mean.shape[1]
     scale = (variance + eps).rsqrt() * weight.view(groups, -1)  # [B, G, C / G]
@@ -150,7 +150,7 @@ class ExactGroupNorm(nn.GroupNorm):
         return torch.addcmul(shift, input, scale)
 
     def scale_and_shift(self, input: torch.Tensor) -> Moments:
-        """Compute the factor and the summand for `[B, C, H, W]`, both `[B, C, 1, 1]`."""
+        """Compute the scale and the shift for `[B, C, H, W]`, both `[B, C, 1, 1]`."""
         moments = group_moments(input, self.num_groups)
         both = scale_and_shift(moments, self.weight, self.bias, self.eps, input.dtype)
         return both[0][..., None], both[1][..., None]
@@ -160,8 +160,8 @@ class ChunkedResnetBlock(ResnetBlock2D):
     """A residual block that computes large maps in chunks of rows.
 
     Once the moments of a norm are known, norm, activation and convolution run on a few rows at a
-    time, so that only input, middle and output exist as whole maps. This takes the same time. It is
-    used on CPUs when no gradient is needed.
+    time, so only the input, the middle map and the output are held in full. This is as fast, and is
+    used on CPUs when no gradients are needed.
     """
 
     def forward(self, input_tensor: torch.Tensor, temb: None = None) -> torch.Tensor:
@@ -215,8 +215,8 @@ OPTIMIZED = {
 def optimize_for_cpu(vae: nn.Module) -> None:
     """Optimize an `AutoencoderKL` or an `AutoencoderTiny` in place.
 
-    Modules change their classes and keep their weights. It also enables
-    `SDMatte.modeling.cpu.encode_bands`. Results stay the same up to rounding.
+    Modules change their classes and keep their weights. Results stay the same up to rounding. Also
+    enables `SDMatte.modeling.cpu.encode_bands`.
     """
     for module in vae.modules():
         module.__class__ = OPTIMIZED.get(type(module), type(module))
@@ -226,23 +226,23 @@ def optimize_for_cpu(vae: nn.Module) -> None:
                 "nearest",
                 2.0,
             ):
-                upsample.__class__, conv.__class__ = LeftToConv, UpsamplingConv
+                upsample.__class__, conv.__class__ = SkippedUpsample, UpsamplingConv
     vae.optimized_for_cpu = True
 
 
 def undo_optimization(vae: nn.Module) -> None:
-    """Undo `optimize_for_cpu`, for exports: they have operators of their own for these modules."""
-    plain: dict[type, type] = {LeftToConv: nn.Upsample, UpsamplingConv: nn.Conv2d}
+    """Undo `optimize_for_cpu` before an export, which has its own operators for these modules."""
+    plain: dict[type, type] = {SkippedUpsample: nn.Upsample, UpsamplingConv: nn.Conv2d}
     plain |= {fast: original for original, fast in OPTIMIZED.items()}
     for module in vae.modules():
         module.__class__ = plain.get(type(module), type(module))
     vae.optimized_for_cpu = False
 
 
-def _row_chunks(hidden: torch.Tensor, values: int) -> Iterator[tuple[int, int]]:
-    """Split the rows of `[B, C, H, W]` into chunks of about so many values."""
+def _row_chunks(hidden: torch.Tensor, chunk_size: int) -> Iterator[tuple[int, int]]:
+    """Yield row ranges of `[B, C, H, W]` that cover about `chunk_size` values each."""
     batch, channels, height, width = hidden.shape
-    rows = max(1, values // (batch * channels * width))
+    rows = max(1, chunk_size // (batch * channels * width))
     for low in range(0, height, rows):
         yield low, min(low + rows, height)
 
