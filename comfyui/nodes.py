@@ -144,6 +144,11 @@ class Matte:
         Returns:
             Alpha, ``[B, H, W]``, and colors, ``[B, H, W, 3]``, in [0, 1].
         """
+        if image.ndim != 4 or not len(image) or not image.is_floating_point():
+            raise PromptError(
+                f"The images must be a batch [B, H, W, C] with values from 0 to 1; got "
+                f"{image.dtype} {list(image.shape)}."
+            )
         prompts = self.read(**prompt)
         count = max(len(image), len(prompts))
         if {len(image), len(prompts)} - {1, count}:
@@ -215,7 +220,7 @@ class MatteByMask(Matte):
 
     def read(self, mask: torch.Tensor) -> list[Mapping[str, Any]]:
         """Return the masks; raise a `PromptError` if one is empty."""
-        masks = _as_batch(mask)
+        masks = _as_batch(mask, "mask")
         if not (masks >= 0.5).flatten(1).any(1).all():
             raise PromptError("The mask is empty: paint over the object in the mask editor.")
         return [{"mask": one.float().clamp(0, 1).cpu().numpy()} for one in masks]
@@ -229,14 +234,24 @@ class MatteByTrimap(Matte):
 
     def read(self, trimap: torch.Tensor) -> list[Mapping[str, Any]]:
         """Return the trimaps, with values rounded to the nearest of 0, 0.5 and 1."""
-        levels = (_as_batch(trimap).float().clamp(0, 1) * 2).round().long().cpu()
+        levels = (_as_batch(trimap, "trimap").float().clamp(0, 1) * 2).round().long().cpu()
         values = torch.tensor([0, 128, 255], dtype=torch.uint8)[levels]  # [B, H, W]
         return [{"trimap": one.numpy()} for one in values]
 
 
-def _as_batch(mask: torch.Tensor) -> torch.Tensor:
-    """Add the batch dimension, which some nodes omit."""
-    return mask[None] if mask.ndim == 2 else mask
+def _as_batch(mask: torch.Tensor, name: str) -> torch.Tensor:
+    """Return a mask as ``[B, H, W]``; some nodes omit the batch or add a channel.
+
+    Raises:
+        PromptError: The shape is another one, or values are not finite.
+    """
+    masks = mask[None] if mask.ndim == 2 else mask
+    masks = masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
+    if masks.ndim != 3 or not masks.numel() or not masks.isfinite().all():
+        raise PromptError(
+            f"The {name} must be finite values [B, H, W]; got {mask.dtype} {list(mask.shape)}."
+        )
+    return masks
 
 
 NODE_CLASS_MAPPINGS = {

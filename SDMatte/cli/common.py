@@ -1,6 +1,7 @@
 """Logging, exit statuses and arguments that commands share."""
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -39,6 +40,11 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
     except SDMatteError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
+    except OSError as error:
+        if error.filename is None or error.errno not in (errno.EACCES, errno.ENAMETOOLONG):
+            raise
+        sys.stderr.write(f"error: Cannot access {error.filename}: {error.strerror}.\n")
+        return USER_ERROR
     except ModuleNotFoundError as error:  # with only requirements-onnx.txt installed
         if (error.name or __package__).partition(".")[0] == __package__.partition(".")[0]:
             raise
@@ -75,6 +81,8 @@ class CommandParser(argparse.ArgumentParser):
 
 def path_or_name(text: str) -> str:
     """Parse an option that is a path or a name; expand it if it is a path."""
+    if not text:  # such as an unset shell variable
+        raise argparse.ArgumentTypeError("it must not be empty")
     try:
         return expand_path(text)
     except ConfigError as error:  # argparse replaces the message of a ValueError

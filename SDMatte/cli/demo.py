@@ -4,6 +4,7 @@ import argparse
 import functools
 import logging
 import os
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -81,6 +82,14 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         ) from error
     from SDMatte.demo.page import LAUNCH, build_page
 
+    try:  # before models are loaded
+        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+        socket.create_server((args.host, args.port), family=family).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on {args.host}, port {args.port}: {error.strerror}; choose another "
+            f"with --host and --port."
+        ) from error
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio's requests to itself
     models = {}
     for model in (args.model, *args.more_models):
@@ -98,19 +107,13 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         max_pixels=args.max_pixels,
         max_upload=args.max_upload,
     )
-    try:
-        _, address, public = page.launch(
-            server_name=args.host,
-            server_port=args.port,
-            share=args.share,
-            max_file_size=int(args.max_upload * 1e6),
-            **LAUNCH,
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {args.host}, port {args.port}: {error}; choose another with "
-            f"--host and --port."
-        ) from error
+    _, address, public = page.launch(
+        server_name=args.host,
+        server_port=args.port,
+        share=args.share,
+        max_file_size=int(args.max_upload * 1e6),
+        **LAUNCH,
+    )
     try:
         print(f"The page is at {public or address} (Ctrl-C ends it).", flush=True)
         threading.Event().wait()

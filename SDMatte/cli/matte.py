@@ -148,7 +148,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "--format", choices=FORMATS, default="png", help="unless -o is a file (default: png)"
     )
     group.add_argument(
-        "--overwrite", action="store_true", help="replace existing mattes of folders"
+        "--overwrite", action="store_true", help="replace existing mattes in output folders"
     )
 
 
@@ -265,9 +265,8 @@ def _plan(args: argparse.Namespace):
         )
     batch = Batch(settings, args.output)
     _add_jobs(batch, args)
-    # The matte of a single image is always written.
     also_read = [args.prompts, args.background, args.model, args.checkpoint]
-    batch.check(args.overwrite or _is_single(args), also_read)
+    batch.check(args.overwrite, also_read)
     if batch.jobs:
         many = "s" if len(batch.jobs) > 1 else ""
         logger.info(
@@ -319,6 +318,8 @@ def _report(batch, args: argparse.Namespace) -> int:
         print(batch.summary())
     elif batch.done:
         print(f"Written: {batch.done[0]}")
+    elif batch.skipped:
+        print(f"{batch.skipped[0]} already exists: replace it with --overwrite.")
     return _status(batch)
 
 
@@ -329,7 +330,7 @@ def _status(batch) -> int:
 
 
 def _is_single(args: argparse.Namespace) -> bool:
-    return len(args.inputs) == 1 and not args.inputs[0].is_dir()
+    return len(args.inputs) == 1 and not os.path.isdir(args.inputs[0])
 
 
 def _add_jobs(batch, args: argparse.Namespace) -> None:

@@ -127,12 +127,15 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     """
     if isinstance(background, str) and not os.path.exists(background):
         try:
-            return ImageColor.getrgb(background)[:3]
-        except ValueError as error:
+            color = ImageColor.getrgb(background)
+        except ValueError:
+            color = ()
+        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
             raise DataError(
-                f"The background {background!r:.80} is neither a file nor a color such as white "
-                f"or #00b140."
-            ) from error
+                f"The background {background!r:.80} is neither a file nor a color such as white, "
+                f"#00b140 or rgb(0, 177, 64)."
+            )
+        return color
     if not isinstance(background, tuple | list):
         return flatten(*read_pixels(background), PAPER)
     if len(background) != 3 or not all(

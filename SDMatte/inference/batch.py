@@ -51,12 +51,14 @@ class Job:
         prompt: The prompt.
         output: The file to write; the first one if the prompt may find several objects.
         problem: Why the job will fail, if that is known in advance.
+        replaces: Whether an existing output is replaced in any case.
     """
 
     image: Path
     prompt: PromptRequest
     output: Path
     problem: str = ""
+    replaces: bool = False
 
     def outputs(self, count: int) -> list[Path]:
         """Return the files of several mattes: ``NAME_1``, ``NAME_2`` and so on."""
@@ -108,8 +110,8 @@ class Batch:
         """
         output = self.output
         if output is None:
-            self._add(image, prompts, image.with_name(f"{image.stem}_matte"))
-        elif output.is_dir() or not output.suffix:
+            self._add(image, prompts, image.with_name(f"{image.stem}_matte"), replaces=True)
+        elif os.path.isdir(output) or not output.suffix:
             self._add(image, prompts, output / image.stem)
         elif len(prompts) > 1:
             raise ConfigError(f"{len(prompts)} mattes need an output folder; {output} is a file.")
@@ -117,7 +119,8 @@ class Batch:
             raise ConfigError(f"Finding all objects needs an output folder; {output} is a file.")
         else:
             self.settings.check_suffix(output.suffix)
-            self._add(image, prompts, output.with_suffix(""), suffix=output.suffix)
+            stem = output.with_suffix("")
+            self._add(image, prompts, stem, suffix=output.suffix, replaces=True)
 
     def add_inputs(
         self, inputs: Sequence[Path], prompts: Sequence[PromptRequest], recursive: bool = False
@@ -204,6 +207,7 @@ class Batch:
         stem: Path,
         suffix: str | None = None,
         place: str = "",
+        replaces: bool = False,
     ) -> None:
         """Add the mattes of one image, numbered if there are several."""
         suffix = self.settings.suffix if suffix is None else suffix
@@ -215,15 +219,16 @@ class Batch:
                 prompt = prompt.located(image, place, self._lookup)
             except DataError as error:
                 problem = str(error)
-            self.jobs.append(Job(image, prompt, stem.with_name(stem.name + end), problem))
+            self.jobs.append(Job(image, prompt, stem.with_name(stem.name + end), problem, replaces))
 
     # ---------------------------------------------------------------- checking
 
     def check(self, overwrite: bool = False, also_read: Iterable[str | Path | None] = ()) -> None:
         """Drop the jobs that need no model, reading only image headers and prompt maps.
 
-        Existing mattes are skipped. Jobs with missing or clashing files, or with prompts that do
-        not fit their images, fail.
+        Existing mattes are skipped, except those of a single image whose file name is given or
+        ends in ``_matte``. Repeated jobs are dropped. Jobs with missing or clashing files, or with
+        prompts that do not fit their images, fail.
 
         Args:
             overwrite: Replace existing mattes.
@@ -238,7 +243,10 @@ class Batch:
         check_not_read((job.output for job in jobs), self._read)
         sources: dict[str, Path] = {}
         for job in jobs:
-            source = sources.setdefault(name_key(str(job.output)), job.image)
+            key = name_key(str(job.output))
+            if sources.get(key) == job.image:
+                continue
+            source = sources.setdefault(key, job.image)
             if source != job.image:
                 problem = f"{job.output} is already the matte of {source}: rename one of the images"
                 self._fail(job, f"{problem}.")
@@ -248,7 +256,7 @@ class Batch:
                 self._fail(job, job.problem)
             elif (obstacle := find_obstacle(job.output)) is not None:
                 self._fail(job, f"Cannot write {job.output}: {obstacle}.")
-            elif os.path.exists(job.output) and not overwrite:
+            elif os.path.exists(job.output) and not (overwrite or job.replaces):
                 self.skipped.append(job.output)
             else:
                 try:

@@ -94,6 +94,8 @@ def find_model(path_or_hub_id: str | Path, checkpoint: str | Path | None = None)
         return _find_in_folder(name, file)
     if (folder / RUN_CONFIG).is_file():
         return _find_in_run(folder, file)
+    if "onnx" in weights.read_model_card(folder):
+        raise CheckpointError(f"{path} is an exported model, which can only predict.")
     raise CheckpointError(
         f"{path} is not a model: {'its folder' if path.is_file() else 'it'} has neither component "
         f"configs (unet/, vae/, ...) nor the {RUN_CONFIG} of a training run."
@@ -149,7 +151,7 @@ def _read_defaults(values: Mapping[str, Any], source: Path) -> InferenceDefaults
 
 
 def _class_of(name: str, source: Path) -> type[SDMatte]:
-    if name not in _CLASSES:
+    if not isinstance(name, str) or name not in _CLASSES:
         raise CheckpointError(
             f"{source} holds a model of class {name}; it must be {' or '.join(_CLASSES)}."
         )

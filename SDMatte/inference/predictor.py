@@ -364,6 +364,8 @@ class MattePredictor:
         """
         if len(images) != len(prompts):
             raise PromptError(f"{len(images)} images need as many prompts; got {len(prompts)}.")
+        if len(images) == 0:
+            return []
         tasks = []
         for image, given in zip(images, prompts, strict=True):
             if not isinstance(given, Mapping) or not set(given) <= set(_PREDICT_KEYS):
@@ -412,8 +414,7 @@ class MattePredictor:
     def _check_allowed(self, alias: str) -> None:
         if alias not in self.prompts:
             raise PromptError(
-                f"This model was not trained with {alias} prompts; it accepts "
-                f"{', '.join(self.prompts)}."
+                f"This predictor does not accept {alias} prompts, but {', '.join(self.prompts)}."
             )
 
     def _model_size(self, height: int, width: int) -> tuple[int, int]:
@@ -425,11 +426,11 @@ class MattePredictor:
 
     def _encode(self, image: np.ndarray, size: tuple[int, int]) -> tuple[Any, tuple[Any, ...]]:
         """Return the latent ``[1, C, h, w]`` of an image, and the residuals of the image prior."""
-        if self.crop_margin is not None and image.shape[0] * image.shape[1] > size[0] * size[1]:
-            small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-        else:
-            small = resize_bilinear(image, size)  # as published, without smoothing
         with self._memory_checked(size):
+            if self.crop_margin is not None and image[..., 0].size > size[0] * size[1]:
+                small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+            else:
+                small = resize_bilinear(image, size)  # as published, without smoothing
             return self._network.encode(small / np.float32(255))  # [0, 255] -> [0, 1]
 
     def _crop_to_prompt(self, task: _Task) -> tuple[_Task, Window]:
@@ -506,7 +507,8 @@ class MattePredictor:
             yield
             return
         except Exception as error:
-            if not self._network.is_out_of_memory(error):
+            cv2_ran_out = isinstance(error, cv2.error) and error.code == cv2.Error.STS_NO_MEM
+            if not cv2_ran_out and not self._network.is_out_of_memory(error):
                 raise
         # Raised outside the handler, whose exception would keep the tensors of all frames alive.
         raise ConfigError(
@@ -601,6 +603,7 @@ def _allowed_prompts(
 ) -> tuple[str, ...]:
     """Return the short names of the given prompts, or of those that the model supports."""
     if names is not None:
+        names = [names] if isinstance(names, str) else names
         allowed = tuple(dict.fromkeys(get_prompt_type(name).alias for name in names))
         if not allowed:
             raise ConfigError("prompts must name at least one prompt.")

@@ -543,13 +543,13 @@ class SDMatte(nn.Module):
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return a floating-point type, given as a `torch.dtype` or its name.
+    """Return the type of a model's weights, given as a `torch.dtype` or its name.
 
     Raises:
-        ConfigError: `dtype` is not a floating-point type.
+        ConfigError: `dtype` is not float32, bfloat16 or float16.
     """
     value = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+    if value not in (torch.float32, torch.bfloat16, torch.float16):
         raise ConfigError(f"dtype must be float32, bfloat16 or float16; got {dtype!r}.")
     return value
 

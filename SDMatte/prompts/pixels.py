@@ -181,13 +181,16 @@ def read_prompts(
 
 def _array(value: Any) -> np.ndarray:
     """Convert an array, a list, or a tensor on any device."""
-    return np.asarray(value.detach().cpu() if is_tensor(value) else value)
+    if is_tensor(value):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value  # numpy has no bfloat16
+    return np.asarray(value)
 
 
 def _numbers(value: Any, expected: str) -> np.ndarray:
     try:
         array = _array(value)
-        if array.dtype.kind not in "buifO":  # `astype` would also convert text and complex numbers
+        if array.dtype.kind not in "uifO":  # `astype` would also convert bools, text and complex
             raise TypeError(array.dtype)
         return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:

@@ -19,7 +19,9 @@ spelling (`SDMatte.runtime.files.name_key`).
 """
 
 import csv
+import io
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -70,7 +72,7 @@ class PromptRequest:
             return self
         lookup = lookup or NameLookup()
         path = lookup.find(self.value)
-        if path.is_dir():
+        if os.path.isdir(path):
             path = find_partner(image, lookup.find(path / sub_folder), lookup)
         return replace(self, value=path)
 
@@ -155,14 +157,15 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_csv(path: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     entries: list[tuple[str, Mapping[str, Any]]] = []
     try:
         columns = rows.fieldnames or []
-        if "image" not in columns or not set(columns) <= set(_COLUMNS):
+        known = set(columns) <= set(_COLUMNS) and len(set(columns)) == len(columns)
+        if "image" not in columns or not known:
             raise DataError(
                 f"{path} must have a header with the column image and any of "
-                f"{', '.join(_COLUMNS[1:])}; got {', '.join(columns) or 'none'}."
+                f"{', '.join(_COLUMNS[1:])}, each once; got {', '.join(columns) or 'none'}."
             )
         for row in rows:
             where = f"{path}, line {rows.line_num}"
@@ -202,10 +205,11 @@ def _read_entry(entry: Mapping[str, Any], folder: Path, where: str) -> PromptReq
     unknown = entry.keys() - {*_TYPES, "transparent"}
     kinds = [kind for kind in _TYPES if entry.get(kind) not in (None, False)]
     transparent = entry.get("transparent", False)
-    if unknown or len(kinds) != 1 or not isinstance(transparent, bool):
+    flags = transparent, entry.get("auto", False)
+    if unknown or len(kinds) != 1 or not all(isinstance(flag, bool) for flag in flags):
         raise DataError(
-            f"{where}: a prompt must have one of {', '.join(_TYPES)}, and may have transparent, "
-            f"true or false; got {', '.join(f'{k}={v!r}' for k, v in entry.items()) or 'nothing'}."
+            f"{where}: a prompt must have one of {', '.join(_TYPES)}, and may have transparent; "
+            f"auto and transparent are true or false; got {', '.join(f'{k}={v!r}' for k, v in entry.items()) or 'nothing'}."
         )
     kind, value = kinds[0], entry[kinds[0]]
     if kind == "auto":
