@@ -35,7 +35,7 @@ _NOT_COMPILED = "not compiled (pure-Python installation)"
 
 
 class CompiledOpError(SDMatteError, AttributeError):
-    """A compiled operator of detectron2 was used, but detectron2 is installed without them."""
+    """A compiled operator of detectron2 was used, but the installation has none."""
 
 
 class _MissingOps(types.ModuleType):
@@ -55,14 +55,14 @@ class _MissingOps(types.ModuleType):
 
 
 def apply() -> None:
-    """Apply the patches; importing this module does it once.
+    """Apply the patches; importing this module calls this once.
 
     Raises:
         DependencyError: detectron2 is not installed or is older than 0.6.
     """
     folder = _find_detectron2()
     compiled = importlib.machinery.PathFinder.find_spec(_OPS, [str(folder)]) is not None
-    # Revisions after 0.6 (of the same version number) have this module and import `_C` in a try
+    # Revisions after 0.6 (with the same version number) have this module and import `_C` in a try
     # block.
     newer = (folder / "utils" / "develop.py").is_file()
     if _OPS not in sys.modules and not compiled and not newer:

@@ -1,13 +1,13 @@
-"""Errors caused by user input; the message is one sentence that says what is wrong and allowed.
+"""Errors caused by user input. A message says in one sentence what is wrong and what is allowed.
 
-Each is also the matching standard exception: ``except ValueError`` around a prediction catches an
-invalid prompt. The command line prints these errors without a traceback and exits with status 2;
+Each error is also a matching standard exception: ``except ValueError`` around a prediction catches
+an invalid prompt. The command line prints these errors without a traceback and exits with status 2;
 any other exception is a bug.
 """
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, to be quoted in another one."""
+    """Return the first line of an error's message, for quoting it in another message."""
     return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
 
 
@@ -48,7 +48,7 @@ class OutputError(SDMatteError, OSError):
 
 
 class ProcessError(SDMatteError, RuntimeError):
-    """A process of a run died or does not answer."""
+    """A process of a run died or does not respond."""
 
 
 class RunStopped(SDMatteError):

@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: full-size models of random weights, plain variants, subprocesses."""
+"""Shared code of the benchmarks: full-size random models, plain variants, subprocesses."""
 
 import argparse
 import gc
@@ -55,7 +55,7 @@ CONFIGS = {
         "hidden_act": "gelu",
     },
 }
-# What differs in BK-SDM v2 base and TAESD, and in the autoencoder of a tiny LiteSDMatte.
+# Differences of BK-SDM v2 base and TAESD, and the autoencoder of a tiny LiteSDMatte.
 LITE_UNET = {"layers_per_block": 1}
 LITE_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4, "scaling_factor": 1.0}
 TINY_VAE = {
@@ -100,7 +100,7 @@ class PlainAttnProcessor:
 
 
 class _Plain:
-    """A network without any of our optimizations."""
+    """Mixin that turns off all optimizations of this project."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -114,7 +114,7 @@ class _Plain:
             self.train()
 
     def encode_prompt(self, prompt: torch.Tensor) -> torch.Tensor:
-        """Encode prompt maps in a call of their own, as RGB images."""
+        """Encode prompt maps in a separate call, as RGB images."""
         return self.encode(prompt.to(self.vae.device).expand(-1, 3, -1, -1))
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
@@ -213,7 +213,7 @@ Point = tuple[int, int]
 
 
 def point_groups(sizes: Sequence[int], batches: Sequence[int], on_gpu: bool) -> list[list[Point]]:
-    """Return what the processes measure: all in one on a GPU, whose peak memory can be reset."""
+    """Group points by process: all in one on a GPU, whose peak memory can be reset."""
     points = list(itertools.product(sizes, batches))
     return [points] if on_gpu else [[point] for point in points]
 

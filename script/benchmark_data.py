@@ -7,8 +7,8 @@ same samples from the same random draws in two or three ways::
     python script/benchmark_data.py --sheet docs/data_fast_mode.jpg
 
 *plain*: the steps of data/README.md at full size, with OpenCV, and scipy for the ten Gaussians and
-the components. *official*: `MattingDataset` by default. *reduced*: with ``decode="reduced"``. Fail
-if official and plain samples differ. Times are CPU times of one thread.
+the components. *official*: `MattingDataset` with its defaults. *reduced*: with
+``decode="reduced"``. Fail if official and plain samples differ. Times are CPU times of one thread.
 """
 
 import argparse
@@ -269,7 +269,7 @@ def compare(title: str, samples: list[Sample], root: Path, repeats: int, **optio
 
 
 def compare_cache(folder: Path, repeats: int) -> None:
-    """Print what the cache gains on a small set that is read repeatedly.
+    """Print the gain of the cache on a small set that is read repeatedly.
 
     Raises:
         SystemExit: The cache changes samples.

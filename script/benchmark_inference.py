@@ -1,10 +1,10 @@
-"""Compare time, memory and result of ways to predict with a full-size model of random weights.
+"""Compare time, memory and results of inference options on a full-size model with random weights.
 
 The plain path computes in float32, materializes all attention scores, encodes image and prompt
 separately, and encodes the empty caption in every call. The others are `MattePredictor`, loaded
 from a file of float32 weights like the published ones. Each case runs in a separate process, and
 its peak memory includes loading (on a GPU, a process measures all sizes and batches of a case, and
-memory does not include loading). Images are noise, prompts boxes of 30 % of them::
+memory does not include loading). Images are noise; prompts are boxes that cover 30 % of them::
 
     python script/benchmark_inference.py                      # 512 and 1024 pixels
     python script/benchmark_inference.py --model lite --batches 1 4
@@ -73,7 +73,7 @@ CASES = {  # dtype of the weights, and keyword arguments of torch.compile (None:
 }
 MODELS = {"sdmatte": Model, "lite": LiteSDMatte}
 EXPORTED = "exported"  # sub-folder with the ONNX graphs
-TOLERANCE = 1e-4  # of alpha in float32, relative to the plain path
+TOLERANCE = 1e-4  # largest difference of a float32 alpha from the plain path's
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Measurement:
     Attributes:
         first: Median seconds per image with its first prompt.
         second: Median seconds for another prompt on the same image; None for the plain path, which
-            starts over.
+            encodes the image again.
         loading: Seconds to load the model.
         memory: Peak memory of the process (of the device, on a GPU) in GiB.
         alpha: Result of the first prompt, float32 `[size, size]`.
@@ -157,7 +157,7 @@ def measure(
 def plain_alpha(
     model: Model, image: np.ndarray, box: tuple[int, int, int, int], count: int = 1
 ) -> np.ndarray:
-    """Predict `count` times the same with the plain path, and return one alpha."""
+    """Predict a batch of `count` equal images with the plain path, and return one alpha."""
     prompt = read_prompts(image.shape[:2], box=box)[0][0].draw(image.shape[:2], radius=0)
     batch = {
         "image": to_tensor(image / np.float32(255)),
@@ -244,7 +244,7 @@ def compare_types(model: str, folder: Path, device: torch.device) -> None:
 
 
 def start_up(runs: int) -> None:
-    """Print the median time of the import, and until the command line's first line of output."""
+    """Print the median time of an import, and of a command until its first line of output."""
     with tempfile.TemporaryDirectory() as folder:
         build(Model, tiny=True).save_pretrained(folder, inference={"resolution": 64})
         Image.fromarray(image_and_boxes(64)[0]).save(f"{folder}/image.png")
@@ -296,7 +296,7 @@ def main() -> None:
         compare_types(args.types[0], Path(args.types[1]), device)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            weights_device = device if device.type == "cuda" else None  # which draws them faster
+            weights_device = device if device.type == "cuda" else None  # a GPU draws them faster
             build(MODELS[args.model], args.tiny, weights_device).save_pretrained(folder)
             if any(case.startswith("onnx") for case in args.cases):
                 export_model(folder, Path(folder, EXPORTED))

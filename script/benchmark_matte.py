@@ -1,8 +1,8 @@
-"""Benchmark the mattes of a folder against a plain loop over its images.
+"""Benchmark matting a folder in a batch against a plain loop over its images.
 
 Draw photographs and make their cutouts with the shipped small model in two ways, in turns; fail if
 the pixels or the metadata of a file differ. *loop*: one after the other, with pymatting's colors.
-*batch*: like ``sdmatte matte FOLDER``, which sets OMP_WAIT_POLICY, too::
+*batch*: like ``sdmatte matte FOLDER``, which also sets OMP_WAIT_POLICY::
 
     OMP_WAIT_POLICY=PASSIVE python script/benchmark_matte.py [--number 60] [--size 3000 2000]
 """
@@ -74,7 +74,7 @@ def main() -> None:
         spent = {loop: np.zeros(2), batch: np.zeros(2)}  # seconds, of the clock and of processors
         for turn in range(-1, TURNS):
             for way in spent:
-                part = images[turn::TURNS] if turn >= 0 else images[:1]  # first, compile
+                part = images[turn::TURNS] if turn >= 0 else images[:1]  # warm up
                 jobs = [Job(i, prompt, i.parent / way.__name__ / f"{i.stem}.png") for i in part]
                 start = np.array([time.perf_counter(), time.process_time()])
                 way(predictor, jobs)

@@ -1,6 +1,6 @@
 """Benchmark speed and memory of the gradient and connectivity errors.
 
-On one thread, compare them with a direct implementation of their definitions on scipy and
+On one thread, compare them with a direct implementation of their definitions with scipy and
 scikit-image; fail if the values differ or a limit is missed::
 
     python script/benchmark_metrics.py [--size 1024] [--repeats 3] [--min-ratio 8]

@@ -1,17 +1,17 @@
 """Compare time and peak memory of training steps of a full-size SDMatte with random weights.
 
 The steps of `SDMatte.engine.trainer`, in float32 and bfloat16, with and without gradient
-checkpointing, next to a plain loop that materializes all attention scores, encodes the empty
-caption in every step, and keeps default memory formats and the default optimizer. Each case runs
-in a separate process, so that peak memory is measured per case::
+checkpointing, are compared with a plain loop that materializes all attention scores, encodes the
+empty caption in every step, and keeps default memory formats and the default optimizer. Each case
+runs in a separate process, so that peak memory is measured per case::
 
     python script/benchmark_train.py                      # 256 and 512 pixels, all cases
     python script/benchmark_train.py --sizes 256 --cases plain float32
     python script/benchmark_train.py --batches 1 4 8 --cases plain TF32 bfloat16
     python script/benchmark_train.py --tiny               # the small model: a quick check
 
-Some cases are only measured if they are named: those that gain on GPUs alone or need a compiler or
-bitsandbytes.
+Cases that pay off only on GPUs, or that need a compiler or bitsandbytes, are measured only if they
+are named.
 """
 
 import argparse
@@ -52,7 +52,7 @@ from SDMatte.runtime.devices import choose_device, peak_memory
 
 
 class Case(NamedTuple):
-    """How a case trains."""
+    """The training options of a case."""
 
     amp: str | None = None  # dtype of automatic mixed precision
     checkpointing: bool = False
@@ -82,7 +82,7 @@ class Measurement:
     """Cost of the steps of one case.
 
     Attributes:
-        seconds: Median per step, without the first, which warms up.
+        seconds: Median per step, without the first one, which is a warm-up.
         memory: Peak memory of the process (of the device, on a GPU) in GiB.
         loss: Loss of the first step.
     """

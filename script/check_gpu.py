@@ -1,8 +1,8 @@
-"""Check the project on an NVIDIA GPU, and measure it there; docs/gpu.md explains the parts.
+"""Test and benchmark the project on an NVIDIA GPU; docs/gpu.md explains the parts.
 
-Each part runs in processes of its own with a time limit. After each, OUT gets ``report.md``,
-``report.json`` and the part's output, so what is done is kept. The exit status is 1 if a check
-fails or is cut off, or without a GPU::
+Each part runs in its own processes with a time limit. After each part, ``report.md``,
+``report.json`` and the part's output are written to OUT, so finished parts are kept. The exit
+status is 1 if a check fails or is cut off, or if there is no GPU::
 
     bash script/check_gpu.sh                      # all parts in 8 minutes, to output/gpu
     bash script/check_gpu.sh --only inference --minutes 20 output/gpu-inference
@@ -44,7 +44,7 @@ class Part(NamedTuple):
     """A part of the check.
 
     Attributes:
-        share: Part of the whole time that it may take; time that earlier parts left is added.
+        share: Fraction of the whole time that it may take; time left by earlier parts is added.
         must_finish: Whether being cut off is a failure; measurements may be cut off.
         commands: Returns its commands, given the file for its figures and whether it is a dry run.
     """
@@ -64,7 +64,7 @@ def _inference(figures: Path, dry: bool) -> list[list[str]]:
     command = ["script/benchmark_inference.py", "--json", str(figures)]
     toy = ["--tiny", "--device", "cpu", "--runs", "1", "--batches", "1"]
     full = ["--sizes", "512", "1024", "--batches", "1", "4", "--device", "cuda", "--runs", "3"]
-    eager = ["--cases", "plain", "bfloat16", "float32", "TF32"]  # what matters most first
+    eager = ["--cases", "plain", "bfloat16", "float32", "TF32"]  # most important first
     if dry:
         return [
             [*command, *toy, "--cases", "plain", "bfloat16", "--model", m]
@@ -134,7 +134,7 @@ def run_part(name: str, out: Path, seconds: float, dry: bool) -> dict[str, Any]:
                 status = "failed" if status == "failed" else "cut off"
                 break
             finally:
-                if process.poll() is None:  # also after Ctrl-C, which it does not get itself
+                if process.poll() is None:  # also after Ctrl-C, which the process does not receive
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
             status = "failed" if failed else status
@@ -205,7 +205,7 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
-# ----------------------------------------------------------- parts of their own
+# ------------------------------------------------------------------ measurements
 
 
 def measure_loader(figures: Path, dry: bool) -> None:

@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Without an environment of setup.sh, the packages of the machine's own Python will do.
+# Without an environment from setup.sh, use the system's Python if it has the packages.
 if [[ ! -x "$venv/bin/python" && -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] &&
     python3 -c "import torch, diffusers, transformers, fvcore, detectron2" 2> /dev/null; then
     python=python3

@@ -4,7 +4,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${SDMATTE_VENV:-$root/.venv}"
 [[ "$venv" == /* ]] || venv="$PWD/$venv"
 
-# Waiting threads sleep: spinning ones would take the cores from the loader's processes.
+# Let waiting threads sleep; spinning ones would take cores from the loader's processes.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 say() { printf '[%s] %s\n' "$(basename "$0")" "$*"; }
@@ -14,7 +14,7 @@ die() {
     exit 1
 }
 
-# Find the Python of the environment of setup.sh, or of the active environment.
+# Find the Python of setup.sh's environment, or of the active environment.
 find_python() {
     if [[ -x "$venv/bin/python" ]]; then
         python="$venv/bin/python"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up, check style and types, and run the tests but for slow ones; then those of numerics with fewer
-# instructions and threads. Arguments are passed to pytest, which then runs once:
+# Set up, check style and types, and run all but the slow tests; then run the numerics tests with
+# restricted instruction sets. Arguments are passed to pytest, which then runs only once:
 # script/run_tests.sh -k losses, script/run_tests.sh -m slow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -16,16 +16,17 @@ say "mypy"
 say "pytest"
 (($#)) && exec "$python" -m pytest "$@"
 status=0
-# Coverage is for Python 3.12 and later, whose tracer costs little; the one before took 40 % more time.
+# Measure coverage from Python 3.12 on, whose tracer is cheap; the older one takes 40 % more time.
 coverage=()
 if "$python" -c "import sys; sys.exit(sys.version_info < (3, 12))"; then
     coverage=(--cov --cov-report=term:skip-covered)
 fi
-# A process per core, up to four, each with one thread: PyTorch's would compete.
+# One process per core, up to four, with one thread each: PyTorch's threads would compete.
 OMP_NUM_THREADS=1 COVERAGE_CORE=sysmon "$python" -m pytest -m "not slow" -n auto --maxprocesses 4 \
     --dist loadfile "${coverage[@]}" || status=$?
-# Rounding differs between processors: comparisons of two computations must hold on all of them. One
-# thread was above; here are two, with fewer instructions. Importing the other files takes a while.
+# Rounding differs between processors, and comparisons of two computations must hold on all of them.
+# The run above had one thread; these have two, and fewer instructions. List the files, because
+# importing the others takes a while.
 mapfile -t files < <(grep -rl "mark.numerics" tests --include="test_*.py")
 for restriction in "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2" \
     "ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41"; do

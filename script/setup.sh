@@ -29,7 +29,7 @@ find_base_python() {
     [[ -z "${SDMATTE_PYTHON:-}" ]] ||
         die "SDMATTE_PYTHON=$SDMATTE_PYTHON does not run or is not Python 3.10 to 3.14."
     die "no Python 3.10 to 3.14 on the PATH: install one (for instance your system's package" \
-        "python3, or from python.org), or name it with SDMATTE_PYTHON=/path/to/python3."
+        "python3, or from python.org), or set SDMATTE_PYTHON=/path/to/python3."
 }
 
 # Hash of everything that determines the contents of the environment.
@@ -49,12 +49,12 @@ make_venv() {
     local python_version
     python_version="$("$base_python" -c 'import platform; print(platform.python_version())')"
     "$base_python" -c 'import ensurepip, venv' > /dev/null 2>&1 ||
-        die "Python $python_version ($base_python) comes without venv: install it (on Debian and" \
+        die "Python $python_version ($base_python) has no venv module: install it (on Debian and" \
             "Ubuntu: apt install python3-venv) and run this again."
-    say "making the virtual environment $venv with Python $python_version"
+    say "creating the virtual environment $venv with Python $python_version"
     "$base_python" -m venv "$venv" ||
-        die "could not make $venv: its message stands above. Is the disk full or the folder" \
-            "read-only? Otherwise remove $venv and run this again."
+        die "could not create $venv, see the message above. Is the disk full or the folder" \
+            "read-only? If not, remove $venv and run this again."
 }
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }

@@ -1,4 +1,4 @@
-"""Fixtures that several packages share."""
+"""Fixtures shared by several test packages."""
 
 import logging
 import os
@@ -49,7 +49,7 @@ def no_data_root():
 
 @pytest.fixture(autouse=True)
 def fresh_loggers():
-    """Undo the logging of earlier tests, whose streams are closed by now."""
+    """Undo the logging setup of earlier tests, whose streams are closed."""
     for name in ("SDMatte", "detectron2", "fvcore"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -58,7 +58,7 @@ def fresh_loggers():
 
 @pytest.fixture(scope="session")
 def stateful(sample_root):
-    """Return a function for the settings of a run in which everything with a state is on."""
+    """Return a function for the settings of a run with every stateful feature on."""
 
     def make(output, *more):
         return settings(
@@ -77,7 +77,7 @@ def stateful(sample_root):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, stateful):
-    """An uninterrupted run with these settings."""
+    """An uninterrupted run with the settings of `stateful`."""
     folder = tmp_path_factory.mktemp("whole")
     finish(stateful(folder / "run"), folder / "log")
     return folder / "run"
@@ -100,7 +100,7 @@ def truths(tmp_path):
     return tmp_path
 
 
-# The same examples in every run, and no files left behind.
+# Use the same examples in every run, and leave no files behind.
 hypothesis.settings.register_profile("suite", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("suite")
 

@@ -7,7 +7,7 @@ import numpy as np
 from SDMatte.images.io import write_image
 
 PAIR = {"image": "image", "alpha": "alpha"}
-"""What `write_pairs` writes, as a data set."""
+"""The data set that `write_pairs` writes."""
 
 SETTINGS = {"kernel_sizes": [3, 5], "point_radius": 3}
 """Data settings for images of a few dozen pixels."""

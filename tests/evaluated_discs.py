@@ -22,7 +22,7 @@ from SDMatte.prompts.types import get_prompt_type
 
 
 def make_test(folder, count=5, trimaps=True, done=(), progress_log=None, output=None, **settings):
-    """Return a test of the first discs, with ``settings`` of the config's part ``test``."""
+    """Return a test of the first discs, with ``settings`` of the config's section ``test``."""
     samples = [
         Sample("discs", f"images/t{i}.jpg", f"truth/t{i}.png", f"trimaps/t{i}.png" * trimaps)
         for i in range(count)

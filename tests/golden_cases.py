@@ -1,4 +1,4 @@
-"""The reference's numbers in tests/golden, whose README describes how they were made."""
+"""The reference's numbers in tests/golden; its README describes how they were made."""
 
 import functools
 import json

@@ -243,7 +243,7 @@ def running_hub() -> Iterator[Hub]:
 
 
 def use_environ(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
-    """Let huggingface_hub read an environment again, which it does only when imported."""
+    """Apply an environment to huggingface_hub, which reads it only when imported."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     importlib.reload(constants)

@@ -1,4 +1,4 @@
-"""Miniature data roots: drawn images in the folders, and under the file names, of the known sets.
+"""Miniature data roots: drawn images with the folder and file names of the known sets.
 
 Run as a script, ``python tests/layouts.py ROOT [NAME ...]`` writes them outside of pytest.
 """
@@ -28,7 +28,7 @@ _TRANSPARENT = ("glass", "veil", "smoke")
 
 @dataclass(frozen=True)
 class _Tree:
-    """One part of a set; file stems are made of ``i``, the image's number, and ``hash``."""
+    """One part of a set; file stems are built from ``i``, the image's number, and ``hash``."""
 
     name: str
     entry: Entry
@@ -129,7 +129,8 @@ def _write_tree(root, tree, num, size, seed):
 def _write_image(folder, tree, i, size, rng):
     """Write an image with the foreground, alpha and trimap of each object that the set has.
 
-    Several objects stand side by side. A set of opaque and transparent objects alternates.
+    Several objects are placed side by side. In sets with opaque and transparent objects, the two
+    alternate.
     """
     entry = tree.entry
     stem = tree.stem.format(i=i + 1, hash=f"{rng.integers(2**32):08x}")

@@ -1,4 +1,4 @@
-"""Functions that test processes run; light, since each process imports this module."""
+"""Functions for test processes; imports are few, since each process imports this module."""
 
 import json
 import os

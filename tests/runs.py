@@ -1,4 +1,4 @@
-"""Trainings of a tiny model in processes that can fail at a chosen moment."""
+"""Training runs of a tiny model in processes that can fail at a chosen moment."""
 
 import json
 import multiprocessing
@@ -68,7 +68,7 @@ def fill_disk() -> None:
 
 
 def hang() -> None:
-    """Let samples never be ready."""
+    """Make every sample block."""
     from SDMatte.data.dataset import MattingDataset
 
     MattingDataset.__getitem__ = lambda *_: time.sleep(1000)

@@ -1,4 +1,4 @@
-"""Slow references of Grad and Conn, written pixel by pixel after their definitions."""
+"""Slow references for Grad and Conn, computed pixel by pixel from their definitions."""
 
 import math
 

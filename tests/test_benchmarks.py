@@ -1,4 +1,4 @@
-"""The benchmarks of script/: all cases compute the same, and ratios are to the plain path."""
+"""The benchmarks of script/: all cases compute the same, compared with the plain path."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The nodes of ComfyUI, by its contract; ComfyUI itself is not needed."""
+"""The ComfyUI nodes, tested against its interface; ComfyUI itself is not needed."""
 
 import importlib.util
 import inspect
@@ -33,7 +33,7 @@ CORE = {
 
 
 def import_nodes():
-    """Import the folder as ComfyUI does: by its path, under a name that is no identifier."""
+    """Import the folder as ComfyUI does: by its path, under a name that is not an identifier."""
     name = f"{FOLDER}.{len(sys.modules)}"
     spec = importlib.util.spec_from_file_location(
         name, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
@@ -76,7 +76,7 @@ def masks():
 
 
 def execute(node, **given):
-    """Run a node as ComfyUI's executor does: in inference mode, with defaults of the widgets."""
+    """Run a node as ComfyUI's executor does: in inference mode, with the widgets' defaults."""
     arguments = {}
     for name, (kind, *options) in node.INPUT_TYPES()["required"].items():
         default = kind[0] if isinstance(kind, list) else (options or [{}])[0].get("default")
@@ -134,7 +134,7 @@ def test_types_and_ranges(nodes, model, images):
     for tensor in (alpha, colors):
         assert tensor.dtype == torch.float32 and tensor.device.type == "cpu"
         assert 0 <= tensor.min() < tensor.max() <= 1
-    beyond = images[:1] * 1.2 - 0.1  # as resamplers leave it
+    beyond = images[:1] * 1.2 - 0.1  # as after resampling
     execute(nodes["SDMatteBox"], model=model, image=beyond, **BOX)
 
 
@@ -265,7 +265,7 @@ def test_the_example_workflow(nodes):
 
 
 @pytest.mark.slow
-def test_a_link_is_enough(tmp_path):
+def test_linking_the_folder_is_enough(tmp_path):
     """The package is found beside the linked folder, from anywhere."""
     (tmp_path / "SDMatte").symlink_to(FOLDER)
     code = (

@@ -1,4 +1,4 @@
-"""The scripts of tools/ at toy size, and the images of the docs that they make."""
+"""The scripts of tools/ at toy size, and the images that they make for the docs."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from SDMatte.images.io import write_image
 
 @pytest.mark.slow
 def test_ablations(tmp_path):
-    """The shipped model is trained further without parts, and from a random encoder, and scored."""
+    """Train the shipped model further without parts and with a random encoder, and score both."""
     rgba = np.zeros((60, 60, 4), np.uint8)
     cv2.circle(rgba, (30, 30), 25, (30, 90, 200, 255), -1)
     photo = np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8)
@@ -66,7 +66,7 @@ def test_images_of_pages_exist_and_are_small(page):
 
 @pytest.mark.slow
 def test_small_model_training(tmp_path, monkeypatch, caplog):
-    """Objects are made, scenes composed, and a run that was stopped by the clock is resumed."""
+    """Objects are made, scenes are composed, and a run that ran out of time is resumed."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     make_data, scenes = (load_script(f"tools/{n}.py") for n in ("make_small_data", "small_scenes"))
     monkeypatch.setattr(sys, "argv", ["", "drawn", str(tmp_path / "drawn"), "--count", "12"])

@@ -1,4 +1,4 @@
-"""Trainings of a tiny model on batches of noise, built from a config."""
+"""Training runs of a tiny model on batches of noise, built from a config."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ def tiny_settings(*more: str) -> list[str]:
 
 @dataclass
 class TinyRun:
-    """A training that `run` advances; `losses` has the total loss of each step."""
+    """A training run that `run` advances; `losses` has the total loss of each step."""
 
     config: DictConfig
     task: TrainingModel

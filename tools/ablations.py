@@ -1,8 +1,8 @@
 """Measure what parts of the small model contribute, by training it without them.
 
-`train` runs `tools/train_small.py`, to which further arguments are passed, once per variant and
-seed. Variants of the encoder start from `--start`, a model without an image prior; the others from
-the model that ships, which gets used to the lack of a part. `test` scores what was trained, on
+`train` runs `tools/train_small.py` once per variant and seed, and passes further arguments on to
+it. Variants of the encoder start from `--start`, a model without an image prior; the others start
+from the shipped model and adapt it to the lack of a part. `test` scores the trained models on
 scenes and on data sets, with the prompts of `tools/score_small.py`::
 
     python tools/ablations.py train --variants pretrained random --start START \
@@ -33,7 +33,7 @@ from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.tables import Table
 
 ENCODERS = {"pretrained": "pretrained encoder", "random": "random encoder"}
-PARTS = {  # title, setting of the model that is off
+PARTS = {  # title, setting of the model to turn off
     "whole": ("whole model", None),
     "coordinates": ("no coordinate embedding", "use_coor_input"),
     "opacity": ("no opacity embedding", "use_opacity_input"),
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 
 
 def without(variant: str) -> list[str]:
-    """Return the settings that are off in a variant."""
+    """Return the settings that a variant turns off."""
     setting = PARTS[variant][1] if variant in PARTS else None
     return [] if setting is None else [setting]
 
@@ -84,7 +84,7 @@ def train_variants(args: argparse.Namespace, rest: list[str]) -> None:
 def write_start(args: argparse.Namespace, variant: str, seed: int) -> Path:
     """Write the weights that a variant of the encoder starts from.
 
-    A random encoder gets the batch statistics of photographs: they are frozen in training.
+    A random encoder gets batch statistics from photographs, because training freezes them.
     """
     path = args.output / f"start-{variant}-{seed}.safetensors"
     given = ["--objects", "1:none", "--backgrounds", "none", "--start", str(args.start)]
@@ -107,7 +107,7 @@ def write_start(args: argparse.Namespace, variant: str, seed: int) -> Path:
 
 
 def draw_scenes(args: argparse.Namespace) -> dict[str, list[Sample]]:
-    """Compose scenes of three kinds with objects that were not trained on."""
+    """Compose scenes of three kinds with objects that were not used in training."""
     groups = [(weight, read_cutouts([Path(folder)])) for weight, folder in args.objects]
     maker = SceneMaker(groups, read_backgrounds(args.backgrounds))
     sets: dict[str, list[Sample]] = {"alone": [], "among others": [], "transparent": []}
@@ -121,7 +121,7 @@ def draw_scenes(args: argparse.Namespace) -> dict[str, list[Sample]]:
             continue
         else:
             kind = "among others" if scene.others else "alone"
-        has_mask = draw(scene.alpha, "mask", str(index))[1].any()  # not of faint and tiny targets
+        has_mask = draw(scene.alpha, "mask", str(index))[1].any()  # not for faint and tiny ones
         if len(sets[kind]) < args.count and has_mask:
             image = np.round(scene.image * 255).astype(np.uint8)
             sets[kind].append(Sample(str(index), image, scene.alpha, scene.transparent))
@@ -129,7 +129,7 @@ def draw_scenes(args: argparse.Namespace) -> dict[str, list[Sample]]:
 
 
 def load(path: Path, variant: str, size: int) -> MattePredictor:
-    """Load a model: a folder, or the weights of a variant."""
+    """Load a model from a folder or from the weights of a variant."""
     settings = {"resolution": size, "crop_margin": 0.5}
     if path.is_dir():
         return MattePredictor.from_pretrained(path, **settings)
@@ -197,18 +197,24 @@ def main() -> None:
     training = commands.add_parser("train", allow_abbrev=False)
     training.add_argument("--variants", nargs="+", choices=[*ENCODERS, *PARTS], default=[*PARTS])
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    training.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
+    training.add_argument("--jobs", type=int, default=1, help="number of concurrent runs")
     training.add_argument("--start", type=Path, help="model without a prior")
     training.add_argument("--prior", type=Path, help="the encoder's pretrained weights")
-    training.add_argument("--photos", type=Path, help="for the statistics of a random encoder")
+    training.add_argument(
+        "--photos", type=Path, help="photographs for the statistics of a random encoder"
+    )
     training.set_defaults(run=train_variants)
     testing = commands.add_parser("test")
     testing.add_argument("--objects", type=weighted, nargs="+", required=True, metavar="W:FOLDER")
     testing.add_argument("--backgrounds", type=Path, nargs="+", required=True)
     testing.add_argument("--count", type=int, default=32, help="scenes of each kind")
     testing.add_argument("--size", type=int, default=160)
-    testing.add_argument("--real", type=Path, metavar="FOLDER", help="of image/ and alpha/ sets")
-    testing.add_argument("--models", type=Path, nargs="*", default=[], help="folders of others")
+    testing.add_argument(
+        "--real", type=Path, metavar="FOLDER", help="folder of sets, image/ and alpha/"
+    )
+    testing.add_argument(
+        "--models", type=Path, nargs="*", default=[], help="folders of other models"
+    )
     testing.set_defaults(run=test_variants)
     args, rest = parser.parse_known_args()
     if args.run is train_variants:

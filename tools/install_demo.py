@@ -1,8 +1,8 @@
 """Install the requirements of ``sdmatte demo`` into the environment that runs this script.
 
-gradio 6.31 declares Pillow < 13 but works with that of ``constraints.txt``, which pip would refuse.
-So gradio is installed without its dependencies, and then these except for Pillow. Nothing that
-``constraints.txt`` pins is replaced.
+gradio 6.31 requires Pillow < 13, but works with the version in ``constraints.txt``, which pip would
+reject. Therefore, gradio is installed without its dependencies, then all of these except Pillow.
+Packages pinned by ``constraints.txt`` are not replaced.
 """
 
 import importlib
@@ -18,15 +18,15 @@ CONSTRAINTS = ["--constraint", str(ROOT / "constraints.txt")]
 
 def pip_install(*arguments: str) -> None:
     """Run pip; exit with its status if it fails."""
-    # A warning that gradio and Pillow do not fit is expected; progress is for terminals.
+    # pip is expected to warn that gradio and Pillow are incompatible.
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     status = subprocess.run([*command, *arguments]).returncode
     if status:
-        sys.exit(f"error: pip failed (status {status}), its message stands above.")
+        sys.exit(f"error: pip failed (status {status}), see its message above.")
 
 
 def main() -> None:
-    """Install gradio, playwright and what they need."""
+    """Install gradio, playwright and their dependencies."""
     names = ("gradio", "playwright")
     pip_install("--no-deps", *CONSTRAINTS, "--requirement", str(ROOT / "requirements-demo.txt"))
     importlib.invalidate_caches()

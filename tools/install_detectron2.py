@@ -1,7 +1,7 @@
 """Install the Python part of detectron2 0.6 into the environment that runs this script.
 
-detectron2 is not on the package index. ``pb1-detectron2`` 0.6 is: a source archive with the Python
-files of the official release, but without its C++ sources, so that its own set-up script cannot
+detectron2 is not on the package index, but ``pb1-detectron2`` 0.6 is: a source archive with the
+Python files of the official release. It lacks the C++ sources, so its own set-up script cannot
 build it. This script has pip fetch that archive, pinned by its hash, and build and install a
 pure-Python ``detectron2`` from it. An installed detectron2, such as an official build, is kept.
 
@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 ARCHIVE_REQUIREMENT = "pb1-detectron2==0.6"
 ARCHIVE_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 VERSION = "0.6+pure"
-"""The local label tells this build from an official, compiled one."""
+"""The local label distinguishes this build from an official, compiled one."""
 
 # The official requirements, without those of model export and `LazyConfig.to_py` (future, pydot,
 # black) and without the upper bound of iopath: 0.1.10 works.
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """Install detectron2 unless it is installed.
 
     Raises:
-        SystemExit: A step failed; with a message.
+        SystemExit: A step failed; the message says why.
     """
     parser = argparse.ArgumentParser(
         description="Install the Python part of detectron2 0.6, unless detectron2 is installed."
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         "--archive",
         type=Path,
         metavar="FILE",
-        help=f"source archive of {ARCHIVE_REQUIREMENT}, where pip cannot fetch it",
+        help=f"source archive of {ARCHIVE_REQUIREMENT}, if pip cannot fetch it",
     )
     args = parser.parse_args(argv)
     installed = find_installed()
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def find_installed() -> Path | None:
-    """Return the folder of an installed detectron2, without importing it."""
+    """Return the folder of an installed detectron2 without importing it; None if there is none."""
     spec = importlib.util.find_spec("detectron2")
     return Path(spec.origin).parent if spec is not None and spec.origin is not None else None
 

@@ -1,6 +1,6 @@
 """Write docs/settings.md: every setting with its default, allowed values and meaning.
 
-The defaults are those of configs/SDMatte.py, everything else comes from the classes that validate
+The defaults are those of configs/SDMatte.py; everything else comes from the classes that validate
 the settings::
 
     python tools/make_settings_page.py

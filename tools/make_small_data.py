@@ -1,7 +1,7 @@
 """Make objects and backgrounds for `tools/train_small.py` from free sources.
 
-`drawn` draws the sample set's training kinds, `furry` gives hair to the outlines of other objects,
-`views` takes photographs of the surroundings that HDR images show (needs OpenEXR).
+`drawn` draws the sample set's training kinds, `furry` adds hair to the outlines of other objects,
+and `views` takes photographs in the surroundings of HDR images (needs OpenEXR).
 docs/small_model.md lists the sources and their licenses::
 
     python tools/make_small_data.py drawn OUT
@@ -48,7 +48,7 @@ def draw_kinds(args: argparse.Namespace) -> None:
 
 
 def grow_hair(args: argparse.Namespace) -> None:
-    """Give hair to the outlines of objects."""
+    """Add hair to the outlines of objects."""
     cutouts = read_cutouts([args.source], args.size)
     for index in tqdm(range(args.count)):
         rng = np.random.default_rng([12, index])
@@ -99,7 +99,7 @@ def _with_hair(rgba: np.ndarray, rng: Rng) -> tuple[np.ndarray, np.ndarray]:
 
 
 def take_views(args: argparse.Namespace) -> None:
-    """Take photographs of the surroundings that HDR images show."""
+    """Take photographs in the surroundings of HDR images."""
     paths = sorted(args.source.glob("*.exr.js")) + sorted(args.source.glob("*.exr"))
     args.output.mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(args.count)):
@@ -111,7 +111,7 @@ def take_views(args: argparse.Namespace) -> None:
 
 
 def _read_exr(path: Path) -> np.ndarray:
-    """Read an OpenEXR file, or a module of JavaScript with one: float32 `[H, W, 3]`."""
+    """Read an OpenEXR file, or a JavaScript module that embeds one: float32 `[H, W, 3]`."""
     import OpenEXR
 
     if path.suffix == ".js":  # export default "data:...;base64,..."

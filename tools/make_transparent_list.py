@@ -1,13 +1,13 @@
 """List the transparent samples of any folder of alphas, with a sheet for a visual check.
 
 A sample is transparent if a large fraction of its object's interior is partly transparent, as
-measured by SDMatte/data/transparency.py. The list has one file name per line; as
-``txt/NAME_transparent_samples.txt`` under the data root it decides for the data set NAME::
+measured by SDMatte/data/transparency.py. The list has one file name per line. Saved as
+``txt/NAME_transparent_samples.txt`` under the data root, it applies to the data set NAME::
 
     python tools/make_transparent_list.py ALPHA_DIR OUT.txt --sheet sheet.jpg
 
 The sheet shows the listed samples (+) and the borderline ones (-) with their fractions. Edit the
-list where your eyes disagree.
+list where you disagree.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from SDMatte.runtime.files import check_not_read, write_text
 logger = logging.getLogger("make_transparent_list")
 
 BORDERLINE = 0.5
-"""Samples above this fraction of the threshold are shown, even if they are not listed."""
+"""Samples above this fraction of the threshold are shown even if they are not listed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

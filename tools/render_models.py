@@ -1,8 +1,8 @@
 """Render 3-D models under image-based light, with exact alpha, for `tools/train_small.py`.
 
 MODELS is a folder with `.obj` files, such as those of Debian's package `sweethome3d-furniture`;
-HDRIS one with equirectangular `.exr` images. Needs `pip install mitsuba trimesh`. Renders that are
-there already are kept, so that an interrupted run goes on::
+HDRIS is one with equirectangular `.exr` images. Needs `pip install mitsuba trimesh`. Existing
+renders are kept, so that an interrupted run can be repeated::
 
     python tools/render_models.py MODELS HDRIS OUT --views 2
 """
@@ -20,7 +20,7 @@ try:
     import mitsuba as mi
     import trimesh
 except ImportError:
-    raise SystemExit("Renders need mitsuba and trimesh: pip install mitsuba trimesh") from None
+    raise SystemExit("Rendering needs mitsuba and trimesh: pip install mitsuba trimesh") from None
 
 Rng = np.random.Generator
 _MAX_TEXTURE = 512  # pixels
@@ -64,7 +64,7 @@ def _bitmap(values: np.ndarray, raw: bool) -> dict[str, Any]:
 
 
 def make_mesh(geometry: trimesh.Trimesh, material: dict[str, Any]) -> Any:
-    """Copy a mesh to Mitsuba."""
+    """Convert a mesh for Mitsuba."""
     properties = mi.Properties()
     properties["bsdf"] = mi.load_dict(material)
     uv = getattr(geometry.visual, "uv", None)

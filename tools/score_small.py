@@ -1,8 +1,8 @@
-"""Score the small model as a user meets it, through `MattePredictor`, beside baselines.
+"""Score the small model as users run it, through `MattePredictor`, and compare it with baselines.
 
 Each set is a folder with `image/` and `alpha/`. Boxes, points and masks are drawn from the true
-alphas with a seed of the image's name; methods see the same prompts, at the image's own size. Thin
-objects of which no rough mask is left count for boxes and points alone::
+alphas, seeded by the image's name; all methods get the same prompts at the image's own size. Thin
+objects whose rough mask is empty count only for boxes and points::
 
     python tools/score_small.py SET [SET ...] --sheet output/small
 """
@@ -53,12 +53,12 @@ def read_set(folder: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def main() -> None:
-    """Score the sets; print tables; write sheets."""
+    """Score the sets, print tables and write sheets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", type=Path, nargs="+")
     parser.add_argument("--model", help="default: the model that ships")
     parser.add_argument("--sheet", type=Path, help="folder of contact sheets")
-    parser.add_argument("--only-model", action="store_true", help="without baselines")
+    parser.add_argument("--only-model", action="store_true", help="skip the baselines")
     args = parser.parse_args()
     predictor = MattePredictor.from_pretrained(*([args.model] if args.model else []))
 
@@ -79,7 +79,7 @@ def main() -> None:
             row = [image]
             for prompt in PROMPTS:
                 given, shown = draw(truth, prompt, name)
-                if not shown.any():  # no rough mask is left of a thin or faint object
+                if not shown.any():  # the rough mask of a thin or faint object can be empty
                     row.append(np.zeros_like(truth))
                     continue
                 for title, method in methods.items():

@@ -1,9 +1,9 @@
 """Scenes to train the small model on: objects with exact alpha, composited in memory.
 
-What a scene varies, so that no single cue is enough: size, place, rotation, objects cut off by the
-frame, targets of several touching objects, others behind and in front, two of a kind, shadows,
-defocus, noise, JPEG, color casts, gray images, targets in the colors or with the texture of the
-background.
+Scenes vary in many ways, so that no single cue is enough: size, place, rotation, objects cut off by
+the frame, targets of several touching objects, other objects behind and in front, two of a kind,
+shadows, defocus, noise, JPEG, color casts, gray images, targets with the colors or the texture of
+the background.
 """
 
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ class SceneMaker:
     """Compose scenes.
 
     Args:
-        cutouts: Groups of objects with their probability: (weight, objects).
+        cutouts: Groups of objects with their relative probabilities: (weight, objects).
         backgrounds: Photographs, uint8 `[h, w, 3]`.
     """
 
@@ -184,7 +184,7 @@ class SceneMaker:
         kind = rng.random()
         if kind < 0.22:  # the texture of a photograph, under the object's own light
             texture = self.photo(max(h, w), rng, 0.05)[:h, :w]
-            if rng.random() < 0.3:  # of the background itself, as white shirts before white walls
+            if rng.random() < 0.3:  # the background's own, like a white shirt before a white wall
                 texture = cv2.resize(np.roll(behind, rng.integers(9, 99), axis=1), (w, h))
             light = cv2.GaussianBlur(colors.mean(-1), (0, 0), max(h, w) * 0.03)[..., None]
             colors = texture * np.clip(0.4 + light, 0, 1.3)
@@ -261,11 +261,11 @@ class SceneMaker:
 def _target_box(size: int, close: bool, rng: Rng) -> np.ndarray:
     if close:  # around a prompt, with margins; some targets are cut off by the frame
         margins = rng.uniform(0.02, 0.24, 4)
-        if rng.random() < 0.2:  # the target fills the whole image, so that its box says nothing
+        if rng.random() < 0.2:  # the target fills the image, so its box is uninformative
             margins = rng.uniform(-0.05, 0.04, 4)
         cut = rng.random(4) < 0.1
         margins = np.where(cut, -rng.uniform(0, 0.35, 4), margins)
-        if rng.random() < 0.2:  # a portrait: the lower edge cuts it
+        if rng.random() < 0.2:  # a portrait, cut off by the lower edge
             margins[3] = -rng.uniform(0, 0.4)
         return size * np.array([margins[0], margins[1], 1 - margins[2], 1 - margins[3]])
     extent = size * rng.uniform(0.25, 1.0) * np.exp(rng.normal(0, 0.15, 2))
@@ -274,7 +274,7 @@ def _target_box(size: int, close: bool, rng: Rng) -> np.ndarray:
 
 
 def _neighbor(box: np.ndarray, rng: Rng) -> np.ndarray:
-    """Return a box that overlaps another one, within it for the most part."""
+    """Return a box that lies mostly within another one."""
     extent = (box[2:] - box[:2]) * rng.uniform(0.3, 0.8, 2)
     corner = box[:2] + (box[2:] - box[:2] - extent) * rng.uniform(-0.1, 1.1, 2)
     return np.concatenate([corner, corner + extent])
@@ -317,7 +317,7 @@ def _recolor(image: np.ndarray, rng: Rng) -> np.ndarray:
 
 
 def _degrade(image: np.ndarray, rng: Rng) -> np.ndarray:
-    """Add what cameras and files add."""
+    """Add the artifacts of cameras and image files."""
     size = len(image)
     if rng.random() < 0.5:
         image = _recolor(np.clip(image, 0, 1), rng)

@@ -1,10 +1,10 @@
 """Train the small model that ships, `SDMatte/assets/small/model.safetensors`.
 
 It starts from an image classifier's weights (`--prior`) and the small autoencoder
-(`tools/train_small_vae.py`), and learns from scenes that are composited on the way
+(`tools/train_small_vae.py`), and learns from scenes that are composited on the fly
 (`tools/small_scenes.py`). docs/small_model.md has the sources of the objects and the commands. A
-run stops by the clock (`--minutes`), writes its state every few minutes, and resumes from it. On a
-GPU it computes in bfloat16 but for decoder and losses::
+run stops after `--minutes`, saves its state every few minutes, and resumes from it. On a GPU,
+everything but the decoder and the losses computes in bfloat16::
 
     python tools/train_small.py --objects POOL --backgrounds PHOTOS --prior lite0.pth --minutes 60
 """
@@ -35,9 +35,9 @@ from SDMatte.runtime.files import replace_file
 
 logger = logging.getLogger("train_small")
 SMALL = Path(SDMatte.__file__).parent / "assets" / "small"
-# Each scene is used twice, the second time mirrored: composing it takes longer than a prompt.
+# Each scene is used twice, the second time mirrored: composing a scene is slower than a prompt.
 PROMPTS = (("bbox_mask", "mask"), ("bbox_mask", "point_mask"))
-CLOSE = (0.9, 0.5)  # probability that its scenes are a close look at the target
+CLOSE = (0.9, 0.5)  # for each pair of PROMPTS, the probability that a scene is a close-up
 LOSSES = ["unknown_l1_loss", "known_l1_loss", "known_lap_loss", "unknown_lap_loss"]
 BCE_WEIGHT = 0.5
 SAVE_EVERY = 240  # seconds
@@ -112,7 +112,7 @@ def build(args: argparse.Namespace) -> Model:
         if any(name.startswith("unet.") for name in missing):
             raise SystemExit(f"{args.start} has no U-Net of this model.")
         if any(name.startswith("image_prior.") for name in missing):
-            with torch.no_grad():  # disturb what the U-Net knows less
+            with torch.no_grad():  # a new prior must not disturb the trained U-Net too much
                 for projection in model.image_prior.projections:
                     projection[-1].weight.mul_(0.3)
     if args.prior is not None:
@@ -274,25 +274,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--without", nargs="*", default=[], help="settings of the model to disable")
     parser.add_argument("--random", action="store_true", help="a random autoencoder, for tests")
     parser.add_argument("--output", type=Path, default=SMALL / "model.safetensors")
-    parser.add_argument("--minutes", type=float, default=60, help="of all runs together")
+    parser.add_argument("--minutes", type=float, default=60, help="total of all runs")
     parser.add_argument(
         "--sizes",
         type=sized,
         nargs="+",
         default=[(128, 0.6), (192, 0.8), (256, 1.0)],
         metavar="SIZE:UNTIL",
-        help="side of the images until a fraction of the time; the last one is 1",
+        help="side of the images until a fraction of the time, which ends with 1",
     )
     parser.add_argument("--pixels", type=int, default=16 * 128**2, help="pixels per batch")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--encoder-factor", type=float, default=0.1)
-    parser.add_argument("--decoder-factor", type=float, default=0.0, help="0: it is not trained")
+    parser.add_argument("--decoder-factor", type=float, default=0.0, help="0: freeze it")
     parser.add_argument(
         "--stretch",
         type=float,
         default=1.0,
-        help="factor on the last layer of what is written: the loss punishes values beyond 0 and "
-        "1, which mattes clip, so outputs stay off them (needs --decoder-factor)",
+        help="factor on the last layer of the saved weights: the loss penalizes values beyond 0 "
+        "and 1, which mattes clip, so outputs do not reach 0 and 1 (needs --decoder-factor)",
     )
     parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--seed", type=int, default=0)
@@ -306,5 +306,5 @@ if __name__ == "__main__":
     parser = make_parser()
     options = parser.parse_args()
     if options.stretch != 1 and not options.decoder_factor:
-        parser.error("--stretch needs --decoder-factor: it would add up with each resumed run")
+        parser.error("--stretch needs --decoder-factor, else every resumed run stretches further")
     train(options)

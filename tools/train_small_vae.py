@@ -1,9 +1,9 @@
 """Train the small autoencoder shipped in SDMatte/assets/small/vae.
 
-It learns to reconstruct mattes, photographs and prompt maps, from the training part of a separate
-sample set. ``python tools/train_small_vae.py`` made the shipped weights in ten minutes on two CPU
-cores. Other configs, longer runs and larger crops can be compared (docs/ablations.md); `--test`
-scores the mattes of data sets after a pass through the autoencoder::
+It learns to reconstruct mattes, photographs and prompt maps from the training part of a separate
+sample set. ``python tools/train_small_vae.py`` produced the shipped weights in ten minutes on two
+CPU cores. Options set the config, the length of the run and the size of the crops
+(docs/ablations.md); `--test` scores mattes of data sets after a pass through the autoencoder::
 
     python tools/train_small_vae.py --config wide.json --output wide --test AIM-500 P3M
     python tools/train_small_vae.py --minutes 0 --start SDMatte/assets/small/model.safetensors \
@@ -51,7 +51,7 @@ def load_images(root: Path) -> dict[str, list[np.ndarray]]:
 
 
 def random_crop(image: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
-    """Crop a random part of an image, up to all of it, at a random scale."""
+    """Take a random crop of an image at a random scale; it may show the whole image."""
     side = int(random.integers(size, max(size + 1, min(image.shape[:2]))))
     image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     top, left = random.integers(0, side - size + 1, 2)
@@ -103,7 +103,7 @@ def train(model: AutoencoderKL, args: argparse.Namespace) -> None:
     make_sample_set(args.samples, num_train=NUM_TRAIN, num_test=8, seed=SEED)
     images = load_images(args.samples)
     random = np.random.default_rng(SEED)
-    trained = model if args.start is None else model.decoder  # what reads the latents knows them
+    trained = model if args.start is None else model.decoder  # keeps the latents that others read
     model.requires_grad_(False)
     trained.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=args.lr, weight_decay=1e-4)
@@ -116,13 +116,13 @@ def train(model: AutoencoderKL, args: argparse.Namespace) -> None:
             group["lr"] = args.lr * max(0.01, decay)
         batch = np.stack([draw(images, kind, args.size, random) for kind in kinds])
         image = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1  # -> [-1, 1]
-        # SDMatte reads the mean, too. Sampling would drown faint signals, above all the colors;
-        # a weak pull towards zero keeps the scale instead.
+        # SDMatte reads the mean, too. Sampling would drown faint signals, especially colors; a
+        # weak pull towards zero limits the scale instead.
         latent = model.encode(image).latent_dist.mean
         decoded = model.decode(latent).sample
         l1 = torch.nn.functional.l1_loss(decoded, image)
         lap = laplacian_loss(decoded.flatten(0, 1)[:, None], image.flatten(0, 1)[:, None])
-        # Most of the images are gray, so L1 alone would settle for no color for long.
+        # Most of the images are gray, so with L1 alone, reconstructions would long stay gray.
         color, true_color = (x - x.mean(dim=1, keepdim=True) for x in (decoded, image))
         chroma = torch.nn.functional.mse_loss(color, true_color)
         loss = l1 + lap + 20 * chroma + DECAY * latent.pow(2).mean()
@@ -152,7 +152,7 @@ def whiten(model: AutoencoderKL, images: dict, random: np.random.Generator) -> N
     """Give the latents zero mean and unit covariance without changing reconstructions.
 
     Trained without sampling, the latents have directions a hundred times fainter than others, and
-    outlines lie in the faint ones: a network that predicts latents would learn those last. The
+    outlines lie in the faint ones, which a network that predicts latents would learn last. The
     change of basis is folded into the 1 x 1 convolutions on both sides of the latents.
     """
     kinds = ("matte", "composite", "background", "prompt")
@@ -188,7 +188,7 @@ def save(model: AutoencoderKL, output: Path) -> None:
 
 @torch.no_grad()
 def test(model: AutoencoderKL | None, folder: Path, size: int) -> None:
-    """Print the error of true mattes that pass through the autoencoder, or are resized only."""
+    """Print the error of true mattes after the autoencoder or, without a model, only resizing."""
     scores = []
     for _, _, alpha in read_set(folder):
         matte = cv2.resize(alpha, (size, size), interpolation=cv2.INTER_AREA)
@@ -212,12 +212,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=Path, default=Path("data/samples_vae"))
     parser.add_argument("--config", type=Path, default=VAE / "config.json")
-    parser.add_argument("--start", type=Path, help="weights whose decoder alone is trained further")
+    parser.add_argument(
+        "--start", type=Path, help="weights to start from; only their decoder is trained"
+    )
     parser.add_argument("--output", type=Path, default=VAE)
     parser.add_argument("--minutes", type=float, default=10, help="0: no training")
     parser.add_argument("--size", type=int, default=64, help="side of the crops")
     parser.add_argument("--lr", type=float, default=LEARNING_RATE)
-    parser.add_argument("--test", type=Path, nargs="+", default=[], help="of image/ and alpha/")
+    parser.add_argument(
+        "--test", type=Path, nargs="+", default=[], help="folders of image/ and alpha/"
+    )
     args = parser.parse_args()
     model = build(args)
     if args.minutes:

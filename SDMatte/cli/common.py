@@ -24,12 +24,13 @@ INTERRUPTED = 130
 def run_command(function: Callable[[argparse.Namespace], int | None], args) -> int:
     """Run a command with its parsed arguments and return its exit status.
 
-    Errors caused by user input are printed as one sentence; any other exception is a bug and keeps
-    its traceback.
+    Errors caused by user input are printed in one line; any other exception is a bug and keeps its
+    traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     clear_leftovers.cache_clear()  # each command checks again
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged metadata; images warns itself
+    # SDMatte.images logs damaged metadata itself.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
@@ -59,7 +60,7 @@ def run_command(function: Callable[[argparse.Namespace], int | None], args) -> i
 
 
 def print_help(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    """Return a command that prints the help of a parser without a subcommand."""
+    """Return the command to run if no subcommand is given: it prints the parser's help."""
 
     def run(args: argparse.Namespace) -> int:
         parser.print_help()
@@ -69,7 +70,7 @@ def print_help(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser, and the class of its subparsers, whose ``type=Path`` expands ``~`` and ``$NAME``.
+    """A parser, also for subcommands, whose ``type=Path`` expands ``~`` and ``$NAME``.
 
     Shells expand neither inside quotes, nor ``~`` after the ``=`` of ``--output=~/x``.
     """
@@ -90,14 +91,14 @@ def path_or_name(text: str) -> str:
 
 
 class Removed(argparse.Action):
-    """An option of earlier versions: refused with a sentence that says what to do instead."""
+    """An option of earlier versions, rejected with a message that says what to do instead."""
 
     def __init__(self, option_strings, dest, instead: str, **kwargs):
         super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
         self.instead = instead
 
     def __call__(self, parser, namespace, values, option_string=None):
-        """Refuse the option."""
+        """Reject the option."""
         parser.error(f"{option_string} was removed; {self.instead}")
 
 
@@ -112,13 +113,13 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes on this machine, one per GPU (default: 1; torchrun sets it)",
     )
     group.add_argument("--num-machines", type=int, default=1, help="machines (default: 1)")
-    group.add_argument("--machine-rank", type=int, default=0, help="number of this one, from 0")
+    group.add_argument("--machine-rank", type=int, default=0, help="rank of this one, from 0")
     group.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
     group.add_argument(
         "--max-restarts",
         type=int,
         default=0,
-        help="how often all processes start again, from the last checkpoint, after one failed",
+        help="how often to restart all processes from the last checkpoint after one fails",
     )
 
 
@@ -132,8 +133,8 @@ def launch(
 ) -> Any:
     """Run ``function(*given)`` in as many processes as the command line asks for.
 
-    See `start_processes`; the config has the device and the timeout. ``saved`` describes, given
-    ``train.output_dir``, what was saved before a signal.
+    See `start_processes`; device and timeout come from the config. Given ``train.output_dir``,
+    ``saved`` describes what was saved before a signal.
     """
     from SDMatte.runtime.config import load_config
 
@@ -176,7 +177,7 @@ def start_processes(
         )
     if min(args.num_processes, args.num_machines, args.max_restarts + 1) < 1:
         raise ConfigError(
-            "--num-processes and --num-machines must be at least 1, --max-restarts 0."
+            "--num-processes and --num-machines must be at least 1, --max-restarts at least 0."
         )
     if not 0 <= args.machine_rank < args.num_machines:
         raise ConfigError(
@@ -209,7 +210,7 @@ def is_config(word: str) -> bool:
 
 
 def split_config(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Split words into one config file, with a default, and ``key=value`` overrides."""
+    """Split words into one config file (or the default) and ``key=value`` overrides."""
     overrides = [word for word in words if is_setting(word)]
     files = [expand_path(word) for word in words if not is_setting(word)]
     if len(files) > 1:
@@ -222,7 +223,7 @@ def split_config(words: Sequence[str]) -> tuple[str, list[str]]:
 def split_runs(words: Sequence[str]) -> tuple[list[tuple[str, str | None]], list[str]]:
     """Split words into pairs of config and checkpoint, and ``key=value`` overrides.
 
-    Checkpoints follow their config, or belong to the default one; a config may have none.
+    Checkpoints belong to the config before them, or else to the default one, and are optional.
     """
     overrides = [word for word in words if is_setting(word)]
     configs: list[tuple[str, list[str | None]]] = []

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = actions.add_parser(
         "list",
         help="list data sets",
-        description="List data sets, whether they are installed and how many samples they have; no "
-        "image is read. Without words: all known sets.",
+        description="List data sets, whether they are installed, and how many samples they have, "
+        "without reading images. Default: all known sets.",
     )
     _add_words(action)
     action.set_defaults(run=list_sets)
@@ -27,9 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = actions.add_parser(
         "check",
         help="read all files and report whether training can start",
-        description="Read all files of the sets and list those that are missing, unreadable, "
-        "empty, solid, or of another size than their alpha. The exit status is 0 if training can "
-        f"start, else {CANNOT_START}. Without words: the sets of configs/SDMatte_small.py.",
+        description="Read all files of the sets and list those that are missing or unreadable, "
+        "alphas that are all 0 or all 255, and files whose size differs from their alpha's. The "
+        f"exit status is 0 if training can start, else {CANNOT_START}. Default: the sets of "
+        "configs/SDMatte_small.py.",
     )
     _add_words(action)
     action.add_argument(
@@ -50,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = actions.add_parser(
         "sample",
         help="show samples as training sees them",
-        description="Draw a sheet of samples: image, box, points, mask, trimap, alpha; of training "
-        "sets, the first samples of a training. Without words: the sets of "
+        description="Draw a sheet of samples: image, box, points, mask, trimap, alpha. Of training "
+        "sets, it shows the first samples of a run. Default: the sets of "
         "configs/SDMatte_small.py.",
     )
     _add_words(action)
@@ -217,7 +218,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Any, list[tuple[Any, str]]]:
     if names:
         found = [(name, part) for name in names for part in parts_of(name, args.part)]
         return config, sorted(found, key=lambda item: item[1] == "test")
-    # Training reads test sets only for evaluations.
+    # Training uses test sets only for evaluations.
     parts = ("train", "test") if config.train.evaluations else ("train",)
     parts = (args.part,) if args.part else parts
     if "test" in parts:

@@ -18,15 +18,15 @@ DEFAULT_PORT = 7860
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the subcommand."""
     parser.description = (
-        "Open a web page to cut objects out of images, see docs/demo.md. Ctrl-C ends it; images of "
-        "visitors are removed when they leave."
+        "Open a web page to cut objects out of images, see docs/demo.md. Stop it with Ctrl-C; a "
+        "visitor's images are removed when they leave."
     )
     group = parser.add_argument_group("server")
     group.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 for all of this machine (default: 127.0.0.1, only "
-        "this machine)",
+        help="address to listen on; 0.0.0.0 for all addresses of this machine (default: "
+        "127.0.0.1, only reachable from this machine)",
     )
     group.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"default: {DEFAULT_PORT}")
     group.add_argument(
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--port must be from 1 to 65535; got {args.port}.")
     if not (args.max_pixels >= 1 and args.max_upload > 0):
         raise ConfigError("--max-pixels must be at least 1, and --max-upload positive.")
-    # Gradio writes whatever visitors upload and download here; it reads the names when imported.
+    # Gradio writes uploads and downloads to this folder; it reads the variables when imported.
     with (
         tempfile.TemporaryDirectory(prefix="sdmatte-demo-", ignore_cleanup_errors=True) as folder,
         interrupted_once() as received,
@@ -115,7 +115,7 @@ def _serve(args: argparse.Namespace, folder: Path) -> None:
         **LAUNCH,
     )
     try:
-        print(f"The page is at {public or address} (Ctrl-C ends it).", flush=True)
+        print(f"The page is at {public or address} (stop it with Ctrl-C).", flush=True)
         threading.Event().wait()
     finally:
         page.close(verbose=False)

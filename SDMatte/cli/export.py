@@ -14,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the model, and nothing is written if they differ."
     )
     parser.add_argument(
-        "model", type=path_or_name, help="a folder, hub id or checkpoint, as of `sdmatte matte`"
+        "model", type=path_or_name, help="a folder, hub id or checkpoint, as for `sdmatte matte`"
     )
-    parser.add_argument("output", type=Path, help="the new folder")
+    parser.add_argument("output", type=Path, help="the folder to create")
     parser.add_argument(
         "--checkpoint",
         type=path_or_name,
@@ -37,4 +37,4 @@ def run(args: argparse.Namespace) -> None:
     differences = export_model(args.model, args.output, args.dtype, args.checkpoint)
     size = sum(path.stat().st_size for path in args.output.iterdir()) / 2**20
     found = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-    print(f"{args.output}: {size:.0f} MiB; largest differences of alpha from PyTorch: {found}")
+    print(f"{args.output}: {size:.0f} MiB; largest differences from PyTorch's alpha: {found}")

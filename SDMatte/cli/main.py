@@ -1,4 +1,4 @@
-"""The command line: one module per subcommand, imported only when it is run."""
+"""The command line: one module per subcommand, imported only when it runs."""
 
 import argparse
 import importlib
@@ -38,15 +38,15 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command, by default that of this process, and return its exit status.
+    """Run a command (default: ``sys.argv``) and return its exit status.
 
-    It is 2 for an error caused by user input or without a command.
+    The status is 2 after an error caused by user input, or if no command is given.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if word in COMMANDS), None)
     parser = build_parser(chosen)
     args, rest = parser.parse_known_args(argv)
-    # argparse takes positional arguments only in one run; settings may also follow options.
+    # argparse accepts only one group of positional arguments, but settings may follow options.
     if rest and (not hasattr(args, "words") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

@@ -86,7 +86,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         help="0 background, 128 unknown, 255 foreground; or 0, 1, 2",
     )
     kinds.add_argument(
-        "--text", metavar="WORDS", help="what the object is; a detector finds its box"
+        "--text", metavar="WORDS", help="a description of the object; a detector finds its box"
     )
     kinds.add_argument("--auto", action="store_true", help="no prompt: the salient object")
     kinds.add_argument(
@@ -102,7 +102,7 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
         "--all",
         dest="find_all",
         action="store_true",
-        help="with --text: a matte of each object that is found, NAME_1, NAME_2, ...",
+        help="with --text: write a matte for each object found, NAME_1, NAME_2, ...",
     )
     group.add_argument(
         "--detector",
@@ -145,7 +145,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         help="16 for PNG, and for TIFF with --alpha-only",
     )
     group.add_argument(
-        "--format", choices=FORMATS, default="png", help="unless -o is a file (default: png)"
+        "--format",
+        choices=FORMATS,
+        default="png",
+        help="file format, unless -o is a file (default: png)",
     )
     group.add_argument(
         "--overwrite", action="store_true", help="replace existing mattes in output folders"
@@ -160,7 +163,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_or_name,
         help="a folder or hub id with configs and a checkpoint, such as LongfeiHuang/SDMatte, a "
         "training run's folder, or a checkpoint in one of these (default: the small model that "
-        "ships)",
+        "ships with SDMatte)",
     )
     group.add_argument(
         "--checkpoint",
@@ -170,7 +173,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device",
         default="auto",
-        help="cuda, mps, cpu, or for exported models openvino (default: auto)",
+        help="cuda, mps, cpu or, for exported models, openvino (default: auto)",
     )
     group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: auto)")
     group.add_argument(
@@ -180,13 +183,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-aspect",
         action="store_true",
         default=None,
-        help="keep the proportions (default: resize to a square)",
+        help="keep the aspect ratio (default: resize to a square)",
     )
     group.add_argument(
         "--refine",
         choices=("none", "guided", "tiles"),
-        help="guided: edges follow the image's; tiles: a second pass over tiles of large images "
-        "(default: the model's)",
+        help="guided: align edges with the image's; tiles: a second pass over tiles of large "
+        "images (default: the model's)",
     )
     group.add_argument(
         "--offload", action="store_true", help="keep only the active part of the model on the GPU"
@@ -195,7 +198,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_predictor(args: argparse.Namespace, progress: bool, **settings):
     """Load the model that the arguments of `add_model_arguments` name; see `MattePredictor`."""
-    from SDMatte.inference.predictor import MattePredictor  # late: it takes seconds
+    from SDMatte.inference.predictor import MattePredictor  # imported late: it takes seconds
 
     return MattePredictor.from_pretrained(
         args.model,
@@ -212,8 +215,8 @@ def load_predictor(args: argparse.Namespace, progress: bool, **settings):
 
 def run(args: argparse.Namespace) -> int:
     """Plan the mattes, load the model if any are missing, and write them."""
-    if not _is_single(args):  # OpenMP reads it when torch loads
-        # Threads of torch that wait actively would take the processors from those that write.
+    if not _is_single(args):
+        # OpenMP reads this when torch loads. Busy waiting would take cores from writing threads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     alone = args.num_processes == args.num_machines == 1
     if alone and not os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
@@ -227,7 +230,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_shared(args: argparse.Namespace) -> int:
-    """Make the mattes of this process's share of the images; called in every process."""
+    """Make this process's share of the mattes; called in every process."""
     import SDMatte.compat  # noqa: F401
 
     import torch.distributed as dist
@@ -236,7 +239,7 @@ def _run_shared(args: argparse.Namespace) -> int:
     from SDMatte.runtime.ranks import run_on_main
 
     batch = run_on_main(functools.partial(_plan, args))
-    # Shares can take hours longer than others, longer than the timeout of the run's own groups.
+    # One share can take hours longer than another, beyond the timeout of the run's own groups.
     group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
     part = batch.share(comm.get_rank(), comm.get_world_size())
     _predict(part, args, comm.get_local_size(), comm.is_main_process())
@@ -247,7 +250,7 @@ def _run_shared(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace):
-    """Return the checked batch."""
+    """Plan the batch and check it."""
     from SDMatte.inference.batch import Batch
     from SDMatte.inference.result import OutputSettings
 
@@ -291,13 +294,13 @@ def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool 
     received: list[int] = []
     try:
         with interrupted_once() as received:
-            from SDMatte.inference.detection import Detector  # late: it takes seconds
+            from SDMatte.inference.detection import Detector  # imported late: it takes seconds
 
             has_text = any(job.prompt.kind == "text" for job in batch.jobs)
             predictor = load_predictor(
                 args,
                 progress=is_main,
-                # Loaded first, so that a mistake is reported before a large model is fetched.
+                # Loaded first, so that a mistake is reported before fetching a large model.
                 detector=Detector(args.detector, args.device) if has_text else args.detector,
                 detector_threshold=args.detector_threshold,
             )
@@ -307,7 +310,7 @@ def _predict(batch, args: argparse.Namespace, num_local: int = 1, is_main: bool 
             raise
         name = signal.Signals(received[0]).name
         raise RunStopped(
-            f"Stopped by {name}; written mattes are kept. Repeat the command for the others.",
+            f"Stopped by {name}; written mattes are kept. Repeat the command to make the others.",
             exit_status(received[0]),
         ) from None
 

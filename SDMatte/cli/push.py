@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=path_or_name,
         metavar="RUN_OR_MODEL",
-        help="a training run, a saved model, or a checkpoint in one of these",
+        help="a training run, a saved model, or a checkpoint in either",
     )
     parser.add_argument("repo", metavar="OWNER/NAME", help="the repository; created if missing")
     parser.add_argument("--checkpoint", type=path_or_name, help="another checkpoint of the run")
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="FOLDER",
-        help="folders with results of `test` (default: the run's); those of other weights are "
+        help="folders with results of `test` (default: the run's); results of other weights are "
         "left out",
     )
     parser.add_argument("--license", help="identifier of the license on the hub, such as mit")
@@ -65,7 +65,7 @@ def push_to_hub(
         source: Anything `SDMatte.inference.loading.find_model` takes.
         repo: ``OWNER/NAME``.
         checkpoint: See `find_model`.
-        results: Folders with results; None: that of the run.
+        results: Folders with results; None: the run's folder.
         license_id: Identifier of the license on the hub.
         private: Create a private repository.
         dry_run: Upload nothing and return the card.
@@ -122,6 +122,6 @@ def _make_card(
             if result.info.get("model sha256") == digest:
                 own.append(result)
             else:
-                logger.warning("%s: results of other weights left out.", path)
+                logger.warning("%s left out: its results are of other weights.", path)
     model = found.model_class.__name__
     return render_card(repo, model, own, config, base, license_id)

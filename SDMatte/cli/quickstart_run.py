@@ -1,4 +1,4 @@
-"""The work of ``sdmatte quickstart``: samples, training, test, scores and images."""
+"""Implementation of ``sdmatte quickstart``: samples, training, test, scores and images."""
 
 import json
 import logging
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _ROWS = 12
 _PROMPT_COLOR = (255, 210, 0)
-# Prompts of the photographs that installed packages bring, in pixels.
+# Prompts for the photographs from installed packages, in pixels.
 _POINTS = {
     "coffee": ((280, 120), (200, 200), (330, 200), (280, 280)),
     "flower": ((310, 220), (250, 180), (370, 260)),
@@ -42,7 +42,7 @@ _POINTS = {
 _ELLIPSES = {"coffee": ((280, 200), (170, 150)), "grace_hopper": ((260, 330), (220, 290))}
 PROMPTS = ("box", "point", "mask")
 NEXT_STEPS = """\
-In {output}: photographs.png (the model that ships), scores.md, train/curves.png and results.png
+In {output}: photographs.png (the shipped model), scores.md, train/curves.png and results.png
 (after fine-tuning).
 Next: your own data, the published weights and the published recipe; see README.md."""
 
@@ -52,7 +52,7 @@ class QuickstartResult:
     """Results of `quickstart`."""
 
     scores: dict[str, dict[str, float]]  # raw metrics by method and set/prompt
-    # Whether MSE and SAD with boxes are lower than those of the box and of an untrained network.
+    # Whether MSE and SAD with boxes are lower than for the box as alpha and an untrained network.
     beats_baselines: bool
     markdown: str  # table of the scores
 
@@ -64,19 +64,19 @@ def quickstart(
     overrides: Sequence[str] = (),
     sample_settings: Mapping[str, Any] | None = None,
 ) -> QuickstartResult:
-    """Cut out photographs; fine-tune on the sample set, test against baselines, draw the results.
+    """Cut out photographs, fine-tune on the sample set, test against baselines, draw the results.
 
-    A training in ``output/train`` is resumed.
+    A run in ``output/train`` is resumed.
     """
     output, run_dir = Path(output), Path(output) / "train"
     draw_photographs(MattePredictor.from_pretrained(), output / "photographs.png")
-    logger.info("Mattes of photographs by the model that ships: %s", output / "photographs.png")
+    logger.info("Mattes of photographs by the shipped model: %s", output / "photographs.png")
     make_sample_set(samples, **(sample_settings or {}))
     outputs = [output / name for name in ("test", "results.png", "scores.json", "scores.md")]
     check_not_read([output, *outputs], [samples])
     settings = [f"train.output_dir={run_dir}", *overrides]
     config = load_config(config_file, settings)
-    os.environ["SDMATTE_DATA_ROOT"] = str(samples)  # which may be set for other data
+    os.environ["SDMATTE_DATA_ROOT"] = str(samples)  # replaces the user's
     train(config_file, settings, resume=True)
     model = load_trained(config, run_dir / hub.FINAL_CHECKPOINT)
     scores = score_with_baselines(config, model, output / "test")
@@ -90,7 +90,7 @@ def quickstart(
 def score_with_baselines(
     config: DictConfig, model: SDMatte, output: Path
 ) -> dict[str, dict[str, float]]:
-    """Score the trained network with each prompt, and its baselines with boxes."""
+    """Score the trained network with each prompt, and the baselines with boxes."""
     torch.manual_seed(config.train.seed)
     runs = [
         ("trained", model, PROMPTS),
@@ -132,7 +132,7 @@ def draw_photographs(predictor: MattePredictor, path: Path, tile: int = 256) -> 
             prompts.append({"mask": mask})
         for prompt in prompts:
             result = predictor.predict(**prompt, image=predictor.encode(image))
-            assert isinstance(result, MatteResult)  # a single prompt
+            assert isinstance(result, MatteResult)  # one prompt gives one result
             ground = checkerboard(result.alpha.shape, max(image.shape) // 24)
             tiles += [_prompted(image, **prompt), result.alpha, result.composite(ground)]
     write_image(path, contact_sheet(tiles, ["prompt", "matte", "cutout"] * 2, 6, tile))
@@ -153,7 +153,7 @@ def draw_results(config: DictConfig, model: SDMatte, path: Path) -> None:
         height, width = truth.shape
         box = (x0 * width, y0 * height, x1 * width, y1 * height)
         result = predictor.predict(box=box, image=predictor.encode(image))
-        assert isinstance(result, MatteResult)  # of a single box
+        assert isinstance(result, MatteResult)  # one box gives one result
         tiles += [image, _prompted(image, box), result.alpha, truth]
     labels = ["image", "box prompt", "prediction", "truth"]
     write_image(path, contact_sheet(tiles, labels, columns=4))

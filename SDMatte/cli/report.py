@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="a folder with results at any depth (--output of test and score), or NAME=FOLDER",
     )
-    parser.add_argument("--output", type=Path, default=Path("output/report"), help="folder")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/report"), help="folder of the report"
+    )
     parser.add_argument(
         "--images", type=int, default=6, help="images per data set and prompt (default: 6)"
     )
@@ -35,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: The number of images is negative.
-        DataError: A folder holds no results, or the output is not writable.
+        DataError: A folder holds no results.
+        OutputError: The output is not writable.
     """
     if args.images < 0:
         raise ConfigError(f"--images must be at least 0; got {args.images}.")

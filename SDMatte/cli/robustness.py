@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, in as many processes as requested."""
+    """Run the measurement in as many processes as requested."""
     runs, overrides = split_runs(args.words)
     launch(args, runs[0][0], overrides, measure, args)
 

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("truth_dir", type=Path, help="true alphas of the same names and sizes")
     parser.add_argument("--trimaps", type=Path, help="score only the unknown pixels of these")
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="official")
-    parser.add_argument("--output", type=Path, help="folder for CSV, JSON, Markdown and a sheet")
+    parser.add_argument(
+        "--output", type=Path, help="folder for CSV, JSON, Markdown and a contact sheet"
+    )
     parser.add_argument(
         "--error-maps", action="store_true", help="also write an error map for each matte"
     )
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-workers",
         type=int,
         default=0,
-        help="processes that share the work (default: this one)",
+        help="scoring processes (default: 0, this process)",
     )
 
 

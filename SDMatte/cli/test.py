@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder of mattes and reports (default: test/ beside the checkpoint, output/NAME for "
-        "one from the hub; for several models, output/test with a folder for each)",
+        help="folder of mattes and reports (default: test/ beside the checkpoint, output/NAME/test "
+        "for one from the hub; for several models, output/test with a folder for each)",
     )
     parser.add_argument(
         "--only",
         choices=("predict", "score"),
-        help="only write the mattes, or only score mattes written so, given the same arguments",
+        help="only write the mattes, or only score those written with the same arguments",
     )
     parser.add_argument(
         "--save-prompts",
@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts-from",
         type=Path,
         metavar="FILE",
-        help="read boxes, points and masks from such a file instead of drawing them",
+        help="read boxes, points and masks from a saved file instead of drawing them",
     )
     add_process_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that ``test`` and ``robustness`` share: what is tested."""
+    """Add the arguments for what to test, which ``test`` and ``robustness`` share."""
     parser.add_argument(
         "words",
         nargs="*",
@@ -59,7 +59,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="also test a baseline on the sets of the first config: prompt (the prompt as alpha), "
-        "grabcut, grabcut-guided (with a guided filter), closed-form (of a trimap); without "
+        "grabcut, grabcut-guided (with a guided filter), closed-form (needs trimaps); without "
         "checkpoints, only baselines are tested",
     )
     parser.add_argument(
@@ -70,13 +70,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-workers",
         type=int,
         metavar="N",
-        help="scoring processes beside each model, same as test.num_workers=N (default: 1, a "
+        help="scoring processes per model process, same as test.num_workers=N (default: 1, a "
         "thread)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Test, in as many processes as requested."""
+    """Run the test in as many processes as requested."""
     runs, overrides = split_runs(args.words)
     launch(args, runs[0][0], overrides, test, args)
 

@@ -1,4 +1,4 @@
-"""Data: from the folders of the paper's sets, or your own, to batches (data/README.md)."""
+"""Data pipeline: from the paper's data sets, or your own, to batches (data/README.md)."""
 
 from SDMatte.data.catalog import TEST_SETS, TRAIN_SETS, data_root, list_samples
 from SDMatte.data.dataset import MattingDataset

@@ -1,7 +1,7 @@
 """The data sets of the paper, one short entry each, and folder pairs (data/README.md).
 
-An entry holds only what is peculiar to a set. `list_samples` turns entries into samples; nothing
-is read before.
+An entry holds only what is specific to a set. `list_samples` turns entries into samples; no file
+is read before that.
 """
 
 import logging
@@ -32,7 +32,7 @@ def data_root(configured: str | Path | None = None) -> Path:
 
 
 def _coco_files(root: Path, entry: Entry) -> list[Sample]:
-    """COCO-Matting: a JSON list of image_path and alpha_path, with trimaps beside the alphas."""
+    """List COCO-Matting from its JSON file of image and alpha paths; trimaps match the alphas."""
     label_file = root / entry.folder / "COCO_Matte.json"
     content = read_json(label_file)
     items = list(content.values()) if isinstance(content, dict) else content
@@ -42,7 +42,8 @@ def _coco_files(root: Path, entry: Entry) -> list[Sample]:
         for key in ("image_path", "alpha_path")
     ):
         raise DataError(f"{label_file} must be a list of entries with image_path and alpha_path.")
-    # Paths start at the data root or at the set's folder; single files may be missing.
+    # Paths are relative to the data root or the set's folder. Single files may be missing, so the
+    # first alpha alone does not tell which.
     from_root = any(os.path.exists(root / item["alpha_path"]) for item in islice(items, 100))
     base = "" if from_root else entry.folder
     samples = []
@@ -54,7 +55,7 @@ def _coco_files(root: Path, entry: Entry) -> list[Sample]:
 
 
 def _refmatte_rw_files(root: Path, entry: Entry) -> list[Sample]:
-    """RefMatte-RW-100: a label file with the image and captions of each alpha; the last counts."""
+    """List RefMatte-RW-100 from its label file; the last caption of each alpha is used."""
     images, alphas = join(entry.folder, entry.image), join(entry.folder, entry.alpha)
     labels = read_json(root / entry.folder / "refmatte_rw100_label.json")
     by_stem = names_by_stem(root / images, preferred=".jpg")
@@ -82,7 +83,7 @@ TRAIN_SETS: dict[str, Entry] = {
         expected=431,
     ),
     "DIS-646": Entry("Distinctions-646/Train", fg="FG", alpha="GT", composites=3, expected=596),
-    # The released list builder makes 4 composites, the published schedule counts 2.
+    # The released list builder makes 4 composites; the published schedule counts 2.
     "AM-2K": Entry(
         "AM-2K/train",
         image="original",
@@ -169,46 +170,46 @@ _Path = Annotated[str, BeforeValidator(_expand)]
 
 
 class _SetSettings(Settings):
-    """Settings that any data set of a config can have."""
+    """Settings common to all data sets of a config."""
 
     name: str = Field("", description="Name of the set; of a pair, its name in results.")
-    composites: int = Field(0, ge=0, description="Composites of each foreground.")
-    background: _Path = Field("", description="Folder of their backgrounds.")
+    composites: int = Field(0, ge=0, description="Composites per foreground.")
+    background: _Path = Field("", description="Folder of the composites' backgrounds.")
     is_trans: int | None = Field(
-        None, ge=0, le=1, strict=False, description="1 transparent, 0 opaque, null: by its alpha."
+        None, ge=0, le=1, strict=False, description="1 transparent, 0 opaque, null: from the alpha."
     )
     weight: float | None = Field(
-        None, gt=0, description="Weight in the training mix. To leave a set out, remove it."
+        None, gt=0, description="Weight in the training mix. To exclude a set, remove it."
     )
     optional: bool = Field(False, description="Skip a test set that is not found.")
 
 
 class KnownSet(_SetSettings):
-    """Settings of a set of the catalog: ``{name: NAME, ...}``."""
+    """Settings of a set in the catalog: ``{name: NAME, ...}``."""
 
     count: int | None = Field(None, ge=0, description="Alphas to draw; null: all.")
     list_file: _Path = Field("", description="Text file with one alpha path per line.")
     remap: tuple[str, _Path] = Field(
-        ("", ""), strict=False, description="[OLD, NEW]: replaces a prefix of its lines."
+        ("", ""), strict=False, description="[OLD, NEW]: replace the prefix OLD of its lines."
     )
 
 
 class FolderPair(_SetSettings):
-    """Two folders with files of the same names: ``{image: DIR, alpha: DIR, ...}``.
+    """A folder of images and one of alphas with matching names: ``{image: DIR, alpha: DIR, ...}``.
 
-    Folders are looked for in the current directory, then under the data root.
+    Relative folders are looked up in the current directory, then under the data root.
     """
 
-    image: _Path = Field("", description="Folder of the images; with composites, foregrounds.")
+    image: _Path = Field("", description="Folder of the images or, with composites, foregrounds.")
     alpha: _Path = Field("", description="Folder of the alphas.")
     trimap: _Path = Field("", description="Folder of the trimaps.")
-    holdout: Any = Field(None, description="Pairs kept for test: a fraction, or a number of them.")
+    holdout: Any = Field(None, description="Pairs held out for testing: a fraction or a number.")
 
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
         if name == ".." or Path(name).name != name:
-            raise ValueError("must not be a path, because it also names folders")
+            raise ValueError("must not be a path: it is also the name of a folder")
         return name
 
     @field_validator("holdout")
@@ -225,7 +226,7 @@ def list_samples(
     root: str | Path | None = None,
     training: bool = True,
 ) -> list[Sample]:
-    """List the samples of `list_sets` one set after the other, within a set sorted by alpha."""
+    """Return the samples of `list_sets` as one list, set by set."""
     return [s for _, samples in list_sets(names, root, training) for s in samples]
 
 
@@ -235,21 +236,21 @@ def list_sets(
     """List the samples of each data set.
 
     Args:
-        names: One or more of: a name of the catalog; a mapping with the settings of `KnownSet`; a
-            mapping with those of `FolderPair`.
+        names: A data set or a list of them: names in the catalog, or mappings with the settings
+            of `KnownSet` or `FolderPair`.
         root: The data root of the config; see `data_root`.
-        training: Whether to look up names in `TRAIN_SETS` or in `TEST_SETS`.
+        training: Whether to look up names in `TRAIN_SETS` rather than `TEST_SETS`.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
-        DataError: A name is unknown, a folder is missing or empty, or partners are missing: in
-            test any, in training all (single ones are counted when they are loaded).
+        DataError: A name is unknown, a folder is missing or empty, or files are missing; in
+            training, only if every sample lacks one (others fail when they are loaded).
     """
     items = [names] if isinstance(names, str | Mapping) else names
     if not isinstance(items, Sequence):
-        raise DataError(f"Data sets are a list of names and folder pairs; got {names!r}.")
+        raise DataError(f"Data sets must be a list of names and folder pairs; got {names!r}.")
     if not items:
-        raise DataError(f"No data set is named; known are {_known(training)} and folder pairs.")
+        raise DataError(f"No data set given; known are {_known(training)} and folder pairs.")
     base = data_root(root)
     sets = []
     for item in items:
@@ -274,7 +275,7 @@ def is_known(name: Any) -> bool:
 
 
 def is_there(item: str | Mapping[str, Any], root: str | Path | None = None) -> bool:
-    """Return whether a test set of the config has a folder, complete or not; see `resolve_set`."""
+    """Return whether a folder of a test set exists, complete or not; see `resolve_set`."""
     base = data_root(root)
     return resolve_set(item, base, training=False).exists(base)
 
@@ -284,26 +285,26 @@ def _known(training: bool) -> str:
 
 
 def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True) -> Entry:
-    """Return the entry of a set of the config.
+    """Return the entry of a data set in a config.
 
     Args:
         item: A name or a mapping; see `list_sets`.
         root: The data root.
-        training: Whether a training or a test set is wanted.
+        training: Whether to look for a training set rather than a test set.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
         DataError: The set is unknown.
     """
     if not isinstance(item, str | Mapping):
-        raise DataError(f"A data set is a name or {{image: DIR, alpha: DIR}}; got {item!r}.")
+        raise DataError(f"A data set must be a name or {{image: DIR, alpha: DIR}}; got {item!r}.")
     options = {"name": item} if isinstance(item, str) else {str(k): v for k, v in item.items()}
     options = {k: v for k, v in options.items() if k not in PATH_KEYS or v not in (None, "")}
     name = options["name"] = str(options.get("name") or "")
-    foreign = "optional" if training else "weight"
-    if foreign in options:
+    misplaced = "optional" if training else "weight"
+    if misplaced in options:
         kind = "test" if training else "training"
-        raise DataError(f"{name or 'pair'}: {foreign} is a setting of {kind} sets only.")
+        raise DataError(f"{name or 'pair'}: {misplaced} is a setting of {kind} sets only.")
     if is_pair(item):
         return _resolve_pair(options, root)
     name = _ALIASES.get(name, name)
@@ -328,7 +329,7 @@ def resolve_set(item: str | Mapping[str, Any], root: Path, training: bool = True
 
 
 def _given(settings: _SetSettings) -> dict[str, Any]:
-    """Return the fields of an entry that settings change."""
+    """Return the fields of an entry that were set explicitly."""
     return settings.model_dump(exclude_unset=True, exclude={"name", "optional"})
 
 
@@ -344,8 +345,8 @@ def _resolve_pair(options: Mapping[str, Any], root: Path) -> Entry:
         raise DataError(f"{name} does not use background: composites is 0.")
     if pair.composites and pair.holdout is not None:
         raise DataError(
-            f"{name}: holdout keeps image pairs for validation, and composites makes new images "
-            f"of foregrounds; hold out a pair of images and alphas instead."
+            f"{name}: holdout does not work with composites, which are made from foregrounds; "
+            f"hold out a pair of images and alphas instead."
         )
     given = _given(pair)
     for key in ("image", "alpha", "trimap", "background"):
@@ -357,7 +358,7 @@ def _resolve_pair(options: Mapping[str, Any], root: Path) -> Entry:
 
 
 def _here_or_root(folder: str, root: Path) -> str:
-    """Find a user's folder; one in the data root stays relative to it."""
+    """Resolve a user's folder; the result is relative if it lies under the data root."""
     path = Path(folder)
     if not os.path.isdir(path) and os.path.isdir(root / path):
         path = root / path

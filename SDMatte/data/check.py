@@ -1,4 +1,4 @@
-"""Checks of data sets before a training: what was found, and what of it cannot be used."""
+"""Check data sets before training: list what exists and report which samples are unusable."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,10 +37,10 @@ KINDS = {
     "ones": "alpha all 255",
     "spare": "no alpha",
 }
-"""Kinds of findings, with their heading. The first three make a sample unusable."""
+"""Kinds of findings and their headings in tables. The first three make a sample unusable."""
 
 BACKGROUNDS_EXPECTED = 20_000
-"""Images of BG-20K: 15,000 for training and 5,000 for test, of which all are used."""
+"""Images of BG-20K: 15,000 for training and 5,000 for testing, all of which are used."""
 
 _HARMFUL = ("missing", "unreadable", "size")
 _READERS = {
@@ -52,7 +52,7 @@ _READERS = {
 
 
 class Finding(NamedTuple):
-    """A problem with a file: its kind (of `KINDS`), and a line of text."""
+    """A problem with a file: its kind (from `KINDS`) and a line of text."""
 
     kind: str
     text: str
@@ -60,16 +60,16 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class SetReport:
-    """What was found of a set: its file names (`list_set`), and problems in them (`check_set`).
+    """The samples of a set, from `list_set`, and the problems of their files, from `check_set`.
 
     Attributes:
         entry: The set.
         training: Whether it is a training set.
         root: The data root.
         samples: The samples found.
-        problem: Why training or test with it cannot start, or "".
-        findings: Problems of single files, sorted by kind.
-        usable: The samples that can be used, once all files have been read.
+        problem: Why training or testing with the set cannot start, or "".
+        findings: Problems of individual files, sorted by kind.
+        usable: The usable samples; known only after `check_set`.
     """
 
     entry: Entry
@@ -119,7 +119,7 @@ class SetReport:
 
     @property
     def num_bad(self) -> int:
-        """Number of samples that cannot be used."""
+        """Number of unusable samples."""
         return len(self.samples) - len(self.usable)
 
     def lines(self) -> Iterator[str]:
@@ -131,12 +131,12 @@ class SetReport:
 
 
 def parts_of(item: str | Mapping[str, Any], only: str | None = None) -> list[str]:
-    """Return the parts, ``"train"`` and ``"test"``, that a name stands for.
+    """Return the parts, ``"train"`` and ``"test"``, in which a set exists.
 
     Args:
-        item: A name of the catalog, or a folder pair, which is for training, and for test if it
+        item: A name in the catalog, or a folder pair: a training set, and also a test set if it
             has a holdout.
-        only: The one part that is wanted.
+        only: The only part to return.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -170,7 +170,7 @@ def list_set(
     Args:
         item: A name or a folder pair, as in a config.
         root: The data root of the config.
-        training: Whether as a training set.
+        training: Whether to list it as a training set.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.
@@ -183,7 +183,7 @@ def list_set(
     for check_files in (True, False):
         try:
             samples = tuple(samples_of_set(entry, base, training, check_files))
-            problem = problem or ("" if samples else "It holds no image.")
+            problem = problem or ("" if samples else "No image found.")
             break
         except DataError as error:
             problem = problem or str(error)
@@ -193,7 +193,7 @@ def list_set(
 def list_table(listed: Sequence[SetReport]) -> str:
     """Return a table of sets and of the backgrounds that they need, one per line.
 
-    Below it stand the problems of incomplete sets.
+    The problems of incomplete sets follow the table.
     """
     rows = [
         (s.name, s.part, s.state, len(s.samples), s.expected, s.kind, ", ".join(s.entry.folders))
@@ -210,8 +210,8 @@ def list_table(listed: Sequence[SetReport]) -> str:
     return "\n".join([tabulate(rows, heads), *([""] if problems else []), *problems])
 
 
-class _Look(NamedTuple):
-    """Height and width, range, and problem of a file."""
+class _FileReport(NamedTuple):
+    """Height and width, range of values, and problem of a file."""
 
     shape: tuple[int, ...] = ()
     low: float = 0.0
@@ -222,17 +222,19 @@ class _Look(NamedTuple):
 def check_set(
     listed: SetReport, num_workers: int | None = None, progress: bool = False
 ) -> SetReport:
-    """Read every file of a set once.
+    """Read every file of a set once; return the report with findings and usable samples.
 
     Args:
         listed: The set.
-        num_workers: Processes that read; None: one per core, at most 8.
+        num_workers: Reading processes; None: one per core, at most 8.
         progress: Whether to show a progress bar.
     """
     tasks = sorted({task for sample in listed.samples for task in _files(sample)})
-    looks = map_in_processes(partial(_look_at, listed.root), tasks, num_workers, chunk=8)
-    looks = tqdm(looks, listed.label, len(tasks), unit="file", leave=False, disable=not progress)
-    seen = dict(zip(tasks, looks, strict=True))
+    reports = map_in_processes(partial(_check_file, listed.root), tasks, num_workers, chunk=8)
+    reports = tqdm(
+        reports, listed.label, len(tasks), unit="file", leave=False, disable=not progress
+    )
+    seen = dict(zip(tasks, reports, strict=True))
     findings, usable = set(), []
     for sample in listed.samples:
         found = list(_findings(sample, seen, listed.root))
@@ -254,34 +256,34 @@ def _files(sample: Sample) -> Iterator[tuple[str, str]]:
             yield getattr(sample, role), role
 
 
-def _look_at(root: Path, task: tuple[str, str]) -> _Look:
+def _check_file(root: Path, task: tuple[str, str]) -> _FileReport:
     """Read a file; called in a worker process."""
     path, role = root / task[0], task[1]
     try:
         path.stat()
     except FileNotFoundError:
-        return _Look(finding=Finding("missing", f"{path} ({role})"))
+        return _FileReport(finding=Finding("missing", f"{path} ({role})"))
     except OSError:
         pass  # the reader's message is more precise
     try:
         array = _READERS[role](path)
     except DataError as error:
-        return _Look(finding=Finding("unreadable", str(error)))
+        return _FileReport(finding=Finding("unreadable", str(error)))
     low, high = (float(array.min()), float(array.max())) if role == "alpha" else (0.0, 1.0)
-    return _Look(array.shape[:2], low, high)
+    return _FileReport(array.shape[:2], low, high)
 
 
 def _findings(
-    sample: Sample, seen: Mapping[tuple[str, str], _Look], root: Path
+    sample: Sample, seen: Mapping[tuple[str, str], _FileReport], root: Path
 ) -> Iterator[Finding]:
     """Yield the problems of a sample."""
     alpha = seen[sample.alpha, "alpha"]
     for path, role in _files(sample):
-        look = seen[path, role]
-        if look.finding:
-            yield look.finding
-        elif role != "background" and alpha.shape and look.shape != alpha.shape:
-            (h, w), (ah, aw) = look.shape, alpha.shape
+        report = seen[path, role]
+        if report.finding:
+            yield report.finding
+        elif role != "background" and alpha.shape and report.shape != alpha.shape:
+            (h, w), (ah, aw) = report.shape, alpha.shape
             yield Finding(
                 "size", f"{root / path} has {w}x{h} pixels, its alpha {sample.alpha} {aw}x{ah}"
             )
@@ -292,10 +294,10 @@ def _findings(
 
 
 def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
-    """Return why a training cannot start, in sentences; none if it can.
+    """Return sentences that say why training cannot start; empty if it can.
 
     Args:
-        reports: Of the training sets, and of the sets that the training is evaluated on.
+        reports: Reports of the training sets and of the test sets for evaluation.
         max_bad_samples: Total number of training samples that may be unreadable.
     """
     found = [f"{report.label}: {report.problem}" for report in reports if report.problem]
@@ -304,11 +306,11 @@ def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
     total = sum(len(report.samples) for report in training)
     if bad and (bad > max_bad_samples or bad == total):
         found.append(
-            f"{bad} of {total} training samples cannot be used; at most {max_bad_samples} may be "
-            f"left out (max_bad_samples)."
+            f"{bad} of {total} training samples are unusable; at most {max_bad_samples} may be "
+            f"(max_bad_samples)."
         )
     found += [
-        f"{report.label}: {report.num_bad} of {len(report.samples)} samples cannot be used; a test "
+        f"{report.label}: {report.num_bad} of {len(report.samples)} samples are unusable; a test "
         f"stops at the first."
         for report in reports
         if report.num_bad and not report.training and not report.problem
@@ -317,7 +319,7 @@ def obstacles(reports: Sequence[SetReport], max_bad_samples: int) -> list[str]:
 
 
 def summary_table(reports: Iterable[SetReport]) -> str:
-    """Return a table of the number of findings, one set per line."""
+    """Return a table with the number of findings of each kind, one set per line."""
     rows = []
     for r in reports:
         kinds = [finding.kind for finding in r.findings]

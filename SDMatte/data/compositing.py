@@ -22,25 +22,25 @@ def composite(
     hw: tuple[int, int] | None = None,
     crop: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """Put an object on a background twice, side by side, and keep one copy as the target.
+    """Composite an object onto a background twice, side by side; one copy is the target.
 
-    Two equal objects, of which only the prompted one is the target, are what makes the prompt
-    matter. The result equals compositing at full size and resizing, but only the pixels that the
-    resize reads are computed. The background is resized and blurred in 8 bits.
+    Since the copies are equal, only the prompt tells the model which one is the target. The result
+    equals compositing at full size and resizing, but only the pixels that the resize reads are
+    computed. The background is resized and blurred in 8 bits.
 
-    With ``keep_aspect`` the background becomes a square that holds both copies, and ``crop``
-    draws a part of it.
+    With ``keep_aspect``, the canvas becomes a square that contains both copies, and ``crop`` draws
+    a part of it.
 
     Args:
         fg: Colors of the foreground, uint8 ``[H, W, 3]``.
         alpha: ``[H, W]``, uint8, or float32 in [0, 1].
         background: uint8 ``[h, w, 3]`` of any size.
-        size: Side of the result.
-        rng: Source of the choices.
+        size: Side of the result in pixels.
+        rng: Draws all choices but the crop.
         settings: The settings.
         hw: Height and width of the foreground's file. If it was read at a reduced size, it is
             composited at the size of the result, and the blur is scaled accordingly.
-        crop: Source of the window; None: the whole.
+        crop: Draws the crop window; None: no crop.
 
     Returns:
         The image, float32 ``[size, size, 3]`` in [0, 1]; the alpha of the target, float32
@@ -52,7 +52,7 @@ def composite(
     copies = 2 if rng.random() < settings.duplicate_prob else 1
     blurred = rng.random() < settings.blur_prob
     blur_size = int(rng.choice(settings.blur_sizes))  # in pixels of the files
-    kept = int(rng.integers(2)) if copies == 2 else 0  # 0 is the left one
+    kept = int(rng.integers(2)) if copies == 2 else 0  # 0: left, 1: right
     hw = hw or alpha.shape
     if hw != alpha.shape and not settings.keep_aspect:
         each = (-(-size // copies), size)  # width and height of a copy
@@ -88,7 +88,7 @@ def composite(
         box = box and (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
         window = crop_window(box, canvas, crop)
     grid = BilinearGrid(window, size)
-    rows, columns = grid.rows - top, grid.columns - left  # of the foreground and its copy
+    rows, columns = grid.rows - top, grid.columns - left  # in the foreground and its copy
     fg_rows, fg_columns = np.clip(rows, 0, height - 1), columns % width
     part = unit(pick(alpha, fg_rows, fg_columns))
     if canvas != (height, total):  # only background around the objects

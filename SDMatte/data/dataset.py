@@ -1,4 +1,4 @@
-"""From a list of files to the samples that the model gets (data/README.md)."""
+"""The dataset, which turns listed files into the model's samples (data/README.md)."""
 
 import hashlib
 import logging
@@ -42,20 +42,20 @@ from SDMatte.runtime.settings import DatasetSettings
 
 logger = logging.getLogger(__name__)
 
-# Seeds follow from the order: new stages go to the end.
+# Seeds depend on the order, so append new stages at the end.
 _STAGES = ("composite", "trimap", "mask", "box", "point", "gray", "crop", "flip", "color")
 
 
 class MattingDataset(Dataset):
-    """Samples with all prompts, for training or test.
+    """Samples with all prompts, for training or testing.
 
-    The colors of images with an alpha channel are read as stored, as in the reference: in data sets
-    they are foregrounds whose colors continue under their alpha, or the channel has no meaning.
+    Images with an alpha channel keep their stored colors, as in the reference: in data sets, they
+    are foregrounds with colors under transparent pixels, or the channel has no meaning.
     (`SDMatte.MattePredictor` respects transparency.)
 
-    A sample depends only on the seed, its index and, in training, the epoch; in test on the seed
-    and the alpha's file name, so that two evaluations of a set or a part of it use the same
-    prompts. Each stage (composite, trimap, mask, ...) has its own random stream.
+    In training, a sample depends only on the seed, its index and the epoch. In testing, it depends
+    on the seed and the alpha's file name, so every evaluation of a set, or of part of it, uses the
+    same prompts. Each stage (composite, trimap, mask, ...) has its own random stream.
     """
 
     def __init__(
@@ -79,16 +79,16 @@ class MattingDataset(Dataset):
             names: Data sets and folder pairs, see `SDMatte.data.catalog.list_sets`.
             samples: The samples themselves, instead of ``names``.
             root: The data root of the config, see `SDMatte.data.catalog.data_root`.
-            size: Side of the square that images are resized to; in test with ``keep_aspect``, of a
-                square with as many pixels.
-            training: Whether to draw as in training, and to skip unreadable files.
+            size: Side of the square that images are resized to; in testing with ``keep_aspect``,
+                images get about as many pixels.
+            training: Whether to draw samples as in training and skip unreadable files.
             seed: Seed of all random choices.
             settings: Settings of the samples.
             limit: Use only the first samples.
             max_bad_samples: Number of different training samples that may be unreadable.
-            prompts_from: In test, a file of boxes, points and masks to use instead of drawn ones,
-                see `SDMatte.prompts.frozen`.
-            perturb: In test, how prompts are perturbed.
+            prompts_from: For testing, a file of boxes, points and masks to use instead of drawing
+                them, see `SDMatte.prompts.frozen`.
+            perturb: For testing, how to perturb the prompts.
 
         Raises:
             ConfigError: A setting is unknown or not allowed.
@@ -128,22 +128,22 @@ class MattingDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """Make a sample.
+        """Return a sample.
 
         Args:
-            key: An index, or (epoch, index); the epoch counts how often the sample came before.
+            key: An index, or (epoch, index); the epoch counts earlier draws of the sample.
 
         Returns:
             ``image`` float32 ``[3, S, S]``; ``alpha``, ``trimap``, ``bbox_mask``, ``point_mask``,
             ``mask``, ``auto_mask`` float32 ``[1, S, S]``, all in [-1, 1]; the coordinates of each
             prompt, float32 ``[4]`` or ``[20]``; ``is_trans`` int64 ``[]``; ``hw`` int64 ``[2]``,
-            height and width before resizing (of a composite with both copies; of a crop those of
+            height and width before resizing (of a composite with both copies; of a crop, those of
             the crop); ``caption``, ``image_name`` (the alpha's file name), ``alpha_path``,
             ``image_path`` ("" for a composite), ``trimap_path`` ("" without one), ``dataset``: str.
 
         Raises:
-            DataError: In test: a file cannot be read. In training: too many cannot; up to
-                ``max_bad_samples``, the next readable sample replaces a bad one.
+            DataError: In testing, a file is unreadable; in training, too many are. Up to
+                ``max_bad_samples``, the next readable sample replaces an unreadable one.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if not -len(self) <= index < len(self):
@@ -169,7 +169,7 @@ class MattingDataset(Dataset):
         return {s: np.random.default_rng(q) for s, q in zip(_STAGES, seeds, strict=True)}
 
     def prompt_key(self, sample: Sample) -> tuple[str, str]:
-        """Return the set and the name of a sample in prompt files."""
+        """Return the data set and key of a sample in prompt files."""
         return sample.dataset, sample_key(self.root / sample.alpha, self.root)
 
     def _read_prompts(self, path: str | Path) -> PromptFile:
@@ -183,12 +183,12 @@ class MattingDataset(Dataset):
     def _count_bad(self, index: int, error: DataError) -> None:
         if not self._bad[index]:
             self._bad[index] = True
-            logger.warning("A sample is left out: %s", error)
+            logger.warning("Skipping a sample: %s", error)
         count = int(self._bad.sum())
         if count > self.max_bad_samples:
             raise DataError(
                 f"{count} training samples cannot be read, {self.max_bad_samples} are allowed "
-                f"(max_bad_samples); the last one: {error}"
+                f"(max_bad_samples). The last error: {error}"
             ) from error
 
     def _make(self, sample: Sample, rng: Mapping[str, np.random.Generator]) -> dict[str, Any]:
@@ -235,11 +235,11 @@ class MattingDataset(Dataset):
     def _read(
         self, sample: Sample, rng: Mapping[str, np.random.Generator]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, int], bool]:
-        """Read a sample; composite, or with ``keep_aspect`` crop, and resize it.
+        """Read a sample, composite it or crop it (with ``keep_aspect``), and resize it.
 
         Returns:
-            Image, float32 ``[S, S, 3]``, and alpha, float32 ``[S, S]``; trimap likewise, or None if
-            not given, all in [0, 1]; height and width before; whether it is transparent.
+            Image ``[S, S, 3]``, alpha ``[S, S]``, and trimap ``[S, S]`` or None if not given, all
+            float32 in [0, 1]; height and width before resizing; whether it is transparent.
         """
         at_least = self._at_least(sample)
         alpha = self._reader.matte(self.root / sample.alpha, at_least)
@@ -276,19 +276,19 @@ class MattingDataset(Dataset):
             given = self._reader.trimap(self.root / sample.trimap)
             self._check_size(sample, sample.trimap, given, alpha)
             trimap = resize_trimap(whole.cut(given.pixels), size)
-        grid = BilinearGrid(window, size)  # only the pixels that it reads become floats
+        grid = BilinearGrid(window, size)  # only the pixels it needs become floats
         small = grid.combine(pick(image.pixels, grid.rows, grid.columns).astype(np.float32))
         small /= 255  # [0, 255] -> [0, 1]
         target = grid.combine(unit(pick(alpha.pixels, grid.rows, grid.columns)))
         return small, target, trimap, (whole.height, whole.width), is_trans
 
     def _at_least(self, sample: Sample) -> tuple[int, int]:
-        """Return how many rows and columns of its files a sample needs."""
+        """Return how many rows and columns a sample needs from its files."""
         side = self.size
         if self.settings.keep_aspect:  # a crop has at least half the side of the image
             side *= 2
         if sample.is_trans is None:
-            side = max(side, SIDE)  # for the rule of transparency
+            side = max(side, SIDE)  # for `is_transparent_alpha`
         return side, side
 
     def _is_trans(self, sample: Sample, alpha: Source) -> bool:

@@ -1,7 +1,7 @@
-"""From the folders of a data set to the list of its samples: alphas first, then their partners.
+"""List the samples of a data set from its file names; images are not opened.
 
-An `Entry` describes a set (`SDMatte.data.catalog` has those of the paper). File names are read, no
-image is. Unreadable paths are treated as missing, or end in a `SDMatte.errors.DataError`.
+An `Entry` describes a set (`SDMatte.data.catalog` has those of the paper). Each alpha is matched to
+its image and trimap. Unreadable paths count as missing or raise `SDMatte.errors.DataError`.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 BACKGROUNDS = "BG-20K"
 
 REPOSITORY_LISTS = Path(__file__).resolve().parents[2] / "data" / "txt"
-"""Second place of lists of transparent samples; those under the data root take precedence."""
+"""Fallback folder for lists of transparent samples; those under the data root take precedence."""
 
 _FILES = ("image", "alpha", "trimap", "background")
 
@@ -36,11 +36,11 @@ class Sample:
 
     Attributes:
         dataset: Name of the set, as in the catalog.
-        image: The image; of a composite the foreground.
+        image: The image; for a composite, the foreground.
         alpha: The true alpha.
-        trimap: A given trimap; "": it is made from the alpha.
+        trimap: The trimap; "": it is computed from the alpha.
         background: The background of a composite; "" for a natural image.
-        is_trans: 1 transparent, 0 opaque, None: decided from the alpha when it is read.
+        is_trans: 1: transparent; 0: opaque; None: determined from the alpha when it is read.
         caption: Text for the text encoder, or "".
     """
 
@@ -55,21 +55,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a data set keeps its files, and how samples are made of them.
+    """The folder layout of a data set, and how samples are made from its files.
 
-    The settings that a config can change, from composites to weight, are those of
+    Attributes that are not listed here are config settings: see
     `SDMatte.data.catalog.KnownSet` and `SDMatte.data.catalog.FolderPair`.
 
     Attributes:
-        folder: Folder, or folders, of the set under the data root; "" for a folder pair.
+        folder: Folder or folders of the set under the data root; "" for a folder pair.
         alpha: Sub-folder of the alphas; each alpha becomes one or more samples.
         image: Sub-folder of the natural images, or "".
         fg: Sub-folder of the foregrounds for composites, or "".
-        trimap: Sub-folder of the trimaps; "": trimaps are made from the alphas.
-        is_trans: 1: all transparent; 0: opaque except for those on the set's list; None: by the
-            list, and without a list from the alpha.
+        trimap: Sub-folder of the trimaps; "": trimaps are computed from the alphas.
+        is_trans: 1: all transparent; 0: opaque unless on the set's list; None: given by the list,
+            or determined from the alpha if there is no list.
         image_stem: Maps the stem of an alpha to that of its image.
-        files: Lists the samples of a set that a file describes.
+        files: Function that lists the samples of a set with a label file.
         expected: Number of alphas of the published set, if known.
     """
 
@@ -98,7 +98,7 @@ class Entry:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folders of the set; of a folder pair, both of them."""
+        """Folders of the set; for a folder pair, both of them."""
         return self.roots if any(self.roots) else (self.image or self.fg, self.alpha)
 
     def exists(self, root: Path) -> bool:
@@ -112,7 +112,7 @@ class Entry:
 
     @property
     def is_composite(self) -> bool:
-        """Whether foregrounds are put on backgrounds."""
+        """Whether foregrounds are composited onto backgrounds."""
         return bool(self.fg and self.composites)
 
     @property
@@ -125,18 +125,18 @@ class Entry:
 def samples_of_set(
     entry: Entry, root: Path, training: bool, check_files: bool = True
 ) -> Iterator[Sample]:
-    """List a set: its natural images, then its composites.
+    """Yield the samples of a set: natural images, then composites.
 
     Args:
         entry: The set.
         root: The data root.
-        training: Whether for training, where samples without a partner are logged; their files
-            count as unreadable when the sample is loaded.
-        check_files: Whether to look for missing partners.
+        training: Whether to list for training, where missing files are only logged; they count
+            as unreadable when their sample is loaded.
+        check_files: Whether to look for missing files.
 
     Raises:
-        DataError: A folder or list cannot be read; or partners are missing: in test any, in
-            training all.
+        DataError: A folder or list is unreadable, or files are missing; in training, only if
+            every sample lacks one.
     """
     if entry.folder and not os.path.isdir(root):
         raise MissingFileError(
@@ -153,15 +153,15 @@ def samples_of_set(
     if entry.is_natural:
         samples = entry.files(root, entry) if entry.files else _pair_files(root, entry)
         if entry.holdout is not None:
-            samples = _divide(samples, entry, training)
+            samples = _split_holdout(samples, entry, training)
         yield from located(samples)
     if entry.is_composite:
         foregrounds = list(located(_pair_files(root, replace(entry, image="", trimap=""))))
         backgrounds = list_backgrounds(root, entry.background)
         if not backgrounds:
             raise MissingFileError(
-                f"{entry.name}: composites need backgrounds, but {root / entry.background} "
-                f"holds no image. Name another folder with {{..., background: DIR}}."
+                f"{entry.name}: composites need backgrounds, but no image was found in "
+                f"{root / entry.background}. Set another folder with {{..., background: DIR}}."
             )
         for number, foreground in enumerate(foregrounds):
             for i in range(number * entry.composites, (number + 1) * entry.composites):
@@ -169,7 +169,7 @@ def samples_of_set(
 
 
 def _pair_files(root: Path, entry: Entry) -> list[Sample]:
-    """Pair each alpha with its image, or foreground, and trimap; missing ones get a likely name."""
+    """Pair each alpha with its image or foreground and trimap; guess the names of missing files."""
     images, preferred = (entry.image, ".jpg") if entry.image else (entry.fg, ".png")
     samples = []
     for folder in entry.roots:
@@ -195,7 +195,7 @@ def _pair_files(root: Path, entry: Entry) -> list[Sample]:
 
 
 def images_without_alpha(samples: Iterable[Sample], root: Path) -> list[str]:
-    """List the images beside those of samples that belong to no sample, by path."""
+    """List the images in the folders of sample images that belong to no sample, by path."""
     used: dict[str, set[str]] = {}
     for sample in samples:
         used.setdefault(os.path.dirname(sample.image), set()).add(stem_key(sample.image))
@@ -208,12 +208,12 @@ def images_without_alpha(samples: Iterable[Sample], root: Path) -> list[str]:
     ]
 
 
-def _divide(samples: list[Sample], entry: Entry, training: bool) -> list[Sample]:
-    """Take the training part of a set, or the part that is held out for test.
+def _split_holdout(samples: list[Sample], entry: Entry, training: bool) -> list[Sample]:
+    """Return the training part of a set, or the part held out for testing.
 
-    The hash of a pair's name, in any spelling, decides, so that the division is the same on every
-    machine. With a fraction, files that are added later do not move the others. With a number, an
-    added file may take the place of another. Neither part may be empty.
+    The split depends on a hash of the normalized name, so it is the same on every machine. With a
+    fraction, files added later do not move existing ones; with a number, an added file may replace
+    a held-out one. Neither part may be empty.
     """
 
     def position(sample: Sample) -> float:  # in [0, 1)
@@ -227,16 +227,17 @@ def _divide(samples: list[Sample], entry: Entry, training: bool) -> list[Sample]
         held = {sample for sample in samples if position(sample) < holdout}
     if samples and len(held) in (0, total):
         reason = (
-            f"holds out none; use a larger fraction, or a number such as {max(1, total // 10)}"
+            f"none of {total} images; use a larger fraction, or a number such as "
+            f"{max(1, total // 10)}"
             if not held
-            else "holds out all, which leaves none to train on"
+            else f"all {total} images, which leaves none to train on"
         )
-        raise DataError(f"{entry.name}: holdout: {holdout} of {total} images {reason}.")
+        raise DataError(f"{entry.name}: holdout={holdout} holds out {reason}.")
     return [sample for sample in samples if (sample in held) != training]
 
 
 def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
-    """List the alphas of a folder: all, a fixed random draw, or those of a list file."""
+    """List the alphas of a folder: all, a fixed random subset, or those in a list file."""
     directory = join(folder, entry.alpha)
     if entry.list_file:
         path = Path(entry.list_file)
@@ -253,7 +254,7 @@ def _alphas(root: Path, folder: str, entry: Entry) -> list[str]:
 
 
 def list_backgrounds(root: Path, background: str) -> list[str]:
-    """List the images of a folder of backgrounds and its sub-folders, sorted by path."""
+    """List the images of a background folder and its sub-folders, sorted by path."""
     top = root / background
     if not os.path.isdir(top):
         return []
@@ -265,7 +266,7 @@ def list_backgrounds(root: Path, background: str) -> list[str]:
 def _locate(
     samples: Sequence[Sample], name: str, root: Path, training: bool, check_files: bool
 ) -> list[Sample]:
-    """Spell file names as on disk, where a list or label differs, and look for missing files."""
+    """Replace the spelling of file names by that on disk, and report missing files."""
     lookup = NameLookup()
     missing: list[str] = []
 
@@ -273,7 +274,7 @@ def _locate(
         folder, _, name = path.rpartition("/")
         try:
             names = lookup.spellings(root / folder).get(name_key(name), [])
-        except ValueError:  # no such folder, or not a valid name
+        except ValueError:  # the folder does not exist, or the name is invalid
             names = []
         if name in names or not path:
             return path
@@ -299,12 +300,12 @@ def _locate(
         )
         if not training or incomplete == len(samples):
             raise MissingFileError(text)
-        logger.warning("%s Training leaves them out.", text)
+        logger.warning("%s Training skips them.", text)
     return located
 
 
 def files_of(samples: Iterable[Sample], root: Path) -> list[Path]:
-    """List the files of samples, and the folders of these files."""
+    """List the files of samples and the folders that contain them."""
     paths = {getattr(sample, key) for sample in samples for key in _FILES} - {""}
     return [root / path for path in sorted(paths | {path.rpartition("/")[0] for path in paths})]
 
@@ -315,12 +316,13 @@ def join(folder: str, name: str) -> str:
 
 
 def read_transparent_list(dataset: str, root: Path) -> frozenset[str] | None:
-    """Read ``txt/<dataset>_transparent_samples.txt``: one file name of a sample per line.
+    """Read ``txt/<dataset>_transparent_samples.txt``, which has one file name per line.
 
-    It is looked for below the data root, then in ``data/txt`` of the repository.
+    The file is looked up under the data root, then in ``data/txt`` of the repository.
 
     Returns:
-        The stems of the transparent samples (`SDMatte.runtime.files.stem_key`); None: no list.
+        The stems of the transparent samples (`SDMatte.runtime.files.stem_key`); None if there is
+        no list.
     """
     name = f"{dataset}_transparent_samples.txt"
     for path in (root / "txt" / name, REPOSITORY_LISTS / name):
@@ -340,7 +342,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a label file."""
+    """Read a JSON label file."""
     text = _read_text(path)
     try:
         return json.loads(text)

@@ -1,4 +1,4 @@
-"""Data loaders for training and test."""
+"""Data loaders for training and testing."""
 
 import atexit
 import logging
@@ -24,23 +24,23 @@ logger = logging.getLogger(__name__)
 
 
 class MattingLoader(DataLoader):
-    """A DataLoader that raises the errors of its workers as one sentence."""
+    """A DataLoader that reports the errors of its workers in one sentence."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield batches.
 
         Raises:
-            DataError: A worker raised it, was killed, or gave no batch within the timeout.
+            DataError: A worker raised it, was killed, or returned no batch within the timeout.
         """
         iterator = super().__iter__()
-        # How a process was started decides which of the two runs at its end; both run before
-        # torch's own, after which a loader leaves its workers alone.
+        # Which of the two runs at exit depends on how the process was started. Both run before
+        # torch's own handler, after which a loader no longer ends its workers.
         end = Finalize(None, _end_workers, args=(iterator,), exitpriority=10)
         atexit.register(end)
         try:
             yield from iterator
         except DataError as error:
-            # torch puts the worker's whole traceback into the message.
+            # torch adds the worker's whole traceback to the message.
             kind = type(error)
             raise kind(str(error).rpartition(f"{kind.__qualname__}: ")[2].strip()) from None
         except RuntimeError as error:
@@ -62,7 +62,7 @@ class MattingLoader(DataLoader):
 
 
 def _end_workers(iterator: Any) -> None:
-    """Ask the workers of a loader to end, and kill those that hang: they ignore SIGTERM."""
+    """Shut down the workers of a loader, and kill those that hang, since they ignore SIGTERM."""
     if hasattr(iterator, "_shutdown_workers"):  # there are workers
         iterator._shutdown_workers()
         for worker in iterator._workers:
@@ -70,7 +70,7 @@ def _end_workers(iterator: Any) -> None:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch: tensors are stacked, strings become a list of length B.
+    """Collate samples into a batch: stack tensors, and collect strings in a list of length B.
 
     Raises:
         DataError: The images have different shapes.
@@ -79,8 +79,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     if len(shapes) > 1:
         sizes = " and ".join(f"{width}x{height}" for height, width in shapes)
         raise DataError(
-            f"Images of {sizes} pixels cannot be batched: a test with keep_aspect needs "
-            f"batch_size=1."
+            f"The images of a batch must have one size; got {sizes} pixels. A test with "
+            f"keep_aspect needs batch_size=1."
         )
     return {
         key: torch.stack([sample[key] for sample in samples])
@@ -93,9 +93,9 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def upload_ahead(
     batches: Iterable[dict[str, Any]], device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Upload each batch to a GPU while the previous one computes; yield others unchanged.
+    """Upload each batch to a GPU while the previous one is processed; on a CPU, just yield it.
 
-    The maps of prompts stay on the CPU, see `SDMatte.modeling.SDMatte.predict_latent`.
+    The prompt maps stay on the CPU, see `SDMatte.modeling.SDMatte.predict_latent`.
     """
     if device.type != "cuda":
         yield from batches
@@ -123,7 +123,7 @@ def upload_ahead(
             if isinstance(value, torch.Tensor) and value.is_cuda:
                 value.record_stream(current)  # its memory is reused only after this stream's work
         yield batch
-        del batch  # not to hold it while another is uploaded
+        del batch  # free it before the next upload
 
 
 def build_train_loader(
@@ -135,13 +135,13 @@ def build_train_loader(
     world_size: int | None = None,
     timeout: float = 600,
 ) -> MattingLoader:
-    """Build the endless loader of training batches.
+    """Build an endless loader of training batches.
 
     Args:
-        dataset: The samples; sets with weights share the epochs accordingly.
+        dataset: The samples; sets with weights are mixed accordingly.
         batch_size: Samples per batch and process.
-        num_workers: Processes that prepare batches; 0: the main process does.
-        seed: Seed of the order.
+        num_workers: Processes that prepare batches; 0: prepare them in this process.
+        seed: Seed of the order of samples.
         rank: Rank of this process; None: that of torch.distributed.
         world_size: Number of processes; None: that of torch.distributed.
         timeout: Seconds without a batch after which the run fails; 0: never.
@@ -171,8 +171,8 @@ def build_test_loader(
 ) -> MattingLoader:
     """Build the loader of this rank's part of a test set; the last batch may be smaller.
 
-    See `build_train_loader`. ``wanted`` are the indices of the samples to load, together with the
-    rest of their batches; None: all.
+    For the arguments, see `build_train_loader`. ``wanted`` holds the indices of the samples to
+    load, together with the rest of their batches; None: all.
     """
     options = _options(batch_size, num_workers, timeout)
     batches = shard_batches(len(dataset), batch_size, *_shard(rank, world_size), wanted)
@@ -187,13 +187,13 @@ def _shard(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _options(batch_size: int, num_workers: int, timeout: float, seed: int = 0) -> dict[str, Any]:
-    """Check settings, and return the DataLoader's arguments that training and test share."""
+    """Validate the settings and return the DataLoader arguments shared by training and testing."""
     numbers = dict(batch_size=batch_size, num_workers=num_workers, timeout=timeout, seed=seed)
     TrainLoaderSettings.of({"dataset": {}, **numbers}, "loader")
     return {
         "num_workers": num_workers,
         "collate_fn": collate,
-        "timeout": timeout if num_workers else 0,  # torch refuses one without workers
+        "timeout": timeout if num_workers else 0,  # torch rejects a timeout without workers
         # Without a generator, a loader draws from torch's global one when it starts.
         "generator": torch.Generator(),
         "worker_init_fn": _start_worker,
@@ -203,7 +203,7 @@ def _options(batch_size: int, num_workers: int, timeout: float, seed: int = 0) -
 
 
 def _start_worker(worker: int) -> None:
-    """Keep a worker to one core, and leave signals to the trainer."""
+    """Limit a worker to one core, and leave signals to the trainer."""
     # With 1, OpenCV can deadlock after a fork; 0 disables its thread pool.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

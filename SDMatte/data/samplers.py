@@ -1,4 +1,4 @@
-"""The order of samples: deterministic, shared by any number of processes, resumable."""
+"""Samplers: deterministic, resumable, and the same for any number of processes."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Mix:
     """A weighted mix of training sets.
 
     An epoch is as long as all sets together, so that the schedule does not depend on the weights;
-    a weight only decides what fraction of an epoch a set gets.
+    a weight only determines a set's fraction of the epoch.
 
     Raises:
         ConfigError: A weight is so small that its set would get no sample.
@@ -35,7 +35,7 @@ class Mix:
 
     @classmethod
     def of(cls, sets: Sequence[tuple[Entry, int]]) -> "Mix | None":
-        """Return the mix of sets with their sizes, None if no set has a weight.
+        """Return the mix of sets, given with their sizes; None if no set has a weight.
 
         Raises:
             ConfigError: Only some sets have a weight, or a weight is too small.
@@ -51,7 +51,7 @@ class Mix:
         return cls(names, tuple(size for _, size in sets), weights)
 
     def quotas(self) -> tuple[int, ...]:
-        """Return the samples of each set in an epoch, rounded by largest remainders."""
+        """Return the number of samples per set in an epoch, rounded by largest remainders."""
         exact = np.array(self.weights, np.float64) / sum(self.weights) * sum(self.sizes)
         quotas = np.floor(exact).astype(int)
         missing = sum(self.sizes) - int(quotas.sum())
@@ -68,13 +68,12 @@ class Mix:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """An endless stream of (visit, index), the same for any number of processes.
+    """An endless stream of (visit, index) that is the same for any number of processes.
 
-    Each epoch is a permutation that depends on seed and epoch only. Rank r takes the positions r,
-    r + world_size, ... of the concatenated epochs, so that every sample is drawn once per epoch
-    over all ranks without padding. After n samples, a rank continues where ``start=n`` begins. The
-    visit counts how often a sample was drawn before, which seeds its random choices; here it is
-    the epoch.
+    Each epoch is a permutation that depends only on seed and epoch. Rank r takes the positions r,
+    r + world_size, ... of the concatenated epochs, so every sample is drawn once per epoch over
+    all ranks, without padding. To resume after n samples of a rank, pass ``start=n``. The visit
+    counts how often a sample was drawn before and seeds its random choices; here it is the epoch.
     """
 
     def __init__(
@@ -111,9 +110,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
 class WeightedSampler(EpochSampler):
     """The stream of a weighted mix: each set has its quota in every epoch.
 
-    Each set has its own stream of concatenated permutations, of which an epoch takes the next
-    ``quota``. The samples of a set are therefore used evenly: at any time their counts differ by
-    at most one. The order depends on seed and epoch only, as in `EpochSampler`.
+    Each set has its own stream of concatenated permutations, and each epoch takes its next
+    ``quota`` samples. The samples of a set are therefore used evenly: their counts never differ
+    by more than one. The order depends only on seed and epoch, as in `EpochSampler`.
     """
 
     def __init__(
@@ -144,10 +143,10 @@ def shard_batches(
     world_size: int = 1,
     wanted: Collection[int] | None = None,
 ) -> list[list[int]]:
-    """Return a rank's contiguous part of a test set's batches: those with a wanted sample, or all.
+    """Return a rank's contiguous share of a test set's batches: those with wanted samples, or all.
 
-    A sample is always in the same batch, for any number of processes and any samples that remain:
-    the last digits of a prediction depend on the rest of the batch.
+    A sample is always in the same batch, whatever the number of processes and of samples left to
+    predict, because the last digits of a prediction depend on the rest of its batch.
     """
     batches = list(BatchSampler(range(length), batch_size, drop_last=False))
     if wanted is not None:

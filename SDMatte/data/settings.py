@@ -1,4 +1,4 @@
-"""Settings of the path from files to samples; the defaults are those of the paper."""
+"""Settings of the data pipeline; the defaults follow the paper."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -14,11 +14,11 @@ _BlurSize = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class DataSettings(Settings):
-    """How samples are made (data/README.md, "From files to samples").
+    """Settings that control how files become samples (data/README.md, "From files to samples").
 
-    Sizes are in pixels of the resized image. Everything from ``box_loosen`` on extends the paper
-    and is off by default. Each random choice has its own stream: enabling one leaves the others as
-    they were.
+    Sizes are in pixels of the resized image. Settings from ``box_loosen`` on go beyond the paper
+    and are off by default. Each random choice has its own stream, so enabling one does not change
+    the others.
     """
 
     duplicate_prob: _Fraction = Field(
@@ -31,13 +31,13 @@ class DataSettings(Settings):
         (20, 30, 40, 50, 60),
         min_length=1,
         strict=False,
-        description="Box sizes of that blur, in pixels of the composite before resizing.",
+        description="Kernel sizes of the box blur, in pixels of the composite before resizing.",
     )
     kernel_sizes: tuple[_Size, _Size] = Field(
         (15, 29),
         strict=False,
-        description="Smallest and largest ellipse that makes trimaps and masks. Images much "
-        "smaller than 512 need smaller ones.",
+        description="Smallest and largest elliptical kernel for trimaps and masks. Images much "
+        "smaller than 512 need smaller kernels.",
     )
     mask_threshold: tuple[_Threshold, _Threshold] = Field(
         (0.01, 1.0),
@@ -46,15 +46,15 @@ class DataSettings(Settings):
     )
     box_jitter: _Fraction | None = Field(
         None,
-        description="Largest shift of a box's sides, in or out, as a fraction of its width and "
-        "height. None: 0.01 in training, 0 in test.",
+        description="Largest shift of a box's sides, inward or outward, as a fraction of its width "
+        "or height. None: 0.01 for training, 0 for testing.",
     )
     point_radius: float | None = Field(
         None,
         gt=0,
         le=10_000,
         description="Sigma of a point's Gaussian, or radius of its disc; scale it with the "
-        "resolution. None: 25 in training (at 512), 35 in test (at 1024).",
+        "resolution. None: 25 for training (at 512), 35 for testing (at 1024).",
     )
     psm: Literal["gauss", "circle"] = Field("gauss", description="Shape of a point in the map.")
     gray_prob: _Fraction = Field(
@@ -64,49 +64,50 @@ class DataSettings(Settings):
         0.0,
         ge=0,
         le=10,
-        description="Each side of a box moves outward by a random fraction of its width or "
-        "height, up to this, after the jitter. Training and test.",
+        description="After the jitter, each side of a box moves outward by a random fraction of "
+        "the width or height, up to this value. Training and testing.",
     )
     keep_aspect: bool = Field(
         False,
         description="Keep the aspect ratio. Training crops a random square around the object, and "
-        "composites get a square background. Test resizes to about `size`² pixels, with sides in "
-        "multiples of `size_multiple`; images of different shapes need `batch_size=1`.",
+        "composites get a square background. Testing resizes to about `size`² pixels, with sides "
+        "that are multiples of `size_multiple`; images of different shapes need `batch_size=1`.",
     )
     size_multiple: int = Field(
         64, ge=1, description="See `keep_aspect`; the published models need 64."
     )
     flip_prob: _Fraction = Field(
-        0.0, description="Probability of a left-right flip before prompts are drawn. Training only."
+        0.0, description="Probability of a horizontal flip before prompts are drawn. Training only."
     )
     brightness: _Fraction = Field(
         0.0,
         description="Largest change of the brightness factor: 0.2 draws from 0.8 to 1.2. Training "
         "only.",
     )
-    contrast: _Fraction = Field(0.0, description="The same for contrast.")
-    saturation: _Fraction = Field(0.0, description="The same for saturation.")
+    contrast: _Fraction = Field(0.0, description="Like `brightness`, for contrast.")
+    saturation: _Fraction = Field(0.0, description="Like `brightness`, for saturation.")
     hue: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="Largest shift of the hue, as a fraction of the color circle. Training only.",
+        description="Largest shift of the hue, as a fraction of the color wheel. Training only.",
     )
     decode: Literal["full", "reduced"] = Field(
         "full",
-        description="`reduced` decodes images at 1/2, 1/4 or 1/8 of their size where that is "
-        "enough, and composites there; see docs/data_fast_mode.md.",
+        description="`reduced` decodes and composites images at 1/2, 1/4 or 1/8 of their size "
+        "where that is large enough; see docs/data_fast_mode.md.",
     )
     cache_mb: float = Field(
         0.0,
         ge=0,
-        description="Megabytes of decoded images that each loader worker keeps. Changes no sample.",
+        description="Megabytes of decoded images that each loader worker caches; does not change "
+        "samples.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _drop_removed(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Accept removed augmentations that are off, as the config.yaml of older runs has them."""
+        """Drop removed augmentations that are off, which the config.yaml of older runs lists."""
         values = dict(values)
         for prob, amount in (("soften_prob", "soften_sigma"), ("jpeg_prob", "jpeg_quality")):
             if values.pop(prob, 0) != 0:
@@ -118,15 +119,15 @@ class DataSettings(Settings):
     @classmethod
     def _check_order(cls, pair: tuple[float, float]) -> tuple[float, float]:
         if pair[0] > pair[1]:
-            raise ValueError("must be the smallest and the largest value")
+            raise ValueError("must be in ascending order: the smallest and the largest value")
         return pair
 
     def radius(self, training: bool) -> float:
-        """Return the radius of points in training or in test."""
+        """Return the point radius for training or testing."""
         published = 25 if training else 35
         return published if self.point_radius is None else self.point_radius
 
     def jitter(self, training: bool) -> float:
-        """Return the largest shift of a box's sides in training or in test."""
+        """Return the largest shift of a box's sides for training or testing."""
         published = 0.01 if training else 0.0
         return published if self.box_jitter is None else self.box_jitter

@@ -19,7 +19,7 @@ _YELLOW = (255, 210, 0)
 def source_sheet(
     samples: Sequence[Sample], root: Path, count: int = 24, columns: int = 8, tile: int = 160
 ) -> np.ndarray:
-    """Show images and alphas of ``count`` readable samples, at even distances, side by side.
+    """Draw ``count`` evenly spaced samples, which must be readable: each image beside its alpha.
 
     Returns:
         uint8 ``[H, columns * tile, 3]``.
@@ -40,7 +40,7 @@ def source_sheet(
 def sample_sheet(
     dataset: MattingDataset, keys: Iterable[int | tuple[int, int]], tile: int = 192
 ) -> np.ndarray:
-    """Show samples as the model gets them, one per row.
+    """Draw samples as the model gets them, one per row.
 
     The columns are the image, the box, the ten points, the mask, the trimap and the alpha. The
     image is dimmed where a prompt's map is 0; coordinates are drawn in yellow.

@@ -1,4 +1,4 @@
-"""Reading the files of samples, at full or reduced size, with a cache."""
+"""Read the files of samples, at full or reduced size, with a cache."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from SDMatte.images.io import (
 
 
 class Source(NamedTuple):
-    """An image file that was read.
+    """The contents of an image file.
 
     Attributes:
-        pixels: uint8 ``[h, w, 3]`` of an image; ``[h, w]`` of a trimap, or of a matte (uint8, or
+        pixels: uint8 ``[h, w, 3]`` for an image; ``[h, w]`` for a trimap or a matte (uint8, or
             float32 in [0, 1]). Read-only.
-        hw: Height and width of the file, larger than ``[h, w]`` if it was reduced.
+        hw: Height and width in the file, larger than ``[h, w]`` if the pixels were reduced.
     """
 
     pixels: np.ndarray
@@ -31,10 +31,10 @@ class Source(NamedTuple):
 
 
 class SourceReader:
-    """Reads images, mattes and trimaps, and caches the most recently used.
+    """Reader of images, mattes and trimaps with a least-recently-used cache.
 
-    Images and mattes are reduced by the same factor (`SDMatte.images.io.reduction`), to no less
-    than ``at_least`` rows and columns. Changes of a cached file are not noticed.
+    Images and mattes are reduced by the same factor (`SDMatte.images.io.reduction`), to no fewer
+    than ``at_least`` rows and columns. Changes to a cached file are not detected.
     """
 
     def __init__(self, reduced: bool = False, cache_mb: float = 0) -> None:
@@ -71,7 +71,7 @@ class SourceReader:
             self._cache.move_to_end(key)
             return self._cache[key]
         source = Source(*read())
-        source.pixels.flags.writeable = False  # later calls get the same array
+        source.pixels.flags.writeable = False  # later calls return the same array
         if source.pixels.nbytes <= self._limit:
             self._cache[key] = source
             self._size += source.pixels.nbytes

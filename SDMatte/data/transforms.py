@@ -1,7 +1,6 @@
 """Trimaps, gray images (data/README.md, steps 4 and 8), and augmentation beyond the paper.
 
-Augmentation is off by default. Each kind draws from its own random stream, always the same number
-of values.
+Augmentation is off by default. Each kind draws a fixed number of values from its own random stream.
 """
 
 import math
@@ -27,7 +26,7 @@ def make_trimap(
 
     Args:
         alpha: float32 ``[H, W]`` in [0, 1].
-        rng: Source of the sizes.
+        rng: Draws the sizes.
         sizes: Smallest and largest kernel size.
 
     Returns:
@@ -51,15 +50,15 @@ def to_gray(image: np.ndarray) -> np.ndarray:
 
 
 def crop_window(box: Box | None, shape: tuple[int, ...], rng: np.random.Generator) -> Window:
-    """Draw a square part of an image that holds an object.
+    """Draw a square crop that contains an object.
 
-    Its side lies between half the largest square and the whole of it, and is at least that of the
-    object. Of an object larger than the largest square, it shows as much as fits.
+    Its side is between half and all of the image's shorter side, and at least as long as the
+    object. If the object is longer than the shorter side, the crop contains as much as fits.
 
     Args:
         box: First and last column and row of the object, x0, y0, x1, y1; None: no object.
         shape: Height and width of the image.
-        rng: Source of the side and the position.
+        rng: Draws the side and the position.
     """
     height, width = shape[:2]
     x0, y0, x1, y1 = box or (0, 0, width - 1, height - 1)
@@ -69,7 +68,7 @@ def crop_window(box: Box | None, shape: tuple[int, ...], rng: np.random.Generato
     side = int(rng.integers(smallest, largest + 1))
 
     def start(first: int, last: int, length: int) -> int:
-        # The window either holds the object or lies within it.
+        # The window either contains the object or lies within it.
         ends = sorted((first, last + 1 - side))
         low, high = np.clip(ends, 0, length - side)
         return int(rng.integers(low, high + 1))
@@ -84,7 +83,7 @@ def change_colors(
 
     Args:
         image: float32 ``[H, W, 3]`` in [0, 1].
-        rng: Source of the amounts; four values are drawn.
+        rng: Draws the four amounts.
         settings: The largest amounts.
 
     Returns:
@@ -94,7 +93,7 @@ def change_colors(
     brightness, contrast, saturation, hue = amounts * rng.uniform(-1, 1, 4)
     if not any(amounts):
         return image
-    # Imported here because it takes a second or more.
+    # Imported here because the import takes a second or more.
     from torchvision.transforms.v2 import functional
 
     planes = torch.from_numpy(image).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]

@@ -1,4 +1,4 @@
-"""A rule that decides from an alpha whether its object is transparent."""
+"""Classify an object as transparent or opaque from its alpha."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,27 +12,27 @@ from SDMatte.prompts.maps import ellipse
 from SDMatte.runtime.parallel import map_in_processes
 
 THRESHOLD = 0.25
-"""An object is transparent if a larger fraction of its interior is partly transparent."""
+"""An object is transparent if more than this fraction of its interior is partly transparent."""
 
 SIDE = 256
-"""Pixels to which the longer side of an alpha is averaged down before measuring."""
+"""Longer side in pixels to which an alpha is downsampled before it is measured."""
 
 _INTERIOR = 17
 _PARTLY = (0.05, 0.95)
 
 
 def transparent_fraction(alpha: np.ndarray) -> float:
-    """Measure how much of an object's interior is partly transparent (0.05 < alpha < 0.95).
+    """Return the fraction of an object's interior that is partly transparent (0.05 < alpha < 0.95).
 
-    The alpha is averaged down to at most 256 pixels a side. The interior is what remains of
-    alpha > 0.05 after an erosion by an ellipse of 17 pixels, which removes the soft edges of hair,
-    fur and motion blur.
+    The alpha is downsampled to at most 256 pixels per side. The interior is the region where
+    alpha > 0.05, eroded by an ellipse of 17 pixels, which removes the soft edges of hair, fur and
+    motion blur.
 
     Args:
         alpha: float32 ``[H, W]`` in [0, 1].
 
     Returns:
-        In [0, 1]; 0 for an object without interior.
+        The fraction in [0, 1]; 0 for an object without an interior.
     """
     scale = min(1.0, SIDE / max(alpha.shape))
     height, width = (max(1, round(side * scale)) for side in alpha.shape)

@@ -1,1 +1,1 @@
-"""Training on detectron2."""
+"""Training, built on detectron2."""

@@ -30,7 +30,7 @@ def build_trainer(
     task, adapters = build_training_model(config, device)
     model = create_ddp_model(
         task,
-        device_ids=None,  # with them, DDP would upload the prompts' maps, see predict_latent
+        device_ids=None,  # with ids, DDP would upload the prompt maps, see predict_latent
         broadcast_buffers=False,  # no buffer changes in training
         find_unused_parameters=ddp.find_unused_parameters,
         fp16_compression=ddp.fp16_compression,
@@ -52,10 +52,10 @@ def build_trainer(
 def build_training_model(
     config: DictConfig, device: torch.device
 ) -> tuple[TrainingModel, Adapters | None]:
-    """Build the model with its losses, and its adapters and teacher if the config has them."""
+    """Build the model with its losses and, if configured, adapters and teacher."""
     settings, distillation = config.train, config.get("distillation")
     teacher_file = None
-    if distillation is not None:  # refused before the slow part
+    if distillation is not None:  # fail before the slow part
         teacher_file = hub.resolve_checkpoint(distillation.teacher_checkpoint)
     model = build(config.model)
     check_sizes(config, model)
@@ -79,7 +79,7 @@ def build_training_model(
 
 
 def check_sizes(config: DictConfig, model: SDMatte) -> None:
-    """Ensure that the model takes images of the config's sizes.
+    """Ensure that the model accepts the image sizes of the config.
 
     Raises:
         ConfigError: A size is not a multiple of the model's divisor.

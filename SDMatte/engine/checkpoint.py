@@ -29,16 +29,16 @@ LAST = "last_checkpoint"  # fvcore's file that names the last checkpoint
 class MatteCheckpointer(Checkpointer):
     """fvcore's checkpointer with atomic files, strict loading and a limit on old checkpoints.
 
-    The checkpoint of a run, ``model_0000999.pth`` after step 1000, holds ``model``, the state dict
-    in the published layout, and the states of the run. It is also a valid checkpoint for
-    `SDMatte.modeling.weights.load_checkpoint`.
+    The checkpoint of a run, ``model_0000999.pth`` after step 1000, holds the state dict in the
+    published layout, as ``model``, and the states needed to resume. It is also a valid checkpoint
+    for `SDMatte.modeling.weights.load_checkpoint`.
 
     Args:
         model: The model.
         save_dir: Folder of the checkpoints.
-        save_to_disk: False in all processes but the main one.
-        weights_in_use: Context that gives the model the weights to test and publish: their moving
-            average, if there is one.
+        save_to_disk: Whether to write files; False in all processes but the main one.
+        weights_in_use: Context manager that swaps in the weights to test and publish, such as
+            their moving average.
         **checkpointables: Other objects with a state, by name.
     """
 
@@ -58,7 +58,7 @@ class MatteCheckpointer(Checkpointer):
         """Write ``name.pth`` and mark it as the last checkpoint once it is complete.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The file cannot be written.
         """
         if not self.save_to_disk:
             return
@@ -84,9 +84,9 @@ class MatteCheckpointer(Checkpointer):
                 os.remove(path)
 
     def save_weights(self, name: str) -> None:
-        """Write only the weights in use, as published checkpoints are, to ``name.pth``.
+        """Write only the weights in use to ``name.pth``, in the published layout.
 
-        It is not marked as the last checkpoint, because a run cannot resume from it.
+        The file is not marked as the last checkpoint, because a run cannot resume from it.
         """
         if self.save_to_disk:
             write_weights(self._state_dict_in_use(), Path(self.save_dir) / f"{name}.pth")
@@ -111,7 +111,7 @@ class MatteCheckpointer(Checkpointer):
         """Load the last undamaged checkpoint, the same one in all processes.
 
         Returns:
-            Whether there is one.
+            Whether there is a checkpoint.
 
         Raises:
             CheckpointError: All checkpoints are damaged, or the last one does not fit this run.
@@ -163,10 +163,10 @@ def _iteration(path: str) -> int:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` write a temporary file, and rename it once it is complete and on the disk.
+    """Call ``write`` with a temporary path, and rename the file once it is complete and on disk.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     try:
         with replace_file(path, durable=True) as partial:
@@ -197,7 +197,7 @@ def write_weights(tensors: Mapping[str, torch.Tensor], path: str | Path) -> None
     """Write a state dict as ``.safetensors`` or ``.pth``.
 
     Raises:
-        CheckpointError: The suffix is another one.
+        CheckpointError: The suffix is neither of these.
         OutputError: The file cannot be written.
     """
     path = Path(path)
@@ -237,7 +237,7 @@ def check_whole(path: Path) -> None:
     """Verify the checksums of a checkpoint, which torch ignores.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The file is damaged.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -252,7 +252,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """Read the checkpoint of a run.
 
     Raises:
-        CheckpointError: It is damaged, or not of a run.
+        CheckpointError: The file is damaged or not the checkpoint of a run.
     """
     tensors = weights.read_tensors(path)
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

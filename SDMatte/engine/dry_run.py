@@ -1,4 +1,4 @@
-"""``train --dry-run``: what a training would do, and what one step costs; writes no files."""
+"""``train --dry-run``: describe a run and measure the cost of one step, without writing files."""
 
 import datetime
 import time
@@ -29,18 +29,18 @@ class StepCost(NamedTuple):
     """Cost of one step after a warm-up step."""
 
     seconds: float
-    data_seconds: float  # part of it spent waiting for the batch
+    data_seconds: float  # part of `seconds` spent waiting for the batch
     memory: float  # peak of this process, in GiB
 
 
 def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int = 1) -> str:
-    """Describe a training and measure one of its steps.
+    """Describe a run and measure one of its steps.
 
-    Everything is built as for the training, in this process alone; ``num_processes`` is that of
-    the training on all machines.
+    Everything is built as for training, but in this process alone; ``num_processes`` is the number
+    of processes of the run on all machines.
 
     Raises:
-        SDMatteError: As in the training: a setting, the data or the weights cannot be used.
+        SDMatteError: A setting, the data or the weights are invalid, as in training.
     """
     config = load_config(config_file, overrides)
     prepare_evaluations(config)
@@ -49,7 +49,7 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
     device = choose_device(settings.device, "train.device")
     loader = build(config.dataloader.train)
     plan = make_plan(config, len(loader.dataset), num_processes)
-    build(config.lr_multiplier, max_iter=plan.max_iter)  # checks its settings
+    build(config.lr_multiplier, max_iter=plan.max_iter)  # validates its settings
     task, trainer, _ = build_trainer(config, loader, device)
     if init_checkpoint:
         weights.load_checkpoint(task.model, init_checkpoint)
@@ -72,7 +72,7 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
         "checkpoints": f"every {plan.checkpoint_period:,} steps in {config.train.output_dir}",
         "device": f"{device}, measured in one process of {num_processes}",
         "time": (
-            f"{cost.seconds:.3f} s per step, of which {cost.data_seconds:.3f} s wait for data\n"
+            f"{cost.seconds:.3f} s per step, {cost.data_seconds:.3f} s of it waiting for data\n"
             f"{datetime.timedelta(seconds=round(cost.seconds * plan.max_iter))} for all steps "
             "(days, h:mm:ss), without evaluations"
         ),
@@ -86,7 +86,7 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), num_processes: int 
 def time_step(trainer: MatteTrainer) -> StepCost:
     """Run two steps with a learning rate of 0 and measure the second."""
     for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.0  # without the warm-up of the schedule the weights could diverge
+        group["lr"] = 0.0  # without the schedule's warm-up, the weights could diverge
     seconds = 0.0
     with EventStorage(0) as trainer.storage:
         for trainer.iter in range(2):

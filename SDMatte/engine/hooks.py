@@ -1,4 +1,4 @@
-"""Periodic work of a training that detectron2's hooks do not cover."""
+"""Training hooks beyond those of detectron2."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class WeightAverage(HookBase):
     """Keep an exponential moving average (EMA) of the trainable weights.
 
-    It starts at the weights of the first step.
+    The average starts at the weights after the first step.
 
     Args:
         model: The model in training; its frozen weights are not copied.
@@ -57,7 +57,7 @@ class WeightAverage(HookBase):
             own.data, average.data = average.data, own.data
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights in training; the model in the checkpoint holds the average."""
+        """Return the training weights; the model in the checkpoint holds the average."""
         return {
             "count": self._average.n_averaged.item(),
             "trained": [parameter.detach() for parameter in self._trained],
@@ -65,7 +65,7 @@ class WeightAverage(HookBase):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a state; the model must hold the average and gets the weights in training.
+        """Load a state into a model that holds the average, and give it the training weights.
 
         Raises:
             ValueError: Other weights were trained.
@@ -89,7 +89,7 @@ class Checkpoints(HookBase):
     at exactly that point, so an evaluation that is killed or fails costs no steps, and its results
     are recorded once.
 
-    Register it in all processes.
+    Register this hook in all processes.
 
     Args:
         checkpointer: Writes the files, in the main process only.
@@ -141,7 +141,7 @@ class Checkpoints(HookBase):
 class BestWeights(HookBase):
     """Save the weights of the evaluation with the lowest ``metric`` as ``model_best.pth``.
 
-    Register it after the evaluation.
+    Register this hook after the evaluation.
     """
 
     def __init__(self, checkpointer: MatteCheckpointer, metric: str):
@@ -158,14 +158,14 @@ class BestWeights(HookBase):
             self._best = value
             self._checkpointer.save_weights("model_best")
 
-    after_train = after_step  # of the last evaluation
+    after_train = after_step  # for the last evaluation
 
     def state_dict(self) -> dict[str, float]:
         """Return the best value."""
         return {"best": self._best}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Load a state of `state_dict`."""
+        """Load a state from `state_dict`."""
         self._best = state["best"]
 
 

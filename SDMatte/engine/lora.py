@@ -1,9 +1,9 @@
 """Fine-tuning with low-rank adapters (LoRA, by peft) and the layers that SDMatte adds.
 
-The model's state dict stays the published one: reading it merges the adapters into the weights,
-and loading one sets the weights and resets the adapters to no effect. So every checkpoint of such
-a run is a plain one. The state needed to resume, the unmerged weights and the adapters, is that of
-`Adapters`.
+The model's state dict keeps the published layout: reading it merges the adapters into the weights,
+and loading it sets the weights and resets the adapters to have no effect. Every checkpoint of such
+a run is therefore a plain one. The state needed to resume, unmerged weights and adapters, is saved
+by `Adapters`.
 """
 
 import logging
@@ -22,7 +22,7 @@ from SDMatte.modeling.surgery import COORDINATE_LAYERS
 logger = logging.getLogger(__name__)
 
 NEW_LAYERS = ("conv_in", "aux_conv_in", *COORDINATE_LAYERS)
-"""Layers of the U-Net that Stable Diffusion lacks, or has narrower; they are trained in full."""
+"""U-Net layers that are missing or narrower in Stable Diffusion; they are trained in full."""
 
 _NAME = "default"  # peft's name of the only adapter of each layer
 _BASE = "base_layer."
@@ -31,13 +31,13 @@ _BASE = "base_layer."
 class Adapters:
     """Freeze a model's U-Net except `NEW_LAYERS`, and add adapters to some of its layers.
 
-    They start without effect: the model's output does not change.
+    New adapters have no effect: the model's output does not change.
 
     Args:
-        model: Changed in place; its trainable parameters are replaced.
+        model: The model, which is changed in place, including which parameters are trainable.
         rank: Rank of the adapters, at least 1.
         alpha: The adapters are scaled by ``alpha / rank``.
-        dropout: Fraction of their inputs to drop in training, in [0, 1).
+        dropout: Fraction of the adapters' inputs to drop in training, in [0, 1).
         target_modules: Names, or ends of names, of linear and convolutional layers of the U-Net.
 
     Raises:
@@ -46,7 +46,7 @@ class Adapters:
     """
 
     weights_in_use: Callable[[], AbstractContextManager] = nullcontext
-    """Context that gives the model the weights of its checkpoint, such as their average."""
+    """Context manager that swaps in the weights to save, such as their moving average."""
 
     def __init__(
         self, model: SDMatte, rank: int, alpha: float, dropout: float, target_modules: Sequence[str]
@@ -74,7 +74,7 @@ class Adapters:
     @torch.no_grad()
     def _merge(self, module: nn.Module, state: dict[str, Any], prefix: str, *args) -> None:
         for name in list(state):
-            value = state.pop(name)  # each is inserted again, which keeps the order
+            value = state.pop(name)  # reinserted below, which keeps the order
             path, inner = self._split(name[len(prefix) :])
             if path is None:
                 state[name] = value
@@ -94,7 +94,7 @@ class Adapters:
                 state[prefix + name] = torch.zeros_like(value) if ".lora_B." in name else value
 
     def _split(self, name: str) -> tuple[str | None, str]:
-        """Split a name in the model into that of an adapted layer, or None, and the rest."""
+        """Split a parameter's name into the prefix of its adapted layer, or None, and the rest."""
         path = next((path for path in self.layers if name.startswith(path)), None)
         return path, name.removeprefix(path or "")
 
@@ -110,10 +110,10 @@ class Adapters:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load a state of `state_dict`, after the model's own.
+        """Load a state from `state_dict`, after the model's own state has been loaded.
 
         Raises:
-            CheckpointError: It is of other adapters.
+            CheckpointError: The state belongs to other adapters.
         """
         own = dict(self._tensors())
         if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in state.items()}:

@@ -1,4 +1,4 @@
-"""Optimizer and compiler: options that change speed or memory, not what is learned."""
+"""Optimizer and compiler options for speed and memory."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -37,14 +37,14 @@ def adamw(
     eight_bit: bool,
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """Build AdamW: torch's, or bitsandbytes' with an 8-bit state.
+    """Build AdamW, either torch's or, with an 8-bit state, that of bitsandbytes.
 
     Args:
         params: Parameters or parameter groups.
         lr: Learning rate.
         betas: Decay rates of the two moments.
         weight_decay: Decoupled weight decay.
-        fused: Whether torch updates all parameters with one kernel; no effect on the 8-bit one.
+        fused: Whether torch updates all parameters with one kernel; ignored with ``eight_bit``.
         eight_bit: Whether to use `AdamW8bit`: a quarter of the memory, slightly different steps.
         eps: Added to the denominator.
 
@@ -77,7 +77,7 @@ def match_layouts(optimizer: torch.optim.Optimizer) -> None:
     of the run that saved it.
 
     Raises:
-        ValueError: The state has 8 bits: its quantized blocks are tied to one layout.
+        ValueError: The state has 8 bits, with quantized blocks that are tied to one layout.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():

@@ -1,4 +1,4 @@
-"""The output folder of a run: what it may overwrite, and the records of its start."""
+"""The output folder of a run: protection of existing files, and records of the start."""
 
 import contextlib
 import errno
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 _PACKAGES = ("torchvision", "diffusers", "transformers", "accelerate", "detectron2", "peft")
-# Settings that have no effect on a resumed run: the checkpoint holds the optimizer's state (but
-# learning rate and weight decay follow the config) and the weights.
+# Settings without effect on a resumed run, because the checkpoint holds the weights and the
+# optimizer's state. Learning rate and weight decay still follow the config.
 _FROM_CHECKPOINT = re.compile(
     r"optimizer\.(?!lr$|weight_decay$|params\.)|train\.init_checkpoint$|model\.load_weight\b"
 )
@@ -48,7 +48,7 @@ def check_unused(folder: Path) -> None:
     """Ensure that a folder holds no checkpoints or records of a run.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: The folder holds a run.
     """
     if any(folder.glob("model_*.pth")) or (folder / RECORDS).exists():
         raise ConfigError(
@@ -72,10 +72,10 @@ def check_outputs(config: DictConfig, dataset: MattingDataset) -> None:
 
 
 def open_output(config: DictConfig) -> None:
-    """Create the output folder with the log of the run.
+    """Create the output folder and start the log of the run in it.
 
     Raises:
-        OutputError: It cannot be created.
+        OutputError: The folder cannot be created.
     """
     folder = Path(config.train.output_dir)
     try:
@@ -90,8 +90,8 @@ def record_start(
 ) -> None:
     """Write the config and the environment, and log settings changed since the last start.
 
-    Call it once everything is built and loaded, so that a refused start changes no file. After a
-    resume some settings have no effect, which is logged too.
+    Call this once everything is built and loaded, so that a failed start changes no file. Changed
+    settings without effect on a resumed run are logged as such.
     """
     folder = Path(config.train.output_dir)
     before = read_settings(folder / CONFIG) if comm.is_main_process() else {}
@@ -166,10 +166,10 @@ def _flatten(node: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def output_errors(folder: Path) -> Iterator[None]:
-    """Convert system errors of an unwritable output folder.
+    """Convert system errors of an unwritable output folder to `OutputError`.
 
     Raises:
-        OutputError: In place of such an error.
+        OutputError: The folder is not writable, or the disk is full.
     """
     try:
         yield

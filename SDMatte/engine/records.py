@@ -1,4 +1,4 @@
-"""Records of a run: scalars in files, TensorBoard and the log, curves."""
+"""Records of a run: scalars in files, TensorBoard and the log, and plots of them."""
 
 import json
 import math
@@ -30,7 +30,7 @@ RECORDS = "metrics.json"
 class Meter(HookBase):
     """Record epoch, speed and memory every ``period`` steps.
 
-    Register it after detectron2's `IterationTimer`, which records the time.
+    Register this hook after detectron2's `IterationTimer`, which records the time.
     """
 
     def __init__(self, plan: RunPlan, device: torch.device, period: int):
@@ -57,10 +57,10 @@ class Meter(HookBase):
 class Records(hooks.PeriodicWriter):
     """Write scalars to the log, ``metrics.json`` and TensorBoard every ``period`` steps.
 
-    After a resume the writers continue exactly: each step is recorded once, and smoothed values
-    equal those of an uninterrupted run.
+    After a resume, each step is still recorded exactly once, and smoothed values equal those of an
+    uninterrupted run.
 
-    Register it last and in all processes; only the main process writes.
+    Register this hook last and in all processes; only the main process writes.
     """
 
     window = 20  # smoothing window of detectron2's writers, in steps
@@ -72,7 +72,7 @@ class Records(hooks.PeriodicWriter):
         self._json: JSONWriter | None = None
 
     def before_train(self) -> None:
-        """Restore the scalars and open the files, without records of steps that will be redone."""
+        """Restore the scalars and open the files, dropping records of steps to be repeated."""
         storage = self.trainer.storage
         start = storage.iter
         for name, (smoothed, values) in self._saved["history"].items():
@@ -88,7 +88,7 @@ class Records(hooks.PeriodicWriter):
         self._json = JSONWriter(str(path), self.window)
         board = TensorboardXWriter(str(self._output_dir), self.window, purge_step=last + 1)
         self._json._last_write = board._last_write = last
-        # The printer comes last: it adds the remaining time, which is not recorded.
+        # The printer comes last because it adds the remaining time, which is not recorded.
         line = CommonMetricPrinter(self.trainer.max_iter, self.window)
         self._writers = [self._json, board, line]
 
@@ -105,12 +105,12 @@ class Records(hooks.PeriodicWriter):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a state of `state_dict`, which `before_train` applies."""
+        """Store a state from `state_dict`, which `before_train` applies."""
         self._saved = state
 
 
 def trim_records(path: Path, last_step: int) -> None:
-    """Remove incomplete lines and those of steps after ``last_step`` from a JSON-lines file."""
+    """Remove incomplete lines and lines of steps after ``last_step`` from a JSON-lines file."""
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -127,7 +127,7 @@ def _step(line: str) -> float:
 
 
 def draw_curves(metrics_file: str | Path, output: str | Path) -> None:
-    """Plot losses, learning rate and evaluation metrics of a ``metrics.json`` into a PNG."""
+    """Plot the losses, learning rate and evaluation metrics of a ``metrics.json`` as a PNG."""
     lines = Path(metrics_file).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     names = sorted({name for record in records for name in record})

@@ -1,4 +1,4 @@
-"""Numbers that follow from the data and the config: length, periods, learning-rate schedule."""
+"""Length, periods and learning-rate schedule of a run, derived from its data and config."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from SDMatte.scoring.metrics import METRICS
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The derived numbers of a run."""
+    """Numbers derived from the data and the config of a run."""
 
     num_samples: int  # samples in an epoch
     samples_per_step: int  # samples in a step of all processes
@@ -38,7 +38,7 @@ class RunPlan:
 
 
 def make_plan(config: DictConfig, num_samples: int, num_processes: int) -> RunPlan:
-    """Derive the numbers of a run.
+    """Derive the plan of a run.
 
     The published schedule is 24,401 samples * 10 epochs / 8 processes = 30,501 steps.
 
@@ -83,9 +83,9 @@ def exponential_schedule(
 
     Args:
         max_iter: Steps in the run.
-        decay: Factor of the learning rate at the end.
+        decay: Factor on the learning rate at the end of the run.
         warmup_iter: Steps of warm-up, at most half of the run.
-        warmup_factor: Factor at the start of the warm-up.
+        warmup_factor: Factor on the learning rate at the start of the warm-up.
 
     Raises:
         ConfigError: A value is out of range.
@@ -106,13 +106,13 @@ def exponential_schedule(
 
 
 def prepare_evaluations(config: DictConfig) -> None:
-    """Choose the test sets of a training's evaluations and validate their settings.
+    """Choose the test sets for evaluations during training and validate their settings.
 
-    The config is changed, see `choose_test_sets`. ``train.evaluations`` becomes 0 if only optional
-    sets are named and none of them exists.
+    This changes the config, see `choose_test_sets`. ``train.evaluations`` becomes 0 if only
+    optional sets are given and none of them exists.
 
     Raises:
-        ConfigError: No test set is named, a prompt or protocol is unknown, or the evaluations do
+        ConfigError: No test set is given, a prompt or protocol is unknown, or the evaluations do
             not compute ``train.best_metric``.
         DataError: A test set does not exist.
     """
@@ -125,7 +125,7 @@ def prepare_evaluations(config: DictConfig) -> None:
     if not dataset_names(config):
         if not left_out:
             raise ConfigError(
-                "dataloader.test.dataset.names is empty. Name a test set, or train without "
+                "dataloader.test.dataset.names is empty. Add a test set, or train without "
                 "evaluations: train.evaluations=0."
             )
         if settings.best_metric:

@@ -1,4 +1,4 @@
-"""The training entry: from a config to a trained model."""
+"""The entry point of training."""
 
 import logging
 from collections.abc import Sequence
@@ -46,13 +46,13 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
         config_file: A LazyConfig file.
         overrides: ``key=value`` settings.
         resume: Whether to resume from the last checkpoint in the output folder, if there is one.
-            True if the launcher restarted the run.
+            A run that the launcher restarted always resumes.
 
     Raises:
         SDMatteError: A setting is invalid, or the data or the weights cannot be used.
     """
     resume = resume or was_restarted()
-    # Checks that need no model come before the first file is written.
+    # Run all checks that need no model before writing the first file.
     config = load_config(config_file, overrides)
     output_dir = Path(config.train.output_dir)
     final = output_dir / hub.FINAL_CHECKPOINT
@@ -106,7 +106,7 @@ def register_hooks(
 ) -> MatteCheckpointer:
     """Register schedule, moving average, checkpoints, evaluations and records.
 
-    The order matters: a checkpoint holds the state after the hooks before it, see `Checkpoints`.
+    The order matters: a checkpoint holds the state left by the hooks before it, see `Checkpoints`.
 
     Returns:
         The checkpointer of the run.
@@ -132,7 +132,7 @@ def register_hooks(
         with weights_in_use():
             return run_test(config, model)
 
-    def load_shown_batches():  # of one image each: larger ones might not fit into memory
+    def load_shown_batches():  # one image each: larger batches might not fit into memory
         _, loader = next(iter(build_test_loaders(config)))
         indices = range(min(settings.num_images, len(loader.dataset)))
         return [loader.collate_fn([loader.dataset[index]]) for index in indices]

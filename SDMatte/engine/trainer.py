@@ -39,7 +39,7 @@ class TrainingModel(nn.Module):
     Args:
         model: The model to train.
         criterion: The matting losses.
-        teacher: A trained model, which gets frozen.
+        teacher: A trained model; it is frozen.
         distillation: The loss between the features of model and teacher.
     """
 
@@ -75,30 +75,30 @@ class TrainingModel(nn.Module):
         return [p for part in idle for p in part.parameters() if p.requires_grad]
 
     def forward(self, batch: Mapping[str, Any], aux_input: str) -> dict[str, torch.Tensor]:
-        """Compute the losses of a batch under one prompt type, scalars by name.
+        """Compute the losses of a batch for one prompt type, as scalars by name.
 
-        `idle_parameters` get a zero gradient, because DDP waits for one of every parameter unless
-        it searches the graph for unused ones.
+        `idle_parameters` get a zero gradient, because DDP waits for the gradient of every
+        parameter unless it searches the graph for unused ones.
         """
-        taught = features = None
+        teacher_features = features = None
         if self.teacher is None:
             pred = self.model(batch, aux_input=aux_input)
         else:
             pred, features = self.model(batch, aux_input=aux_input, return_features=True)
             with torch.no_grad():
-                _, taught = self.teacher(batch, aux_input=aux_input, return_features=True)
+                _, teacher_features = self.teacher(batch, aux_input=aux_input, return_features=True)
         alpha, trimap = (batch[n].to(pred.device, non_blocking=True) for n in ("alpha", "trimap"))
         losses = self.criterion(pred, (alpha + 1) / 2, trimap)  # alpha: [-1, 1] -> [0, 1]
-        if taught is not None:
-            losses["distillation_loss"] = self.distillation(features, taught)
-        first, nothing = next(iter(losses)), (slice(0), ...)
+        if teacher_features is not None:
+            losses["distillation_loss"] = self.distillation(features, teacher_features)
+        first, empty = next(iter(losses)), (slice(0), ...)
         for parameter in self.idle_parameters(aux_input):
-            losses[first] = losses[first] + parameter[nothing].sum()  # of no elements: 0
+            losses[first] = losses[first] + parameter[empty].sum()  # 0: it sums no elements
         return losses
 
 
 class _Report(NamedTuple):
-    """What a process tells the others about its part of a step."""
+    """What a process reports to the others about its part of a step."""
 
     data_time: float  # seconds spent waiting for data
     batches: list[tuple[list[str], dict[str, float]]]  # image names and losses by name
@@ -106,27 +106,27 @@ class _Report(NamedTuple):
 
 
 class MatteTrainer(SimpleTrainer):
-    """detectron2's trainer with a mix of prompts, accumulation, mixed precision and clipping.
+    """detectron2's trainer with mixed prompts, accumulation, mixed precision and clipping.
 
-    The randomness of a step follows from the seed, the step and the rank, so no random state needs
-    to be saved. The processes exchange one small report per step, from which all of them derive
-    the same decision to count the step and to stop.
+    The randomness of a step depends only on the seed, the step and the rank, so no random state
+    needs to be saved. The processes exchange one small report per step, so that all of them make
+    the same decision to apply or skip the step, and to stop.
 
     Args:
         model: A `TrainingModel`, possibly wrapped by DDP.
-        data_loader: Endless batches.
-        optimizer: Of the model's parameters.
+        data_loader: An endless iterable of batches.
+        optimizer: The optimizer of the model's parameters.
         prompts: Prompt types to draw from; all processes draw the same one for a step.
         seed: Seed of the steps.
-        accumulate: Batches in a step.
+        accumulate: Batches per step.
         amp_dtype: Type of automatic mixed precision, ``float16`` or ``bfloat16``; None: off.
-        clip_grad_norm: Largest norm of all gradients together; None: no limit.
-        non_finite: What to do with a loss or gradient that is not finite: ``"stop"`` the run or
+        clip_grad_norm: Largest norm of all gradients together; None: no clipping.
+        non_finite: What to do if a loss or gradient is not finite: ``"stop"`` the run or
             ``"skip"`` the step, up to 20 steps in a row.
 
     Attributes:
         samples: Samples seen by all processes together.
-        stop: Receives stop signals.
+        stop: Records stop signals.
         stop_signal: The signal on which all processes agreed to stop, or None.
     """
 
@@ -164,13 +164,12 @@ class MatteTrainer(SimpleTrainer):
         """Run the steps from ``start_iter`` to ``max_iter``.
 
         Unlike in detectron2's loop, ``after_train`` of the hooks runs only if all steps succeed:
-        after a failure it would evaluate half-trained weights or wait for a lost process. A
-        resumed run, of which ``start_iter`` is the step after that of the checkpoint, first
-        finishes the latter.
+        after a failure, it would evaluate half-trained weights or wait for a lost process. A
+        resumed run first finishes the step of its checkpoint, which is ``start_iter - 1``.
 
         Raises:
-            RunStopped: A signal asked to stop, and the state is saved.
-            SDMatteError: The data or the output folder cannot be used, a loss is not finite, memory
+            RunStopped: A signal stopped the run, and the state is saved.
+            SDMatteError: The data or the output folder is unusable, a loss is not finite, memory
                 ran out, or another process was lost.
         """
         self.iter = self.start_iter = start_iter
@@ -194,7 +193,7 @@ class MatteTrainer(SimpleTrainer):
                 elif isinstance(cause, SDMatteError):
                     logger.error("%s", cause)
                 elif has_lost_others(cause):
-                    logger.error("No answer from the other processes at step %d.", self.iter)
+                    logger.error("The other processes did not respond at step %d.", self.iter)
                 else:
                     logger.exception("The training failed at step %d:", self.iter)
                 raise cause from error.__cause__
@@ -209,7 +208,7 @@ class MatteTrainer(SimpleTrainer):
             hook.after_step()
 
     def _as_user_error(self, error: BaseException) -> BaseException:
-        """Convert an error that the user can prevent; return any other unchanged."""
+        """Convert an error that users can prevent; return any other error unchanged."""
         if isinstance(error, MemoryError) or should_reduce_batch_size(error):
             return ConfigError(
                 f"Out of memory at step {self.iter}. Lower dataloader.train.batch_size or "
@@ -245,7 +244,7 @@ class MatteTrainer(SimpleTrainer):
         seeds = np.random.SeedSequence((self.seed, self.iter, comm.get_rank()))
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         data_time, names, values = 0.0, [], []
-        no_sync = getattr(self.model, "no_sync", nullcontext)  # of DDP
+        no_sync = getattr(self.model, "no_sync", nullcontext)  # only DDP has it
         self.optimizer.zero_grad()
         for index in range(self.accumulate):
             start = time.perf_counter()
@@ -260,7 +259,7 @@ class MatteTrainer(SimpleTrainer):
             values.append(torch.stack([value.detach() for value in losses.values()]))
             names.append(list(batch["image_name"]))
         for parameter in self.task.idle_parameters(prompt):
-            parameter.grad = None  # a zero gradient would still decay and move it
+            parameter.grad = None  # with a zero gradient, the optimizer would still move it
         self.scaler.unscale_(self.optimizer)
         # DDP has averaged the gradients, so their norm is the same in all processes.
         limit = math.inf if self.clip_grad_norm is None else self.clip_grad_norm
@@ -278,23 +277,23 @@ class MatteTrainer(SimpleTrainer):
             self._record([losses for _, losses in batches], norm)
             self.scaler.step(self.optimizer)
         else:
-            self._refuse(problem)
+            self._stop_or_skip(problem)
         self.scaler.update()
 
     def agree_to_stop(self, received: Sequence[int | None] | None = None) -> None:
-        """Set `stop_signal` to the first of all processes' signals; None: gather them."""
+        """Set `stop_signal` to the first signal received by any process; None: gather them."""
         received = comm.all_gather(self.stop.received) if received is None else received
         self.stop_signal = next((number for number in received if number is not None), None)
 
     def _find_problem(
         self, batches: Sequence[tuple[list[str], dict[str, float]]], norm: float
     ) -> str | None:
-        """Describe a loss or gradient that is not finite."""
+        """Describe a loss or gradient that is not finite; return None if all are finite."""
         bad = [batch for batch in batches if not all(map(math.isfinite, batch[1].values()))]
         if bad:
             what = f"loss is not finite at step {self.iter} ({bad[0][1]})"
-        # In float16 gradients overflow until the scaler has lowered its scale. Below a scale of 1
-        # the scale is not the reason.
+        # In float16, gradients overflow until the scaler has lowered its scale. If the scale is
+        # below 1, it is not the cause.
         elif not math.isfinite(norm) and not (
             self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         ):
@@ -304,7 +303,7 @@ class MatteTrainer(SimpleTrainer):
         names = ", ".join(name for names, _ in bad or batches for name in names)
         return f"The {what}. Images: {names}; prompt: {self.draw_prompt(self.iter)}."
 
-    def _refuse(self, problem: str) -> None:
+    def _stop_or_skip(self, problem: str) -> None:
         self.optimizer.zero_grad()
         if self.non_finite == "stop":
             raise DataError(f"{problem} To skip such steps, set train.non_finite=skip.")
@@ -330,14 +329,14 @@ class MatteTrainer(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a state of `state_dict`.
+        """Load a state from `state_dict`.
 
-        Base learning rate and weight decay stay those of the config, and the learning rate follows
-        from the schedule of this run. Everything else is restored.
+        Base learning rate and weight decay keep their configured values, and the learning rate
+        follows the schedule of this run. Everything else is restored.
 
         Raises:
-            ValueError: The state is of another optimizer, or only one of the two runs has a moving
-                average of the weights.
+            ValueError: The state belongs to another optimizer, or only one of the two runs has a
+                moving average of the weights.
         """
         averaged = WeightAverage.__qualname__ in state_dict.get("hooks", {})
         if averaged != any(isinstance(hook, WeightAverage) for hook in self._hooks):

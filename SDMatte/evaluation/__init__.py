@@ -1,3 +1,3 @@
-"""Evaluation: from models and test sets to mattes and scores, resumable, in several processes."""
+"""Evaluation of models on test sets: resumable, and in any number of processes."""
 
 import SDMatte.compat  # noqa: F401  (before detectron2)

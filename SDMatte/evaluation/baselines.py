@@ -18,13 +18,13 @@ from SDMatte.runtime.numba_cache import load_compiled
 
 
 class Baseline:
-    """A method that computes one alpha at a time, in numpy."""
+    """Base class of methods that compute one alpha at a time, in numpy."""
 
     title = ""  # name in messages
     prompts: tuple[str, ...] = ()  # short names of the supported ones
 
     def __init__(self, prompt: str) -> None:
-        """Select the prompt by its published or short name; a `PromptError` if not supported."""
+        """Select a prompt by its published or short name; raise `PromptError` if unsupported."""
         self.prompt = get_prompt_type(prompt)
         if self.prompt.alias not in self.prompts:
             raise PromptError(
@@ -33,7 +33,7 @@ class Baseline:
             )
 
     def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """Compute alpha, float32 ``[B, 1, S, S]`` in [0, 1], for a batch of the loader."""
+        """Compute alpha, float32 ``[B, 1, S, S]`` in [0, 1], for a batch from the loader."""
         images, prompts = batch["image"], batch[self.prompt.mask_key]
         alphas = [
             self.solve(image.transpose(1, 2, 0), prompt[0])  # [3, S, S] -> [S, S, 3]
@@ -60,8 +60,8 @@ class PromptBaseline(Baseline):
 class GrabCut(Baseline):
     """OpenCV's GrabCut: binary segmentation with color models, initialized from the prompt.
 
-    Fixed are the outside of a box, a mask except for a band along its outline, the centers of
-    points, and the known pixels of a trimap. Images are processed at a reduced size, since the time
+    The outside of a box, a mask except for a band along its outline, the centers of points, and
+    the known pixels of a trimap are fixed. Images are processed at a reduced size, since the time
     grows with the number of pixels.
     """
 
@@ -72,7 +72,7 @@ class GrabCut(Baseline):
     band = 0.03  # half width of the band along a mask's outline, as a fraction of the longer side
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-        """Segment the image; the random state of the color models is the same for every image."""
+        """Segment the image, with the same random seed for every image."""
         height, width = prompt.shape
         scale = min(1.0, self.max_side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -115,12 +115,12 @@ class GrabCut(Baseline):
 class GuidedGrabCut(GrabCut):
     """GrabCut, refined by a guided filter with the image as guide (He et al. 2010).
 
-    The outside of a box and the known pixels of a trimap are kept. The attributes were chosen on
-    photographs and on samples, with every prompt.
+    The outside of a box and the known pixels of a trimap are kept. ``radius`` and ``eps`` were
+    tuned on photographs and on the sample set, with every prompt.
     """
 
     title = "GrabCut with guided filter"
-    radius = 0.02  # of the filter's windows, as a fraction of the longer side
+    radius = 0.02  # radius of the filter's windows, as a fraction of the longer side
     eps = 1e-4  # variance of colors in [0, 1] below which a window is smoothed
 
     def solve(self, image: np.ndarray, prompt: np.ndarray) -> np.ndarray:
@@ -142,7 +142,7 @@ class ClosedForm(Baseline):
     prompts = ("trimap",)
 
     def __init__(self, prompt: str) -> None:
-        """Import the solver; a `DependencyError` if pymatting is not installed."""
+        """Import the solver; raise `DependencyError` if pymatting is not installed."""
         super().__init__(prompt)
         try:
             pymatting = load_compiled(lambda: importlib.import_module("pymatting"))
@@ -166,7 +166,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "grabcut-guided": GuidedGrabCut,
     "closed-form": ClosedForm,
 }
-"""Name on the command line to class."""
+"""Classes by their name on the command line."""
 
 
 def _to_unit(batch: torch.Tensor) -> np.ndarray:

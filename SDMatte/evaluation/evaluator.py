@@ -1,4 +1,4 @@
-"""Scoring of a model's predictions in detectron2's evaluation loop."""
+"""Evaluator that scores predictions in detectron2's evaluation loop."""
 
 import logging
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 class MatteEvaluator(DatasetEvaluator):
-    """Scores one data set under one prompt; keeps scores and paths, but no images.
+    """Score one data set with one prompt; keep scores and paths, but no images.
 
-    In a distributed run each process scores its images and `evaluate` gathers the scores. If the
-    test has a folder, its ``mattes/`` gets each matte as PNG, named like the alpha, and the main
-    process writes ``scores.csv``, ``summary.json``, ``summary.md`` and ``worst_and_best.png``.
-    ``result`` is set in the main process, by `evaluate`.
+    In a distributed run, each process scores its images and `evaluate` gathers the scores. If the
+    test has a folder, each matte is written to its ``mattes/`` as a PNG named like the alpha, and
+    the main process writes ``scores.csv``, ``summary.json``, ``summary.md`` and
+    ``worst_and_best.png``. `evaluate` sets ``result`` in the main process.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class MatteEvaluator(DatasetEvaluator):
         info: Mapping[str, Any] | None = None,
         with_metrics: bool = True,
     ) -> None:
-        """Prepare; nothing is read or written yet.
+        """Initialize without reading or writing files.
 
         Args:
-            test: What to score. Images that are done already are not scored again.
+            test: The test to run. Images that are already done are not scored again.
             model: Name of the model, for the report.
-            info: More for the report, such as the checkpoint.
-            with_metrics: Whether to score; if not, mattes are only written.
+            info: Further entries of the report, such as the checkpoint.
+            with_metrics: Whether to score the mattes, rather than only write them.
 
         Raises:
             ConfigError: The protocol is unknown, or ``test.num_workers`` is negative.
@@ -63,7 +63,7 @@ class MatteEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images but those done by earlier runs."""
+        """Forget all images except those done by earlier runs."""
         self._workers.close()
         self.result: EvaluationResult | None = None
         self._finished: list[ImageScore] = []
@@ -74,15 +74,14 @@ class MatteEvaluator(DatasetEvaluator):
             if self.with_metrics and not image.scores:
                 self._unscored.append((target, image.pred_path))
             elif comm.is_main_process():
-                # The data may have been moved since.
+                # The data may have been moved since then.
                 paths = {"alpha_path": target.alpha_path, "image_path": target.image_path}
                 self._finished.append(replace(image, **paths))
 
     def process(self, inputs: Mapping[str, Any], outputs: torch.Tensor) -> None:
         """Submit a batch for scoring.
 
-        Images whose prediction is not finite or whose truth is unreadable are reported by
-        `evaluate`.
+        `evaluate` reports images whose prediction is not finite or whose truth is unreadable.
 
         Args:
             inputs: The batch; ``hw`` int64 ``[B, 2]`` and the list ``alpha_path`` are used.
@@ -100,7 +99,7 @@ class MatteEvaluator(DatasetEvaluator):
             )
         preds = outputs.detach()[:, 0].to("cpu", torch.float32).numpy()  # [B, h, w]
         for name, pred, hw in zip(names, preds, inputs["hw"].tolist(), strict=True):
-            if name not in self.test.done:  # else it shares the batch of a missing image
+            if name not in self.test.done:  # done images may share a batch with missing ones
                 target = self.test.targets[name]
                 self._workers.submit(self._scorer.score_prediction, target, pred, hw)
 
@@ -113,8 +112,8 @@ class MatteEvaluator(DatasetEvaluator):
             without metrics.
 
         Raises:
-            DataError: In every process: files are unreadable or do not match, names are repeated,
-                or images are missing; all are listed.
+            DataError: Files are unreadable or do not match, names are repeated, or images are
+                missing. Every process raises it, with a list of all problems.
         """
         for target, path in self._unscored[comm.get_rank() :: comm.get_world_size()]:
             self._workers.submit(self._scorer.score_file, target, path)
@@ -157,13 +156,13 @@ class MatteEvaluator(DatasetEvaluator):
             self.test.progress_log.add(outcome, comm.get_rank())
 
     def _gather(self) -> list[ImageScore]:
-        """Return the images of all processes; raise the problems of all in each."""
+        """Return the images of all processes; each process raises the problems of all."""
         gathered = comm.all_gather((self._finished, self._problems))
         images = sorted(chain.from_iterable(g[0] for g in gathered), key=lambda i: i.name)
         problems = list(chain.from_iterable(g[1] for g in gathered))
         count, expected = len(images) + len(problems), len(self.test.targets)
         if count != expected:
-            problems.append(f"{count} images were predicted, the data set has {expected}.")
+            problems.append(f"{count} images were predicted, but the data set has {expected}.")
         if problems:
             raise DataError(
                 f"Cannot score {self.test.key}, {len(problems)} problems:\n  "

@@ -1,4 +1,4 @@
-"""Identity of a test: what its results depend on, so that only matching ones are resumed."""
+"""Identity of a test: all that its results depend on, so that only matching ones are resumed."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from SDMatte.prompts.types import PromptType
 def set_identity(
     dataset: MattingDataset, prompt: PromptType, settings: DictConfig
 ) -> dict[str, Any]:
-    """Return what results depend on, except for the model; ``settings`` is ``config.test``."""
+    """Return all that results depend on except the model; ``settings`` is ``config.test``."""
     data_settings = dataset.settings.model_dump()
     del data_settings["cache_mb"]  # does not affect results
     samples = json.dumps([asdict(sample) for sample in dataset.samples], ensure_ascii=False)
@@ -68,9 +68,9 @@ def file_hash(path: str | Path) -> str:
 
 
 def _fingerprint(dataset: MattingDataset, role: str) -> str:
-    """Hash the files of one role, independent of their location and time.
+    """Hash the files of one role, regardless of their location and modification time.
 
-    Of images, which are large, only the sizes are hashed.
+    For images, which are large, only the file sizes are hashed.
     """
     digest = hashlib.sha256()
     for path in filter(None, (getattr(sample, role) for sample in dataset.samples)):

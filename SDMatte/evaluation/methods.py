@@ -1,4 +1,4 @@
-"""The methods under test: checkpoints and baselines, each with its config."""
+"""The methods to test: checkpoints and baselines, each with its config."""
 
 import hashlib
 import json
@@ -29,17 +29,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Method:
-    """A method under test; prompts by their short names."""
+    """A method to test; prompts are given by their short names."""
 
     name: str  # unique in the run
     config: DictConfig  # the whole config
     load: Callable[[], Any]  # returns what `SDMatte.evaluation.run.run_plan` takes as a model
     prompts: tuple[str, ...]  # those to test, a subset of test.prompts
     supported_prompts: tuple[str, ...]
-    identity: Mapping[str, Any]  # what its predictions depend on; only equal ones are resumed
+    identity: Mapping[str, Any]  # what its predictions depend on; must match to resume results
     info: Mapping[str, Any] = field(default_factory=dict)  # for the reports
     checkpoint: Path | None = None  # None for a baseline
-    # Default parent of the output folder: that of a local checkpoint, else below output/.
+    # Default parent of the output folder: the folder of a local checkpoint, else one in output/.
     home: Path = Path("output")
 
 
@@ -48,12 +48,12 @@ def find_methods(
     baselines: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> list[Method]:
-    """Find the methods to test; whatever is missing is reported before anything is loaded.
+    """Find the methods to test; report missing files before loading anything.
 
     Args:
-        runs: Config files, each with a checkpoint (a file, a folder or a hub id) or None. None is
-            the final checkpoint of the config's output folder or, if there are baselines, no
-            checkpoint at all.
+        runs: Config files, each with a checkpoint (a file, a folder or a hub id) or None. None
+            stands for the final checkpoint of the config's output folder or, if there are
+            baselines, for no checkpoint.
         baselines: Names of baselines, tested on the data sets of the first config.
         overrides: ``key=value`` settings for all configs.
     """
@@ -76,7 +76,7 @@ def find_methods(
 
 
 def load_trained(config: DictConfig, checkpoint: str | Path) -> modeling.SDMatte:
-    """Build a config's model from a full checkpoint (see `resolve_checkpoint`), for evaluation."""
+    """Load a config's model for evaluation from a full checkpoint (see `resolve_checkpoint`)."""
     with init_empty_weights(include_buffers=False):
         model = build(config.model, load_weight=False)
     weights.assign_checkpoint(model, hub.resolve_checkpoint(checkpoint))
@@ -84,7 +84,7 @@ def load_trained(config: DictConfig, checkpoint: str | Path) -> modeling.SDMatte
 
 
 def _choose_names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) -> list[str]:
-    """Name checkpoints by the shortest unique ends of their paths, with their config if needed."""
+    """Name checkpoints by the shortest unique ends of their paths, and by config if needed."""
     paths = []
     for _, checkpoint in runs:
         path = Path(checkpoint)
@@ -100,7 +100,7 @@ def _choose_names(runs: Sequence[tuple[str, str | Path]], taken: Sequence[str]) 
         for found in (names, with_configs):
             if max(Counter((*found, *taken)).values(), default=1) == 1:
                 return found
-    raise ConfigError("A config and checkpoint are given twice.")
+    raise ConfigError("The same config and checkpoint are given twice.")
 
 
 def _checkpoint_method(
@@ -135,8 +135,8 @@ def _baseline_method(name: str, config: DictConfig) -> Method:
     prompts = tuple(prompt for prompt in wanted if prompt in baseline.prompts)
     if not prompts:
         raise ConfigError(
-            f"The baseline {name} supports {', '.join(baseline.prompts)}, none of test.prompts "
-            f"({', '.join(wanted)})."
+            f"The baseline {name} supports {', '.join(baseline.prompts)}, but test.prompts is "
+            f"{', '.join(wanted)}."
         )
     baseline(prompts[0])  # raises if a package is not installed
     if len(prompts) < len(wanted):

@@ -1,4 +1,4 @@
-"""The plan of a test: its data sets and prompts, and what earlier runs have already done."""
+"""The plan of a test: its data sets and prompts, and the images done by earlier runs."""
 
 import copy
 import logging
@@ -29,21 +29,21 @@ from SDMatte.scoring.workers import Target
 logger = logging.getLogger(__name__)
 
 HOW_TO_NAME_A_SET = (
-    "Name a test set with 'dataloader.test.dataset.names=[{image: DIR, alpha: DIR}]', or hold out "
+    "Add a test set with 'dataloader.test.dataset.names=[{image: DIR, alpha: DIR}]', or hold out "
     "a part of a training pair: {image: DIR, alpha: DIR, holdout: 0.1}."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class SetTest:
-    """One data set under one prompt: what to do, and what is done already."""
+    """The test of one data set with one prompt: what to do, and what is already done."""
 
-    name: str  # of the data set
+    name: str  # name of the data set
     prompt: PromptType
-    loader: Any  # of the whole data set
+    loader: Any  # loads the whole data set
     config: DictConfig  # the whole config
-    folder: Path | None = None  # of mattes and reports; None: nothing is written
-    progress_log: ProgressLog | None = None  # in the folder; None: the test is not resumed
+    folder: Path | None = None  # gets mattes and reports; None: nothing is written
+    progress_log: ProgressLog | None = None  # log in the folder; None: resuming is off
     # Images predicted by earlier runs, by name; those without scores remain to be scored.
     done: Mapping[str, ImageScore] = field(default_factory=dict)
 
@@ -60,12 +60,12 @@ class SetTest:
 
     @property
     def missing(self) -> dict[int, str]:
-        """Names of the images that are not predicted yet, by their index in the data set."""
+        """Names of the images without a prediction, by their index in the data set."""
         return {i: name for i, name in enumerate(self.targets) if name not in self.done}
 
     @cached_property
     def targets(self) -> dict[str, Target]:
-        """What the mattes are scored against, by name of the image, in the data set's order."""
+        """Targets of the mattes by image name, in the order of the data set."""
         dataset, use_trimap = self.loader.dataset, self.config.test.use_trimap
         found = {}
         for sample in dataset.samples:
@@ -85,14 +85,14 @@ def plan_test(
     identity: Mapping[str, Any] | None = None,
     restart: bool = False,
 ) -> list[SetTest]:
-    """Plan a test; errors that can be found without reading an image are raised here.
+    """Plan a test; raise all errors that can be found without reading an image.
 
     Args:
         config: The whole config.
         output_dir: Mattes and reports are written to its ``SET/PROMPT/``; None: nowhere.
         prompts: Short names of prompts; None: ``test.prompts``.
-        identity: Identity of the model. Results in ``output_dir`` of the same model, protocol,
-            prompts and images are resumed. None: everything is done anew.
+        identity: Identity of the model. Results in ``output_dir`` with the same model, protocol,
+            prompts and images are resumed. None: start from scratch.
         restart: Whether to delete existing results, whatever their identity.
 
     Raises:
@@ -128,7 +128,7 @@ def plan_test(
 def _plan_output(
     test: SetTest, folder: Path, identity: Mapping[str, Any] | None, restart: bool
 ) -> SetTest:
-    """Return the test with its folder and, if it has an identity, with what is done there."""
+    """Return the test with its folder and, given an identity, with the images done there."""
     dataset, settings = test.loader.dataset, test.config.test
     check_not_read(
         [folder, folder / SCORES, folder / SUMMARY],
@@ -149,7 +149,7 @@ def _plan_output(
 
 
 def files_read(dataset: MattingDataset) -> Iterator[Path]:
-    """Yield all files that a test reads of a data set."""
+    """Yield all files of a data set that a test reads."""
     yield from files_of(dataset.samples, dataset.root)
     if dataset.frozen is not None:
         yield Path(dataset.frozen.path)
@@ -178,8 +178,8 @@ def choose_test_sets(config: DictConfig, training: bool) -> list[str]:
     """Replace the test sets of a config by those to use; return the names of those left out.
 
     Optional sets that do not exist are left out, with a warning. The held-out parts of training
-    sets are added: always during training; in a test only if no required set is named, because the
-    config.yaml of a run already names them.
+    sets are added: always during training, but in a test only if no required set is given, because
+    the config.yaml of a run already lists them.
     """
     dataset = config.dataloader.test.dataset
     chosen, left_out, any_required = [], [], False

@@ -1,4 +1,4 @@
-"""Progress of a test on disk, from which an interrupted test resumes."""
+"""The progress log, from which an interrupted test resumes."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _REPORTS = (SCORES, SUMMARY, SUMMARY_PAGE, SHEET)
 
 
 class ProgressLog:
-    """The images done for one data set and prompt, one line of JSON each.
+    """A log of the images done for one data set and prompt, with one line of JSON per image.
 
     The first line of ``progress.jsonl`` holds the identity of the test: model, protocol, prompts,
     images. During a test, each process appends the images it has done to its own file,
@@ -34,16 +34,17 @@ class ProgressLog:
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
-        """Prepare; nothing is read or written yet."""
+        """Initialize without reading or writing files."""
         self.folder = Path(folder)
         self.identity = json.loads(json.dumps(dict(identity), default=str))
         self._part: TextIO | None = None
 
     def read(self) -> dict[str, ImageScore]:
-        """Read the images that are done, by name; those whose matte was deleted are left out.
+        """Return the images that are done by name, without those whose matte was deleted.
 
         Raises:
-            DataError: The folder holds results of another identity; the message has the difference.
+            DataError: The folder holds results of another identity; the message shows how it
+                differs.
         """
         path = self.folder / PROGRESS
         if not path.is_file():
@@ -73,7 +74,7 @@ class ProgressLog:
         return done
 
     def begin(self, done: Iterable[ImageScore]) -> None:
-        """Write the identity and what is done, and remove other files; called by one process.
+        """Write the identity and the done images, and remove other log files; for one process.
 
         Raises:
             OutputError: The folder is not writable.

@@ -19,7 +19,7 @@ from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.report import UNITS
 from SDMatte.scoring.tables import metrics_table
 
-_METRIC = "SAD"  # in the plot
+_METRIC = "SAD"  # the metric to plot
 PLOT, TABLE, NUMBERS = "robustness.png", "robustness.md", "robustness.json"
 
 Level = float | int | bool
@@ -27,11 +27,11 @@ Level = float | int | bool
 
 @dataclass(frozen=True)
 class Sweep:
-    """One setting of `SDMatte.prompts.perturb.PromptPerturbation`, at several levels."""
+    """The levels of one setting of `SDMatte.prompts.perturb.PromptPerturbation`."""
 
     prompt: str  # short name of the perturbed prompt; "": any, the first of test.prompts
     levels: tuple[Level, ...]  # values of the setting
-    meaning: str  # of a level
+    meaning: str  # what a level stands for
 
 
 SWEEPS = {
@@ -48,7 +48,7 @@ SWEEPS = {
     ),
     "opacity": Sweep("", (False, True), "opacity flag"),
 }
-"""Name of the setting to its sweep."""
+"""Sweeps by the name of their setting."""
 
 
 def plan_robustness(
@@ -63,7 +63,7 @@ def plan_robustness(
         Name of the sweep, level and test of each step.
 
     Raises:
-        ConfigError: The method supports none.
+        ConfigError: The method supports none of the prompts.
         DataError: A data set is unusable, or the folder holds results of another identity.
         OutputError: The output would overwrite files of a data set.
     """
@@ -93,7 +93,7 @@ def measure_robustness(
     """Run the steps of `plan_robustness`; a test shared by several sweeps runs once.
 
     Returns:
-        An entry of ``robustness.json`` for each step; none in all processes but the main one.
+        An entry of ``robustness.json`` for each step; empty in all processes but the main one.
     """
     tests: dict[str, SetTest] = {}
     for _, _, test in steps:

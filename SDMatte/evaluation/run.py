@@ -1,4 +1,4 @@
-"""Tests of a model on data sets and prompts, for ``test`` and for evaluations during training."""
+"""Run the tests of a model, for ``test`` and for evaluations during training."""
 
 import contextlib
 import logging
@@ -49,12 +49,12 @@ def run_plan(
         model: An `SDMatte.modeling.SDMatte`, or the class of a baseline, which is instantiated for
             each prompt. None if nothing is predicted.
         model_name: Name of the model, for the reports.
-        info: More for the reports, such as the checkpoint.
+        info: Further entries of the reports, such as the checkpoint.
         only: ``"predict"``: write mattes without scoring them; ``"score"``: score mattes written
             before; None: both.
 
     Returns:
-        Metrics by ``SET/PROMPT``, raw; empty in all processes but the main one.
+        Raw metrics by ``SET/PROMPT``; empty in all processes but the main one.
 
     Raises:
         ConfigError: ``only`` is given, but no mattes are written.
@@ -110,8 +110,8 @@ def _prepare_folder(test: SetTest) -> None:
 
 
 def _bind_prompt(model: Any, test: SetTest) -> Callable[[Mapping[str, Any]], torch.Tensor]:
-    """Return a model that takes the batch alone."""
-    if isinstance(model, type):  # of a baseline
+    """Return the model as a function of the batch alone."""
+    if isinstance(model, type):  # the class of a baseline
         return model(test.prompt.alias)
 
     def predict(batch: Mapping[str, Any]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Saving of the drawn prompts of test sets, so that other runs can use the same ones."""
+"""Save the drawn prompts of test sets, so that other runs can use the same ones."""
 
 import logging
 from pathlib import Path
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 def save_prompts(config: DictConfig, path: str | Path) -> None:
     """Write the boxes, points and masks of a config's test sets to a file.
 
-    Other runs use it as ``dataloader.test.dataset.prompts_from``. All processes together read the
-    test sets for it.
+    Other runs read it with ``dataloader.test.dataset.prompts_from``. The processes share the work
+    of reading the test sets.
 
     Raises:
-        DataError: Two data sets have one name, or an image is unreadable.
-        OutputError: The file is not writable, or is one of those that are read.
+        DataError: Two data sets have the same name, or an image is unreadable.
+        OutputError: The file is not writable, or is an input.
     """
     frozen: PromptFile | None = None
     for _, loader in build_test_loaders(config):
@@ -37,7 +37,7 @@ def save_prompts(config: DictConfig, path: str | Path) -> None:
             for index, alpha in enumerate(batch["alpha_path"]):
                 prompts = {name: values[index] for name, values in batch.items()}
                 entries[keys[alpha]] = freeze(prompts)
-        # A dict once more: a sample may be in the shares of several processes.
+        # Merged in a dict because several processes may have the same sample.
         gathered = {key: entry for part in comm.all_gather(entries) for key, entry in part.items()}
         for (name, key), entry in gathered.items():
             if key in frozen.sets.setdefault(name, {}):

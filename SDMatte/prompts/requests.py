@@ -207,9 +207,10 @@ def _read_entry(entry: Mapping[str, Any], folder: Path, where: str) -> PromptReq
     transparent = entry.get("transparent", False)
     flags = transparent, entry.get("auto", False)
     if unknown or len(kinds) != 1 or not all(isinstance(flag, bool) for flag in flags):
+        given = ", ".join(f"{key}={value!r}" for key, value in entry.items()) or "nothing"
         raise DataError(
             f"{where}: a prompt must have one of {', '.join(_TYPES)}, and may have transparent; "
-            f"auto and transparent are true or false; got {', '.join(f'{k}={v!r}' for k, v in entry.items()) or 'nothing'}."
+            f"auto and transparent are true or false; got {given}."
         )
     kind, value = kinds[0], entry[kinds[0]]
     if kind == "auto":

@@ -1,4 +1,4 @@
-"""Load LazyConfig files with checked overrides, and build what they describe."""
+"""Load LazyConfig files with validated overrides, and instantiate what they describe."""
 
 import builtins
 import copy
@@ -62,7 +62,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         raise
     except Exception as error:  # a config is code and can raise anything
         raise ConfigError(f"{path} does not load: {type(error).__name__}: {error}") from error
-    finally:  # LazyConfig patches the import and does not restore it after an error
+    finally:  # LazyConfig patches `__import__` and does not restore it after an error
         builtins.__import__ = original_import
     missing = [name for name in SECTIONS if name not in config]
     if missing:
@@ -115,13 +115,13 @@ def _apply_override(config: DictConfig, override: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(
             f"The override {override!r} is invalid: {first_line(error)}. Lists are written "
-            f"[a, b] and mappings {{name: value}}. Quote texts with special characters inside "
-            f"them, and the whole override for the shell: '{key}=[\"a text\"]'."
+            f"[a, b] and mappings {{name: value}}. In these, quote strings with special "
+            f"characters; for the shell, quote the whole override: '{key}=[\"a text\"]'."
         ) from error
 
 
 def _is_text(config: DictConfig, key: str) -> bool:
-    """Return whether a setting is a string, whose value is taken verbatim."""
+    """Return whether a setting is a string, so that its value is taken verbatim."""
     if key in PATHS:
         return True
     section, *names = key.split(".")
@@ -138,15 +138,15 @@ def _is_text(config: DictConfig, key: str) -> bool:
 
 
 def parse_value(text: str, is_text: bool = False) -> Any:
-    """Read the value of an override.
+    """Parse the value of an override.
 
-    Hydra's grammar reads lists, mappings, numbers and quoted strings. Strings that it rejects only
+    Hydra's grammar parses lists, mappings, numbers and quoted strings. Strings that it rejects only
     for their characters (``~/x``, ``/x/My Runs (1)``) need no quotes.
 
     Args:
         text: The part after the ``=``.
-        is_text: Whether the setting is a string: everything but null, lists, mappings and quoted
-            strings is then returned verbatim.
+        is_text: Whether the setting is a string. If so, everything except null, lists, mappings
+            and quoted strings is returned verbatim.
 
     Raises:
         HydraException: The value cannot be parsed.
@@ -155,7 +155,7 @@ def parse_value(text: str, is_text: bool = False) -> Any:
     try:
         parsed = parser.parse_override(f"x={text}")
         if parsed.is_sweep_override():
-            raise HydraException(f"{text} is several values")
+            raise HydraException(f"{text} has several values")
     except HydraException:
         if is_text:
             return text.strip()
@@ -205,7 +205,7 @@ def _expand(value: Any, config: DictConfig) -> Any:
 
 
 def _check_key(config: DictConfig, key: str) -> None:
-    """Refuse a key that neither the config nor the callable it configures has."""
+    """Reject a key that neither the config nor the callable it configures has."""
     _refuse_old_setting(key)
     node: Any = config
     parts = key.split(".")
@@ -217,7 +217,7 @@ def _check_key(config: DictConfig, key: str) -> None:
         if "_target_" in node:
             known += [name for name in _parameters(node["_target_"]) if name not in known]
         elif not known:
-            return  # a free mapping, checked by its reader
+            return  # a free-form mapping, validated by its reader
         if part not in known:
             raise ConfigError(unknown_setting(name, known))
         if part not in node:
@@ -237,10 +237,10 @@ def build(node: DictConfig, **extra: Any) -> Any:
 
     Args:
         node: A `LazyCall`.
-        **extra: Arguments that only the run knows; the callable gets those that it takes.
+        **extra: Arguments known only at run time; the callable gets those that it accepts.
 
     Raises:
-        ConfigError: The callable does not take a setting, or a reference is invalid.
+        ConfigError: The callable does not accept a setting, or a reference is invalid.
     """
     node = copy.deepcopy(node)
     known = _parameters(node["_target_"]) if "_target_" in node else []
@@ -253,7 +253,7 @@ def build(node: DictConfig, **extra: Any) -> Any:
 
 
 def _check_arguments(node: Any) -> None:
-    """Refuse unknown and missing settings of a `LazyCall` and of those nested in it."""
+    """Reject unknown and missing settings of a `LazyCall` and of those nested in it."""
     if not isinstance(node, DictConfig):
         return
     if "_target_" in node:

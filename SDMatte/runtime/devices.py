@@ -20,9 +20,9 @@ def choose_device(name: str | torch.device = "auto", setting: str = "device") ->
     """Return a device that works on this machine; ``"auto"``: CUDA, else MPS, else the CPU.
 
     Raises:
-        ConfigError: The device does not exist here; the message names the ``setting``.
+        ConfigError: The device is not available; the message names the ``setting``.
     """
-    import torch  # late: exported models run without it
+    import torch  # imported late, because exported models run without it
 
     if name == "auto":
         if torch.cuda.is_available():
@@ -32,7 +32,7 @@ def choose_device(name: str | torch.device = "auto", setting: str = "device") ->
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()
-    except Exception as error:  # torch has no type of its own for unknown and missing devices
+    except Exception as error:  # torch has no error type for unknown and missing devices
         available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
             available.append("mps")
@@ -50,8 +50,8 @@ def choose_dtype(
     """Resolve ``"auto"`` to a floating-point type; return any other type unchanged.
 
     ``"auto"`` is bfloat16 for wide models on devices with bfloat16 instructions (GPUs since
-    Ampere, CPUs with AMX or AVX512-BF16), else float32. On a CPU, a model of 64 to 128 channels
-    takes twice as long in bfloat16, a full-size one half as long.
+    Ampere, CPUs with AMX or AVX512-BF16), else float32. On a CPU, bfloat16 makes a model of 64 to
+    128 channels twice as slow, and a full-size model twice as fast.
 
     Args:
         dtype: ``"auto"``, a type or its name.
@@ -71,10 +71,10 @@ def choose_dtype(
 
 
 def release_memory() -> None:
-    """Return freed memory of the C library to the operating system, where it supports that.
+    """Return memory freed by the C library to the operating system, where supported.
 
-    glibc keeps everything below the last used block, sometimes half a GiB after an image of
-    1024 x 1024 pixels has been encoded.
+    glibc keeps everything below the last block in use, sometimes half a GiB after encoding an
+    image of 1024 x 1024 pixels.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

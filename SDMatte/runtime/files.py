@@ -1,4 +1,4 @@
-"""Paths, file names, and writing: atomically, and never over what a command reads."""
+"""Paths, file names, atomic writing, and protection of a command's inputs."""
 
 import contextlib
 import os
@@ -121,10 +121,10 @@ def list_error(folder: str | Path, error: OSError) -> DataError:
 
 @contextlib.contextmanager
 def replace_file(path: str | Path, durable: bool = False) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` atomically at the end.
+    """Yield a temporary path that atomically replaces ``path`` at the end.
 
-    Missing folders are created, and temporary files of killed processes deleted. If ``durable``,
-    the file is synced to the disk.
+    Missing folders are created, and temporary files of killed processes are deleted. If
+    ``durable``, the file is synced to disk.
 
     Raises:
         OutputError: The file cannot be written.
@@ -165,7 +165,7 @@ def write_text(path: str | Path, text: str) -> None:
 def clear_leftovers(folder: str) -> None:
     """Delete temporary files of `replace_file` whose processes have ended; once per folder.
 
-    Those of other machines that share the folder are deleted after a day.
+    Files of other machines that share the folder are deleted after a day.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -199,12 +199,12 @@ def check_not_read(
 ) -> None:
     """Ensure that no output is an input, under any name or link.
 
-    Call it before anything is loaded or written.
+    Call this before anything is loaded or written.
 
     Args:
-        outputs: Files and folders that will be written; a folder does not include its files.
-        inputs: Files and folders that are read; None entries are skipped.
-        emptied: Folders whose contents will be deleted; everything in them is an output.
+        outputs: Files and folders to write; a folder does not include its files.
+        inputs: Files and folders to read; None entries are skipped.
+        emptied: Folders whose contents are deleted; everything in them is an output.
 
     Raises:
         OutputError: An output is one of the inputs.
@@ -227,7 +227,7 @@ def check_not_read(
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    """Return what all names of a file or folder share; None if it does not exist."""
+    """Return an id shared by all names of a file or folder; None if it does not exist."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -237,14 +237,14 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Ensure, without creating anything, that a file can be written, or raise `OutputError`."""
+    """Raise `OutputError` if a file is not writable; nothing is created."""
     obstacle = find_obstacle(Path(path))
     if obstacle is not None:
         raise OutputError(f"Cannot write {path}: {obstacle}.")
 
 
 def find_obstacle(path: Path) -> str | None:
-    """Return why a file cannot be written; None if nothing is known to prevent it."""
+    """Return why a file is not writable; None if no obstacle is known."""
     if os.path.isdir(path):
         return "it is a folder"
     folder = next((f for f in path.absolute().parents if os.path.exists(f)), path)

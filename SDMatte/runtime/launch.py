@@ -1,6 +1,6 @@
 """Run a function in several processes with torch's elastic launcher, which torchrun uses too.
 
-detectron2's own `launch` requires CUDA, and waits forever for the others when a process dies.
+detectron2's own `launch` requires CUDA, and when a process dies, it waits forever for the others.
 """
 
 import logging
@@ -43,26 +43,26 @@ def launch(
 ) -> Any:
     """Run ``main(*args)`` in every process of a run.
 
-    Under torchrun this process already is one of the run's, and the counts are torchrun's.
+    Under torchrun, this process is already part of the run, and torchrun sets the counts.
 
     Args:
         main: A module-level function.
         num_processes: Processes on this machine; on GPUs, one per GPU.
         num_machines: Machines of the run.
-        machine_rank: Number of this machine, from 0.
+        machine_rank: Rank of this machine, from 0.
         dist_url: Where machine 0 listens, ``tcp://host:port``; ``auto`` on a single machine.
         args: Arguments of ``main``; must be picklable.
         device: ``train.device``. The backend is NCCL on GPUs, else gloo.
         timeout: Seconds after which a silent process counts as dead.
         saved: Describes what was saved, for the message after a signal.
-        max_restarts: How often all processes are started again after one of them failed.
+        max_restarts: How often to restart all processes after one of them fails.
 
     Returns:
-        What ``main`` returned in the first process of this machine.
+        The result of ``main`` in the first process of this machine.
 
     Raises:
         ConfigError: torchrun's environment is incomplete.
-        ProcessError: A process died or did not answer; the others were stopped.
+        ProcessError: A process died or did not respond; the others were stopped.
         RunStopped: A signal stopped the processes.
         SDMatteError: Raised by ``main``.
     """
@@ -81,7 +81,7 @@ def launch(
     for name in ("torch.distributed.elastic", "torch.multiprocessing", "torchelastic-events-null"):
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).propagate = False  # they log what is raised below
-    # Not an argument: before torch 2.12, which kills after 30 s, there is none.
+    # By default, torch kills processes after 30 s. Before 2.12, only this variable changes that.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING_SECONDS))
     with tempfile.TemporaryDirectory(prefix="SDMatte-") as logs, handling(stop):
         config = LaunchConfig(
@@ -109,7 +109,7 @@ def launch(
             raise _as_error(f"Process {rank} of {total}", failure) from None
         except dist.DistError as error:
             raise ProcessError(
-                f"Machine {machine_rank} of {num_machines} could not meet the others at "
+                f"Machine {machine_rank} of {num_machines} did not reach the others at "
                 f"tcp://{endpoint} within {timeout:g} s (train.ddp.timeout): one was not started, "
                 f"the port is in use, or a firewall blocks it. ({first_line(error)})"
             ) from error
@@ -118,10 +118,10 @@ def launch(
 def _work(main: Callable, args: tuple, on_gpu: bool, timeout: float, num_processes: int) -> Any:
     """Run ``main`` in a process of the launcher, which reads its exit status and error."""
     end_with_parent()
-    if not on_gpu:  # with all cores each, the processes would slow each other down
+    if not on_gpu:  # processes that each use all cores would slow each other down
         torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     try:
-        # When it restarts the processes, the launcher keeps its store, with the keys of the others.
+        # Restarted processes need new keys: the launcher keeps its store, with the previous ones.
         return join_group(main, args, on_gpu, timeout, os.environ["TORCHELASTIC_RESTART_COUNT"])
     except RunStopped as stopped:
         sys.exit(stopped.status)

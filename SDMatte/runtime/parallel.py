@@ -18,7 +18,7 @@ def map_in_processes(
     Args:
         work: A picklable function of one task that uses neither torch nor logging.
         tasks: The arguments.
-        num_workers: Number of processes; up to 1: this process. None: one per core, but at most 8,
+        num_workers: Number of processes; 0 or 1: this process. None: one per core, but at most 8,
             and no more than the tasks can keep busy.
         chunk: Tasks that a process takes at a time.
     """

@@ -1,4 +1,4 @@
-"""The group of processes of a run: joining it, and what they ask of each other."""
+"""The process group of a run: joining it, and running functions in its main process."""
 
 import datetime
 import os
@@ -23,7 +23,7 @@ def under_torchrun() -> bool:
 
 
 def was_restarted() -> bool:
-    """Return whether the launcher started this process after another one had failed."""
+    """Return whether the launcher restarted this process after a failure."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
@@ -33,15 +33,15 @@ def join_group(
     """Join the process group of torchrun's environment and run ``main(*args)`` in it.
 
     Args:
-        main: What to run.
+        main: The function to run.
         args: Its arguments.
-        on_gpu: Whether processes talk by NCCL, each with a GPU, or by gloo.
+        on_gpu: Whether to use NCCL, with a GPU per process, rather than gloo.
         timeout: Seconds after which a silent process counts as dead.
-        store_prefix: Prefix of the keys with which the processes find each other.
+        store_prefix: Prefix of the keys by which the processes find each other.
 
     Raises:
         ConfigError: The environment is incomplete.
-        ProcessError: Another process died or did not answer.
+        ProcessError: Another process died or did not respond.
     """
     who = f"Process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
     patience = datetime.timedelta(seconds=timeout)
@@ -58,10 +58,10 @@ def join_group(
             timeout=patience,
         )
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"{who} has an incomplete environment of torchrun: {error}") from error
+        raise ConfigError(f"{who} has an incomplete torchrun environment: {error}") from error
     try:
         comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size, timeout=patience)
-        # For detectron2's gathers, which would create one with its own timeout.
+        # For detectron2's gathers, which would create a group with another timeout.
         gloo = dist.new_group(backend="gloo", timeout=patience)
         comm._get_global_gloo_group = lambda: gloo
         return main(*args)
@@ -69,7 +69,7 @@ def join_group(
         if isinstance(error, SDMatteError) or not has_lost_others(error):
             raise
         raise ProcessError(
-            f"{who} lost the others: one of them died, or gave no answer for {timeout:g} s "
+            f"{who} lost the others: one of them died, or did not respond for {timeout:g} s "
             f"(train.ddp.timeout). See its own message. ({first_line(error)})"
         ) from error
     finally:
@@ -97,7 +97,7 @@ def run_on_main(function: Callable[[], _Result]) -> _Result:
 
 
 def has_lost_others(error: BaseException) -> bool:
-    """Return whether an error means that another process died or does not answer."""
+    """Return whether an error means that another process died or does not respond."""
     return isinstance(error, RuntimeError) and (
         isinstance(error, dist.DistError) or "gloo" in str(error)
     )

@@ -1,4 +1,4 @@
-"""Validation of settings by pydantic, with errors of one line."""
+"""Validation of settings by pydantic, with one-line errors."""
 
 import difflib
 import re
@@ -27,17 +27,17 @@ _PLAIN_WORDS = (
 
 
 class Settings(BaseModel):
-    """Base of all groups of settings: immutable, strictly typed, unknown names are refused."""
+    """Base of all groups of settings: immutable, strictly typed, without unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @classmethod
     def of(cls, values: "Mapping[str, Any] | Settings | None", name: str = "") -> Self:
-        """Validate settings given as a mapping, a part of a config, or as an instance.
+        """Validate settings given as a mapping, a part of a config, or an instance.
 
         Args:
             values: The settings; None: the defaults.
-            name: What the group is called in the config, such as ``"train.ema"``.
+            name: Name of the group in the config, such as ``"train.ema"``.
 
         Raises:
             ConfigError: A name is unknown or a value is not allowed.
@@ -77,8 +77,8 @@ class Settings(BaseModel):
 
 
 def _to_container(values: Any, name: str) -> Any:
-    """Return a part of a config as a mapping, anything else as it is."""
-    if "omegaconf" not in sys.modules:  # then it is no part of a config
+    """Convert a part of a config to a mapping; return anything else unchanged."""
+    if "omegaconf" not in sys.modules:  # the values are not part of a config
         return values
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -92,8 +92,8 @@ def _to_container(values: Any, name: str) -> Any:
 
 
 def unknown_setting(name: str, known: Sequence[str]) -> str:
-    """Return the message for a setting that does not exist: similar names, or all of them."""
+    """Return the message for an unknown setting, with similar names or else all of them."""
     near = difflib.get_close_matches(name.rpartition(".")[2], known, n=3)
-    return f"There is no setting {name}; " + (
+    return f"Unknown setting {name}; " + (
         f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(known)}."
     )

@@ -1,4 +1,4 @@
-"""Settings of a run: type, range and meaning of each; checked as soon as a config is loaded.
+"""Settings of a run: their types, ranges and meanings, validated when a config is loaded.
 
 The defaults are those of ``configs/``. ``docs/settings.md`` is generated from this module.
 """
@@ -25,7 +25,7 @@ class AmpSettings(Settings):
     """``train.amp``."""
 
     enabled: bool = Field(description="Train in mixed precision.")
-    dtype: Literal["bfloat16", "float16"] = Field(description="Type of the autocast operations.")
+    dtype: Literal["bfloat16", "float16"] = Field(description="Type of autocast operations.")
 
 
 class CompileSettings(Settings):
@@ -38,7 +38,7 @@ class LoraSettings(Settings):
     """``train.lora``."""
 
     enabled: bool = Field(
-        description="Train low-rank adapters. Layers that are new in SDMatte are trained in full, "
+        description="Train low-rank adapters. Layers that are new in SDMatte are trained in full; "
         "all others are frozen. Checkpoints hold the merged weights."
     )
     rank: AtLeastOne = Field(description="Rank of the adapters.")
@@ -51,7 +51,7 @@ class EmaSettings(Settings):
     """``train.ema``."""
 
     enabled: bool = Field(
-        description="Average the weights over iterations; the average is tested and exported."
+        description="Keep a moving average of the weights, which is tested and exported."
     )
     decay: Annotated[float, Field(gt=0, lt=1)] = Field(description="Decay of the average.")
 
@@ -60,8 +60,8 @@ class DdpSettings(Settings):
     """``train.ddp``."""
 
     find_unused_parameters: bool = Field(
-        description="Search each iteration for parameters without a gradient. Only for models of "
-        "your own: the trainer knows which ones SDMatte leaves out."
+        description="Search for parameters without a gradient in each iteration. Needed only for "
+        "custom models: the trainer knows which parameters SDMatte does not use."
     )
     fp16_compression: bool = Field(description="Exchange gradients in float16.")
     timeout: Positive = Field(description="Seconds after which a silent process counts as dead.")
@@ -70,12 +70,12 @@ class DdpSettings(Settings):
 class TrainSettings(Settings):
     """``train``."""
 
-    output_dir: Text = Field(description="Folder of the run.")
+    output_dir: Text = Field(description="Output folder of the run.")
     init_checkpoint: str | None = Field(
         description="Checkpoint to start from: a file, a folder or a hub id."
     )
     seed: Count = Field(
-        description="Seed of the model and the iterations; the data has its own, "
+        description="Seed of the model and the iterations; the data has its own seed, "
         "`dataloader.train.dataset.seed`."
     )
     device: Text = Field(description="`auto` (CUDA, else MPS, else the CPU) or a device's name.")
@@ -92,16 +92,18 @@ class TrainSettings(Settings):
     float32_precision: Literal["highest", "high", "medium"] = Field(
         description="Precision of float32 matrix products; `high` is TF32 on GPUs that have it."
     )
-    cudnn_benchmark: bool = Field(description="Let cuDNN time its convolution algorithms.")
+    cudnn_benchmark: bool = Field(description="Let cuDNN benchmark its convolution algorithms.")
     gradient_checkpointing: bool = Field(description="Recompute activations to save memory.")
     channels_last: bool = Field(description="Use the channels-last memory layout.")
     compile: CompileSettings
     lora: LoraSettings
-    clip_grad_norm: Positive | None = Field(description="Largest norm of the gradient.")
+    clip_grad_norm: Positive | None = Field(
+        description="Largest norm of the gradient; null: no clipping."
+    )
     ema: EmaSettings
     non_finite: Literal["stop", "skip"] = Field(
-        description="What to do at a loss or gradient that is not finite: stop the run, or skip "
-        "the iteration."
+        description="What to do if a loss or gradient is not finite: stop the run, or skip the "
+        "iteration."
     )
     checkpoints: Count = Field(
         description="Checkpoints per run. One is always saved before an evaluation."
@@ -112,7 +114,7 @@ class TrainSettings(Settings):
         description="Metric whose lowest value selects `model_best.pth`, such as `AIM-500/box/SAD`."
     )
     log_period: AtLeastOne = Field(description="Iterations between two log lines.")
-    num_images: Count = Field(description="Images per TensorBoard sheet.")
+    num_images: Count = Field(description="Test images shown in TensorBoard per evaluation.")
     ddp: DdpSettings
 
 
@@ -124,16 +126,16 @@ class TestSettings(Settings):
     )
     protocol: Text = Field(description="Scoring protocol, `official` or `corrected`.")
     use_trimap: bool = Field(description="Score only the unknown pixels of the trimaps.")
-    use_captions: bool = Field(description="Give the model the images' captions.")
+    use_captions: bool = Field(description="Pass the images' captions to the model.")
     save_mattes: bool = Field(description="Write the predicted mattes.")
     error_maps: bool = Field(description="Write an error map for each matte.")
     num_workers: Count = Field(
-        description="Scoring processes; 0: none, 1: a thread beside the model."
+        description="Scoring processes; 0: score in this process; 1: in a second thread."
     )
 
 
 class _CallSettings(Settings):
-    """Settings of a `LazyCall`; those without a field here are checked by its target."""
+    """Settings of a `LazyCall`; its target validates those without a field here."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -142,7 +144,7 @@ class DatasetSettings(_CallSettings):
     """``dataloader.train.dataset`` and ``dataloader.test.dataset``."""
 
     size: AtLeastOne = Field(default=512, description="Side of the samples in pixels.")
-    seed: Count = Field(default=0, description="Seed of everything that is drawn for a sample.")
+    seed: Count = Field(default=0, description="Seed of all random choices for a sample.")
     limit: AtLeastOne | None = Field(default=None, description="Use only the first samples.")
     max_bad_samples: Count = Field(
         default=100, description="Different training samples that may be unreadable."
@@ -154,7 +156,7 @@ class TestLoaderSettings(_CallSettings):
 
     dataset: DatasetSettings
     batch_size: AtLeastOne = Field(default=1, description="Samples per batch and process.")
-    num_workers: Count = Field(default=0, description="Loader processes; 0: load in this one.")
+    num_workers: Count = Field(default=0, description="Loader processes; 0: load in this process.")
     timeout: NotNegative = Field(
         default=0,
         description="Seconds to wait for a batch before the run fails; 0: no limit.",
@@ -179,7 +181,7 @@ GROUPS: dict[str, type[Settings]] = {
     "test": TestSettings,
     "dataloader": LoaderSettings,
 }
-"""Sections that are checked when a config is loaded. The targets of `LazyCall` check theirs."""
+"""Sections validated when a config is loaded; the targets of `LazyCall` validate their own."""
 
 PATHS = (
     "train.output_dir",
@@ -191,13 +193,13 @@ PATHS = (
     "dataloader.test.dataset.root",
     "dataloader.test.dataset.prompts_from",
 )
-"""Settings that are paths, beside those of folder pairs."""
+"""Settings that are paths, in addition to those of folder pairs."""
 
 RENAMED = {
     "train.num_pictures": "train.num_images",
     "dataloader.test.dataset.worsen": "dataloader.test.dataset.perturb",
 }
-"""Old names of settings to the new ones."""
+"""New names of renamed settings, by old name."""
 
 REMOVED = {
     "train.compile.backend": "inductor",
@@ -205,14 +207,14 @@ REMOVED = {
     "dataloader.train.pin_memory": False,
     "dataloader.test.pin_memory": False,
 }
-"""Settings of earlier versions to the only value that is left."""
+"""Removed settings, with the value that is now always used."""
 
 PATH_KEYS = ("image", "alpha", "trimap", "background", "list_file")
 """Keys of a folder pair that are paths."""
 
 
 def check_settings(config: DictConfig) -> None:
-    """Check the sections of a config that every run has.
+    """Validate the sections that every run's config must have.
 
     Raises:
         ConfigError: A setting is missing or invalid.

@@ -23,9 +23,9 @@ def exit_status(number: int) -> int:
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int], None]) -> Iterator[None]:
-    """Call a function with the number of each stop signal that arrives inside.
+    """Call a function with the number of each stop signal received in this context.
 
-    Has no effect outside of the main thread.
+    This has no effect outside of the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,9 +42,9 @@ def handling(handler: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupted_once() -> Iterator[list[int]]:
-    """Raise a `KeyboardInterrupt` at the first stop signal inside; yield the list it is added to.
+    """Raise `KeyboardInterrupt` at the first stop signal; yield a list that records the signal.
 
-    Later signals have no effect, so that they do not interrupt what the first one causes.
+    Later signals have no effect, so that they do not interrupt the handling of the first one.
     """
     received: list[int] = []
 
@@ -58,20 +58,20 @@ def interrupted_once() -> Iterator[list[int]]:
 
 
 class StopRequest:
-    """Record the first stop signal, for the training to check between its steps.
+    """Record the first stop signal, which training checks between steps.
 
     Another signal, more than a second later, ends the process immediately.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None  # number of the first signal
-        # Set while the state is saved: ends the run at the first signal, by an exception.
+        # Set while the state is saved: raises an exception that ends the run at the first signal.
         self.leave: Callable[[int], NoReturn] | None = None
         self._since = 0.0
         self._pid = os.getpid()
 
     def listen(self) -> contextlib.AbstractContextManager[None]:
-        """Record the signals that arrive inside."""
+        """Record the signals received in the returned context."""
         return handling(self._take)
 
     def _take(self, number: int) -> None:

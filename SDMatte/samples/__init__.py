@@ -1,6 +1,6 @@
 """The embedded sample set: drawn objects with exact mattes over photographs.
 
-The photographs ship with installed packages. The test part holds kinds of object and photographs
+The photographs ship with installed packages. The test part contains object kinds and photographs
 that training never sees.
 """
 

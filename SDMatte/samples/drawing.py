@@ -96,7 +96,7 @@ def _fine_grid(h: int, w: int, points: np.ndarray) -> tuple[np.ndarray, tuple, n
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
-    # OpenCV puts pixel centers at integers, we put them at half-integers.
+    # OpenCV has pixel centers at integers, this module at half-integers.
     return np.round((points * SCALE - 0.5) * (1 << _SHIFT)).astype(np.int32)
 
 
@@ -212,7 +212,7 @@ def hsv(h: float, s: float, v: float) -> np.ndarray:
 
 
 def hair_tone(rng: Rng) -> np.ndarray:
-    """Draw a color of hair or fur, occasionally a dyed one."""
+    """Draw a random color of hair or fur, occasionally a dyed one."""
     if rng.random() < 0.15:
         return hsv(rng.random(), rng.uniform(0.3, 0.9), rng.uniform(0.3, 0.9))
     return hsv(rng.normal(0.07, 0.025), rng.uniform(0.05, 0.7), rng.uniform(0.08, 0.9))
@@ -223,8 +223,8 @@ def surface(
 ) -> np.ndarray:
     """Draw a coherent colored texture, `[h, w, 3]` float32 in [0, 1].
 
-    Without a main color `base`, `[3]`, it may be a crop of a photograph, so that a network cannot
-    separate foreground from background by texture statistics alone.
+    Without a main color `base`, `[3]`, the texture may be a crop of a photograph, so that a network
+    cannot separate foreground from background by texture statistics alone.
     """
     hue, sat, val = rng.random(), rng.beta(1.4, 2.4), rng.uniform(0.15, 0.95)
     a = hsv(hue, sat, val) if base is None else np.asarray(base, np.float32)

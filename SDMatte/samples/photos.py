@@ -24,7 +24,7 @@ class Photograph:
     name: str  # file name without extension
     path: Path
     held_out: bool  # reserved for the test part, never used in training
-    # Of the main object, if there is one: x0, y0, x1, y1 in pixels, the last two inclusive.
+    # Box of the main object, if there is one: x0, y0, x1, y1 in pixels, the last two inclusive.
     box: tuple[int, int, int, int] | None = None
 
     def load(self) -> np.ndarray:
@@ -86,7 +86,7 @@ def textures(held_out: bool) -> tuple[np.ndarray, ...]:
 
 
 def background(rng: Rng, h: int, w: int, *, held_out: bool) -> tuple[np.ndarray, str]:
-    """Make a background: an augmented crop of a photograph of the split, or a drawn one.
+    """Make a background: an augmented crop of a photograph from the split, or a drawing.
 
     Returns:
         `[h, w, 3]` float32 in [0, 1], and the photograph's name or "drawn".

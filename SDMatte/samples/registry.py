@@ -1,4 +1,4 @@
-"""The kinds of object in the sample set, their frequency, and their split."""
+"""The object kinds of the sample set, their frequencies, and their split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from SDMatte.samples.drawing import Painting, Rng, Textures
 
 @dataclass(frozen=True)
 class ObjectKind:
-    """How one kind of object is drawn."""
+    """One kind of object and how it is drawn."""
 
-    # Draws one on a canvas of height h and width w: (rng, h, w, textures) -> Painting.
+    # Draws an object on a canvas of height h and width w: (rng, h, w, textures) -> Painting.
     draw: Callable[[Rng, int, int, Textures], Painting]
     weight: int  # relative frequency
     held_out: bool = False  # only in the test part, never in training
-    transparent: bool = False  # partly transparent throughout, as glass is
+    transparent: bool = False  # partly transparent throughout, like glass
 
 
 OBJECT_KINDS: dict[str, ObjectKind] = {

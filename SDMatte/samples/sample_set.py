@@ -1,4 +1,4 @@
-"""Write the embedded sample set: which objects to draw, in parallel, all or nothing."""
+"""Choose, draw and write the embedded sample set, in parallel and all or nothing."""
 
 import json
 import logging
@@ -40,8 +40,8 @@ class SampleSet:
     """A sample set on disk.
 
     Attributes:
-        root: Its folder, to be used as data root.
-        samples: For "train" and "test", an entry per file name of an alpha ("0007_hair.png") with
+        root: Its folder, to use as data root.
+        samples: For "train" and "test", an entry per alpha file ("0007_hair.png") with
             `kind` and `transparent`; in the test part also `background` (name of the photograph or
             "drawn"), `distractor` (kind of a second object or None) and `held_out_kind`.
     """
@@ -64,11 +64,11 @@ def make_sample_set(
 
     The layout under `root` is that of Composition-1K's training set, BG-20K, and AIM-500 as test
     part, plus lists of the transparent samples and `samples.json`. Equal parameters give equal
-    bytes, regardless of the number of workers. A set with other parameters is replaced; foreign
+    bytes, regardless of the number of workers. A set with other parameters is replaced; other
     files in the folder are kept. Concurrent calls on one folder are not supported.
 
     Args:
-        root: New or empty folder, or one with a sample set.
+        root: A new or empty folder, or one with a sample set.
         num_train: Training foregrounds; there is one background for every three.
         num_test: Test images.
         size: Approximate side length in pixels.
@@ -82,8 +82,8 @@ def make_sample_set(
     root = Path(root).expanduser().resolve()
     if num_train < 1 or num_test < 1 or size < 64 or seed < 0:
         raise DataError(
-            f"sample set with num_train={num_train}, num_test={num_test}, size={size}, seed={seed}:"
-            " num_train and num_test must be at least 1, size at least 64, seed at least 0."
+            "num_train and num_test must be at least 1, size at least 64 and seed at least 0; got "
+            f"num_train={num_train}, num_test={num_test}, size={size}, seed={seed}."
         )
     counts = {"train": num_train, "background": max(2, -(-num_train // 3)), "test": num_test}
     parameters = {
@@ -117,7 +117,7 @@ def make_sample_set(
 
 
 def _read_manifest(root: Path) -> dict:
-    """Return the manifest of the set in `root`, without files if the folder is new or empty."""
+    """Return the manifest of the set in `root`, with no files if the folder is new or empty."""
     if root.exists() and not root.is_dir():
         raise DataError(f"{root} is a file; the sample set needs a folder.")
     try:
@@ -209,8 +209,8 @@ def sides(rng: Rng, size: float) -> tuple[int, int]:
 def _kind_at(seed: int, part: str, held_out: bool, index: int) -> str:
     """Return the kind of the index-th object, from shuffled rounds.
 
-    A round holds each kind as often as its weight; in the test part each training kind once, so
-    that few images show all of them.
+    A round has each kind as often as its weight, except in the test part: there, each training
+    kind appears once, so that few images cover all of them.
     """
     once = part == "test" and not held_out
     names = [

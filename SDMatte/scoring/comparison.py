@@ -54,13 +54,13 @@ class Comparison:
         return ", ".join(part for part in (self.first.dataset, self.first.prompt) if part)
 
     def cautions(self) -> list[str]:
-        """Return, in sentences, what limits the comparison."""
+        """Return sentences about what limits the comparison."""
         results = self.results.values()
         found = []
         if len({frozenset(i.name for i in r.images) for r in results}) > 1:
-            found.append("The runs are not of the same images.")
+            found.append("The runs have different images.")
         if len({(r.prompt_seed, r.info.get("prompts sha256")) for r in results}) > 1:
-            found.append("The runs do not have the same prompts.")
+            found.append("The runs have different prompts.")
         return found + list(dict.fromkeys(filter(None, map(published_caution, results))))
 
 
@@ -110,7 +110,7 @@ def write_comparison(
         The paths of the three documents.
 
     Raises:
-        OutputError: The folder is not writable, or a file in it is one that is read.
+        OutputError: The folder is not writable, or an output is also an input.
     """
     output_dir = Path(output_dir)
     sheets = [
@@ -164,10 +164,10 @@ def choose_images(comparison: Comparison, count: int) -> list[dict[str, ImageSco
     """Choose images to show: hard ones, and ones on which the runs differ.
 
     Half of them have the largest mean SAD, the others the largest differences in SAD. Images that
-    not all runs have, or whose truth or mattes are no longer on disk, are not chosen.
+    some runs lack, or whose truth or mattes are no longer on disk, are not chosen.
 
     Returns:
-        For each image, label of the run to score.
+        For each image, scores by the label of the run.
     """
     tables = {label: {i.name: i for i in r.images} for label, r in comparison.results.items()}
     names = set.intersection(*map(set, tables.values()))

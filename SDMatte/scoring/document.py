@@ -33,8 +33,8 @@ def render(name: str, title: str, sections: Iterable[Section]) -> str:
     """Render a report. All texts are escaped.
 
     Args:
-        name: ``"report.md"``, ``"report.tex"``, which both link their images, or
-            ``"report.html"``, which contains them.
+        name: ``"report.md"`` or ``"report.tex"``, which link to their images, or
+            ``"report.html"``, which embeds them.
         title: Heading of the report.
         sections: Its sections.
 
@@ -64,7 +64,7 @@ def render(name: str, title: str, sections: Iterable[Section]) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape a text for LaTeX; words of 32 or more characters may break after every eighth."""
+    """Escape a text for LaTeX; allow breaks every 8 characters in words of 32 or more."""
     parts = re.split(r"(\S{32,})", text)  # every second part is a long word
     for index in range(1, len(parts), 2):
         parts[index] = re.sub(r"(.{8})(?=.)", "\\1\0", parts[index])

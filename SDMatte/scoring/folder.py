@@ -1,4 +1,4 @@
-"""Scoring of a folder of mattes, made by any method, against a folder of true alphas."""
+"""Score a folder of mattes, made by any method, against a folder of true alphas."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def score_folder(
     model: str = "",
     info: Mapping[str, Any] | None = None,
 ) -> EvaluationResult:
-    """Score every image of a truth folder, or none.
+    """Score the mattes of all images of a truth folder, or of none if there are problems.
 
     Files are paired by name, regardless of extension and Unicode spelling
     (`SDMatte.runtime.files.stem_key`). Other files are logged.
@@ -39,7 +39,7 @@ def score_folder(
         dataset: Name of the data set; default: the name of the truth folder.
         prompt: Short name of the prompt, for the report.
         model: Name of the method; default: the name of the mattes' folder.
-        info: More for the report.
+        info: Further entries of the report.
 
     Raises:
         DataError: Files are missing, left over, ambiguous, unreadable or of the wrong size; the
@@ -56,7 +56,7 @@ def score_folder(
     if trimaps is not None:
         problems += [f"missing: no trimap for {truths[n]}." for n in truths if n not in trimaps]
 
-    # After a missing file, the others are only checked: there will be no scores.
+    # If files are missing, the others are only checked, not scored.
     scorer = Scorer(get_protocol(protocol), with_metrics=not problems)
     outcomes: list[ImageScore | str] = []
     with Workers(num_workers, outcomes.append) as workers:

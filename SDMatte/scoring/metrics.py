@@ -28,7 +28,7 @@ MIN_DISTANCE = 0.15
 _BELOW_MIN_DISTANCE = float(np.nextafter(np.float32(MIN_DISTANCE), np.float32(0)))
 
 _HALF = math.ceil(SIGMA * math.sqrt(-2 * math.log(math.sqrt(2 * math.pi) * SIGMA * 0.01)))
-_BAND = 128
+_CHUNK = 128
 """Rows processed at a time, few enough to stay in the CPU cache."""
 
 _RANGE_SLACK = 1e-5
@@ -49,7 +49,7 @@ def mse(
     Args:
         pred: Predicted alpha ``[H, W]``, 8-bit or floating in [0, 1].
         true: True alpha, likewise.
-        trimap: ``[H, W]``, integer. If given, only its pixels of value 128 count; 0 if it has none.
+        trimap: ``[H, W]``, integer. If given, only pixels of value 128 count; 0 if there are none.
         protocol: ``"official"`` or ``"corrected"``; the formula is the same.
 
     Returns:
@@ -101,16 +101,16 @@ def gradient(
     """
     pred, true, weight = _check(pred, true, trimap, protocol)
     total = 0.0
-    for y in range(0, len(pred), _BAND):
-        rows = np.s_[max(0, y - _HALF) : y + _BAND + _HALF]
+    for y in range(0, len(pred), _CHUNK):
+        rows = np.s_[max(0, y - _HALF) : y + _CHUNK + _HALF]
         differs = np.flatnonzero((pred[rows] != true[rows]).any(axis=0))
         if not differs.size:
             continue
         # Farther than half a kernel from any difference, both gradients are bit-identical.
         columns = np.s_[max(0, differs[0] - 2 * _HALF) : differs[-1] + 1 + 2 * _HALF]
-        inner = np.s_[y - rows.start : y - rows.start + _BAND]
+        inner = np.s_[y - rows.start : y - rows.start + _CHUNK]
         a, b = (_gradient_magnitude(alpha[rows, columns])[inner] for alpha in (pred, true))
-        where = None if weight is None else weight[y : y + _BAND, columns].view(np.uint8)
+        where = None if weight is None else weight[y : y + _CHUNK, columns].view(np.uint8)
         total += cv2.norm(a, b, cv2.NORM_L2SQR, where)  # sums in double precision
     return total / 1000
 
@@ -129,18 +129,18 @@ def connectivity(
     one at which the pixel is outside Omega: 0 if it is never inside, 1 if it is never outside.
     With ``d = alpha - l``, ``phi = 1 - d`` where ``d >= 0.15``, else 1.
 
-    ``official`` counts the pixels below the threshold as one more component. It is Omega wherever
-    the foreground is smaller, so an empty prediction scores 0. ``corrected`` excludes them; Omega
-    is empty where no pixel reaches the threshold. Ties go to the background, then to the component
-    met first in row-major order.
+    ``official`` counts the pixels below the threshold as one more component, which is Omega
+    wherever the foreground is smaller, so an empty prediction scores 0. ``corrected`` excludes
+    them; Omega is empty if no pixel reaches the threshold. Ties go to the background, then to the
+    component that comes first in row-major order.
 
     Arguments and errors as in `mse`.
     """
     pred, true, weight = _check(pred, true, trimap, protocol)
     steps = _steps_connected(pred, true, count_background=protocol == "official")
     total = 0.0
-    for y in range(0, len(pred), _BAND):
-        rows = np.s_[y : y + _BAND]
+    for y in range(0, len(pred), _CHUNK):
+        rows = np.s_[y : y + _CHUNK]
         if np.array_equal(pred[rows], true[rows]):
             continue
         last = cv2.LUT(steps[rows], _THRESHOLDS)
@@ -151,7 +151,7 @@ def connectivity(
 
 
 METRICS = {"MSE": mse, "MAD": mad, "SAD": sad, "Grad": gradient, "Conn": connectivity}
-"""Name in tables and files to function, in the order of the paper's tables."""
+"""Functions by their name in tables and files, in the order of the paper's tables."""
 
 
 def _check(
@@ -212,9 +212,9 @@ def _mean(error: np.ndarray, weight: np.ndarray | None) -> float:
 def _gradient_magnitude(alpha: np.ndarray) -> np.ndarray:
     """Compute the magnitude of the Gaussian derivative, float32 ``[H, W]``.
 
-    The factors have unit norm and so has their outer product: the separable filter equals the 2-D
-    one. It runs in double precision and rounds once, like a 2-D filter with a double accumulator;
-    lower precision would change the error where both alphas nearly agree.
+    The 1-D factors have unit norm, and so does their outer product: the separable filter equals
+    the 2-D one. It runs in double precision and rounds once, like a 2-D filter with a double
+    accumulator; lower precision would change the error where both alphas nearly agree.
     """
     alpha = alpha.astype(np.float64)
     square = np.zeros(alpha.shape, np.float32)
@@ -278,7 +278,7 @@ def _steps_connected(pred: np.ndarray, true: np.ndarray, count_background: bool)
 
 
 def _seed(level: np.ndarray) -> tuple[int, int]:
-    """Return (x, y) of a pixel among high values, likely to stay in the largest component."""
+    """Return (x, y) of a pixel among high values, which likely stays in the largest component."""
     height, width = level.shape
     coarse = (max(1, width // 16), max(1, height // 16))
     x, y = cv2.minMaxLoc(cv2.resize(level, coarse, interpolation=cv2.INTER_AREA))[3]

@@ -15,7 +15,7 @@ from SDMatte.scoring.report import UNITS
 from SDMatte.scoring.results import EvaluationResult
 from SDMatte.scoring.tables import Table, metrics_table
 
-_RECIPE = {  # of the config's settings; those that are off or missing are left out
+_RECIPE = {  # setting by label; settings that are off or missing are left out
     "pretrained": "model.pretrained_model_name_or_path",
     "start": "train.init_checkpoint",
     "data sets": "dataloader.train.dataset.names",
@@ -23,8 +23,8 @@ _RECIPE = {  # of the config's settings; those that are off or missing are left 
     "prompts": "model.aux_input_list",
     "losses": "criterion.losses",
     "iterations": "train.max_iter",
-    "images per iteration and process": "dataloader.train.batch_size",
-    "accumulated iterations": "train.accumulate",
+    "images per batch and process": "dataloader.train.batch_size",
+    "batches per iteration": "train.accumulate",
     "optimizer": "optimizer._target_",
     "learning rate": "optimizer.lr",
     "weight decay": "optimizer.weight_decay",
@@ -46,13 +46,13 @@ def render_card(
     base_model: str | None = None,
     license_id: str | None = None,
 ) -> str:
-    """Return a model card, Markdown with metadata.
+    """Return a model card: Markdown with metadata.
 
     Args:
         repo: ``OWNER/NAME``.
         model: ``"SDMatte"`` or ``"LiteSDMatte"``.
         results: Scores of the model.
-        config: Config of the run that trained it, resolved; None if unknown.
+        config: Resolved config of the training run; None if unknown.
         base_model: Hub id of the model that the training started from.
         license_id: Identifier of the license on the hub; None if it is not stated.
     """
@@ -67,8 +67,8 @@ def render_card(
     )
     sections = [
         Section(
-            text=f"{model}, interactive image matting: alpha of the object that a box, points or "
-            f"a mask indicates."
+            text=f"{model} is a model for interactive image matting: it predicts the alpha of the "
+            f"object that a box, points or a mask indicates."
         ),
         _scores(results),
     ]
@@ -76,7 +76,7 @@ def render_card(
         items = [f"{name}: {value}" for name, value in _recipe(config).items()]
         sections.append(Section(title="Training", items=items))
     stated = f"The license is {license_id}." if license_id else "No license is stated."
-    terms = "The terms of the pretrained weights and of the data sets apply, too."
+    terms = "The terms of the pretrained weights and of the data sets also apply."
     sections.append(Section(title="License", text=f"{stated} {terms}"))
     usage = (
         "\n## Usage\n\n```python\nfrom SDMatte import MattePredictor\n\n"
@@ -122,7 +122,7 @@ def _eval_results(result: EvaluationResult) -> list[EvalResult]:
 
 
 def _recipe(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the recipe in words; of local paths, only the last part."""
+    """Return the recipe as text by label; local paths are reduced to their last part."""
     tree, recipe = OmegaConf.create(dict(config)), {}
     for name, key in _RECIPE.items():
         value = OmegaConf.select(tree, key)

@@ -1,4 +1,4 @@
-"""The two evaluation protocols: how predictions and truths become the arrays that are scored.
+"""The two evaluation protocols: how predictions and truths are converted for scoring.
 
 * ``official`` reproduces the published evaluation: the prediction times 255 is resized to the
   image's size and truncated to 8 bits, for the file and for the scores.
@@ -27,9 +27,9 @@ class Protocol:
     description: str  # one line for reports
 
     def as_scored(self, alpha: np.ndarray) -> np.ndarray:
-        """Convert an alpha of a file, float32 ``[H, W]`` in [0, 1], to the array that is scored.
+        """Convert an alpha from a file, float32 ``[H, W]`` in [0, 1], to the array to score.
 
-        With 8 bits, it becomes uint8: exact for 8-bit files, rounded for deeper ones.
+        With ``eight_bit``, the result is uint8: exact for 8-bit files, rounded for deeper ones.
         """
         if not self.eight_bit:
             return alpha
@@ -86,7 +86,7 @@ def read_truth(
 
     Raises:
         DataError: A file is unreadable or differs in size from the prediction, or the trimap has
-            values that `SDMatte.images.io.trimap_levels` refuses.
+            values that `SDMatte.images.io.trimap_levels` rejects.
     """
     true = protocol.as_scored(read_alpha(alpha_path))
     _check_size(pred, true, f"true alpha {alpha_path}")
@@ -100,4 +100,4 @@ def read_truth(
 def _check_size(pred: np.ndarray, other: np.ndarray, name: str) -> None:
     if pred.shape != other.shape:
         (h, w), (other_h, other_w) = pred.shape, other.shape
-        raise DataError(f"The prediction is {w}x{h}, its {name} is {other_w}x{other_h}.")
+        raise DataError(f"The prediction is {w}x{h}, but its {name} is {other_w}x{other_h}.")

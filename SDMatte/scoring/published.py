@@ -1,4 +1,4 @@
-"""The paper's results, which this project has not measured, beside a result."""
+"""The paper's results, which this project did not measure, for comparison with a result."""
 
 import json
 from functools import cache
@@ -26,10 +26,10 @@ def published_results() -> dict[str, Any]:
 def published_rows(result: EvaluationResult) -> dict[str, dict[str, float]]:
     """Return the published scores for the data set and prompt of a result.
 
-    They may be of other images, see `has_published_size`.
+    They may be from other images, see `has_published_size`.
 
     Returns:
-        Label, which contains `PUBLISHED_NOTE`, to metric to raw value.
+        Raw values by metric, by label; labels contain `PUBLISHED_NOTE`.
     """
     return {
         f"{row['model']} ({PUBLISHED_NOTE})": {key: row[key] for key in METRICS if key in row}
@@ -39,9 +39,9 @@ def published_rows(result: EvaluationResult) -> dict[str, dict[str, float]]:
 
 
 def has_published_size(result: EvaluationResult) -> bool:
-    """Return whether a result has as many images as the published ones, as far as known.
+    """Return whether a result has as many images as the published ones; True if unknown.
 
-    If not, differences from the published scores mean nothing.
+    If it does not, differences from the published scores are meaningless.
     """
     count = published_results()["num_images"].get(result.dataset)
     return count in (None, len(result.images))
@@ -54,14 +54,14 @@ def published_caution(result: EvaluationResult) -> str:
     count = published_results()["num_images"].get(result.dataset)
     if not has_published_size(result):
         return (
-            f"The paper's scores are of all {count} images of {result.dataset} and are not "
-            f"comparable with these of {len(result.images)}."
+            f"The paper's scores are for all {count} images of {result.dataset} and are not "
+            f"comparable with these for {len(result.images)}."
         )
     cautions = []
     if count is None:
         cautions.append(
-            f"The number of {result.dataset} images behind the paper's scores is not known here; "
-            f"this run has {len(result.images)}."
+            f"The number of {result.dataset} images behind the paper's scores is unknown; this run "
+            f"has {len(result.images)}."
         )
     if result.protocol != "official" or result.trimap_restricted:
         cautions.append(

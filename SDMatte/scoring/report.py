@@ -29,7 +29,7 @@ def write_report(result: EvaluationResult, output_dir: str | Path) -> None:
 
 
 def summarize(result: EvaluationResult) -> str:
-    """Return a Markdown summary: scores, how they were obtained, and the published ones."""
+    """Return a Markdown summary: the scores, how they were obtained, and published scores."""
     facts = {**list_facts(result), "versions": ", ".join(f"{k} {v}" for k, v in versions().items())}
     scores = Section(
         tables=[metrics_table({result.model or "prediction": result.scores})],
@@ -60,7 +60,7 @@ def _compare_with_paper(result: EvaluationResult) -> Section:
         return Section(notes=notes)
     own = {f"{result.model or 'prediction'} (this run)": result.scores}
     return Section(
-        title=f"Beside the paper ({PUBLISHED_NOTE})",
+        title=f"Comparison with the paper ({PUBLISHED_NOTE})",
         tables=[
             metrics_table({**own, **published}),
             Table(["", *METRICS], difference_rows(own, published)),

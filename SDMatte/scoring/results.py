@@ -1,4 +1,4 @@
-"""Results of an evaluation: scores per image, their means, and the files that keep them.
+"""Results of an evaluation: scores per image, their means, and the files that store them.
 
 All stored values are raw: MSE and MAD are not multiplied by 1000.
 """
@@ -121,7 +121,7 @@ def read_result(folder: str | Path) -> EvaluationResult:
 
     Raises:
         MissingFileError: A file is missing.
-        DataError: A file is damaged, or the two are not of the same result.
+        DataError: A file is damaged, or the two files belong to different results.
     """
     folder = Path(folder)
     try:
@@ -157,13 +157,13 @@ def _parse_row(row: Mapping[str, str], folder: Path) -> ImageScore:
     )
     if not all(map(math.isfinite, image.scores.values())):
         raise ValueError(f"a score of {image.name} is not finite")
-    # The folder may have been moved, or the paths be relative to another one.
+    # The folder may have been moved, or the paths may be relative to another one.
     matte = folder / MATTES / f"{image.name}.png"
     return replace(image, pred_path=str(matte)) if matte.is_file() else image
 
 
 def find_results(folder: str | Path) -> list[Path]:
-    """List the folders at or below a folder that hold a result, sorted."""
+    """List the folders with a result at or below a folder, sorted."""
     return sorted(path.parent for path in Path(folder).rglob(SUMMARY))
 
 

@@ -47,7 +47,7 @@ def _write_error_map(image: ImageScore, path: Path) -> None:
 def write_worst_and_best(
     result: EvaluationResult, path: str | Path, *, num_each: int = 4, tile: int = 256
 ) -> Path:
-    """Write a `write_sheet` of the ``num_each`` images with the largest and the smallest SAD."""
+    """Write a contact sheet of the ``num_each`` images with the largest and the smallest SAD."""
     ranked = sorted(result.images, key=lambda i: (-i.scores["SAD"], i.name))
     chosen = ranked[:num_each] + ranked[num_each:][-num_each:]
     return write_sheet([{"prediction": image} for image in chosen], path, tile, with_errors=True)
@@ -58,10 +58,10 @@ def write_sheet(
 ) -> Path:
     """Write a contact sheet with image, truth and mattes in each row.
 
-    The column of images is left out if none is known; single missing ones are black.
+    The column of images is left out if no image is known; a single missing image is black.
 
     Args:
-        rows: Label of a matte to its score; all of a row are of one image.
+        rows: For each image, scores by the label of the matte.
         path: Image file to write.
         tile: Width and height of a cell in pixels.
         with_errors: Whether an `error_map` follows each matte.

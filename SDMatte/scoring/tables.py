@@ -8,7 +8,7 @@ from tabulate import tabulate
 from SDMatte.scoring.metrics import METRICS
 
 DISPLAY_SCALE = {"MSE": 1000.0, "MAD": 1000.0}
-"""Factors of the tables on the command line; all stored and returned values are raw."""
+"""Factors used in tables on the command line; all stored and returned values are raw."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Table:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape what starts HTML or a link; the rest stays readable in a terminal."""
+    """Escape the characters that start HTML or a link; keep the text readable in a terminal."""
     return " ".join(text.split()).replace("<", r"\<").replace("[", r"\[")
 
 
@@ -46,7 +46,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]], display: bool = False
     """Return a table of scores.
 
     Args:
-        rows: Label to metric to raw value; the cell of a missing metric is empty.
+        rows: Raw values by metric, by label; the cell of a missing metric is empty.
         display: Whether to multiply MSE and MAD by 1000.
     """
     scale = DISPLAY_SCALE if display else {}
@@ -66,10 +66,10 @@ def score_table(rows: Mapping[str, Mapping[str, float]], display: bool = False) 
 def difference_rows(
     rows: Mapping[str, Mapping[str, float]], references: Mapping[str, Mapping[str, float]]
 ) -> list[list[str]]:
-    """Compare scores with references; below zero is better, for all five metrics.
+    """Compare scores with references; negative differences are better for all five metrics.
 
     Args:
-        rows: Label to metric to raw value.
+        rows: Raw values by metric, by label.
         references: Likewise. A cell is empty if a metric is missing or its reference is 0.
 
     Returns:

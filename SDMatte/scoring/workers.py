@@ -1,4 +1,4 @@
-"""Post-processing, writing and scoring of single mattes, in this process or in parallel.
+"""Post-process, write and score single mattes, in this process or in parallel.
 
 This module does not import torch, so worker processes start quickly.
 """
@@ -31,7 +31,7 @@ class Target:
     """What a matte is scored against."""
 
     alpha_path: str  # the true alpha; its stem is the name of the image
-    trimap_path: str | None = None  # its unknown pixels count; None: all do; "": it is missing
+    trimap_path: str | None = None  # only its unknown pixels count; None: all do; "": missing
     image_path: str = ""  # for reports; "" if unknown
 
     @property
@@ -42,9 +42,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Resizes, writes and scores mattes under one protocol.
+    """Resize, write and score mattes under one protocol.
 
-    Without metrics, mattes that ``corrected`` scores later are written with 16 bits.
+    Without metrics, mattes to be scored later by ``corrected`` are written with 16 bits.
     """
 
     protocol: Protocol
@@ -62,7 +62,7 @@ class Scorer:
             hw: Height and width of the image.
 
         Returns:
-            The score, or a message if that failed.
+            The score, or an error message.
         """
         try:
             matte, pred_path = resize_alpha(pred, hw, self.protocol.eight_bit), ""
@@ -79,7 +79,7 @@ class Scorer:
         """Score a matte on disk; without metrics, only check that it can be scored.
 
         Returns:
-            The score, or a message if that failed.
+            The score, or an error message.
         """
         try:
             matte = self.protocol.as_scored(read_alpha(matte_path))
@@ -102,7 +102,7 @@ class Scorer:
 
 
 class Workers(AbstractContextManager):
-    """Runs jobs in a thread or in processes and collects their results in order.
+    """Run jobs in a thread or in processes and collect their results in order.
 
     At most two jobs per worker are pending, so memory does not grow with the data set.
     As a context manager, it finishes all jobs on exit, or drops them after an error.

@@ -46,7 +46,7 @@ def test_importing_the_package_imports_nothing_heavy():
     ("argv", "sentence"),
     [
         (["train", "nowhere.py"], "Config file nowhere.py not found."),
-        (["train", "train.epoch=1"], "There is no setting train.epoch"),
+        (["train", "train.epoch=1"], "Unknown setting train.epoch"),
         (["train", "a.py", "b.py"], "Unexpected argument 'b.py'"),
         (["train", "--num-machines", "2"], "--dist-url must be tcp://HOST:PORT"),
         (["train", "dataloader.train.dataset.root=nowhere"], "nowhere"),

@@ -112,7 +112,7 @@ def test_check_of_damaged_data_exits_with_2(capsys, monkeypatch, tmp_path, sampl
     assert "Training can start, without 3 bad samples." in printed
     assert main([*words, "dataloader.train.dataset.max_bad_samples=2"]) == 2
     assert (
-        "3 of 18 training samples cannot be used; at most 2 may be left out"
+        "3 of 18 training samples are unusable; at most 2 may be (max_bad"
         in capsys.readouterr().out
     )
 
@@ -147,7 +147,10 @@ def test_check_of_a_weighted_mix(capsys, sample_root):
     ("words", "sentence"),
     [
         (["check", "AIM"], "Unknown set 'AIM'; known are Composition-1K, DIS-646"),
-        (["list", "{name: AM-2K, weights: 2}"], "no setting AM-2K.weights; did you mean weight"),
+        (
+            ["list", "{name: AM-2K, weights: 2}"],
+            "Unknown setting AM-2K.weights; did you mean weight",
+        ),
         (["list", "{image: [a, b], alpha: c}"], "pair.image must be a string"),
         (
             ["list", "dataloader.train.dataset.names=5", SMALL],
@@ -208,14 +211,14 @@ def test_samples_follow_the_seed(capsys):
 
 @pytest.fixture
 def one_thread():
-    """One thread: a second one only waits on images this small."""
+    """One thread: a second does not help with images this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def test_prompts_are_saved_and_used_again(tmp_path, capsys, one_thread):
+def test_prompts_are_saved_and_reused(tmp_path, capsys, one_thread):
     checkpoint = tmp_path / "model.pth"
     torch.save({"model": tiny_model().state_dict()}, checkpoint)
     words = [SMALL, str(checkpoint), "dataloader.test.num_workers=0", *SIZES]

@@ -30,7 +30,7 @@ def test_invalid_arguments_are_one_sentence(words, sentence, capsys):
     assert sentence in error and error.count("\n") == 1
 
 
-def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
+def test_missing_gradio_is_reported_in_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == (

@@ -19,7 +19,7 @@ SMALL = str(CONFIGS / "SDMatte_small.py")
 
 @pytest.fixture(autouse=True, scope="module")
 def _surroundings(layout_root):
-    """The trees as data root; one thread, since a second one only waits on images this small."""
+    """The trees as data root; one thread, since a second does not help with images this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

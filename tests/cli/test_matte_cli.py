@@ -159,7 +159,7 @@ def test_names_are_matched_in_any_spelling(matte):
         ["in", "--prompts", "in/p.csv", "-o", "masks", "--overwrite"],
     ],
 )
-def test_nothing_that_is_read_is_overwritten(matte, words):
+def test_inputs_are_not_overwritten(matte, words):
     os.symlink("masks", "link")
     os.link("masks/a.png", "hard.png")
     Path("in/p.csv").write_text("image,mask\na.png,../masks/a.png\n")
@@ -301,7 +301,7 @@ def test_masks_of_0_and_1(matte):
 
 
 def test_without_a_model(tmp_path, monkeypatch, caplog, capsys):
-    """The small model is used, and the published one named."""
+    """The small model is used, and the published one is mentioned."""
     monkeypatch.chdir(tmp_path)
     write_image("a.png", np.zeros((60, 80, 3), np.uint8))
     words = ["matte", "a.png", "--box", "10", "10", "60", "50", "-o", "b.png"]

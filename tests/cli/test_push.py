@@ -161,7 +161,7 @@ def test_private_repositories(writable, trained, tmp_path, capsys):
     assert not list(tmp_path.glob("*.md"))
 
 
-def test_nothing_is_uploaded_by_half(writable, trained, capsys):
+def test_a_failed_upload_leaves_nothing(writable, trained, capsys):
     writable.no_commits = True
     status, out, err = push(capsys, trained, REPO)
     assert (status, out) == (2, "") and f"error: Uploading to {REPO} failed" in err

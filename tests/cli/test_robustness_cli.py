@@ -1,4 +1,4 @@
-"""The robustness command: each level is a separate test, one plot shows all."""
+"""The robustness command: each level is a separate test, and one plot shows all of them."""
 
 import json
 from pathlib import Path

@@ -158,7 +158,7 @@ def test_interrupted_tests_are_resumed(caplog):
 
 
 def test_resumed_tests_form_the_same_batches():
-    """A network's output depends, in the last digits, on what else is in the batch."""
+    """The last digits of a network's output depend on the rest of the batch."""
     words = ["a.pth", "test.protocol=corrected", "dataloader.test.batch_size=3"]
     run(*words, "--output", "whole")
     run(*words, "--output", "half")
@@ -248,7 +248,7 @@ def test_predicting_and_scoring_separately(protocol, capsys):
     assert (folder / "worst_and_best.png").exists()
 
 
-def test_nothing_that_is_read_is_overwritten(tmp_path, sample_root, capsys):
+def test_inputs_are_not_overwritten(tmp_path, sample_root, capsys):
     shutil.copytree(sample_root / "AIM-500" / "mask", tmp_path / "out" / "my" / "box" / "mattes")
     pair = f"{{name: my, image: {sample_root}/AIM-500/original, alpha: out/my/box/mattes}}"
     Path("prompts.json").write_text("{}")
@@ -305,7 +305,7 @@ def test_error_maps(sample_root):
         (["--baseline", "magic"], "Unknown baseline 'magic'; choose from prompt, grabcut, grabcu"),
         (["--baseline", "grabcut", "test.prompts=[auto]"], "The baseline grabcut supports point,"),
         (["a.pth", "c.pth"], "Checkpoint file c.pth not found."),
-        (["a.pth", "a.pth"], "A config and checkpoint are given twice."),
+        (["a.pth", "a.pth"], "The same config and checkpoint are given twice."),
         (["a.pth", "-j", "-2"], "test.num_workers must be at least 0; got -2."),
         (["a.pth", "test.protocol=x"], "Unknown protocol 'x'"),
         (["a.pth", "test.prompts=[]"], "test.prompts is empty."),
@@ -314,7 +314,7 @@ def test_error_maps(sample_root):
             ["a.pth", "dataloader.test.dataset.names=[AIM-500,AIM-500]"],
             "Two test sets are named AIM-500",
         ),
-        (["a.pth", "dataloader.test.dataset.names=[]"], "No test set. Name a test set with"),
+        (["a.pth", "dataloader.test.dataset.names=[]"], "No test set. Add a test set with"),
         (
             [
                 "a.pth",

@@ -1,4 +1,4 @@
-"""Samples with augmentation and settings beyond the paper: each leaves the others alone."""
+"""Augmentation and settings beyond the paper: enabling one does not change the others."""
 
 from dataclasses import replace
 
@@ -119,7 +119,7 @@ def test_training_keeps_the_aspect_by_a_crop(pairs):
 
 
 @pytest.mark.parametrize("decode", ["full", "reduced"])
-def test_a_given_trimap_is_cropped_alike(tmp_path, decode):
+def test_a_given_trimap_is_cropped_like_the_image(tmp_path, decode):
     write_aim(tmp_path)
     alpha = read_alpha(tmp_path / "AIM-500/mask/o_1.png")
     trimap = np.where(alpha > 0.95, 255, np.where(alpha < 0.05, 0, 128)).astype(np.uint8)

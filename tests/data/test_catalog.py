@@ -1,4 +1,4 @@
-"""Layouts of the known sets as trees on disk, and mistakes."""
+"""Layouts of the known sets as trees on disk, and invalid data sets."""
 
 import json
 import os
@@ -314,9 +314,9 @@ def test_coco_matting(tmp_path, prefix):
         ("Composition-2K", True, "Unknown training set 'Composition-2K'; known are Composition-1K"),
         ("AIM-500", True, "AIM-500 is not a training set"),
         ("RefMatte", False, "known are AIM-500, AM-2K, P3M-500-NP"),
-        ([], True, "No data set is named; known are Composition-1K"),
+        ([], True, "No data set given; known are Composition-1K"),
         (3, True, "a list of names and folder pairs; got 3"),
-        ([["AM-2K"]], True, "A data set is a name or {image: DIR, alpha: DIR}; got \\['AM-2K'\\]"),
+        ([["AM-2K"]], True, "A data set must be a name or .*; got \\['AM-2K'\\]"),
         (
             [{"name": "AM-2K", "composites": True}],
             True,
@@ -326,7 +326,7 @@ def test_coco_matting(tmp_path, prefix):
         ([{"name": "RefMatte", "list_file": 5}], True, "RefMatte.list_file must be a string"),
         ([{"image": ["x"], "alpha": "y"}], True, "pair.image must be a string"),
         ([{"image": "x", "alpha": None}], True, "needs both folders"),
-        ([{"image": "x", "alpha": "y", 1: 2}], True, "no setting pair.1"),
+        ([{"image": "x", "alpha": "y", 1: 2}], True, "Unknown setting pair.1"),
         (
             [{"image": "x", "alpha": "y", "trimap": "z", "composites": 2}],
             True,
@@ -337,9 +337,9 @@ def test_coco_matting(tmp_path, prefix):
         (
             [{"name": "AM-2K", "composite": 4}],
             True,
-            "no setting AM-2K.composite; did you mean composites",
+            "Unknown setting AM-2K.composite; did you mean composites",
         ),
-        ([3], True, "A data set is a name or {image: DIR, alpha: DIR}; got 3"),
+        ([3], True, "A data set must be a name or {image: DIR, alpha: DIR}; got 3"),
         ([{"name": "AM-2K", "composites": "4"}], True, "AM-2K.composites must be an integer"),
         ([{"name": "AM-2K", "composites": -1}], True, "AM-2K.composites must be at least 0"),
         ([{"name": "P3M-10K", "composites": 2}], True, "P3M-10K does not use composites"),
@@ -364,12 +364,12 @@ def test_coco_matting(tmp_path, prefix):
             False,
             "must not be a path.*; got '../../esc'",
         ),
-        ([{"image": "x", "alpha": "y", "name": ".."}], True, "also names folders; got '..'"),
+        ([{"image": "x", "alpha": "y", "name": ".."}], True, "also the name of a folder; got '..'"),
         ([{"image": "x", "alpha": "y", "name": "a/b"}], True, "got 'a/b'"),
         (
             [{"image": "x", "alpha": "y", "alhpa": "z"}],
             True,
-            "no setting pair.alhpa; did you mean alpha",
+            "Unknown setting pair.alhpa; did you mean alpha",
         ),
         ([{"image": "x", "alpha": "y"}], True, "/x not found"),
         ("Composition-1K", True, "combined_fg not found"),

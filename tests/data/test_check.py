@@ -1,4 +1,4 @@
-"""Listing and checking sets: what is found, and every kind of problem."""
+"""Listing and checking sets: samples, and every kind of problem."""
 
 import shutil
 
@@ -83,7 +83,7 @@ def test_parts_of_a_name():
     assert parts_of("RefMatte_RW_100") == ["test"]
     assert parts_of("AM-2K", "test") == ["test"]
     assert parts_of({"name": "AM-2K", "weight": 2}) == ["train"]  # a test has no weights
-    with pytest.raises(ConfigError, match="no setting AM-2K.shares"):
+    with pytest.raises(ConfigError, match="Unknown setting AM-2K.shares"):
         parts_of({"name": "AM-2K", "shares": 2})
     assert parts_of(PAIR) == ["train"] and parts_of(PAIR, "test") == ["test"]
     with pytest.raises(DataError, match="Unknown set 'AIM'; known are Comp.*, AIM-500, P3M"):
@@ -135,14 +135,14 @@ def test_every_kind_of_damage_is_found(damaged, workers):
     assert row == ["pair", "training", "9", "1", "2", "1", "1", "1", "1", "4"]
 
 
-def test_training_leaves_out_what_the_check_finds(damaged):
+def test_training_skips_what_the_check_finds(damaged):
     report = check(PAIR, damaged)
     options = {"root": damaged, "size": 16, "settings": {"kernel_sizes": [3, 5]}}
     assert obstacles([report], 4) == []
     dataset = MattingDataset(PAIR, max_bad_samples=4, **options)
     names = {dataset[i]["alpha_path"] for i in range(len(dataset))}
     assert names == {str(damaged / sample.alpha) for sample in report.usable}
-    assert "4 of 9 training samples cannot be used; at most 3 may" in obstacles([report], 3)[0]
+    assert "4 of 9 training samples are unusable; at most 3 may" in obstacles([report], 3)[0]
     dataset = MattingDataset(PAIR, max_bad_samples=3, **options)
     with pytest.raises(DataError, match="4 training samples cannot be read, 3 are allowed"):
         [dataset[i] for i in range(len(dataset))]
@@ -160,7 +160,7 @@ def test_a_test_set_must_be_complete(damaged):
     assert "1 file is missing" in text and "image/0.jpg" in text
     write_image(damaged / "image/0.jpg", random_image(0))
     (text,) = obstacles([check(PAIR, damaged, training=False)], 100)
-    assert text == ("pair (test): 3 of 9 samples cannot be used; a test stops at the first.")
+    assert text == ("pair (test): 3 of 9 samples are unusable; a test stops at the first.")
 
 
 def test_composites_and_trimaps(tmp_path):
@@ -181,7 +181,7 @@ def test_composites_and_trimaps(tmp_path):
 def test_without_any_usable_sample(tmp_path):
     write_pairs(tmp_path, ["a"])
     (tmp_path / "alpha/a.png").write_bytes(b"")
-    assert "1 of 1 training samples cannot be used" in obstacles([check(PAIR, tmp_path)], 100)[0]
+    assert "1 of 1 training samples are unusable" in obstacles([check(PAIR, tmp_path)], 100)[0]
 
 
 # ------------------------------------------------------------------------ sheets

@@ -1,4 +1,4 @@
-"""configs/common/data.py: loads without a disk, and accepts overrides."""
+"""configs/common/data.py: loads without reading data, and accepts overrides."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Folder pairs: names, formats, links, permissions, and a part held out."""
+"""Folder pairs: names, formats, links, permissions, and held-out parts."""
 
 import os
 import tempfile
@@ -239,10 +239,10 @@ def test_unicode_normalization_does_not_move_a_pair(tmp_path):
             (value, "must be a fraction between 0 and 1 or a number")
             for value in (-1, -0.1, True, "x")
         ),
-        (3, "holdout: 3 of 3 images holds out all"),
-        (4, "holdout: 4 of 3 images holds out all"),
-        (0.999999, "holdout: 0.999999 of 3 images holds out all"),
-        (0.000001, "holdout: 1e-06 of 3 images holds out none; use a larger fraction, or a"),
+        (3, "holdout=3 holds out all 3 images"),
+        (4, "holdout=4 holds out all 3 images"),
+        (0.999999, "holdout=0.999999 holds out all 3 images"),
+        (0.000001, "holdout=1e-06 holds out none of 3 images; use a larger fraction, or a"),
     ],
 )
 def test_invalid_holdouts(holdout, sentence, tmp_path):
@@ -256,5 +256,5 @@ def test_composites_and_known_sets_have_no_holdout(tmp_path):
     pair = {"image": "a", "alpha": "b", "composites": 2, "holdout": 0.1}
     with pytest.raises(DataError, match="hold out a pair of images and alphas instead"):
         list_samples(pair, tmp_path)
-    with pytest.raises(ConfigError, match="no setting AM-2K.holdout"):
+    with pytest.raises(ConfigError, match="Unknown setting AM-2K.holdout"):
         list_samples({"name": "AM-2K", "holdout": 0.1}, tmp_path)

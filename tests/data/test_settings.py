@@ -1,4 +1,4 @@
-"""DataSettings: defaults, what is refused and how, and the table in data/README.md."""
+"""DataSettings: defaults, invalid values, and the table in data/README.md."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_own_values_and_lists():
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("duplicate", 1, "no setting data.duplicate; did you mean duplicate_prob"),
+        ("duplicate", 1, "Unknown setting data.duplicate; did you mean duplicate_prob"),
         ("duplicate_prob", 2, "data.duplicate_prob must be at most 1; got 2"),
         ("flip_prob", -0.1, "flip_prob must be at least 0"),
         ("gray_prob", float("nan"), "gray_prob must be a finite number"),
@@ -48,7 +48,7 @@ def test_own_values_and_lists():
         ("blur_sizes", [20, 0], "blur_sizes.1 must be at least 1; got 0"),
         ("blur_sizes", [10**9], "blur_sizes.* must be at most 10000"),
         ("blur_sizes", [True], "blur_sizes.* must be an integer"),
-        ("kernel_sizes", [9, 3], "kernel_sizes must be the smallest and the largest value"),
+        ("kernel_sizes", [9, 3], "kernel_sizes must be in ascending order"),
         ("kernel_sizes", [3, 5, 7], "kernel_sizes .*at most 2 items"),
         ("kernel_sizes", [2.5, 3], "kernel_sizes.* must be an integer; got 2.5"),
         ("kernel_sizes", [15, 10**6], "kernel_sizes.1 must be at most 1000"),

@@ -1,4 +1,4 @@
-"""Reduced decoding and the cache: what they may change and what they may not."""
+"""Reduced decoding and the cache: what may change, and what may not."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Lists of transparent samples, the rule without one, and the tool that writes lists."""
+"""Lists of transparent samples, the rule used without a list, and the tool that writes lists."""
 
 import importlib.util
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_rule_at_any_size(shape):
 
 
 def half_glass(part, size=256):
-    """A square whose upper rows, this fraction of it, are glass."""
+    """A square whose upper part, a given fraction of it, is glass."""
     alpha = np.ones((size, size), np.float32)
     alpha[: round(part * size)] = 0.5
     return alpha
@@ -144,7 +144,7 @@ def test_tool_writes_list_and_sheet(tool, alphas, tmp_path, caplog):
     assert "broken.png: it is not an image" in caplog.text
     # The two that are listed, and the one that nearly is: white below the glass.
     image = read_image(sheet)
-    upper = image[60:70]  # of the first row of 160 pixels, below a line of labels
+    upper = image[60:70]  # in the first row of tiles, below a line of labels
     glass = [bool((upper[:, x : x + 120] == 128).all()) for x in range(20, 1280, 160)]
     assert glass == [True, False, False, False, False, False, False, False]
     lower = image[158:164]
@@ -188,7 +188,7 @@ def test_tool_keeps_the_old_list_when_it_fails(
     assert out.read_text() == "mine.png\n"
 
 
-def test_tool_overwrites_no_alpha_and_logs_what_it_leaves_out(tool, alphas, capsys, caplog):
+def test_tool_overwrites_no_alpha_and_logs_skipped_files(tool, alphas, capsys, caplog):
     sheet = alphas / "ä 0.9.png"
     before = sheet.read_bytes()
     assert tool([str(alphas), str(alphas / "list.txt"), "--sheet", str(sheet)]) == 2

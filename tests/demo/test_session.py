@@ -163,7 +163,7 @@ def test_a_visitor_who_leaves_during_a_computation_leaves_no_files(session, pred
     predict(session, predictor, BOX)
     steps = session.steps.copy()
     session.close()
-    session.steps = steps  # as a computation that began before would
+    session.steps = steps  # as if a computation had begun before
     session._metadata = {}
     session.write("alpha", 8)
     assert not session.folder.exists()

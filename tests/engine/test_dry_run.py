@@ -30,7 +30,7 @@ def rows(text):
     return found
 
 
-def test_it_describes_the_training_and_writes_nothing(capsys, sample_root, tmp_path):
+def test_describes_the_run_and_writes_nothing(capsys, sample_root, tmp_path):
     before = sorted(sample_root.rglob("*"))
     words = ("train.epochs=4", "train.checkpoints=2", "train.evaluations=2")
     words += ("train.accumulate=2", "train.lora.enabled=True")

@@ -189,7 +189,7 @@ def test_only_optional_sets_are_left_out(no_sets, sample_root, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
     assert main(["train", CONFIG, *words, "train.max_iter=1"]) == 0
     assert main(["test", CONFIG, str(tmp_path / "run/model_final.pth"), *words]) == 2
-    assert "No test set. Name a test set with" in capsys.readouterr().err
+    assert "No test set. Add a test set with" in capsys.readouterr().err
 
 
 def test_data_commands_know_held_out_images(no_sets, sample_root, tmp_path, capsys):

@@ -93,7 +93,7 @@ def test_lists_all_problems(truths):
         "t0.png: The prediction is 7x7",
         "t2.png: A prediction has NaN",
         "t3.png: Cannot read",
-        "4 images were predicted, the data set has 5",
+        "4 images were predicted, but the data set has 5",
     ):
         assert part in text
     assert len(text.splitlines()) == 5
@@ -130,7 +130,7 @@ def test_two_processes(truths):
     assert second[0] == {} == second.pop()
     for results in (first, second):
         assert "discs/box: several images are named t2." in results[1]
-        assert "3 images were predicted, the data set has 5" in results[2]
+        assert "3 images were predicted, but the data set has 5" in results[2]
     assert first[1:] == second[1:]
     assert sorted(os.listdir(truths / "out0" / "mattes")) == [f"t{i}.png" for i in range(5)]
     done = ProgressLog(truths / "out0", {"model": "discs"}).read()

@@ -77,7 +77,7 @@ def test_images_without_their_matte_are_not_done(log):
     assert list(reopen(log).read()) == ["p0"]
     log.matte("p0").unlink()
     assert reopen(log).read() == {}
-    log.begin([ImageScore("p3", 2, 2, {}, "truth.png")])  # of a test that writes no mattes
+    log.begin([ImageScore("p3", 2, 2, {}, "truth.png")])  # from a test that writes no mattes
     assert list(reopen(log).read()) == ["p3"]
     reopen(log).add(score(log, 3, matte=False))  # predicted again, with a matte
     assert reopen(log).read() == {}

@@ -1,4 +1,4 @@
-"""What the processes of the test with two ranks run; a module that they can import."""
+"""Functions for the processes of the two-rank test, in a module that they can import."""
 
 import torch
 from detectron2.utils import comm

@@ -1,4 +1,4 @@
-"""Trainings of the tiny model on a device."""
+"""Training runs of the tiny model on a device."""
 
 import torch
 from detectron2.utils.events import EventStorage
@@ -10,7 +10,7 @@ from SDMatte.runtime.config import load_config
 
 
 class TinyTraining:
-    """A training on batches of noise, as `SDMatte train` builds it."""
+    """A training run on batches of noise, built as by `sdmatte train`."""
 
     def __init__(self, device: torch.device, *overrides: str, first_batch: int = 0):
         config = load_config(CONFIG, tiny_settings("model.aux_input=bbox_mask", *overrides))

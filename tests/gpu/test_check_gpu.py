@@ -39,7 +39,7 @@ def test_a_failing_check_fails_its_part(check, tmp_path, monkeypatch):
     assert part["figures"] == [*results, {"test": "test_two", "result": "failed"}]
 
 
-def test_workers_that_keep_the_fastest_training_fed(check):
+def test_needed_workers(check):
     rates = [{"loader_workers": n, "samples_per_second": 5.0 * n} for n in (1, 2, 4)]
     cases = [{"case": "plain", "batch": 1, "samples_per_second": 3.0}, {"case": "x", "batch": 4}]
     assert check.needed_workers(rates + cases)["workers_needed"] == 1
@@ -50,7 +50,7 @@ def test_workers_that_keep_the_fastest_training_fed(check):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_in_one_line(check, tmp_path, monkeypatch, capsys):
+def test_a_missing_gpu_is_reported_in_one_line(check, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["check_gpu.py", str(tmp_path / "out")])
     assert check.main() == 1
     (line,) = capsys.readouterr().err.splitlines()

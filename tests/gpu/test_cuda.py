@@ -1,6 +1,6 @@
 """The project on an NVIDIA GPU; `script/check_gpu.sh` runs these tests.
 
-`SDMATTE_TEST_DEVICE=cpu` runs those that make sense there, to check the tests themselves.
+`SDMATTE_TEST_DEVICE=cpu` runs those that work on a CPU, to check the tests themselves.
 """
 
 import copy
@@ -179,7 +179,7 @@ def test_out_of_memory_is_one_sentence(rgb):
     latent = encoded.latent[..., :1, :1].expand(-1, -1, 2**22, 2**22)
     with pytest.raises(ConfigError, match="Out of memory on .* at a resolution of 64x64 and a"):
         predictor.predict(box=BOX, image=replace(encoded, encode=lambda: (latent, ())))
-    assert predictor.predict(box=BOX, image=encoded).alpha.std() > 0  # it can go on
+    assert predictor.predict(box=BOX, image=encoded).alpha.std() > 0  # it still works
     task = TinyTraining(DEVICE).task
     batch = make_batch(1)
     batch["image"] = torch.zeros(1, 1, 1, 1, device=DEVICE).expand(1, 3, 2**22, 2**22)

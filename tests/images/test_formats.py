@@ -82,7 +82,7 @@ def test_thumbnails_and_views_are_not_pages(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_what_is_not_an_image_is_named(tmp_path):
+def test_files_that_are_not_images_are_named(tmp_path):
     for name, data, kind, advice in (
         ("a.png", b"II*\0\x10\0\0\0CR\2\0", "a camera raw file", "develop"),  # Canon
         ("a.NEF", b"MM\0*\0\0\0\x08\0\0", "a camera raw file", "develop"),

@@ -108,7 +108,7 @@ def test_unit():
     assert unit(floating) is floating
 
 
-def test_given_trimap_by_nearest():
+def test_given_trimaps_are_resized_by_nearest_neighbor():
     trimap = np.array([[0, 0, 128, 128], [0, 0, 128, 128], [255] * 4, [255] * 4], np.uint8)
     np.testing.assert_array_equal(resize_trimap(trimap, 2), [[0, 0.5], [1, 1]])
     near = resize_trimap(np.array([[0, 1, 127, 129, 254, 255]] * 6, np.uint8), 6)

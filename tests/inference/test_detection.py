@@ -1,4 +1,4 @@
-"""Words as prompts: detectors of transformers, tiny and random, and one whose boxes are known."""
+"""Text prompts: tiny random detectors of transformers, and one with known boxes."""
 
 import json
 import shutil
@@ -137,7 +137,7 @@ def test_detectors_of_transformers(folder, tiny, squares):
 def test_boxes_are_in_pixels_of_the_image(owl, squares):
     """The tiny OWLv2 finds cells of the square that it pads the image to."""
     found = [one.box for one in Detector(owl, "cpu")(squares, "red")]
-    edges = 90 / 8 * np.arange(1, 8, 2)  # of the cells, [k / 8, (k + 2) / 8]
+    edges = 90 / 8 * np.arange(1, 8, 2)  # edges of the cells, [k / 8, (k + 2) / 8]
     for x0, y0, x1, y1 in found:
         assert np.abs(edges - x0).min() <= 0.51 and np.abs(edges - y0).min() <= 0.51
         assert abs(min(90, x0 + 22.5) - x1) <= 1 and abs(min(70, y0 + 22.5) - y1) <= 1

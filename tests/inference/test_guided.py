@@ -27,7 +27,7 @@ def test_edges_become_those_of_the_image():
 
 def test_certain_parts_stay():
     image, _ = disc()
-    image[:40, :40] = (210, 80, 60)  # of the object's color, far from it
+    image[:40, :40] = (210, 80, 60)  # in the object's color, but far from it
     coarse = np.zeros((30, 40), np.float32)
     coarse[10:20, 15:25] = 1
     refined = refine_with_guide(image, coarse)

@@ -193,7 +193,7 @@ def test_refused_models(saved, published, tmp_path):
             MattePredictor.from_pretrained(*arguments, device="cpu")
     for content, sentence in (
         ({"model": "SAM"}, "a model of class SAM; it must be SDMatte or LiteSDMatte"),
-        ({"inference": {"size": 3}}, "no setting inference.size; known are resolution"),
+        ({"inference": {"size": 3}}, "Unknown setting inference.size; known are resolution"),
         ({"inference": {"resolution": -1}}, "inference.resolution must be greater than 0; got -1"),
         ({"inference": 3}, "not a model card: its sections must be"),
     ):
@@ -203,7 +203,7 @@ def test_refused_models(saved, published, tmp_path):
         MattePredictor.from_pretrained(saved, device="cpu", dtype="int8")
 
 
-def test_the_small_model_ships(caplog):
+def test_shipped_small_model(caplog):
     """Without a model, offline; it is small and sees the object of a photograph."""
     predictor = MattePredictor.from_pretrained()
     assert "Using the bundled small model" in caplog.text

@@ -169,7 +169,7 @@ def test_the_same_errors(exported, rgb):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit on memory")
-def test_memory_that_runs_out(exported):
+def test_out_of_memory(exported):
     script = f"""
         import resource
         import numpy as np
@@ -202,7 +202,7 @@ def test_memory_that_runs_out(exported):
         ({"device": "tpu"}, "device=tpu is not available: this onnxruntime has .*CPU"),
     ],
 )
-def test_arguments_that_do_not_fit(exported, arguments, sentence):
+def test_incompatible_arguments(exported, arguments, sentence):
     with pytest.raises(ConfigError, match=sentence):
         MattePredictor.from_pretrained(exported, **arguments)
     assert MattePredictor.from_pretrained(exported, dtype=torch.float32, device="cpu")
@@ -273,7 +273,7 @@ def test_no_torch_is_needed(exported, saved, rgb, tmp_path):
     assert (tmp_path / "a_matte.png").is_file() and not (tmp_path / "b.png").exists()
 
 
-def test_exports_that_are_refused(saved, exported, tmp_path, capsys):
+def test_refused_exports(saved, exported, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for output, sentence in (
         (exported, "is not empty: choose another output"),
@@ -311,7 +311,7 @@ def test_full_models(levels, dtype, settings, tmp_path, rgb):
     assert_same_mattes(predictor.model, model, rgb, tolerance, resolution=96, keep_aspect=True)
 
 
-def test_the_model_that_ships(tmp_path):
+def test_shipped_model(tmp_path):
     assert main(["export", str(SMALL), str(tmp_path / "exported")]) == 0
     predictors = [MattePredictor.from_pretrained(f) for f in (SMALL, tmp_path / "exported")]
     image = data.coffee()

@@ -385,7 +385,7 @@ def test_any_map_gives_a_matte_in_range_or_an_error(predictor, kind, values, ref
 
 
 def test_cropping_to_the_prompt(tiny, rgb):
-    """Models that look closer see what is around the prompt, and nothing else has an influence."""
+    """Models that crop see only the surroundings of the prompt; nothing else has an influence."""
     predictor = MattePredictor(tiny, resolution=64, crop_margin=0.25)
     box = (20, 16, 60, 40)
     result = predictor.predict(box=box, image=predictor.encode(rgb))
@@ -402,7 +402,7 @@ def test_cropping_to_the_prompt(tiny, rgb):
     assert close(part.alpha, result.alpha[window])
 
 
-def test_cropping_keeps_to_the_image(tiny, rgb):
+def test_crops_stay_within_the_image(tiny, rgb):
     predictor = MattePredictor(tiny, resolution=64, crop_margin=1.0)
     height, width = rgb.shape[:2]
     mask = np.zeros((height, width), bool)

@@ -1,4 +1,4 @@
-"""Refinement with tiles: finer if they are right, harmless if they are wrong, without seams."""
+"""Refinement with tiles: more detail if they are right, no harm if they are wrong, no seams."""
 
 import subprocess
 import sys
@@ -97,7 +97,7 @@ def test_biased_tiles_leave_no_seams():
     first = cv2.resize(veil, (256, 192), interpolation=cv2.INTER_AREA)
     result = refine_with_tiles(image, first, SeesAlpha(biased), TILE)
     error = result - veil
-    assert np.abs(error).max() < 0.05  # of tiles that are wrong by up to 0.3
+    assert np.abs(error).max() < 0.05  # though tiles are wrong by up to 0.3
     assert max(np.abs(np.diff(error, axis=axis)).max() for axis in (0, 1)) < 0.01
 
 

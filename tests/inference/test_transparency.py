@@ -1,4 +1,4 @@
-"""Transparent images: mattes never exceed their alpha, hidden colors are never used."""
+"""Transparent images: mattes never exceed their alpha, and hidden colors are never used."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""A forward pass reads nothing back from its device, checked on pretended CUDA tensors."""
+"""A forward pass reads nothing back from its device, checked with fake CUDA tensors."""
 
 import ast
 import contextlib
@@ -33,9 +33,9 @@ READS = (DataDependentOutputException, DynamicOutputShapeException, AssertionErr
 
 
 class _RealOnCpu(TorchDispatchMode):
-    """Inside a `FakeTensorMode`, run what concerns only the CPU for real.
+    """Inside a `FakeTensorMode`, really run operations that involve only the CPU.
 
-    Operations on pretended CUDA tensors have shapes but no values: reading one raises an error.
+    Fake CUDA tensors have shapes but no values: reading one raises an error.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -51,7 +51,7 @@ class _RealOnCpu(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def pretended_cuda():
+def fake_cuda():
     with FakeTensorMode(allow_non_fake_inputs=True), _RealOnCpu():
         yield
 
@@ -82,8 +82,8 @@ def build(cls, **settings):
         lambda x: x.cpu(),
     ],
 )
-def test_what_reads_the_device_is_noticed(read):
-    with pretended_cuda():
+def test_device_reads_are_detected(read):
+    with fake_cuda():
         on_gpu = torch.ones(3).to(CUDA)
         assert on_gpu.device.type == "cuda"
         with pytest.raises(READS):
@@ -112,7 +112,7 @@ every_case = pytest.mark.parametrize(
 def test_predictions_do_not_wait_for_the_device(cls, dtype, amp, names):
     one, two = make_batch(1), make_batch(2)
     two["bbox_mask"][1, ..., :40] = 1  # other keys than the first image
-    with pretended_cuda():
+    with fake_cuda():
         model = build(cls, dtype=dtype).to(CUDA).eval()
         uploaded = {k: v.to(CUDA) if torch.is_tensor(v) else v for k, v in two.items()}
         for batch, prompts in ((one, FEW[:1]), (two, names), (uploaded, FEW[:1])):
@@ -124,7 +124,7 @@ def test_predictions_do_not_wait_for_the_device(cls, dtype, amp, names):
 
 @every_case
 def test_losses_do_not_wait_for_the_device(cls, dtype, amp, names):
-    with pretended_cuda():
+    with fake_cuda():
         model = build(cls, dtype=dtype)
         task = TrainingModel(model, MattingCriterion(list(MATTING_LOSSES), 64)).to(CUDA).train()
         for name in names:

@@ -57,7 +57,7 @@ def test_prior_sees_the_image_and_nothing_else_is_changed(model):
     assert (with_prior - without).abs().max() > 1e-3
 
 
-def test_it_is_trained_with_frozen_statistics():
+def test_prior_is_trained_with_frozen_statistics():
     model = tiny_model(image_prior=LITE).train()
     before = {n: b.clone() for n, b in model.image_prior.named_buffers()}
     model(make_batch(), aux_input="bbox_mask").mean().backward()

@@ -185,7 +185,7 @@ def test_in_place(stable_diffusion, tmp_path):
     SDMatte(folder)
 
 
-def test_folders_that_are_read_are_not_written_to(stable_diffusion, taesd, tmp_path):
+def test_input_folders_are_not_written_to(stable_diffusion, taesd, tmp_path):
     source = shutil.copytree(stable_diffusion, tmp_path / "sd")
     (tmp_path / "link").symlink_to(source)
     shutil.copytree(taesd, tmp_path / "taesd")

@@ -328,7 +328,7 @@ def test_errors_of_settings():
         ({"use_attention_mask_list": 3}, "must be a list; got 3"),
         ({"use_encoder_hidden_states_list": [True, "no", True]}, "must be True or False; got 'no'"),
         ({"attention_mask_mode": "soft"}, "attention_mask_mode must be 'bias', 'binary' or 'log'"),
-        ({"color": 1}, "no setting color"),
+        ({"color": 1}, "Unknown setting color"),
         ({"load_weight": ["unet2"]}, "load_weight must be True, False or a list of"),
         ({"dtype": "float8"}, "dtype must be float32"),
     ):
@@ -365,7 +365,7 @@ def test_errors_of_pretrained_folders(tmp_path):
         SDMatte(GOLDEN / "pretrained_sdmatte", load_weight=True)
 
 
-def test_small_autoencoder_ships_and_loads_by_name_alone():
+def test_shipped_autoencoder_loads_by_name():
     model = SDMatte(SMALL, load_weight=["vae"])
     shipped = load_file(SMALL / "vae" / "diffusion_pytorch_model.safetensors")
     for name, value in model.vae.state_dict().items():

@@ -1,4 +1,4 @@
-"""Every switch of the constructor, alone and in pairs, against a literal reading of the spec.
+"""Every switch of the constructor, alone and in pairs, against a literal implementation.
 
 `expected_alpha` computes the forward pass step by step on diffusers' plain U-Net, with the whole
 score matrix, the prompt encoded like an image and nothing cached or left out. Both compute in

@@ -59,7 +59,7 @@ def saved(root, tmp_path_factory):
 # ------------------------------------------------------------------------- masks
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # by pycocotools
 @pytest.mark.parametrize("fill", [0, 1, None])
 def test_masks_are_coco_run_lengths(fill):
     mask = np.full((9, 7), fill) if fill is not None else disc(9, 7, 3.3, 0, 1) > 0.5

@@ -1,4 +1,4 @@
-"""Prompts of users: drawn as in training, and refused if they do not fit their image."""
+"""Prompts of users: drawn as in training, and rejected if they do not fit their image."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_small_mask_survives_a_small_size():
     np.testing.assert_allclose(drawn.coords, [7 / 8, 0, 7 / 8, 0])
 
 
-def test_trimap_ranges_are_drawn_alike(alpha):
+def test_trimap_ranges_are_equivalent(alpha):
     trimap = np.select([alpha == 1, alpha > 0], [255, 128], 0).astype(np.uint8)
     expected = resize_trimap(trimap, (24, 40))
     assert set(np.unique(expected)) == {0, 0.5, 1}

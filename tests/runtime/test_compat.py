@@ -1,4 +1,4 @@
-"""SDMatte.compat, and imports of everything that this project uses of detectron2."""
+"""SDMatte.compat, and imports of everything that this project uses from detectron2."""
 
 import ast
 import json
@@ -48,7 +48,7 @@ def run(code, *argv, path=()):
 # --- the modules
 
 
-def test_everything_used_of_detectron2_imports(tmp_path):
+def test_everything_used_from_detectron2_imports(tmp_path):
     wanted = {}
     for path in project_files():
         for module, names in imports(path):
@@ -168,7 +168,7 @@ def test_without_detectron2(module):
     assert "not installed" in result.stdout and "script/setup.sh" in result.stdout
 
 
-def test_with_a_detectron2_that_is_too_old(fake):
+def test_with_an_outdated_detectron2(fake):
     result = run("import SDMatte.compat", path=[fake("config/config.py")])
     assert "DependencyError: The detectron2 in" in result.stderr
     assert "older than 0.6" in result.stderr

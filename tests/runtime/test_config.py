@@ -100,15 +100,15 @@ def test_overrides_reach_references():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epoch=3", "There is no setting train.epoch; did you mean epochs"),
-        ("trian.epochs=3", "There is no setting trian; did you mean train"),
+        ("train.epoch=3", "Unknown setting train.epoch; did you mean epochs"),
+        ("trian.epochs=3", "Unknown setting trian; did you mean train"),
         ("model.use_coord_input=True", "setting model.use_coord_input; did you mean use_coor_inp"),
         ("dataloader.test.dataset.worsen.box=1", "now called dataloader.test.dataset.perturb.box."),
         ("train.num_pictures=3", "The setting train.num_pictures is now called train.num_images."),
         ("train.compile.backend=eager", "was removed; its value is always inductor"),
         ("train.epochs.x=3", "train.epochs is a value"),
         ("train.epochs", "written key=value"),
-        ("dataloader.train.dataset.names=[a", r"names=\[a' is invalid.*Quote"),
+        ("dataloader.train.dataset.names=[a", r"names=\[a' is invalid.*quote"),
         ("dataloader.train.dataset.names=a,b", r"names=a,b' is invalid.*\[a, b\]"),
         ("~train.epochs=1", "not deleted"),
     ],

@@ -25,7 +25,7 @@ NFD = unicodedata.normalize("NFD", "café")
 
 
 @pytest.fixture
-def tell_apart(tmp_path):
+def distinct_spellings(tmp_path):
     """Skip where the file system normalizes names."""
     (tmp_path / NFC).touch()
     if (tmp_path / NFD).exists():
@@ -51,7 +51,7 @@ def test_keys():
     assert name_key(strange) == strange[:-3] + "jpg"
 
 
-def test_files_are_found_in_another_spelling(tmp_path, tell_apart):
+def test_files_are_found_in_another_spelling(tmp_path, distinct_spellings):
     touch(tmp_path, f"{NFD}/{NFD}.JPG", "plain.Png")
     lookup = NameLookup()
     assert lookup.find(tmp_path / NFC / f"{NFC}.jpg") == tmp_path / NFD / f"{NFD}.JPG"

@@ -1,4 +1,4 @@
-"""Processes find each other, report failures, and train as a single one does."""
+"""Processes find each other, report failures, and train like a single one."""
 
 import argparse
 import json
@@ -33,9 +33,9 @@ def port():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num-processes", "0"], "must be at least 1, --max-restarts 0"),
-        (["--num-machines", "0"], "must be at least 1, --max-restarts 0"),
-        (["--max-restarts", "-1"], "must be at least 1, --max-restarts 0"),
+        (["--num-processes", "0"], "must be at least 1, --max-restarts at least 0"),
+        (["--num-machines", "0"], "must be at least 1, --max-restarts at least 0"),
+        (["--max-restarts", "-1"], "must be at least 1, --max-restarts at least 0"),
         (["--num-machines", "2", "--machine-rank", "2"], "must be from 0 to 1 .*; got 2"),
         (["--num-machines", "2"], "--dist-url must be tcp://HOST:PORT of machine 0; got 'auto'"),
         (["--dist-url", "tcp://node1"], "--dist-url must be tcp://HOST:PORT of machine 0; got"),
@@ -65,8 +65,8 @@ def test_an_incomplete_environment_of_torchrun(missing, monkeypatch, port):
         launch(describe, device="cpu")
 
 
-def test_machines_that_do_not_meet(port):
-    with pytest.raises(ProcessError, match="Machine 1 of 2 could not meet the others at tcp"):
+def test_unreachable_machines_are_reported(port):
+    with pytest.raises(ProcessError, match="Machine 1 of 2 did not reach the others at tcp"):
         launch(describe, 1, 2, 1, f"tcp://127.0.0.1:{port}", args=("",), device="cpu", timeout=1)
 
 
@@ -101,7 +101,7 @@ def test_processes_of_torchrun_find_each_other(port, tmp_path):
         ("stopped", RunStopped, "^Stopped by SIGTERM; earlier results are kept.$"),
     ],
 )
-def test_processes_of_one_machine_and_how_they_end(how, error, message, tmp_path):
+def test_processes_of_one_machine_and_their_failures(how, error, message, tmp_path):
     with pytest.raises(error, match=message):
         launch(end, num_processes=2, args=(how, str(tmp_path)), device="cpu")
     for rank in (0, 1):
@@ -144,7 +144,7 @@ def is_running(pid):
         (None, ProcessError, "Process 1 of 2 ended with status 3 and without a message."),
     ],
 )
-def test_errors_of_processes_are_raised_again(error, kind, text, tmp_path, monkeypatch):
+def test_errors_of_processes_are_reraised(error, kind, text, tmp_path, monkeypatch):
     path = str(tmp_path / "error.json")
     if error is not None:
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", path)
@@ -158,7 +158,7 @@ def test_errors_of_processes_are_raised_again(error, kind, text, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_restarted_run_ends_as_an_undisturbed_one(sample_root, tmp_path):
+def test_a_restarted_run_equals_an_undisturbed_one(sample_root, tmp_path):
     words = ("train.evaluations=0", "train.max_iter=4")
     undisturbed, restarted = tmp_path / "undisturbed", tmp_path / "restarted"
     finish(settings(sample_root, undisturbed, *words), tmp_path / "log", num_processes=2)
@@ -178,7 +178,7 @@ def test_a_silent_process_ends_the_run_with_a_message(sample_root, tmp_path):
     assert first.exitcode == 2, run.log.read_text()
     text = run.log.read_text()
     assert text.splitlines()[-1].startswith("error: Process 0 of 2 lost the others: one of them")
-    assert "gave no answer for 5 s (train.ddp.timeout)" in text and "Traceback" not in text
+    assert "did not respond for 5 s (train.ddp.timeout)" in text and "Traceback" not in text
 
 
 @pytest.mark.slow
@@ -219,5 +219,5 @@ def test_a_port_in_use_is_named(port, sample_root, tmp_path, capsys):
         words = settings(sample_root, tmp_path / "run", "--num-machines", "2")
         assert main(["train", CONFIG, *words, "--dist-url", f"tcp://127.0.0.1:{port}"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"could not meet the others at tcp://127.0.0.1:{port}" in error
+    assert f"did not reach the others at tcp://127.0.0.1:{port}" in error
     assert "EADDRINUSE" in error

@@ -275,7 +275,7 @@ def clone(tmp_path):
     return Clone(tmp_path)
 
 
-def test_setup_installs_once_and_again_when_a_requirement_changes(clone):
+def test_setup_reinstalls_when_a_requirement_changes(clone):
     clone.make_venv()
     status, output = clone.setup()
     assert status == 0 and "done" in output, output

@@ -1,4 +1,4 @@
-"""A signal stops a run between two steps, in all processes, after a checkpoint."""
+"""A signal stops a run between two steps in all processes, after saving a checkpoint."""
 
 import signal
 import subprocess

@@ -52,10 +52,10 @@ def test_cautions(tmp_path):
         return read_runs([("", tmp_path / "a"), ("", tmp_path / "b")])[0].cautions()
 
     assert cautions() == []
-    assert cautions(prompt_seed=1) == ["The runs do not have the same prompts."]
+    assert cautions(prompt_seed=1) == ["The runs have different prompts."]
     file = {"prompts sha256": "1"}
-    assert cautions(info=file) == ["The runs do not have the same prompts."]
-    assert cautions(sads=[1]) == ["The runs are not of the same images."]
+    assert cautions(info=file) == ["The runs have different prompts."]
+    assert cautions(sads=[1]) == ["The runs have different images."]
 
 
 def test_published_rows_are_marked(tmp_path):

@@ -68,7 +68,7 @@ def test_lists_all_problems(truths, preds):
         "no true alpha for",
         "no trimap for",
         "t1.png: Cannot read",
-        "prediction is 4x4, its true alpha",
+        "prediction is 4x4, but its true alpha",
         "ambiguous: t4.jpg and t4.png",
     ):
         assert sum(part in line for line in lines[1:]) == 1, part

@@ -70,7 +70,7 @@ def test_against_the_slow_definition(kind):
 def test_gradient_across_chunks():
     """The chunks of rows and the cropping to differences leave no seams."""
     rng = np.random.default_rng(1)
-    seam = metrics._BAND
+    seam = metrics._CHUNK
     regions = (
         np.s_[seam - 4 : seam + 6, 3:5],
         np.s_[:1, :1],

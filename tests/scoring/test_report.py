@@ -91,8 +91,8 @@ def test_summary_compares_with_the_paper():
 @pytest.mark.parametrize(
     ("dataset", "compared", "caution"),
     [
-        ("AIM-500", False, "are of all 500 images of AIM-500 and are not comparable with these"),
-        ("RefMatte-RW-100", True, "behind the paper's scores is not known here"),
+        ("AIM-500", False, "are for all 500 images of AIM-500 and are not comparable with these"),
+        ("RefMatte-RW-100", True, "behind the paper's scores is unknown"),
         ("my set", False, ""),
     ],
 )
