@@ -157,8 +157,9 @@ def test_batches_of_masks(nodes, model, images, masks):
 
     both = run(images, masks)
     for index in range(2):
-        one = run(images[index : index + 1], masks[index])  # [H, W], as some nodes give it
-        torch.testing.assert_close(one[0], both[index])
+        for mask in (masks[index], masks[None, index : index + 1]):  # as some nodes give it
+            one = run(images[index : index + 1], mask)
+            torch.testing.assert_close(one[0], both[index])
     shared = run(images, masks[:1])
     torch.testing.assert_close(shared[0], both[0])
     assert not torch.equal(shared[1], both[1])
@@ -178,12 +179,16 @@ def test_batches_of_masks(nodes, model, images, masks):
         ("SDMatteMask", {"mask": torch.zeros(1, 64, 64)}, "paint over the object"),
         ("SDMatteMask", {"mask": torch.ones(1, 64, 64)}, "64 wide and 64 high, the image 80"),
         ("SDMatteMask", {"mask": torch.ones(3, 60, 80)}, "2 images and 3 masks"),
+        ("SDMatteMask", {"mask": torch.ones(80)}, r"mask must be .* got torch.float32 \[80\]"),
         ("SDMatteTrimap", {"trimap": torch.zeros(1, 60, 80)}, "has only background"),
+        ("SDMatteTrimap", {"trimap": torch.full((1, 60, 80), torch.nan)}, "must be finite"),
+        ("SDMatteBox", {"image": torch.zeros(0, 60, 80, 3)}, r"images must be a batch .* \[0, 60"),
+        ("SDMatteBox", {"image": torch.zeros(1, 60, 80, 3, dtype=torch.uint8)}, "torch.uint8"),
     ],
 )
 def test_errors_are_sentences(nodes, model, images, name, given, message):
     with pytest.raises(SDMatteError, match=message):
-        execute(nodes[name], model=model, image=images, **given)
+        execute(nodes[name], **{"model": model, "image": images, **given})
 
 
 def test_missing_models(nodes):

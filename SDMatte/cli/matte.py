@@ -218,7 +218,8 @@ def run(args: argparse.Namespace) -> int:
     if not _is_single(args):
         # OpenMP reads this when torch loads. Busy waiting would take cores from writing threads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    alone = args.num_processes == args.num_machines == 1
+    counts = (args.num_processes, args.num_machines, args.machine_rank, args.max_restarts)
+    alone = (*counts, args.dist_url) == (1, 1, 0, 0, "auto")
     if alone and not os.environ.keys() & {"WORLD_SIZE", "SLURM_STEP_NUM_TASKS"}:
         batch = _plan(args)
         _predict(batch, args)

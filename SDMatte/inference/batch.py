@@ -28,7 +28,13 @@ from SDMatte.images.io import write_image
 from SDMatte.images.listing import scan_folder, shorten
 from SDMatte.inference.result import OutputSettings
 from SDMatte.prompts.requests import MAPS, PromptRequest
-from SDMatte.runtime.files import NameLookup, check_not_read, find_obstacle, name_key
+from SDMatte.runtime.files import (
+    NameLookup,
+    check_not_read,
+    find_obstacle,
+    name_key,
+    read_error,
+)
 
 if TYPE_CHECKING:
     from SDMatte.inference.predictor import MattePredictor
@@ -250,10 +256,8 @@ class Batch:
             if source != job.image:
                 problem = f"{job.output} is already the matte of {source}: rename one of the images"
                 self._fail(job, f"{problem}.")
-            elif not os.path.exists(job.image):
-                self._fail(job, f"Cannot read {job.image}: the file does not exist.")
-            elif job.problem:
-                self._fail(job, job.problem)
+            elif problem := _access_problem(job.image) or job.problem:
+                self._fail(job, problem)
             elif (obstacle := find_obstacle(job.output)) is not None:
                 self._fail(job, f"Cannot write {job.output}: {obstacle}.")
             elif os.path.exists(job.output) and not (overwrite or job.replaces):
@@ -388,6 +392,16 @@ class Batch:
         if self.num_left_out:
             parts.append(f"{self.num_left_out} file{'s' * (self.num_left_out != 1)} left out")
         return f"{', '.join(parts)}."
+
+
+def _access_problem(path: Path) -> str:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return f"Cannot read {path}: the file does not exist."
+    except OSError as error:
+        return str(read_error(path, error))
+    return ""
 
 
 def _read_ahead(

@@ -65,6 +65,19 @@ def test_one_image(matte):
     assert matte("in/a.png", *box, "--transparent", "--refine", "tiles", "-o", "y.webp")[0] == 0
 
 
+def test_only_named_outputs_are_replaced(matte):
+    shutil.copy("in/a.png", "in/b.png")
+    before = Path("in/b.png").read_bytes()
+    assert matte("in/b.jpg", "--auto", "-o", "in")[:2] == (
+        0,
+        "in/b.png already exists: replace it with --overwrite.",
+    )
+    assert Path("in/b.png").read_bytes() == before
+    assert matte("in/b.jpg", "--auto", "-o", "in", "--overwrite")[:2] == (0, "Written: in/b.png")
+    assert Path("in/b.png").read_bytes() != before
+    assert matte("in/a.png", "in/a.png", "--auto", "-o", "out")[:2] == (0, "1 matte written.")
+
+
 def test_folders_and_failed_images(matte):
     status, out, _ = matte("in", "--mask", "masks", "-o", "out")
     assert (status, out) == (0, "2 mattes written.")
@@ -198,6 +211,13 @@ def test_a_checkpoint_without_its_configs_is_named(matte, capsys):
         (["in/a.png", "--auto", "--resolution", "50"], "must be a positive multiple of 32"),
         (["in/a.png", "--auto", "--dtype", "int8"], "dtype must be float32"),
         (["in/a.png", "--auto", "--background", "nowhere.png"], "neither a file nor a color"),
+        (["in/a.png", "--auto", "--background", "rgb(300,0,0)"], "neither a file nor a color"),
+        (["in/a.png", "--auto", "--resolution", "640000"], "Out of memory on cpu"),
+        (["in/a.png", "--auto", "--dtype", "float64"], "dtype must be float32"),
+        (["in/a.png", "--auto", "--machine-rank", "3"], "--machine-rank must be from 0 to 0"),
+        (["in/a.png", "--auto", "--dist-url", "x"], "--dist-url must be tcp://"),
+        (["x" * 300, "--auto"], "File name too long"),
+        (["in/a.png", "--auto", "-o", f"{'x' * 300}/y.png"], "File name too long"),
         (["in/a.png", "--auto", "--checkpoint", "x.pth"], "has no checkpoint named x.pth"),
         (["in/a.png", "--prompts", "x.csv"], "--prompts needs one folder of images"),
         (["in", "--prompts", "x.csv"], "Cannot read x.csv"),
@@ -309,3 +329,10 @@ def test_without_a_model(tmp_path, monkeypatch, caplog, capsys):
     assert "bundled small model" in caplog.text and "LongfeiHuang/SDMatte" in caplog.text
     assert main([*words, "--checkpoint", "SDMatte_plus.pth"]) == 2
     assert "--checkpoint needs --model" in capsys.readouterr().err + caplog.text
+
+
+def test_empty_names_are_refused(matte, capsys):
+    for words in (["", "--auto"], ["in/a.png", "--auto", "--background", ""]):
+        with pytest.raises(SystemExit):
+            matte(*words)
+        assert "must not be empty" in capsys.readouterr().err

@@ -82,6 +82,8 @@ def test_backgrounds_are_colors_or_images(soft, tmp_path):
         ("nowhere.png", "neither a file nor a color such as white"),
         ("x" * 5000, "neither a file nor a color"),
         ("x\0", "neither a file nor a color"),
+        ("rgb(300, 0, 0)", "neither a file nor a color"),
+        ("#ff000000", "neither a file nor a color"),
         ((1, 2), "three integers"),
         ((1, 2, 256), "three integers"),
         ((0.5, 0.5, 0.5), "three integers"),

@@ -143,6 +143,7 @@ def test_lists_and_batches_equal_single_predictions(tiny, rgb):
 
 
 def test_invalid_batches(predictor, rgb):
+    assert predictor.predict_batch([], []) == []
     with pytest.raises(PromptError, match="2 images need as many prompts; got 1"):
         predictor.predict_batch([rgb, rgb], [{}])
     for prompt in ({"bbox": BOX}, BOX, None):
@@ -207,7 +208,7 @@ def test_a_model_trained_with_boxes_refuses_other_prompts(rgb):
         ("mask", {"mask": mask}),
         ("trimap", {"trimap": mask * 255}),
     ):
-        with pytest.raises(PromptError, match=f"not trained with {name} prompts; it accepts box"):
+        with pytest.raises(PromptError, match=f"does not accept {name} prompts, but box"):
             predictor.predict(**prompt)
     other = MattePredictor(predictor.model, resolution=64, prompts=["box", "point_mask"])
     other.predict(points=[(1, 1)], image=other.encode(rgb))
@@ -230,6 +231,8 @@ def test_invalid_settings(tiny, setting, sentence):
 
 def test_invalid_arguments(predictor, rgb):
     predictor.set_image(rgb)
+    with pytest.raises(PromptError, match="pairs of numbers"):
+        predictor.predict(points=[[True, False]])
     with pytest.raises(ConfigError, match="refine must be one of none, guided, tiles"):
         predictor.predict(box=BOX, refine="twice")
     with pytest.raises(DataError, match="image must come from encode or set_image"):
