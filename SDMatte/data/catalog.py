@@ -32,7 +32,7 @@ def data_root(configured: str | Path | None = None) -> Path:
 
 
 def _coco_files(root: Path, entry: Entry) -> list[Sample]:
-    """List COCO-Matting from its JSON file of image and alpha paths; trimaps match the alphas."""
+    """List COCO-Matting from its JSON file; trimap paths follow from the alpha paths."""
     label_file = root / entry.folder / "COCO_Matte.json"
     content = read_json(label_file)
     items = list(content.values()) if isinstance(content, dict) else content

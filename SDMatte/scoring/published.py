@@ -29,7 +29,7 @@ def published_rows(result: EvaluationResult) -> dict[str, dict[str, float]]:
     They may be from other images, see `has_published_size`.
 
     Returns:
-        Raw values by metric, by label; labels contain `PUBLISHED_NOTE`.
+        Raw values by metric, for each label; labels contain `PUBLISHED_NOTE`.
     """
     return {
         f"{row['model']} ({PUBLISHED_NOTE})": {key: row[key] for key in METRICS if key in row}

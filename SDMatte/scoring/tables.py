@@ -46,7 +46,7 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]], display: bool = False
     """Return a table of scores.
 
     Args:
-        rows: Raw values by metric, by label; the cell of a missing metric is empty.
+        rows: Raw values by metric, for each label; the cell of a missing metric is empty.
         display: Whether to multiply MSE and MAD by 1000.
     """
     scale = DISPLAY_SCALE if display else {}
@@ -69,7 +69,7 @@ def difference_rows(
     """Compare scores with references; negative differences are better for all five metrics.
 
     Args:
-        rows: Raw values by metric, by label.
+        rows: Raw values by metric, for each label.
         references: Likewise. A cell is empty if a metric is missing or its reference is 0.
 
     Returns:

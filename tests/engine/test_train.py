@@ -185,7 +185,7 @@ def test_only_optional_sets_are_left_out(no_sets, sample_root, tmp_path, capsys)
     assert main(["train", CONFIG, *words, *named]) == 2
     assert "AIM-500: data root data/samples not found" in capsys.readouterr().err
     assert main(["train", CONFIG, *words, "train.best_metric=AIM-500/box/SAD"]) == 2
-    assert "'AIM-500/box/SAD', but there is no test set. Name a" in capsys.readouterr().err
+    assert "'AIM-500/box/SAD', but there is no test set. Add a" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert main(["train", CONFIG, *words, "train.max_iter=1"]) == 0
     assert main(["test", CONFIG, str(tmp_path / "run/model_final.pth"), *words]) == 2

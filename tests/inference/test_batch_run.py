@@ -181,7 +181,7 @@ def command(folder, model, output, *options):
 
 
 def run(*arguments):
-    """The sums of a matte depend on the number of threads."""
+    """Run with one thread: rounding depends on the number of threads."""
     environ = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command(*arguments), capture_output=True, text=True, env=environ)
 
