@@ -25,9 +25,10 @@ class InferenceDefaults(Settings):
     point_radius: float | None = Field(
         None,
         gt=0,
-        description="Sigma of a point's Gaussian in pixels at that resolution. None: 35/1024 of "
-        "the resolution.",
+        description="Sigma of a point's Gaussian, or radius of its disc, in pixels at that "
+        "resolution. None: 35/1024 of the resolution.",
     )
+    psm: Literal["gauss", "circle"] = Field("gauss", description="Shape of a point in the map.")
     crop_margin: float | None = Field(
         None,
         ge=0,
@@ -39,6 +40,6 @@ class InferenceDefaults(Settings):
     )
 
     def radius_at(self, resolution: int) -> float:
-        """Return the sigma of a point's Gaussian in pixels at another resolution."""
+        """Return the `point_radius` at another resolution, in pixels."""
         radius = 35 / 1024 * self.resolution if self.point_radius is None else self.point_radius
         return radius * resolution / self.resolution

@@ -130,6 +130,7 @@ def _find_in_run(folder: Path, checkpoint: str | Path | None) -> ModelSource:
             "resolution": test["size"],
             "keep_aspect": settings.get("keep_aspect") or False,
             "point_radius": settings.get("point_radius"),
+            "psm": settings.get("psm") or "gauss",
         }
     except (OSError, YAMLError, OmegaConfBaseException, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path} is not the config of a training run: {e!r}.") from e

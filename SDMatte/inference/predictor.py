@@ -150,6 +150,7 @@ class MattePredictor:
         self.detector = detector
         self.detector_threshold = detector_threshold
         self.point_radius = defaults.radius_at(self.resolution)
+        self.psm = defaults.psm
         self.prompts = _allowed_prompts(self._network.trained_prompts, prompts)
         self._current: EncodedImage | None = None
 
@@ -491,7 +492,7 @@ class MattePredictor:
         with self._memory_checked(size, len(tasks)):
             alpha = self._network.predict(
                 encodings,
-                [task.prompt.draw(size, self.point_radius) for task in tasks],
+                [task.prompt.draw(size, self.point_radius, self.psm) for task in tasks],
                 kind,
                 [task.transparent for task in tasks],
             )

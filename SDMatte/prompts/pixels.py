@@ -41,10 +41,11 @@ class PixelPrompt:
     hw: tuple[int, int]
     value: Any
 
-    def draw(self, size: tuple[int, int], radius: float) -> Prompt:
+    def draw(self, size: tuple[int, int], radius: float, psm: str = "gauss") -> Prompt:
         """Draw the prompt at the model's size, by the same functions as in training.
 
-        ``radius`` is the sigma of a point, in pixels of that size.
+        ``radius`` is the sigma of a point, in pixels of that size, or the radius of its disc if
+        ``psm`` is ``"circle"``.
         """
         height, width = size
         scale = np.array([width / self.hw[1], height / self.hw[0]])
@@ -56,7 +57,7 @@ class PixelPrompt:
                 return prompt_of_box((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)), size)
             case "point":
                 pixels = np.minimum((self.value * scale).astype(int), (width - 1, height - 1))
-                return prompt_of_points([tuple(p) for p in pixels.tolist()], size, radius)
+                return prompt_of_points([tuple(p) for p in pixels.tolist()], size, radius, psm)
             case "mask":
                 return prompt_of_mask(_resize_mask(self.value, size))
             case "trimap":

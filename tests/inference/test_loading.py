@@ -144,12 +144,15 @@ def test_training_runs(model, tmp_path, rgb, expected):
             "model.image_prior=null",
             "dataloader.test.dataset.size=64",
             "dataloader.test.dataset.settings.point_radius=3",
+            "dataloader.test.dataset.settings.psm=circle",
         ],
     )
     LazyConfig.save(config, str(run / "config.yaml"))
     torch.save({"model": model.state_dict()}, run / "model_final.pth")
     shutil.copy(run / "model_final.pth", run / "model_0000009.pth")
-    assert find_model(run).defaults == InferenceDefaults(resolution=64, point_radius=3)
+    assert find_model(run).defaults == InferenceDefaults(
+        resolution=64, point_radius=3, psm="circle"
+    )
     for arguments in ((run,), (run / "model_0000009.pth",), (run, "model_0000009.pth")):
         np.testing.assert_allclose(predict(rgb, *arguments), expected, **ROUNDING)
 

@@ -16,6 +16,7 @@ from SDMatte.errors import ConfigError, DataError, PromptError
 from SDMatte.images.arrays import read_background
 from SDMatte.images.io import write_image
 from SDMatte.images.resize import resize_bilinear, to_tensor
+from SDMatte.inference.defaults import InferenceDefaults
 from SDMatte.inference.loading import offload_model
 from SDMatte.prompts.pixels import read_prompts
 from SDMatte.prompts.requests import PromptRequest
@@ -183,6 +184,15 @@ def test_points_scale_with_the_resolution(tiny, rgb):
             handle.remove()
         fractions.append(float((seen[1][0] > 0).float().mean()))
     assert fractions[0] == pytest.approx(fractions[1], rel=0.2) and fractions[0] > 0
+
+
+def test_points_are_drawn_as_in_training(tiny, rgb):
+    mattes = [
+        MattePredictor(tiny, defaults=InferenceDefaults(resolution=64, psm=psm))
+        for psm in ("gauss", "circle")
+    ]
+    gauss, circle = (p.predict(points=[(30, 30)], image=p.encode(rgb)).alpha for p in mattes)
+    assert not np.array_equal(gauss, circle)
 
 
 def test_at_resolution_shares_the_model_and_the_settings(tiny, rgb):
