@@ -1,6 +1,7 @@
 """Convert images passed in Python (paths, Pillow images, arrays, tensors) to 8-bit arrays."""
 
 import logging
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -126,16 +127,15 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     image, see `read_pixels`, which is composited over `PAPER`.
     """
     if isinstance(background, str) and not os.path.exists(background):
-        try:
+        color = None
+        with contextlib.suppress(ValueError):
             color = ImageColor.getrgb(background)
-        except ValueError:
-            color = ()
-        if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+        if color is None or len(color) != 3 or not all(0 <= value <= 255 for value in color):
             raise DataError(
                 f"The background {background!r:.80} is neither a file nor a color such as white, "
                 f"#00b140 or rgb(0, 177, 64)."
             )
-        return color
+        return color[:3]
     if not isinstance(background, tuple | list):
         return flatten(*read_pixels(background), PAPER)
     if len(background) != 3 or not all(
