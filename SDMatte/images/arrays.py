@@ -1,7 +1,7 @@
 """Convert images passed in Python (paths, Pillow images, arrays, tensors) to 8-bit arrays."""
 
-import logging
 import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
