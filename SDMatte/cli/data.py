@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "make-samples",
         help="write the embedded sample set",
         description="Draw images with exact mattes, in the layouts of Composition-1K (training), "
-        "BG-20K (backgrounds) and AIM-500 (test).",
+        "BG-20K (backgrounds) and AIM-500 (test). A sample set that the folder has is replaced if "
+        "it was made with other values; other files are kept.",
     )
     action.add_argument("folder", type=Path, nargs="?", default=Path("data/samples"))
     action.add_argument("--train", type=int, default=240, help="training foregrounds")

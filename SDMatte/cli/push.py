@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from SDMatte.cli.common import path_or_name
-from SDMatte.errors import MissingFileError
+from SDMatte.errors import DataError, MissingFileError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders with results of `test` (default: the run's); results of other weights are "
         "left out",
     )
-    parser.add_argument("--license", help="identifier of the license on the hub, such as mit")
+    parser.add_argument(
+        "--license",
+        type=path_or_name,
+        help="identifier of the license on the hub, such as mit",
+    )
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the model card and upload nothing"
@@ -72,7 +76,8 @@ def push_to_hub(
 
     Raises:
         CheckpointError: The model was not found.
-        DataError: A folder of results was not found, or is damaged.
+        DataError: A folder of results was not found or is damaged, or none has results of the
+            model.
         ConfigError: The name is not ``OWNER/NAME``.
         OutputError: The hub cannot be reached, or refuses the upload.
     """
@@ -123,5 +128,10 @@ def _make_card(
                 own.append(result)
             else:
                 logger.warning("%s left out: its results are of other weights.", path)
+    if results and not own:
+        raise DataError(
+            f"No results of {found.checkpoint} in {', '.join(map(str, results))}: name folders "
+            f"with results of `test` for these weights, or leave out --results."
+        )
     model = found.model_class.__name__
     return render_card(repo, model, own, config, base, license_id)

@@ -20,7 +20,7 @@ from SDMatte.evaluation.identity import set_identity
 from SDMatte.evaluation.progress_log import ProgressLog
 from SDMatte.prompts.types import PromptType, get_prompt_type
 from SDMatte.runtime.config import build
-from SDMatte.runtime.files import check_not_read, stem_key
+from SDMatte.runtime.files import check_not_read, check_writable, stem_key
 from SDMatte.runtime.ranks import run_on_main
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.results import ERRORS, MATTES, SCORES, SUMMARY, ImageScore
@@ -98,7 +98,7 @@ def plan_test(
     Raises:
         ConfigError: There is nothing to test, or trimaps are missing.
         DataError: A data set is unusable, or the folder holds results of another identity.
-        OutputError: The output would overwrite files of a data set.
+        OutputError: The output is not writable, or would overwrite files of a data set.
     """
     types = [get_prompt_type(name) for name in (prompts or config.test.prompts)]
     if not types:
@@ -130,6 +130,7 @@ def _plan_output(
 ) -> SetTest:
     """Return the test with its folder and, given an identity, with the images done there."""
     dataset, settings = test.loader.dataset, test.config.test
+    check_writable(folder / SUMMARY)
     check_not_read(
         [folder, folder / SCORES, folder / SUMMARY],
         files_read(dataset),

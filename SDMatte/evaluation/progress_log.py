@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from SDMatte.errors import DataError, OutputError
 from SDMatte.runtime.files import clear_leftovers, write_text
+from SDMatte.scoring.metrics import METRICS
 from SDMatte.scoring.results import (
     ERRORS,
     MATTES,
@@ -21,6 +22,7 @@ from SDMatte.scoring.results import (
     ImageScore,
 )
 
+_PNG_END = b"IEND\xae\x42\x60\x82"
 _PARTS = "progress.*.jsonl"
 _REPORTS = (SCORES, SUMMARY, SUMMARY_PAGE, SHEET)
 
@@ -40,7 +42,7 @@ class ProgressLog:
         self._part: TextIO | None = None
 
     def read(self) -> dict[str, ImageScore]:
-        """Return the images that are done by name, without those whose matte was deleted.
+        """Return the images that are done by name, except those without a whole matte.
 
         Raises:
             DataError: The folder holds results of another identity; the message shows how it
@@ -62,12 +64,15 @@ class ProgressLog:
         for line in (*lines[1:], *parts):
             try:
                 image = ImageScore(**line)
-            except TypeError:  # truncated, or of another version
+                complete = not image.scores or METRICS.keys() <= image.scores.keys()
+            except (TypeError, AttributeError):
+                complete = False
+            if not complete:  # damaged, or of another version
                 continue
             matte = self.matte(image.name)
             if not image.pred_path:
                 done[image.name] = image
-            elif matte.is_file():
+            elif _is_complete_png(matte):
                 done[image.name] = replace(image, pred_path=str(matte))
             else:
                 done.pop(image.name, None)
@@ -145,6 +150,16 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(content, dict):
             found.append(content)
     return found
+
+
+def _is_complete_png(path: Path) -> bool:
+    """Return whether a PNG file exists and has its last chunk."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:  # missing, or shorter than the chunk
+        return False
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from SDMatte.errors import ConfigError
 from SDMatte.evaluation.methods import Method
 from SDMatte.evaluation.plan import SetTest, files_read, plan_test
 from SDMatte.evaluation.run import run_plan
+from SDMatte.prompts.perturb import PromptPerturbation
 from SDMatte.runtime.files import check_not_read, replace_file, write_text
 from SDMatte.scoring.document import Section, render
 from SDMatte.scoring.protocols import get_protocol
@@ -63,15 +64,21 @@ def plan_robustness(
         Name of the sweep, level and test of each step.
 
     Raises:
-        ConfigError: The method supports none of the prompts.
+        ConfigError: The method supports none of the prompts, or its config perturbs them.
         DataError: A data set is unusable, or the folder holds results of another identity.
-        OutputError: The output would overwrite files of a data set.
+        OutputError: The output is not writable, or would overwrite files of a data set.
     """
     kinds = [name for name, sweep in SWEEPS.items() if sweep.prompt in method.supported_prompts]
     if method.checkpoint is not None:  # baselines ignore the opacity
         kinds.append("opacity")
     if not kinds:
         raise ConfigError(f"{method.name} supports none of the prompts box, point and mask.")
+    perturb = method.config.dataloader.test.dataset.get("perturb")
+    if PromptPerturbation.of(perturb) != PromptPerturbation():
+        raise ConfigError(
+            "robustness sets dataloader.test.dataset.perturb itself; remove it from the config and "
+            "the command."
+        )
     steps = []
     for kind in kinds:
         prompt = SWEEPS[kind].prompt or method.prompts[0]

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from SDMatte.errors import CheckpointError, ConfigError, DependencyError, OutputError, SDMatteError
+from SDMatte.errors import CheckpointError, ConfigError, DependencyError, OutputError
 from SDMatte.inference.loading import find_model
 from SDMatte.inference.network import TorchNetwork
 from SDMatte.inference.onnx import (
@@ -135,13 +135,7 @@ def export_model(
                     f"{differences[name]:.1e}, more than {TOLERANCES[dtype]:g}; it was not written."
                 )
 
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        replace_folder(output, write)
-    except SDMatteError:
-        raise
-    except OSError as error:
-        raise OutputError(f"Cannot write {output}: {error.strerror or error}.") from error
+    replace_folder(output, write)
     return differences
 
 

@@ -11,12 +11,12 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 
-from SDMatte.errors import CheckpointError, ConfigError, OutputError
+from SDMatte.errors import CheckpointError, ConfigError, OutputError, SDMatteError, first_line
 from SDMatte.modeling import hub, weights
 from SDMatte.modeling.single_file import check_cross_attention, find_config, read_single_file
 from SDMatte.modeling.surgery import COORDINATE_LAYERS, CoordinateInit, coordinate_weights
 from SDMatte.modeling.unet import COORDINATE_SETTINGS, SDMatteUNet
-from SDMatte.runtime.files import check_not_read
+from SDMatte.runtime.files import check_not_read, check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def process_pretrained(
         MissingCheckpointError: The source does not exist, or the hub cannot provide it.
         CheckpointError: The source is invalid, `output` has other content, or the disk is full.
         ConfigError: `init` is unknown, or `config` is given for a folder.
-        OutputError: `output` is inside an input folder.
+        OutputError: `output` is not writable, or is inside an input folder.
     """
     if init not in get_args(CoordinateInit):
         raise ConfigError(f"init must be 'default' or 'zeros'; got {init!r}.")
@@ -69,11 +69,13 @@ def process_pretrained(
     if _is_processed(target, with_tiny_vae=vae is not None, init=init):
         logger.info("%s is already processed; nothing to do.", target)
         return target
-    if not in_place and target.exists() and any(target.iterdir()):
-        raise CheckpointError(
-            f"{target} exists and is not {source} processed with --init {init}: choose another "
-            f"output folder, or remove it."
-        )
+    if not in_place:
+        check_writable(target / "model_index.json")
+        if target.exists() and any(target.iterdir()):
+            raise CheckpointError(
+                f"{target} exists and is not {source} processed with --init {init}: choose another "
+                f"output folder, or remove it."
+            )
     replaced = () if vae is None else ("vae",)
     path = hub.resolve_pretrained(source, replaced)
     vae_folder = None if vae is None else hub.resolve_component(vae)
@@ -81,6 +83,8 @@ def process_pretrained(
         raise CheckpointError(
             f"{vae_folder} is not a TAESD folder: the class in its config is not AutoencoderTiny."
         )
+    if vae_folder is not None:
+        read_component_weights(vae_folder)  # raises if they are damaged
     # Components to write from tensors, and components to copy as folders.
     tensors: dict[str, dict[str, torch.Tensor]]
     copied: dict[str, Path]
@@ -92,8 +96,10 @@ def process_pretrained(
         unet_source = path / "unet"
         configs = {"unet": weights.component_config(path, "unet")}
         check_cross_attention(str(unet_source), configs["unet"].get("cross_attention_dim"))
-        tensors = {"unet": read_unet_weights(unet_source)}
+        tensors = {"unet": read_component_weights(unet_source)}
         copied = {name: path / name for name in (*REQUIRED, *OPTIONAL) if name != "unet"}
+        for name in FILES.keys() - {*tensors, *replaced}:
+            read_component_weights(path / name)
     else:
         raise ConfigError("--config is only for single files; a folder has its own configs.")
     for name in replaced:
@@ -129,7 +135,6 @@ def process_pretrained(
         for name in ("unet", *replaced):
             replace_folder(target / name, partial(write, name=name))
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
         replace_folder(target, write_all)
     logger.info("Added %d settings to unet/config.json.", len(COORDINATE_SETTINGS))
     for name, value in new.items():
@@ -183,11 +188,14 @@ def _is_processed(folder: Path, with_tiny_vae: bool, init: str) -> bool:
         return False
     if with_tiny_vae and not _is_tiny_vae(folder / "vae"):
         return False
+    try:
+        names = {part: read_component_weights(folder / part).keys() for part in FILES}["unet"]
+    except (CheckpointError, OSError):  # damaged or missing
+        return False
     with safe_open(file, framework="pt") as content:
-        names = set(content.keys())
         made_with = (content.metadata() or {}).get("sdmatte_init", init)
     layers = [f"{layer}.linear_{i}.weight" for layer in COORDINATE_LAYERS for i in (1, 2)]
-    return made_with == init and names.issuperset(layers)
+    return made_with == init and names >= set(layers)
 
 
 def _check_disk(
@@ -197,8 +205,8 @@ def _check_disk(
     files = (file for folder in copied.values() for file in folder.rglob("*"))
     needed += sum(file.stat().st_size for file in files if file.is_file())
     existing = next(p for p in (target, *target.resolve().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
+    total, _, free = shutil.disk_usage(existing)
+    if total and free < needed:  # special file systems have no size; writing reports the obstacle
         raise CheckpointError(
             f"{target} needs {needed / 2**30:.1f} GiB of disk space; {free / 2**30:.1f} GiB free."
         )
@@ -207,8 +215,8 @@ def _check_disk(
 # ------------------------------------------------------------------- reading and writing
 
 
-def read_unet_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read U-Net weights: `.safetensors` or `.bin`, one file or sharded, fp32 or fp16.
+def read_component_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read a component's weights: `.safetensors` or `.bin`, one file or sharded, fp32 or fp16.
 
     Raises:
         CheckpointError: The weights are missing or damaged.
@@ -222,12 +230,14 @@ def read_unet_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the paths of a component's weights, and of their index if they are sharded."""
-    files = hub.choose_weights([path.name for path in folder.iterdir()], "")
+    folder = folder.absolute()  # its name, which `--vae .` lacks, is that of the component
+    names = [f"{folder.name}/{path.name}" for path in folder.iterdir()]
+    files = hub.choose_weights(names, folder.name)
     if not files:
         raise CheckpointError(
             f"{folder} has no weights (diffusion_pytorch_model.safetensors or .bin)."
         )
-    return [folder / name for name in files]
+    return [folder.parent / name for name in files]
 
 
 def _make_coordinate_weights(
@@ -237,8 +247,13 @@ def _make_coordinate_weights(
     init: CoordinateInit,
 ) -> dict[str, torch.Tensor]:
     """Create a U-Net's missing coordinate embeddings, after checking its other weights."""
-    with init_empty_weights():
-        expected = SDMatteUNet.from_config(config).state_dict()
+    try:
+        with init_empty_weights():
+            expected = SDMatteUNet.from_config(config).state_dict()
+    except Exception as error:  # on invalid settings, diffusers raises arbitrary errors
+        raise CheckpointError(
+            f"The config.json of {source} is not that of a U-Net: {first_line(error)}."
+        ) from error
     shapes = {n: v.shape for n, v in expected.items() if n.split(".")[0] in COORDINATE_LAYERS}
     missing = shapes.keys() - tensors.keys()
     problems = weights.find_mismatches(
@@ -251,20 +266,26 @@ def _make_coordinate_weights(
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder beside its target, and move it into place once it is complete."""
-    temporary = target.with_name(f".{target.name}.partial")
+    """Write a folder beside its target, and move it into place once it is complete.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    temporary, old = target.with_name(f".{target.name}.partial"), _backup_path(target)
     shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted run
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         write(temporary)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    except SDMatteError:  # may also be an OSError
         raise
-    old = _backup_path(target)
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 

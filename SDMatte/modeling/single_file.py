@@ -15,7 +15,7 @@ from diffusers.loaders.single_file_utils import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from SDMatte.errors import CheckpointError, MissingCheckpointError
+from SDMatte.errors import CheckpointError, MissingCheckpointError, first_line
 from SDMatte.modeling import hub, weights
 
 logger = logging.getLogger(__name__)
@@ -74,18 +74,18 @@ def read_single_file(
         )
     check_cross_attention(str(path), original[_CROSS_ATTENTION].shape[-1])
     configs = {name: weights.component_config(config_folder, name) for name in hub.COMPONENTS}
-    with init_empty_weights():
-        vae = AutoencoderKL.from_config(configs["vae"])
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
     try:
+        with init_empty_weights():
+            vae = AutoencoderKL.from_config(configs["vae"])
+            text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
         tensors = {
             "unet": convert_ldm_unet_checkpoint(original, configs["unet"]),
             "vae": convert_ldm_vae_checkpoint(original, configs["vae"]),
             "text_encoder": convert_open_clip_checkpoint(text_encoder, original),
         }
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:  # on invalid configs, the libraries raise arbitrary errors
         raise CheckpointError(
-            f"{path} does not fit the configs in {config_folder} ({error!r})."
+            f"{path} does not fit the configs in {config_folder} ({first_line(error)})."
         ) from error
     tensors["text_encoder"].pop("text_projection.weight", None)  # not in CLIPTextModel
     for name, model in (("vae", vae), ("text_encoder", text_encoder)):

@@ -61,7 +61,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     except SDMatteError:
         raise
     except Exception as error:  # a config is code and can raise anything
-        raise ConfigError(f"{path} does not load: {type(error).__name__}: {error}") from error
+        text = f"{type(error).__name__}: {error}"
+        if isinstance(error.__cause__, SyntaxError):  # detectron2's message has only the file
+            text += f" Line {error.__cause__.lineno}: {error.__cause__.msg}."
+        raise ConfigError(f"{path} does not load: {text}") from error
     finally:  # LazyConfig patches `__import__` and does not restore it after an error
         builtins.__import__ = original_import
     missing = [name for name in SECTIONS if name not in config]

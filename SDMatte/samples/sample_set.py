@@ -99,6 +99,13 @@ def make_sample_set(
         logger.info("The sample set in %s is up to date.", root)
         return SampleSet(root, old["samples"])
 
+    changes = [
+        f"{name} {old['parameters'].get(name)} (now {value})"
+        for name, value in parameters.items()
+        if old["files"] and old["parameters"].get(name) != value
+    ]
+    if changes:
+        logger.info("Replacing the sample set in %s, made with %s.", root, ", ".join(changes))
     start = time.monotonic()
     draft = root.with_name(f".{root.name}.partial")  # beside root, so that files can be renamed
     shutil.rmtree(draft, ignore_errors=True)

@@ -32,7 +32,14 @@ SCORES, SUMMARY, SUMMARY_PAGE = "scores.csv", "summary.json", "summary.md"
 SHEET, PROGRESS = "worst_and_best.png", "progress.jsonl"
 
 _PATHS = ("alpha_path", "pred_path", "image_path")
-_HEADER = ("dataset", "prompt", "prompt_seed", "model", "protocol", "trimap_restricted")
+_HEADER = {  # types of the values in the summary
+    "dataset": str,
+    "prompt": str,
+    "prompt_seed": int | None,
+    "model": str,
+    "protocol": str,
+    "trimap_restricted": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -124,27 +131,32 @@ def read_result(folder: str | Path) -> EvaluationResult:
         DataError: A file is damaged, or the two files belong to different results.
     """
     folder = Path(folder)
+    path = folder / SUMMARY
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        with open(folder / SCORES, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            images = [_parse_row(row, folder) for row in csv.DictReader(file)]
+        summary = json.loads(path.read_text(encoding="utf-8"))
         # Earlier versions wrote num_pictures.
         count = summary["num_images" if "num_images" in summary else "num_pictures"]
-        made_with = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-        result = EvaluationResult(
-            images=images,
-            info={**summary["info"], "versions": made_with},
-            **{name: summary[name] for name in _HEADER},
-        )
+        info = {name: str(value) for name, value in summary["info"].items()}
+        info["versions"] = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
+        header = {name: summary[name] for name in _HEADER}
+        for name, kind in _HEADER.items():
+            if not isinstance(header[name], kind):
+                raise DataError(f"{path}: {name} has the wrong type; got {header[name]!r:.80}.")
+        path = folder / SCORES
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            images = [_parse_row(row, folder) for row in csv.DictReader(file)]
     except DataError:  # also a ValueError
         raise
     except OSError as error:
         raise read_error(error.filename, error) from error
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise DataError(f"{folder}: cannot parse {SUMMARY} and {SCORES}: {error!r}.") from error
+        raise DataError(f"{path} is damaged, or was not written by `test` or `score`.") from error
     if count != len(images):
         raise DataError(f"{folder}: {SUMMARY} lists {count} images, {SCORES} has {len(images)}.")
-    return result
+    try:
+        return EvaluationResult(images=images, info=info, **header)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from error
 
 
 def _parse_row(row: Mapping[str, str], folder: Path) -> ImageScore:
@@ -156,7 +168,7 @@ def _parse_row(row: Mapping[str, str], folder: Path) -> ImageScore:
         **{name: row.get(name) or "" for name in _PATHS},
     )
     if not all(map(math.isfinite, image.scores.values())):
-        raise ValueError(f"a score of {image.name} is not finite")
+        raise DataError(f"{folder / SCORES}: a score of {image.name} is not finite.")
     # The folder may have been moved, or the paths may be relative to another one.
     matte = folder / MATTES / f"{image.name}.png"
     return replace(image, pred_path=str(matte)) if matte.is_file() else image

@@ -136,7 +136,9 @@ def test_base_models_of_the_hub_are_named(hub, trained, tmp_path, capsys):  # no
 
 def test_saved_models_and_another_folder_of_results(writable, trained, tmp_path, capsys):
     tiny_model(aux_input="bbox_mask", aux_input_list=["bbox_mask"]).save_pretrained(tmp_path / "m")
-    status, _, err = push(capsys, tmp_path / "m", REPO, "--results", trained)
+    status, _, err = push(capsys, tmp_path / "m", REPO, "--results", trained, tmp_path)
+    assert status == 2 and f"model.safetensors in {trained}, {tmp_path}: name folders with" in err
+    status, _, err = push(capsys, tmp_path / "m", REPO)
     assert status == 0, err
     _, body = split_card((writable.repos[REPO] / "README.md").read_text())
     assert "Not tested." in body and "## Training" not in body
@@ -168,6 +170,13 @@ def test_a_failed_upload_leaves_nothing(writable, trained, capsys):
     assert writable.blobs and not list(writable.repos[REPO].iterdir())
     writable.no_commits = False
     assert push(capsys, trained, REPO)[0] == 0
+
+
+def test_an_empty_license_is_refused(trained, capsys):
+    with pytest.raises(SystemExit) as ended:
+        push(capsys, trained, REPO, "--license", "", "--dry-run")
+    assert ended.value.code == 2
+    assert "error: argument --license: it must not be empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

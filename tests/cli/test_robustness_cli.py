@@ -88,6 +88,11 @@ def test_measures_and_draws_all_kinds(capsys, caplog):
     [
         (["--baseline", "closed-form", "test.prompts=[trimap]"], "supports none of the prompts"),
         (["nowhere.pth"], "Checkpoint file nowhere.pth not found."),
+        (["a.pth", "--output", "a.pth/x"], "a.pth is not a folder."),
+        (
+            ["a.pth", "dataloader.test.dataset.perturb.box=0.2"],
+            "robustness sets dataloader.test.dataset.perturb itself",
+        ),
     ],
 )
 def test_error_messages(capsys, words, sentence):

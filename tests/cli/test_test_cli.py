@@ -141,7 +141,9 @@ def test_interrupted_tests_are_resumed(caplog):
     lines = (half / "progress.jsonl").read_text().splitlines(keepends=True)
     (half / "progress.jsonl").write_text(lines[0])
     (half / "progress.0.jsonl").write_text(lines[1] + lines[2][:-9])
-    sorted((half / "mattes").iterdir())[-1].unlink()
+    *_, cut, last = sorted((half / "mattes").iterdir())
+    last.unlink()
+    cut.write_bytes(cut.read_bytes()[:100])
     for name in ("summary.json", "summary.md", "scores.csv", "worst_and_best.png"):
         (half / name).unlink()
     kept = sorted((half / "mattes").iterdir())[0]
@@ -246,6 +248,13 @@ def test_predicting_and_scoring_separately(protocol, capsys):
     assert apart["scores"] == pytest.approx(together["scores"], rel=1e-3)
     assert apart["info"] == together["info"] and apart["trimap_restricted"]
     assert (folder / "worst_and_best.png").exists()
+
+
+def test_an_output_that_is_a_file_is_named(capsys):
+    Path("out").write_text("")
+    run("a.pth", "--output", "out", status=2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: Cannot write out/") and error.endswith("out is not a folder.")
 
 
 def test_inputs_are_not_overwritten(tmp_path, sample_root, capsys):

@@ -1,6 +1,7 @@
 """Progress of a test is read back, and only by the same test."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from SDMatte.errors import DataError, OutputError
 from SDMatte.evaluation.progress_log import ProgressLog, clear_results
 from SDMatte.images.io import write_image
 from SDMatte.runtime.files import clear_leftovers
+from SDMatte.scoring.metrics import METRICS
 from SDMatte.scoring.results import ImageScore
 
 IDENTITY = {
@@ -22,7 +24,7 @@ def score(log, i, scores=None, matte=True):
     """Return the score of an image, with its matte on disk."""
     if matte:
         write_image(log.matte(f"p{i}"), np.zeros((2, 2)))
-    scores = {"SAD": i + 1 / 3} if scores is None else scores
+    scores = dict.fromkeys(METRICS, i + 1 / 3) if scores is None else scores
     return ImageScore(f"p{i}", 2, 2, scores, "truth.png", str(log.matte(f"p{i}")))
 
 
@@ -60,7 +62,10 @@ def test_ignores_truncated_lines(log):
     log.close()
     part = log.folder / "progress.0.jsonl"
     whole = part.read_text()
-    for end in (whole[:-2], whole[:40], "\x00" * 8, "[1]\n", '{"name": "p2"}\n'):
+    ends = [whole[:-2], whole[:40], "\x00" * 8, "[1]\n", '{"name": "p2"}\n']
+    for scores in ({"SAD": 1.0}, 3):
+        ends.append(f"{json.dumps({**asdict(score(log, 2)), 'scores': scores})}\n")
+    for end in ends:
         part.write_text(whole + end)
         assert list(reopen(log).read()) == ["p0", "p1"]
     part.write_text(whole[:-2])
@@ -68,13 +73,17 @@ def test_ignores_truncated_lines(log):
 
 
 def test_later_lines_win(log):
-    log.add(score(log, 0, scores={"SAD": 9.0}))
-    assert reopen(log).read()["p0"].scores == {"SAD": 9.0}
+    scores = dict.fromkeys(METRICS, 9.0)
+    log.add(score(log, 0, scores=scores))
+    assert reopen(log).read()["p0"].scores == scores
 
 
-def test_images_without_their_matte_are_not_done(log):
+def test_images_without_a_whole_matte_are_not_done(log):
     log.add(score(log, 1, matte=False))
     assert list(reopen(log).read()) == ["p0"]
+    for content in (log.matte("p0").read_bytes()[:-1], b"", bytes(99)):
+        log.matte("p0").write_bytes(content)
+        assert reopen(log).read() == {}
     log.matte("p0").unlink()
     assert reopen(log).read() == {}
     log.begin([ImageScore("p3", 2, 2, {}, "truth.png")])  # from a test that writes no mattes

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from SDMatte.cli.common import run_command
 from SDMatte.errors import CheckpointError, OutputError
 from SDMatte.modeling import LiteSDMatte, SDMatte
-from SDMatte.modeling.pretrained import process_pretrained, read_unet_weights
+from SDMatte.modeling.pretrained import process_pretrained, read_component_weights
 from SDMatte.modeling.surgery import coordinate_weights
 from SDMatte.modeling.unet import COORDINATE_SETTINGS
 
@@ -93,7 +93,7 @@ def test_every_layout_is_processed_and_loads(stable_diffusion, tmp_path, layout)
 
     config = json.loads((output / "unet" / "config.json").read_text())
     assert {k: config[k] for k in ADDED} == ADDED
-    old, new = read_unet_weights(source / "unet"), read_unet_weights(output / "unet")
+    old, new = read_component_weights(source / "unet"), read_component_weights(output / "unet")
     assert sorted(new.keys() - old.keys()) == sorted(NEW)
     assert all(torch.equal(new[name], old[name]) for name in old)
     dtype = torch.float16 if "fp16" in layout else torch.float32
@@ -136,7 +136,7 @@ def test_lite_folder_gets_the_tiny_autoencoder(stable_diffusion, taesd, tmp_path
 
 def test_init_zeros(stable_diffusion, tmp_path):
     output = process_pretrained(stable_diffusion, tmp_path / "out", init="zeros")
-    new = read_unet_weights(output / "unet")
+    new = read_component_weights(output / "unet")
     assert not any(new[name].any() for name in NEW)
 
 
@@ -222,6 +222,43 @@ def break_config(folder: Path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def cut(file: Path) -> None:
+    """Truncate a file."""
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "text_encoder/model"])
+def test_damaged_output_is_not_called_ready(stable_diffusion, taesd, tmp_path, part):
+    output = process_pretrained(stable_diffusion, tmp_path / "out")
+    cut(output / f"{part}.safetensors")
+    with pytest.raises(CheckpointError, match="choose another output folder, or remove it"):
+        process_pretrained(stable_diffusion, output)
+    with pytest.raises(CheckpointError, match=f"{part}.safetensors cannot be read"):
+        process_pretrained(output)  # in place
+    cut(Path(shutil.copytree(taesd, tmp_path / "taesd"), "diffusion_pytorch_model.safetensors"))
+    with pytest.raises(CheckpointError, match="taesd/.* cannot be read as a checkpoint"):
+        process_pretrained(stable_diffusion, tmp_path / "new", vae=tmp_path / "taesd")
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("file", "file is not a folder"),
+        ("file/x", "file is not a folder"),
+        pytest.param(
+            "/proc/x/y",
+            "Cannot write /proc/x/y: ",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
+        ),
+    ],
+)
+def test_unwritable_outputs_are_named(stable_diffusion, tmp_path, output, message):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=message):
+        process_pretrained(stable_diffusion, tmp_path / output)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_errors_of_folders(stable_diffusion, taesd, tmp_path, monkeypatch):
     def broken(name: str) -> Path:
         shutil.copytree(stable_diffusion, tmp_path / name)
@@ -238,15 +275,35 @@ def test_errors_of_folders(stable_diffusion, taesd, tmp_path, monkeypatch):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     cases.append((folder, "has no weights"))
     folder = broken("cut")
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[:5000])
+    cut(folder / "unet" / "diffusion_pytorch_model.safetensors")
     cases.append((folder, "damaged, truncated"))
+    for component, name in (("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        folder = broken(f"cut_{component}")
+        cut(folder / component / f"{name}.safetensors")
+        cases.append((folder, f"{component}/{name}.safetensors cannot be read as a checkpoint"))
+    folder = broken("cut_bin")
+    (folder / "text_encoder" / "model.safetensors").unlink()
+    file = folder / "text_encoder" / "pytorch_model.bin"
+    torch.save({"weight": torch.zeros(5000)}, file)
+    cut(file)
+    cases.append((folder, "text_encoder/pytorch_model.bin cannot be read as a checkpoint"))
     folder = broken("deeper")
     break_config(folder, layers_per_block=2)
     cases.append((folder, "do not fit its config.json: .* missing"))
     folder = broken("wider")
     break_config(folder, out_channels=8)
     cases.append((folder, "do not fit its config.json: .* of another shape"))
+    for number, changes in enumerate(
+        (
+            {"block_out_channels": "x"},
+            {"block_out_channels": [-1]},
+            {"down_block_types": ["NoBlock"] * 4},
+            {"attention_head_dim": 0},
+        )
+    ):
+        folder = broken(f"config_{number}")
+        break_config(folder, **changes)
+        cases.append((folder, "unet is not that of a U-Net"))
     folder = broken("no_json")
     (folder / "unet" / "config.json").write_text("{")
     cases.append((folder, "is not valid JSON"))
@@ -255,6 +312,8 @@ def test_errors_of_folders(stable_diffusion, taesd, tmp_path, monkeypatch):
             process_pretrained(folder, tmp_path / "out")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
+        with pytest.raises(CheckpointError):
+            process_pretrained(folder)  # in place
     with pytest.raises(CheckpointError, match="is not a TAESD folder"):
         process_pretrained(stable_diffusion, tmp_path / "out", vae=stable_diffusion / "vae")
     with pytest.raises(CheckpointError, match="is both input and output"):

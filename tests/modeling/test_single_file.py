@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from SDMatte.errors import CheckpointError, MissingCheckpointError
 from SDMatte.modeling import SDMatte
-from SDMatte.modeling.pretrained import process_pretrained, read_unet_weights
+from SDMatte.modeling.pretrained import process_pretrained, read_component_weights
 
 SOURCE = GOLDEN / "pretrained_sdmatte"
 RESNET = {
@@ -151,7 +151,7 @@ def original(folder) -> dict[str, torch.Tensor]:
     text = load_file(folder / "text_encoder" / "model.safetensors")
     vae = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     return {
-        **original_unet(read_unet_weights(folder / "unet"), layers=1),
+        **original_unet(read_component_weights(folder / "unet"), layers=1),
         **original_vae(vae, blocks=4),
         **original_text_encoder(text),
         "betas": torch.linspace(0, 1, 10),

@@ -230,11 +230,15 @@ def test_second_run_changes_nothing(made, caplog):
 TINY = {**SMALL, "num_train": 2, "num_test": 1, "size": 64}
 
 
-def test_other_parameters_replace_only_own_files(tmp_path):
+def test_other_parameters_replace_only_own_files(tmp_path, caplog):
+    caplog.set_level("INFO")
     old = make_sample_set(tmp_path / "s", **TINY)
     mine = old.root / "AIM-500/original/holiday.jpg"
     mine.write_bytes(b"mine")
+    assert "Replacing" not in caplog.text
     new = make_sample_set(tmp_path / "s", **{**TINY, "num_train": 1, "seed": 3})
+    seed = TINY.get("seed", 0)
+    assert f"s, made with num_train 2 (now 1), seed {seed} (now 3)." in caplog.text
     assert mine.read_bytes() == b"mine"
     mine.unlink()
     fresh = make_sample_set(tmp_path / "t", **{**TINY, "num_train": 1, "seed": 3})

@@ -72,12 +72,22 @@ def test_damaged_files(tmp_path, result):
     (tmp_path / "scores.csv").write_text("\n".join(scores).replace("3.0", "nan"))
     with pytest.raises(DataError, match="a score of p1 is not finite"):
         read_result(tmp_path)
-    (tmp_path / "scores.csv").write_text("name\np0\n")
-    with pytest.raises(DataError, match="cannot parse"):
-        read_result(tmp_path)
-    for content in ("[]", "{", '{"num_images": 1}'):
-        (tmp_path / "summary.json").write_text(content)
-        with pytest.raises(DataError, match="cannot parse"):
+    for content in ("", f"{scores[0]}\n"):
+        (tmp_path / "scores.csv").write_text(content)
+        with pytest.raises(DataError, match=r"lists 2 images, scores\.csv has 0"):
+            read_result(tmp_path)
+    for content in ("name\np0\n", "\n".join(scores)[:-40]):
+        (tmp_path / "scores.csv").write_text(content)
+        with pytest.raises(DataError, match=r"/scores\.csv is damaged, or was not written by"):
+            read_result(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for name, value in (("prompt", ["a"]), ("model", {"a": 1}), ("trimap_restricted", None)):
+        (tmp_path / "summary.json").write_text(json.dumps({**summary, name: value}))
+        with pytest.raises(DataError, match=rf"/summary\.json: {name} has the wrong type; got"):
+            read_result(tmp_path)
+    for content in (b"[]", b"{", b'{"num_images": 1}', bytes(range(256))):
+        (tmp_path / "summary.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"/summary\.json is damaged, or was not written by"):
             read_result(tmp_path)
     (tmp_path / "scores.csv").unlink()
     with pytest.raises(DataError):
