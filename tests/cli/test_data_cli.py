@@ -249,4 +249,4 @@ def test_prompts_are_saved_and_reused(tmp_path, capsys, one_thread):
     assert "kept/p.json is for images of 64 pixels" in capsys.readouterr().err
     pair = "dataloader.test.dataset.names=[{image: AIM-500/original, alpha: AIM-500/mask}]"
     assert main(["test", *words, SIZES[1], pair, "--prompts-from", "kept/p.json"]) == 2
-    assert "kept/p.json does not have pair, but AIM-500." in capsys.readouterr().err
+    assert "kept/p.json lacks the set pair; it has AIM-500." in capsys.readouterr().err

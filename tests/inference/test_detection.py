@@ -110,7 +110,7 @@ def test_nothing_found_names_the_best_score(tiny, squares):
 
 def test_a_model_without_boxes_refuses_texts_before_searching(tiny, squares):
     predictor = MattePredictor(tiny, resolution=64, prompts=["mask"], detector="nowhere")
-    with pytest.raises(PromptError, match="not trained with box prompts"):
+    with pytest.raises(PromptError, match="does not accept box prompts"):
         predictor.predict(text="red", image=predictor.encode(squares))
 
 
