@@ -93,7 +93,7 @@ def describe(schema: dict[str, Any]) -> str:
         length = f" of {len(pair)}" if pair else ""
         return f"list{length}: {describe((pair or [schema['items']])[0])}"
     words = {"boolean": "`True` or `False`", "null": "`null`"}.get(schema["type"], schema["type"])
-    limits = [f"{sign} {schema[key]:g}" for key, sign in LIMITS.items() if key in schema]
+    limits = [f"{sign} {schema[key]:.10g}" for key, sign in LIMITS.items() if key in schema]
     return f"{words} ({', '.join(limits)})" if limits else words
 
 

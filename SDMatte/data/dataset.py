@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -142,6 +143,7 @@ class MattingDataset(Dataset):
             ``image_path`` ("" for a composite), ``trimap_path`` ("" without one), ``dataset``: str.
 
         Raises:
+            ConfigError: The sample does not fit into memory.
             DataError: In testing, a file is unreadable; in training, too many are. Up to
                 ``max_bad_samples``, the next readable sample replaces an unreadable one.
         """
@@ -151,13 +153,16 @@ class MattingDataset(Dataset):
         index %= len(self)
         if not self.training:
             return self._make(self.samples[index], self.streams(index))
+        errors = []
         for step in range(len(self)):
             i = (index + step) % len(self)
             try:
                 return self._make(self.samples[i], self.streams(i, epoch))
             except DataError as error:
                 self._count_bad(i, error)
-        raise DataError("No training sample can be read.")
+                errors.append(error)
+        names = ", ".join(dict.fromkeys(sample.dataset for sample in self.samples))
+        raise DataError(f"No training sample of {names} can be read. The first error: {errors[0]}")
 
     def streams(self, index: int, epoch: int = 0) -> dict[str, np.random.Generator]:
         """Return the random streams of a sample by stage."""
@@ -192,6 +197,19 @@ class MattingDataset(Dataset):
             ) from error
 
     def _make(self, sample: Sample, rng: Mapping[str, np.random.Generator]) -> dict[str, Any]:
+        """Make a sample; convert the errors of numpy and OpenCV for a lack of memory."""
+        try:
+            return self._build(sample, rng)
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.STS_NO_MEM:
+                raise
+            part = "train" if self.training else "test"
+            raise ConfigError(
+                f"Out of memory while reading {self.root / sample.image}: lower "
+                f"dataloader.{part}.dataset.size, which is {self.size}."
+            ) from error
+
+    def _build(self, sample: Sample, rng: Mapping[str, np.random.Generator]) -> dict[str, Any]:
         settings = self.settings
         image, alpha, trimap, hw, is_trans = self._read(sample, rng)
         if self.training and rng["flip"].random() < settings.flip_prob:

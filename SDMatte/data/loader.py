@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from SDMatte.data.dataset import MattingDataset
 from SDMatte.data.samplers import EpochSampler, WeightedSampler, shard_batches
-from SDMatte.errors import DataError
+from SDMatte.errors import ConfigError, DataError
 from SDMatte.prompts.types import PROMPT_TYPES
 from SDMatte.runtime.settings import TrainLoaderSettings
 
@@ -30,6 +30,7 @@ class MattingLoader(DataLoader):
         """Yield batches.
 
         Raises:
+            ConfigError: A sample does not fit into memory.
             DataError: A worker raised it, was killed, or returned no batch within the timeout.
         """
         iterator = super().__iter__()
@@ -39,7 +40,7 @@ class MattingLoader(DataLoader):
         atexit.register(end)
         try:
             yield from iterator
-        except DataError as error:
+        except (ConfigError, DataError) as error:
             # torch adds the worker's whole traceback to the message.
             kind = type(error)
             raise kind(str(error).rpartition(f"{kind.__qualname__}: ")[2].strip()) from None
@@ -180,10 +181,14 @@ def build_test_loader(
 
 
 def _shard(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    return (
-        comm.get_rank() if rank is None else rank,
-        comm.get_world_size() if world_size is None else world_size,
-    )
+    if rank is None and world_size is None:
+        return comm.get_rank(), comm.get_world_size()
+    if not (isinstance(rank, int) and isinstance(world_size, int) and 0 <= rank < world_size):
+        raise ConfigError(
+            f"A loader's rank must be from 0 to world_size - 1, or both must be null; got "
+            f"{rank!r} and {world_size!r}."
+        )
+    return rank, world_size
 
 
 def _options(batch_size: int, num_workers: int, timeout: float, seed: int = 0) -> dict[str, Any]:

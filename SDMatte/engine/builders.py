@@ -10,10 +10,11 @@ from omegaconf import DictConfig, ListConfig
 from torch.utils.data import DataLoader
 
 from SDMatte.engine.lora import Adapters
-from SDMatte.engine.options import compile_model
+from SDMatte.engine.options import ParamsSettings, compile_model
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.errors import ConfigError
-from SDMatte.modeling import SDMatte, hub, weights
+from SDMatte.evaluation.methods import build_model, check_sizes
+from SDMatte.modeling import hub, weights
 from SDMatte.runtime.config import build
 
 
@@ -56,9 +57,14 @@ def build_training_model(
     settings, distillation = config.train, config.get("distillation")
     teacher_file = None
     if distillation is not None:  # fail before the slow part
+        if not distillation.teacher_checkpoint:
+            raise ConfigError(
+                "distillation.teacher_checkpoint must be a file, a folder or a hub id; got "
+                f"{distillation.teacher_checkpoint!r}."
+            )
         teacher_file = hub.resolve_checkpoint(distillation.teacher_checkpoint)
-    model = build(config.model)
-    check_sizes(config, model)
+    model = build_model(config.model)
+    check_sizes(config, model, ["train", "test"] if settings.evaluations else ["train"])
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     adapters = None
@@ -66,7 +72,7 @@ def build_training_model(
         adapters = Adapters(model, **{k: v for k, v in settings.lora.items() if k != "enabled"})
     teacher = criterion = None
     if distillation is not None:
-        teacher = build(distillation.teacher)
+        teacher = build_model(distillation.teacher)
         weights.load_checkpoint(teacher, teacher_file)
         criterion = build(distillation.criterion)
     task = TrainingModel(model, build(config.criterion), teacher, criterion).to(device)
@@ -78,22 +84,6 @@ def build_training_model(
     return task, adapters
 
 
-def check_sizes(config: DictConfig, model: SDMatte) -> None:
-    """Ensure that the model accepts the image sizes of the config.
-
-    Raises:
-        ConfigError: A size is not a multiple of the model's divisor.
-    """
-    for part in ("train", "test") if config.train.evaluations else ("train",):
-        dataset = config.dataloader[part].dataset
-        squared = part == "train" or not dataset.settings.get("keep_aspect")
-        if squared and dataset.size % model.size_divisor:
-            raise ConfigError(
-                f"dataloader.{part}.dataset.size must be a multiple of {model.size_divisor} for "
-                f"this model; got {dataset.size}."
-            )
-
-
 def build_optimizer(config: DictConfig, task: TrainingModel) -> torch.optim.Optimizer:
     """Build the optimizer of the trainable parameters.
 
@@ -103,14 +93,16 @@ def build_optimizer(config: DictConfig, task: TrainingModel) -> torch.optim.Opti
     node = copy.deepcopy(config.optimizer)
     if not isinstance(node.get("params"), DictConfig):
         raise ConfigError(f"optimizer.params must be a mapping; got {node.get('params')!r}.")
+    ParamsSettings.of(node.params, "optimizer.params")
     node.params.model = task.model
     optimizer = build(node)
     for group in optimizer.param_groups:
-        decay = group["weight_decay"]
-        if not isinstance(decay, int | float) or not 0 <= decay < float("inf"):
-            raise ConfigError(
-                f"The weight decay in optimizer.params must be at least 0; got {decay!r}."
-            )
+        for key, name in (("lr", "learning rate"), ("weight_decay", "weight decay")):
+            value = group[key]
+            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ConfigError(
+                    f"The {name} in optimizer.params must be at least 0; got {value!r}."
+                )
         # Checkpoints must not contain types of omegaconf.
         group.update({k: tuple(v) for k, v in group.items() if isinstance(v, ListConfig)})
     return optimizer

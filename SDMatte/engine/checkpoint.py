@@ -102,6 +102,15 @@ class MatteCheckpointer(Checkpointer):
             lambda partial: partial.write_text(last_filename_basename, encoding="utf-8"),
         )
 
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the last checkpoint, which need not exist; "" if none is marked."""
+        try:
+            # After a crash, the file can hold anything, often null bytes.
+            name = (Path(self.save_dir) / LAST).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return os.path.join(self.save_dir, name.replace("\0", "").strip())
+
     def get_all_checkpoint_files(self) -> list[str]:
         """List the checkpoints of the run by step, without renamed copies."""
         files = [str(path) for path in Path(self.save_dir).glob("model_*.pth")]
@@ -114,12 +123,15 @@ class MatteCheckpointer(Checkpointer):
             Whether there is a checkpoint.
 
         Raises:
-            CheckpointError: All checkpoints are damaged, or the last one does not fit this run.
+            CheckpointError: No checkpoint is usable, or the last one does not fit this run.
         """
         path = comm.all_gather(self._find_last() if self.save_to_disk else None)[0]
         if path is None:
             return False
         content = read_run(path)
+        adapted = "adapters" in content
+        if adapted != ("adapters" in self.checkpointables):
+            raise CheckpointError(f"{path} was saved with train.lora.enabled={adapted}.")
         weights.load_strict(self.model, content["model"], str(path))
         for key, item in self.checkpointables.items():
             if key not in content:
@@ -144,15 +156,23 @@ class MatteCheckpointer(Checkpointer):
         candidates = self.get_all_checkpoint_files()[::-1]
         if self.has_checkpoint():
             candidates.insert(0, self.get_checkpoint_file())
+        problems = []
         for path in map(Path, candidates):
             try:
                 read_run(path)
                 check_whole(path)
-                return path
             except CheckpointError as error:
                 logger.warning("%s Trying the previous one.", error)
-        if candidates:
-            raise CheckpointError(f"All checkpoints in {self.save_dir} are damaged.")
+                problems.append(error)
+                continue
+            if problems:
+                self.tag_last_checkpoint(path.name)
+            return path
+        if problems:
+            raise CheckpointError(
+                f"A run cannot resume from any checkpoint in {self.save_dir}. The last one: "
+                f"{problems[0]}"
+            )
         return None
 
 

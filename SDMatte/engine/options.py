@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import SDMatte.compat  # noqa: F401
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import ConfigDict, Field, NonNegativeFloat, model_validator
+from typing_extensions import Self
 
 from SDMatte.errors import ConfigError, DependencyError, first_line
 from SDMatte.modeling.sdmatte import SDMatte
@@ -26,6 +27,22 @@ class _AdamWSettings(Settings):
     weight_decay: NonNegativeFloat
     fused: bool
     eight_bit: bool
+
+
+class ParamsSettings(Settings):
+    """``optimizer.params``, for detectron2's `get_default_optimizer_params`."""
+
+    model_config = ConfigDict(extra="ignore")  # another callable has other settings
+
+    base_lr: NonNegativeFloat | None = None
+    bias_lr_factor: NonNegativeFloat | None = None
+    overrides: dict[str, dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _check_bias(self) -> Self:
+        if self.bias_lr_factor not in (None, 1) and self.base_lr is None:
+            raise ValueError("needs base_lr for its bias_lr_factor")
+        return self
 
 
 def adamw(

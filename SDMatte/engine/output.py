@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import platform
@@ -27,11 +28,13 @@ from SDMatte.engine.checkpoint import LAST
 from SDMatte.engine.records import RECORDS
 from SDMatte.errors import ConfigError, OutputError
 from SDMatte.runtime.files import check_not_read, write_text
+from SDMatte.runtime.ranks import run_on_main
 from SDMatte.scoring.results import versions
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
 _PACKAGES = ("torchvision", "diffusers", "transformers", "accelerate", "detectron2", "peft")
 # Settings without effect on a resumed run, because the checkpoint holds the weights and the
 # optimizer's state. Learning rate and weight decay still follow the config.
@@ -71,18 +74,43 @@ def check_outputs(config: DictConfig, dataset: MattingDataset) -> None:
     check_not_read([folder, *folder.glob("model_*.pth")], read)
 
 
-def open_output(config: DictConfig) -> None:
-    """Create the output folder and start the log of the run in it.
+@contextlib.contextmanager
+def open_output(config: DictConfig) -> Iterator[None]:
+    """Create the output folder, keep other runs out of it, and start the log of the run in it.
 
     Raises:
-        OutputError: The folder cannot be created.
+        ConfigError: Another run is using the folder.
+        OutputError: The folder cannot be created or is not writable.
     """
     folder = Path(config.train.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot create {folder}: {error.strerror}.") from error
-    setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
+    with contextlib.ExitStack() as held:
+        run_on_main(lambda: held.enter_context(_locked(folder)))
+        setup_logger(config.train.output_dir, comm.get_rank(), name="SDMatte")
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder for this process, until it ends in whatever way.
+
+    Unlike a lock by `flock`, this one is not inherited by loader workers, which may outlive a
+    killed run for seconds.
+    """
+    with output_errors(folder), open(folder / LOCK, "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(
+                    f"Another run is using {folder}: wait for its end, or choose another "
+                    f"train.output_dir."
+                ) from error
+            logger.info("%s is not protected from other runs: %s.", folder, error.strerror)
+        yield
 
 
 def record_start(

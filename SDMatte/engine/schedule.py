@@ -13,6 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from SDMatte.errors import ConfigError
 from SDMatte.evaluation.plan import (
     HOW_TO_NAME_A_SET,
+    check_test,
     choose_test_sets,
     dataset_names,
     plan_test,
@@ -117,6 +118,7 @@ def prepare_evaluations(config: DictConfig) -> None:
         DataError: A test set does not exist.
     """
     settings = config.train
+    check_test(config)  # without evaluations too: the run's config.yaml is for testing
     if not settings.evaluations:
         if settings.best_metric:
             raise ConfigError("train.best_metric needs train.evaluations to be at least 1.")

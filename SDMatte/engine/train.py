@@ -68,9 +68,8 @@ def train(config_file: str, overrides: Sequence[str] = (), resume: bool = False)
     prepare_evaluations(config)
     plan = make_plan(config, len(loader.dataset), comm.get_world_size())
 
-    with output_errors(output_dir):
-        open_output(config)
-        seed_all_rng(config.train.seed + comm.get_rank())
+    with output_errors(output_dir), open_output(config):
+        seed_all_rng((config.train.seed + comm.get_rank()) % 2**32)
         logger.info("%d samples in an epoch, %d steps.", plan.num_samples, plan.max_iter)
         task, trainer, adapters = build_trainer(config, loader, device)
         checkpointer = register_hooks(trainer, task.model, adapters, config, plan)

@@ -75,10 +75,42 @@ def find_methods(
     return methods + [_baseline_method(name, configs[runs[0][0]]) for name in baselines]
 
 
+def build_model(node: DictConfig, **extra: Any) -> modeling.SDMatte:
+    """Build the model that a part of a config describes; see `build`.
+
+    Raises:
+        ConfigError: It is not an SDMatte.
+    """
+    model = build(node, **extra)
+    if not isinstance(model, modeling.SDMatte):
+        raise ConfigError(
+            f"The config's model is of the class {type(model).__name__}; it must be SDMatte or a "
+            f"subclass of it."
+        )
+    return model
+
+
+def check_sizes(config: DictConfig, model: modeling.SDMatte, parts: Sequence[str]) -> None:
+    """Ensure that the model accepts the image sizes of parts of the config.
+
+    Raises:
+        ConfigError: A size is not a multiple of the model's divisor.
+    """
+    for part in parts:
+        dataset = config.dataloader[part].dataset
+        squared = part == "train" or not dataset.settings.get("keep_aspect")
+        if squared and dataset.size % model.size_divisor:
+            raise ConfigError(
+                f"dataloader.{part}.dataset.size must be a multiple of {model.size_divisor} for "
+                f"this model; got {dataset.size}."
+            )
+
+
 def load_trained(config: DictConfig, checkpoint: str | Path) -> modeling.SDMatte:
     """Load a config's model for evaluation from a full checkpoint (see `resolve_checkpoint`)."""
     with init_empty_weights(include_buffers=False):
-        model = build(config.model, load_weight=False)
+        model = build_model(config.model, load_weight=False)
+    check_sizes(config, model, ["test"])
     weights.assign_checkpoint(model, hub.resolve_checkpoint(checkpoint))
     return model.eval()
 

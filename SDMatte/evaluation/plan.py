@@ -100,10 +100,7 @@ def plan_test(
         DataError: A data set is unusable, or the folder holds results of another identity.
         OutputError: The output is not writable, or would overwrite files of a data set.
     """
-    types = [get_prompt_type(name) for name in (prompts or config.test.prompts)]
-    if not types:
-        raise ConfigError("test.prompts is empty.")
-    get_protocol(config.test.protocol)
+    types = check_test(config, prompts)
     plan: list[SetTest] = []
     for name, loader in build_test_loaders(config):
         if any(test.name == name for test in plan):
@@ -123,6 +120,20 @@ def plan_test(
                 test = _plan_output(test, folder, identity, restart)
             plan.append(test)
     return plan
+
+
+def check_test(config: DictConfig, prompts: Iterable[str] | None = None) -> list[PromptType]:
+    """Ensure that protocol and prompts of a test exist, and return the prompts; see `plan_test`.
+
+    Raises:
+        ConfigError: The protocol is unknown, or there are no prompts.
+        PromptError: A prompt is unknown.
+    """
+    types = [get_prompt_type(name) for name in (prompts or config.test.prompts)]
+    if not types:
+        raise ConfigError("test.prompts is empty.")
+    get_protocol(config.test.protocol)
+    return types
 
 
 def _plan_output(

@@ -228,8 +228,28 @@ def _check_key(config: DictConfig, key: str) -> None:
         node = OmegaConf.select(config, name)
 
 
+def _locate(target: Any) -> Any:
+    """Return the callable of a `LazyCall`, which the config.yaml of a run names by its path.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
+    if not isinstance(target, str):
+        return target
+    try:
+        found = locate(target)
+    except Exception as error:  # the module is code and can raise anything
+        raise ConfigError(
+            f"The config uses {target}, which cannot be imported: the folder of its module must "
+            f"be on PYTHONPATH. ({first_line(error.__cause__ or error)})"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"The config uses {target}, which must be a class or a function.")
+    return found
+
+
 def _parameters(target: Any) -> list[str]:
-    target = locate(target) if isinstance(target, str) else target
+    target = _locate(target)
     if hasattr(target, "setting_names"):
         return target.setting_names()
     return [name for name in inspect.signature(target).parameters if name != "self"]
@@ -260,8 +280,7 @@ def _check_arguments(node: Any) -> None:
     if not isinstance(node, DictConfig):
         return
     if "_target_" in node:
-        target = node["_target_"]
-        target = locate(target) if isinstance(target, str) else target
+        target = _locate(node["_target_"])
         known = _parameters(target)
         parameters = inspect.signature(target).parameters.values()
         unknown = [

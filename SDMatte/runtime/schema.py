@@ -14,7 +14,7 @@ from SDMatte.errors import ConfigError, first_line
 _PLAIN_WORDS = (
     (r"^Value error, ", ""),
     (r"^Input should", "must"),
-    (r"a valid dictionary or instance of \w+", "a mapping"),
+    (r"a valid dictionary( or instance of \w+)?", "a mapping"),
     (r"a valid boolean", "True or False"),
     (r"a valid tuple", "a list"),
     (r"a valid integer", "an integer"),

@@ -19,6 +19,7 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]  # the range of numpy's global generator
 
 
 class AmpSettings(Settings):
@@ -74,13 +75,15 @@ class TrainSettings(Settings):
     init_checkpoint: str | None = Field(
         description="Checkpoint to start from: a file, a folder or a hub id."
     )
-    seed: Count = Field(
+    seed: Seed = Field(
         description="Seed of the model and the iterations; the data has its own seed, "
         "`dataloader.train.dataset.seed`."
     )
     device: Text = Field(description="`auto` (CUDA, else MPS, else the CPU) or a device's name.")
-    epochs: Positive = Field(description="Length of the run in passes over the data.")
-    max_iter: AtLeastOne | None = Field(
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        description="Length of the run in passes over the data."
+    )
+    max_iter: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
         description="Length of the run in iterations; null: derived from `epochs`, the data, the "
         "batch size, `accumulate` and the number of processes."
     )

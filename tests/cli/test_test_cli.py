@@ -318,6 +318,7 @@ def test_error_maps(sample_root):
         (["a.pth", "-j", "-2"], "test.num_workers must be at least 0; got -2."),
         (["a.pth", "test.protocol=x"], "Unknown protocol 'x'"),
         (["a.pth", "test.prompts=[]"], "test.prompts is empty."),
+        (["a.pth", "dataloader.test.dataset.size=72"], "dataloader.test.dataset.size must be a mu"),
         (["a.pth", "--only", "predict", "test.save_mattes=False"], "needs test.save_mattes=True"),
         (
             ["a.pth", "dataloader.test.dataset.names=[AIM-500,AIM-500]"],

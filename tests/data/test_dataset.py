@@ -240,7 +240,9 @@ def test_training_fails_if_nothing_is_readable(tmp_path):
     pair = bad_tree(tmp_path)
     for path in (tmp_path / "alpha").iterdir():
         path.write_text("x")
-    with pytest.raises(DataError, match="No training sample can be read"):
+    with pytest.raises(
+        DataError, match="No training sample of pair can be read. The first .*0.png"
+    ):
         MattingDataset(pair, root=tmp_path, size=16)[0]
 
 

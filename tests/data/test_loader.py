@@ -109,6 +109,20 @@ def test_errors_of_workers_are_one_sentence(tmp_path, workers):
     assert str(caught.value) == f"Cannot read {tmp_path / 'alpha/1.png'}: the file is empty."
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("training", [True, False])
+def test_samples_that_do_not_fit_into_memory(tmp_path, workers, training):
+    write_pairs(tmp_path, ["0"])
+    dataset = MattingDataset(PAIR, root=tmp_path, size=2**22, training=training)
+    part, build = ("train", build_train_loader) if training else ("test", build_test_loader)
+    with pytest.raises(ConfigError) as caught:
+        next(iter(build(dataset, num_workers=workers)))
+    assert str(caught.value) == (
+        f"Out of memory while reading {tmp_path / 'image/0.jpg'}: lower "
+        f"dataloader.{part}.dataset.size, which is {2**22}."
+    )
+
+
 def test_the_limit_of_bad_samples_holds_over_all_workers(tmp_path):
     write_pairs(tmp_path, [f"{i:02d}" for i in range(12)])
     for i in range(0, 12, 2):

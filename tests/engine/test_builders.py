@@ -9,7 +9,8 @@ from golden_cases import GOLDEN, filled_state_dict
 from models import make_batch
 
 from SDMatte.engine.builders import build_trainer
-from SDMatte.errors import CheckpointError
+from SDMatte.errors import CheckpointError, ConfigError
+from SDMatte.evaluation.methods import build_model
 from SDMatte.modeling import LiteSDMatte, SDMatte
 from SDMatte.runtime.config import build, load_config
 
@@ -90,5 +91,14 @@ def test_distillation_losses_follow_the_config(losses):
 
 
 def test_a_missing_teacher_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="teacher_checkpoint must be a file.*; got None."):
+        distil("null")
     with pytest.raises(CheckpointError, match="Checkpoint file .*nothing.pth not found"):
         distil(tmp_path / "nothing.pth")
+
+
+def test_models_of_another_class_are_refused():
+    config = load_config(CONFIG)
+    config.model = {"_target_": "torch.nn.Identity"}
+    with pytest.raises(ConfigError, match="class Identity; it must be SDMatte or a subclass"):
+        build_model(config.model)

@@ -1,11 +1,13 @@
 """Checkpoints: atomic, limited in number, and readable as plain weights."""
 
 import shutil
+import time
 
+import psutil
 import pytest
 import torch
 from models import SMALL, tiny_model
-from runs import CONFIG, Run, assert_same_run, checkpoints, fill_disk, finish, settings
+from runs import CONFIG, Run, assert_same_run, checkpoints, fill_disk, finish, pause, settings
 
 from SDMatte.cli.main import main
 from SDMatte.engine.checkpoint import MatteCheckpointer, read_run
@@ -54,8 +56,21 @@ def test_resumes_from_the_last_undamaged_checkpoint(checkpointer, tmp_path, capl
 
     for path in tmp_path.glob("model_0*.pth"):
         path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="All checkpoints in .* are damaged"):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model_0000009.pth")
+    with pytest.raises(CheckpointError, match="cannot resume .*0000009.pth is not the checkpoint"):
         again.resume()
+
+
+@pytest.mark.parametrize("mark", [b"", b"\0\0", b"\xff\xfe", b"model_0000\0.pth"])
+def test_a_garbled_mark_of_the_last_checkpoint(checkpointer, tmp_path, mark):
+    for step in (9, 19):
+        checkpointer.checkpointables["counter"].value = step
+        checkpointer.save_run(step)
+    checkpointer.save_weights("model_final")
+    (tmp_path / "last_checkpoint").write_bytes(mark)
+    again = MatteCheckpointer(tiny_model(), tmp_path, counter=Counter())
+    assert again.resume() and again.checkpointables["counter"].value == 19
+    assert again.is_complete()
 
 
 def test_nothing_to_resume_from(checkpointer, tmp_path):
@@ -85,6 +100,9 @@ def test_checkpoints_of_another_kind_are_refused(checkpointer, tmp_path):
     checkpointer.save_run(0)
     other = MatteCheckpointer(tiny_model(), tmp_path, trainer=Counter())
     with pytest.raises(CheckpointError, match="has no trainer state"):
+        other.resume()
+    other = MatteCheckpointer(tiny_model(), tmp_path, counter=Counter(), adapters=Counter())
+    with pytest.raises(CheckpointError, match="was saved with train.lora.enabled=False."):
         other.resume()
     other = MatteCheckpointer(torch.nn.Linear(1, 1), tmp_path, counter=Counter())
     with pytest.raises(CheckpointError, match="does not fit this Linear"):
@@ -119,6 +137,24 @@ def test_a_folder_with_a_run_is_not_overwritten(whole, stateful, capsys):
     assert main(["train", CONFIG, *stateful(whole)]) == 2
     assert "already holds a run: add --resume" in capsys.readouterr().err
     assert sorted((path.name, path.stat().st_mtime_ns) for path in whole.iterdir()) == before
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(sample_root, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    more = ("train.evaluations=0", "train.max_iter=2", "dataloader.train.num_workers=1")
+    words = settings(sample_root, output, *more)
+    first = Run(words, tmp_path / "first.log", at=("step", 0), action=pause)
+    process = psutil.Process(first.processes[0].pid)
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.1)
+    before = (output / "log.txt").read_text()
+    assert Run([*words, "--resume"], log).wait() == [2]
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith(f"error: Another run is using {output}: wait for its end, or choose")
+    assert (output / "log.txt").read_text() == before
+    process.kill()  # its loader worker is still alive
+    first.wait()
+    finish([*words, "--resume"], log)
 
 
 def test_a_run_does_not_overwrite_its_inputs(whole, sample_root, tmp_path, capsys):

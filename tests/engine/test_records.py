@@ -128,8 +128,8 @@ def test_changed_settings_are_logged(tmp_path):
     starts = [("lr=0.5", False), ("lr=0.25", True), ("lr=0.25", True), ("eps=1e-6", True)]
     for word, resumed in starts:
         config = load_config(CONFIG, [f"train.output_dir={tmp_path}", f"optimizer.{word}"])
-        open_output(config)
-        record_start(config, CONFIG, torch.device("cpu"), resumed)
+        with open_output(config):
+            record_start(config, CONFIG, torch.device("cpu"), resumed)
     logged = re.findall(
         "Settings changed since the last start: (.*)", (tmp_path / "log.txt").read_text()
     )

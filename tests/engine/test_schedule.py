@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from SDMatte.engine.schedule import make_plan
-from SDMatte.errors import ConfigError
+from SDMatte.engine.schedule import make_plan, prepare_evaluations
+from SDMatte.errors import ConfigError, SDMatteError
 from SDMatte.runtime.config import build, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -87,3 +87,17 @@ def test_missing_settings_are_named():
     del config.lr_multiplier["decay"]
     with pytest.raises(ConfigError, match="exponential_schedule lacks the setting decay."):
         build(config.lr_multiplier, max_iter=10)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("test.prompts=[bx]", "Unknown prompt type 'bx'"),
+        ("test.prompts=[]", "test.prompts is empty"),
+        ("test.protocol=foo", "Unknown protocol 'foo'"),
+    ],
+)
+def test_settings_of_the_test_are_checked_without_evaluations_too(override, message):
+    config = load_config(CONFIGS / "SDMatte.py", [override, "train.evaluations=0"])
+    with pytest.raises(SDMatteError, match=message):
+        prepare_evaluations(config)

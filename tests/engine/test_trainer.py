@@ -94,6 +94,8 @@ def test_a_non_finite_gradient_stops_the_run():
             "best_metric must be one of AIM-500/box/MSE, AIM-500/box",
         ),
         ("dataloader.test.dataset.names=[AIM-50]", "AIM-500"),
+        ("dataloader.train.rank=3", "rank must be from 0 to world_size - 1, or both must be null"),
+        ("dataloader.train.world_size=0", "or both must be null; got None and 0."),
     ],
 )
 def test_invalid_settings_are_refused_before_files_are_written(
@@ -112,6 +114,11 @@ def test_invalid_settings_are_refused_before_files_are_written(
         ("dataloader.test.dataset.size=72", "test.dataset.size must be a multiple of"),
         ("optimizer.params.weight_decay_norm=x", "decay in optimizer.params must be at least 0"),
         ("optimizer.params=null", "optimizer.params must be a mapping; got None"),
+        ("optimizer.params.overrides=3", "optimizer.params.overrides must be a mapping; got 3"),
+        ("optimizer.params.overrides={bias: {lr: -1}}", "learning rate in optimizer.params must"),
+        ("optimizer.params.base_lr=abc", "optimizer.params.base_lr must be a number; got 'abc'"),
+        ("optimizer.params.bias_lr_factor=-1", "bias_lr_factor must be at least 0; got -1"),
+        ("optimizer.params.bias_lr_factor=2", "optimizer.params needs base_lr for its bias_lr_fa"),
         ("model.use_coor_input=no", "use_coor_input must be True or False; got 'no'"),
     ],
 )

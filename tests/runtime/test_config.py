@@ -181,6 +181,18 @@ def test_bad_files_are_named(tmp_path):
         build(config.criterion)
 
 
+@pytest.mark.parametrize("target", ["nowhere.Model", "SDMatte.modeling.Nope", "SDMatte..x"])
+def test_classes_that_cannot_be_imported_are_named(target):
+    config = load_config(CONFIGS / "SDMatte.py")
+    config.model._target_ = target
+    with pytest.raises(ConfigError, match=f"uses {target}, which .* on PYTHONPATH") as caught:
+        build(config.model)
+    assert "\n" not in str(caught.value)
+    config.model._target_ = "SDMatte.modeling"
+    with pytest.raises(ConfigError, match="SDMatte.modeling, which must be a class or a function"):
+        build(config.model)
+
+
 # ------------------------------------------------------------------------- paths
 
 AWKWARD = [

@@ -54,6 +54,9 @@ def test_every_setting_is_explained_and_checked(name):
         ("train.non_finite=ignore", "must be 'stop' or 'skip'; got 'ignore'."),
         ("train.seed=True", "must be an integer; got True."),
         ("train.seed=1.5", "must be an integer; got 1.5."),
+        ("train.seed=4294967296", "must be at most 4294967295; got 4294967296."),
+        ("train.epochs=1e300", "must be at most 1000000; got 1e+300."),
+        ("train.max_iter=1000000001", "must be at most 1000000000; got 1000000001."),
         ("train.output_dir=", "must not be empty; got ''."),
         ("train.ddp.timeout=0", "must be greater than 0; got 0."),
         ("test.prompts=box", "must be a list; got 'box'."),
@@ -71,7 +74,12 @@ def test_invalid_values(override, message):
     "override",
     [
         *("train.clip_grad_norm=null", "train.clip_grad_norm=1", "train.max_to_keep=null"),
-        *("train.max_iter=1", "train.init_checkpoint=null", "train.best_metric=''"),
+        *(
+            "train.max_iter=1",
+            "train.seed=4294967295",
+            "train.init_checkpoint=null",
+            "train.best_metric=''",
+        ),
         *("train.num_images=0", "train.lora.dropout=0", "dataloader.train.timeout=0"),
     ],
 )
