@@ -29,7 +29,9 @@ _BASE = "base_layer."
 
 
 class Adapters:
-    """Freeze a model's U-Net except `NEW_LAYERS`, and add adapters to some of its layers.
+    """Freeze a model's U-Net except new layers, and add adapters to some of its layers.
+
+    New are `NEW_LAYERS` and the `new_layers` of a subclass of SDMatte.
 
     New adapters have no effect: the model's output does not change.
 
@@ -65,6 +67,9 @@ class Adapters:
         inject_adapter_in_model(settings, model.unet, _NAME)  # freezes all but the adapters
         for name in NEW_LAYERS:
             model.unet.get_submodule(name).requires_grad_(True)
+        for name, parameter in model.named_parameters():
+            if name.startswith(model.new_layers):
+                parameter.requires_grad_(True)
         self.layers = {f"unet.{name}.": model.unet.get_submodule(name) for name in targets}
         # A function, because torch sets an attribute on the hook, which bound methods do not allow.
         model.register_state_dict_post_hook(lambda *args: self._merge(*args))

@@ -41,7 +41,8 @@ class SDMatte(nn.Module):
 
     Attributes:
         new_layers: Name prefixes of the layers that a subclass adds. They may be missing in a
-            checkpoint that training starts from, and then keep their initial values.
+            checkpoint that training starts from, and then keep their initial values. LoRA trains
+            them in full.
 
     Raises:
         ConfigError: A setting is unknown or not allowed.

@@ -46,6 +46,14 @@ def test_new_adapters_have_no_effect():
     assert list(model.state_dict()) == names
 
 
+def test_layers_of_a_variant_are_trained_in_full():
+    model = tiny_model()
+    model.new_layers = ("unet.conv_out.",)
+    Adapters(model, rank=8, alpha=8, dropout=0.0, target_modules=ATTENTION)
+    full = {n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n}
+    assert {name.split(".")[1] for name in full} == {*NEW_LAYERS, "conv_out"}
+
+
 def test_only_new_layers_and_adapted_ones_change(trained):
     run, start = trained
     names = {n for n, p in run.task.model.named_parameters() if p.requires_grad}
