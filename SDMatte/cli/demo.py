@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not 0 < args.port < 65536:
         raise ConfigError(f"--port must be from 1 to 65535; got {args.port}.")
-    if not (args.max_pixels >= 1 and args.max_upload > 0):
-        raise ConfigError("--max-pixels must be at least 1, and --max-upload positive.")
+    if not (args.max_pixels >= 1 and 0.001 <= args.max_upload <= 1e6):
+        raise ConfigError("--max-pixels must be at least 1, and --max-upload from 0.001 to 1e6.")
     # Gradio writes uploads and downloads to this folder; it reads the variables when imported.
     with (
         tempfile.TemporaryDirectory(prefix="sdmatte-demo-", ignore_cleanup_errors=True) as folder,

@@ -1,10 +1,10 @@
 """Layout and events of the demo page."""
 
+import contextlib
 import functools
 import html
 import logging
 import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,9 @@ def build_page(
         try:
             return use(path, named)
         finally:
-            shutil.rmtree(path.parent, ignore_errors=True)
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another visitor uploaded the same image
+                path.parent.rmdir()
 
     @_show_errors
     def open_image(value, view, color, model, resolution, request: gr.Request, progress=_PROGRESS):
@@ -146,7 +148,8 @@ def build_page(
         if session.steps[-1].result.alpha.max() < 0.5:
             gr.Warning("The matte is almost empty: mark the object more precisely.")
         progress(0.9, desc="Coloring the preview")
-        return session.stage(session.shown()), session.compare(view, color)
+        stage = session.stage(session.shown()) | {"seen": gestures}
+        return stage, session.compare(view, color)
 
     @_show_errors
     def undo(value, view, color, request: gr.Request):
@@ -295,8 +298,8 @@ def _background_button() -> gr.HTML:
         "border: 1px solid var(--border-color-primary); border-radius: 8px; cursor: pointer; }",
         js_on_load="""const input = element.querySelector('input');
 input.addEventListener('change', async () => {
-  const name = input.files[0].name;
-  try { props.value = {path: (await upload(input.files[0])).path, name}; }
+  const [file] = input.files, {name} = file, own = `${Math.random()}`;
+  try { props.value = {path: (await upload(new File([file], own, {type: file.type}))).path, name}; }
   catch (error) { props.value = {name}; }
   trigger('upload');
   input.value = '';

@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from SDMatte.errors import DataError, PromptError
 from SDMatte.images.arrays import PAPER, flatten, read_pixels
@@ -76,12 +76,12 @@ class Session:
         """
         pixels = read_upload(path, name, max_pixels)
         metadata = read_metadata(path)
+        small, opacity = reduce(pixels[0]), pixels[1]
         self._clear()
-        self._pixels, self._metadata = pixels, metadata
         self._stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)[:80] or "image"
-        self._small = reduce(pixels[0])
-        opacity = pixels[1]
+        self._small, self._metadata = small, metadata
         self._small_opacity = None if opacity is None else reduce(opacity)
+        self._pixels = pixels  # last, because `compare` may run meanwhile
 
     def set_background(self, path: Path, name: str, max_pixels: float) -> None:
         """Read the background of the view "Image", like `open`."""
@@ -165,8 +165,9 @@ class Session:
         """Write the reduced image and a view of the matte, and return their paths."""
         if self._pixels is None:
             return None
-        shown = self._render(view, color) if self.steps else self._small
-        return str(self._write("before.jpg", self._small)), str(self._write("after.jpg", shown))
+        small = self._small
+        shown = self._render(view, color) if self.steps else small
+        return str(self._write("before.jpg", small)), str(self._write("after.jpg", shown))
 
     def _render(self, view: str, color: str) -> np.ndarray:
         result = self.steps[-1].result
@@ -235,8 +236,19 @@ def data_url(array: np.ndarray, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _read_color(text: str) -> Any:
-    """Parse the color picker's value: ``#rrggbb``, or ``rgba(r, g, b, a)`` with fractions."""
-    if text.startswith("rgb"):
-        return tuple(round(float(n)) for n in re.findall(r"[\d.]+", text)[:3])
-    return text
+def _read_color(text: str) -> tuple[int, ...]:
+    """Parse the color picker's value: CSS, also ``rgba(r, g, b, a)`` with fractions.
+
+    Raises:
+        DataError: It is something else, such as the path of a file of the server.
+    """
+    try:
+        if text.startswith("rgb"):
+            color = tuple(round(float(n)) for n in re.findall(r"[\d.]+", text)[:3])
+        else:
+            color = ImageColor.getrgb(text)[:3]
+    except ValueError:
+        color = ()
+    if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+        raise DataError(f"{text!r:.80} is not a color such as white or #00b140.")
+    return color

@@ -1,5 +1,5 @@
 // The stage: an image with the gestures of a visitor (points, a box, strokes). Python sends the value
-// {image, width, height, matte, gestures} and gets back {gestures}, plus {path, name} of an upload or {sample}.
+// {image, width, height, matte, gestures, seen}, where seen are the gestures of the matte, and gets back {gestures}, plus {path, name} of an upload or {sample}.
 // Coordinates are pixels of the full-size image; the canvas shows a reduced copy.
 const find = (selector) => element.querySelector(selector);
 const canvas = find('canvas'), pen = canvas.getContext('2d'), input = find('input[type=file]');
@@ -88,7 +88,9 @@ async function open(file) {
   if (!file) return;
   find('.drop').classList.add('busy');
   try {
-    const {path} = await upload(file);
+    // Uploads of equal images share a folder, in which each needs a name of its own.
+    const name = Math.random() + (file.name.match(/\.\w+$/)?.[0] ?? '');
+    const {path} = await upload(new File([file], name, {type: file.type}));
     props.value = {gestures, path, name: file.name};
   } catch {
     props.value = {gestures, name: file.name}; // no path: the upload was rejected
@@ -112,7 +114,10 @@ watch('value', async () => {
   const value = props.value ?? {};
   if (!('matte' in value)) return;
   [image, matte] = await Promise.all([value.image ? load(value.image) : image, load(value.matte)]);
-  ({gestures} = value);
+  // What was drawn while the matte was computed stays.
+  const text = JSON.stringify, seen = value.seen ?? gestures;
+  if (text(gestures.slice(0, seen.length)) === text(seen))
+    gestures = [...value.gestures, ...gestures.slice(seen.length)];
   if (value.image) size = [value.width, value.height];
   props.value = {gestures}; // so that the next event does not send the image back
   find('.stage').classList.toggle('opened', !!image);

@@ -21,7 +21,7 @@ def test_defaults_are_for_this_machine_only():
     [
         (["--port", "70000"], "--port must be from 1 to 65535; got 70000."),
         (["--max-pixels", "0"], "--max-pixels must be at least 1"),
-        (["--max-upload", "nan"], "--max-upload positive"),
+        (["--max-upload", "nan"], "--max-upload from 0.001"),
     ],
 )
 def test_invalid_arguments_are_one_sentence(words, sentence, capsys):

@@ -241,6 +241,30 @@ def test_box_points_and_mask_give_the_predictors_mattes(visitor, photo, expected
     assert not close(expected(points=points, transparent=True), expected(points=points))
 
 
+def test_a_box_drawn_during_a_computation_stays(visitor, photo, expected):
+    visitor.open(photo[0])
+    visitor.tool("box")
+    visitor.drag(*BOX)
+    shown = visitor.after()
+    visitor.page.click("#matte")
+    box = visitor.drag(0.5, 0.5, 0.9, 0.9)
+    visitor.changed(shown)
+    visitor.page.wait_for_timeout(500)
+    visitor.matte()
+    assert close(visitor.alpha(), expected(box=box))
+
+
+def test_one_image_opened_twice_at_once(browser, visitor, server, photo):
+    other = Visitor(browser, server.address)
+    try:
+        for one in (visitor, other):
+            one.page.set_input_files("#stage input[type=file]", photo[0])
+        for one in (visitor, other):
+            one.page.wait_for_selector(".opened canvas")
+    finally:
+        other.leave()
+
+
 def test_another_model_can_be_chosen(visitor, photo, expected, other_model):
     visitor.open(photo[0])
     visitor.tool("box")

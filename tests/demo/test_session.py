@@ -122,8 +122,9 @@ def test_views(session, predictor, path):
     assert all(image.shape == (70, 90, 3) for image in shown.values())
     assert np.abs(shown["Matte"][..., 0] / 255.0 - alpha).mean() < 0.03  # JPEG
     assert len({image.tobytes() for image in shown.values()}) == len(VIEWS)
-    with pytest.raises(DataError, match="neither a file nor a color"):
-        session.compare("Color", "no color")
+    for text in ("no color", str(path), "rgb(300, 0, 0)", "rgb(1.2.3)", ""):  # files are not read
+        with pytest.raises(DataError, match="is not a color such as"):
+            session.compare("Color", text)
 
 
 def test_large_images_are_reduced_for_the_browser(tmp_path, predictor):
