@@ -91,6 +91,19 @@ def path_or_name(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def integer(minimum: int) -> Callable[[str], int]:
+    """Return the parser of an option that is an integer of at least ``minimum``."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer of at least {minimum}; got {text!r}"
+            )
+        return int(text)
+
+    return parse
+
+
 def positive_number(text: str) -> float:
     """Parse an option that is a finite number above 0."""
     try:
