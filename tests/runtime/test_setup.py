@@ -217,9 +217,12 @@ def test_an_installed_detectron2_is_kept(installer, tmp_path, monkeypatch, capsy
 
 
 STUB_PIP = """
-import os, pathlib, sys
+import os, pathlib, signal, sys
 with open(pathlib.Path(sys.prefix, "pip.log"), "a") as log:
     log.write(" ".join(sys.argv[1:]) + "\\n")
+if os.environ.get("INTERRUPT") in sys.argv:  # like Ctrl-C, after which pip exits with 1
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
+    os.killpg(0, signal.SIGINT)
 sys.exit(os.environ.get("FAIL", "nothing") in sys.argv)
 """
 
@@ -266,6 +269,7 @@ class Clone:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=280,
+            start_new_session=True,
         )
         return result.returncode, result.stdout
 
@@ -308,6 +312,23 @@ def test_an_unfinished_setup_starts_over(clone):
     (clone.venv / ".sdmatte-stamp").unlink()
     status, output = clone.setup(SDMATTE_PYTHON="/nowhere")
     assert status == 1 and not clone.venv.exists()
+
+
+def test_an_interrupted_setup_can_be_finished(clone):
+    clone.make_venv()
+    status, output = clone.setup(INTERRUPT="requirements.txt")
+    assert status == 130 and output.endswith("interrupted; run this again to finish.\n")
+    assert "error" not in output
+    status, output = clone.setup()
+    assert status == 0 and "did not finish: starting over" in output
+
+
+def test_help_of_the_demo_installer_installs_nothing():
+    command = [sys.executable, ROOT / "tools" / "install_demo.py"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Install the requirements of" in done.stdout
+    done = subprocess.run([*command, "now"], capture_output=True, text=True)
+    assert done.returncode == 2 and "unrecognized arguments: now" in done.stderr
 
 
 @pytest.mark.parametrize("has_python", [True, False])
