@@ -18,11 +18,13 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention, AttnProcessor
 
 import SDMatte
+from SDMatte.cli.common import integer
 from SDMatte.errors import ConfigError
 from SDMatte.modeling import LiteSDMatte
 from SDMatte.modeling import SDMatte as Model
 from SDMatte.modeling.attention import AttentionContext, MattingAttnProcessor
 from SDMatte.modeling.unet import COORDINATE_SETTINGS
+from SDMatte.runtime.files import find_obstacle
 
 # The configs of Stable Diffusion v2.
 CONFIGS = {
@@ -198,14 +200,30 @@ def case_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--sizes", type=int, nargs="+", help=f"multiples of 64 (default: {default_sizes})"
+        "--sizes", type=_size, nargs="+", help=f"multiples of 64 (default: {default_sizes})"
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1], help="batch sizes")
+    parser.add_argument("--batches", type=integer(1), nargs="+", default=[1], help="batch sizes")
     parser.add_argument("--cases", nargs="+", choices=cases, default=list(default_cases))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true", help="the small model, at 64 pixels")
-    parser.add_argument("--json", type=Path, help="file to append each measurement to, as a line")
+    parser.add_argument(
+        "--json", type=_output_file, help="file to append each measurement to, as a line"
+    )
     return parser
+
+
+def _size(text: str) -> int:
+    size = integer(64)(text)
+    if size % 64:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 64; got {size}")
+    return size
+
+
+def _output_file(text: str) -> Path:
+    obstacle = find_obstacle(Path(text))
+    if obstacle is not None:
+        raise argparse.ArgumentTypeError(f"cannot write {text}: {obstacle}")
+    return Path(text)
 
 
 Point = tuple[int, int]
@@ -263,6 +281,7 @@ def print_measurements(
 def record(path: Path | None, **values: Any) -> None:
     """Append a measurement to a file, as a line of JSON."""
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(json.dumps(values) + "\n")
 

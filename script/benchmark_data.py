@@ -13,6 +13,7 @@ the components. *official*: `MattingDataset` with its defaults. *reduced*: with
 
 import argparse
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from SDMatte.cli.common import integer, run_command
 from SDMatte.data import MattingDataset, Sample
 from SDMatte.data.transforms import to_gray
 from SDMatte.images.io import write_image
@@ -343,14 +345,18 @@ def show_reduced(samples: list[Sample], root: Path, path: Path, size: int) -> No
     print(f"wrote {path}: {path.stat().st_size / 1e3:.0f} kB")
 
 
-def main() -> None:
-    """Run the comparisons, or draw the sheet."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=6, help="samples per phase")
+    parser.add_argument("--repeats", type=integer(1), default=6, help="samples per phase")
     parser.add_argument("--sources", type=Path, help="keep the sources in this folder")
     parser.add_argument("--sheet", type=Path, help="only draw what `reduced` changes")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING)
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the comparisons, or draw the sheet."""
+    logging.getLogger().setLevel(logging.WARNING)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -366,4 +372,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parse_args()))

@@ -48,6 +48,7 @@ from benchmark_common import (
 from PIL import Image
 
 from SDMatte import MattePredictor
+from SDMatte.cli.common import integer, run_command
 from SDMatte.images.io import read_alpha
 from SDMatte.images.resize import to_tensor
 from SDMatte.inference.export import export_model
@@ -266,15 +267,21 @@ def start_up(runs: int) -> None:
             print(f"{name:30} {statistics.median(seconds):.2f} s (median of {runs})")
 
 
-def main() -> None:
-    """Measure and print."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = case_parser(__doc__, CASES, ["plain", "float32", "bfloat16"], "512 1024")
     parser.add_argument("--model", choices=MODELS, default="sdmatte")
-    parser.add_argument("--runs", type=int, default=1, help="repetitions to take the median of")
+    parser.add_argument(
+        "--runs", type=integer(1), default=1, help="repetitions to take the median of"
+    )
     parser.add_argument("--start-up", action="store_true")
     parser.add_argument("--types", nargs=2, metavar=("MODEL", "IMAGES"))
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure and print."""
     sizes = args.sizes or ([64] if args.tiny else [512, 1024])
     device = choose_device(args.device)
     groups = point_groups(sizes, args.batches, device.type == "cuda")
@@ -324,4 +331,4 @@ def compare(points: Sequence[Point], folder: str, args: argparse.Namespace) -> N
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parse_args()))

@@ -8,6 +8,7 @@ the pixels or the metadata of a file differ. *loop*: one after the other, with p
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import numpy as np
 import pymatting
 from PIL import Image
 
+from SDMatte.cli.common import integer, run_command
 from SDMatte.images.decode import read_metadata
 from SDMatte.images.io import write_image
 from SDMatte.inference import foreground
@@ -59,12 +61,18 @@ def batch(predictor: MattePredictor, jobs: Sequence[Job]) -> None:
     many.run(predictor, progress=False)
 
 
-def main() -> None:
-    """Run the benchmark."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--number", type=int, default=60, help="photographs")
-    parser.add_argument("--size", type=int, nargs=2, default=(3000, 2000), metavar=("W", "H"))
-    args = parser.parse_args()
+    parser.add_argument("--number", type=integer(1), default=60, help="photographs")
+    parser.add_argument(
+        "--size", type=integer(30), nargs=2, default=(3000, 2000), metavar=("W", "H")
+    )
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the benchmark."""
     predictor = MattePredictor.from_pretrained()
     prompt = PromptRequest("box", [side * n // 6 for n in (1, 5) for side in args.size])
     with tempfile.TemporaryDirectory() as folder:
@@ -91,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parse_args()))

@@ -23,6 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from SDMatte.cli.common import integer, run_command
 from SDMatte.scoring import connectivity, gradient, score_pair
 
 TOLERANCE = 1e-5
@@ -145,14 +146,18 @@ def peak_memory_4k() -> float:
     return float(output)
 
 
-def main() -> None:
-    """Run the comparison and the memory test."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--size", type=integer(1), default=1024)
+    parser.add_argument("--repeats", type=integer(1), default=3)
     parser.add_argument("--min-ratio", type=float, default=8.0, help="fail below this")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run the comparison and the memory test."""
     cv2.setNumThreads(1)
     if args.memory_only:
         height, width = SIZE_4K
@@ -170,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parse_args()))

@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +45,7 @@ from benchmark_common import (
 )
 from detectron2.utils.events import EventStorage
 
+from SDMatte.cli.common import integer, positive_number, run_command
 from SDMatte.engine.options import adamw, compile_model
 from SDMatte.engine.trainer import MatteTrainer, TrainingModel
 from SDMatte.modeling import SDMatte as Model
@@ -186,18 +188,24 @@ def check(found: dict[str, Measurement | None]) -> None:
             raise SystemExit(f"{case} has a loss of {m.loss}, not {plain.loss}.")
 
 
-def main() -> None:
-    """Measure and print."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = case_parser(__doc__, CASES, DEFAULT_CASES, "256 512")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps, after one to warm up")
+    parser.add_argument(
+        "--steps", type=integer(1), default=2, help="timed steps, after one to warm up"
+    )
     parser.add_argument(
         "--limit",
-        type=float,
+        type=positive_number,
         default=psutil.virtual_memory().available / 2**30,
         help="GiB that a case may take on a CPU (default: what is available)",
     )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure and print."""
     sizes = args.sizes or ([64] if args.tiny else [256, 512])
     device = choose_device(args.device)
     groups = point_groups(sizes, args.batches, device.type == "cuda")
@@ -231,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, parse_args()))

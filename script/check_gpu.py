@@ -2,7 +2,7 @@
 
 Each part runs in its own processes with a time limit. After each part, ``report.md``,
 ``report.json`` and the part's output are written to OUT, so finished parts are kept. The exit
-status is 1 if a check fails or is cut off, or if there is no GPU::
+status is 1 if a check fails or is cut off, if a part measures nothing, or if there is no GPU::
 
     bash script/check_gpu.sh                      # all parts in 8 minutes, to output/gpu
     bash script/check_gpu.sh --only inference --minutes 20 output/gpu-inference
@@ -26,6 +26,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from SDMatte.cli.common import positive_number, run_command
+from SDMatte.runtime.files import check_writable
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -324,8 +327,8 @@ def needed_workers(figures: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {"case": fastest["case"], "batch": fastest["batch"], "workers_needed": needed}
 
 
-def main() -> int:
-    """Run the parts; return the exit status."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
         epilog=__doc__.partition("\n")[2],
@@ -334,13 +337,20 @@ def main() -> int:
     parser.add_argument("out", nargs="?", type=Path, default=Path("output/gpu"), metavar="OUT")
     parser.add_argument("--dry-run", action="store_true", help="at toy size, on the CPU")
     parser.add_argument("--only", choices=PARTS, help="one part, which gets all the time")
-    parser.add_argument("--minutes", type=float, default=8, help="for all parts (default: 8)")
+    parser.add_argument(
+        "--minutes", type=positive_number, default=8, help="for all parts (default: 8)"
+    )
     parser.add_argument("--child", choices=("loader", "config"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the parts; return the exit status."""
     if args.child:
         {"loader": measure_loader, "config": run_config}[args.child](args.out, args.dry_run)
         return 0
 
+    check_writable(args.out / "report.md")
     import torch
 
     names = [args.only] if args.only else list(PARTS)
@@ -367,11 +377,11 @@ def main() -> int:
         write_report(out, report)
         print(f"{name}: {part['status']}, {part['seconds']} s", flush=True)
         passed &= part["status"] == "passed" or (
-            part["status"] == "cut off" and not PARTS[name].must_finish
+            part["status"] == "cut off" and not PARTS[name].must_finish and bool(part["figures"])
         )
     print(f"Report: {args.out / 'report.md'}")
     return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main, parse_args()))

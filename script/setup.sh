@@ -7,6 +7,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root"
+trap 'say "interrupted; run this again to finish."; exit 130' INT
 
 sources=(requirements.txt requirements-dev.txt requirements-finetune.txt constraints.txt
     pyproject.toml script/setup.sh tools/install_detectron2.py)

@@ -1,9 +1,12 @@
 """The benchmarks of script/: all cases compute the same, compared with the plain path."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from scripts import load_script
+from scripts import ROOT, load_script
 
 CPU = torch.device("cpu")
 
@@ -21,6 +24,49 @@ def training():
 @pytest.fixture(scope="module")
 def metrics():
     return load_script("script/benchmark_metrics.py")
+
+
+# -------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    "name, words, message",
+    [
+        ("inference", "--sizes 50", "--sizes: must be an integer of at least 64; got '50'"),
+        ("inference", "--sizes 100", "--sizes: must be a multiple of 64; got 100"),
+        ("inference", "--runs 0", "--runs: must be an integer of at least 1; got '0'"),
+        ("inference", "--json tests", "--json: cannot write tests: it is a folder"),
+        ("train", "--batches 1 0", "--batches: must be an integer of at least 1; got '0'"),
+        ("train", "--steps=-1", "--steps: must be an integer of at least 1; got '-1'"),
+        ("train", "--limit nan", "--limit: must be a number above 0; got 'nan'"),
+        ("metrics", "--size 0", "--size: must be an integer of at least 1; got '0'"),
+        ("data", "--repeats few", "--repeats: must be an integer of at least 1; got 'few'"),
+        ("matte", "--number 0", "--number: must be an integer of at least 1; got '0'"),
+        ("matte", "--size 40 20", "--size: must be an integer of at least 30; got '20'"),
+    ],
+)
+def test_invalid_numbers_are_rejected(name, words, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    script = load_script(f"script/benchmark_{name}.py")
+    monkeypatch.setattr("sys.argv", ["benchmark", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        script.parse_args()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: argument {message}\n")
+
+
+@pytest.mark.parametrize("name", ["inference", "train"])
+def test_an_unknown_device_is_rejected(name):
+    command = [sys.executable, f"script/benchmark_{name}.py", "--tiny", "--device", "bogus"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: device=bogus is not available here: use cpu")
+
+
+def test_measurements_are_recorded_in_a_new_folder(inference, tmp_path):
+    inference.record(tmp_path / "new" / "a.jsonl", case="plain")
+    assert (tmp_path / "new" / "a.jsonl").read_text() == '{"case": "plain"}\n'
 
 
 # -------------------------------------------------------------------- inference

@@ -5,6 +5,7 @@ reject. Therefore, gradio is installed without its dependencies, then all of the
 Packages pinned by ``constraints.txt`` are not replaced.
 """
 
+import argparse
 import importlib
 import re
 import subprocess
@@ -27,6 +28,9 @@ def pip_install(*arguments: str) -> None:
 
 def main() -> None:
     """Install gradio, playwright and their dependencies."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     names = ("gradio", "playwright")
     pip_install("--no-deps", *CONSTRAINTS, "--requirement", str(ROOT / "requirements-demo.txt"))
     importlib.invalidate_caches()

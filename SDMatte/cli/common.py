@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import logging
+import math
 import os
 import re
 import sys
@@ -88,6 +89,30 @@ def path_or_name(text: str) -> str:
         return expand_path(text)
     except ConfigError as error:  # argparse replaces the message of a ValueError
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def integer(minimum: int) -> Callable[[str], int]:
+    """Return the parser of an option that is an integer of at least ``minimum``."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < minimum:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer of at least {minimum}; got {text!r}"
+            )
+        return int(text)
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """Parse an option that is a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0; got {text!r}")
+    return value
 
 
 class Removed(argparse.Action):

@@ -27,6 +27,7 @@ from SDMatte.runtime.config import build, load_config
 from SDMatte.runtime.files import check_not_read, write_text
 from SDMatte.samples import make_sample_set
 from SDMatte.samples.photos import real_photographs
+from SDMatte.samples.sample_set import read_manifest
 from SDMatte.scoring.protocols import get_protocol
 from SDMatte.scoring.tables import score_table
 
@@ -69,13 +70,14 @@ def quickstart(
     A run in ``output/train`` is resumed.
     """
     output, run_dir = Path(output), Path(output) / "train"
+    settings = [f"train.output_dir={run_dir}", *overrides]
+    config = load_config(config_file, settings)
+    read_manifest(Path(samples))  # refuses a folder of other files before the first one is written
     draw_photographs(MattePredictor.from_pretrained(), output / "photographs.png")
     logger.info("Mattes of photographs by the shipped model: %s", output / "photographs.png")
     make_sample_set(samples, **(sample_settings or {}))
     outputs = [output / name for name in ("test", "results.png", "scores.json", "scores.md")]
     check_not_read([output, *outputs], [samples])
-    settings = [f"train.output_dir={run_dir}", *overrides]
-    config = load_config(config_file, settings)
     os.environ["SDMATTE_DATA_ROOT"] = str(samples)  # replaces the user's
     train(config_file, settings, resume=True)
     model = load_trained(config, run_dir / hub.FINAL_CHECKPOINT)

@@ -133,7 +133,7 @@ class Checkpoints(HookBase):
         raise RunStopped(
             f"Stopped by {signal.Signals(number).name} after step {self.trainer.iter + 1} of "
             f"{self.trainer.max_iter}; everything is saved in {self._checkpointer.save_dir}. To "
-            "resume, add --resume to the same command.",
+            "resume, repeat the command; train needs --resume.",
             exit_status(number),
         )
 

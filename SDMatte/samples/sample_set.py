@@ -94,7 +94,7 @@ def make_sample_set(
         "seed": seed,
         "photographs": [photo.name for photo in real_photographs()],
     }
-    old = _read_manifest(root)
+    old = read_manifest(root)
     if _is_current(root, old, parameters):
         logger.info("The sample set in %s is up to date.", root)
         return SampleSet(root, old["samples"])
@@ -123,8 +123,12 @@ def make_sample_set(
     return SampleSet(root, manifest["samples"])
 
 
-def _read_manifest(root: Path) -> dict:
-    """Return the manifest of the set in `root`, with no files if the folder is new or empty."""
+def read_manifest(root: Path) -> dict:
+    """Return the manifest of the set in `root`, with no files if the folder is new or empty.
+
+    Raises:
+        DataError: The folder holds other files.
+    """
     if root.exists() and not root.is_dir():
         raise DataError(f"{root} is a file; the sample set needs a folder.")
     try:

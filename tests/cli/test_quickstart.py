@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from SDMatte.cli.quickstart_run import quickstart
+from SDMatte.errors import SDMatteError
 from SDMatte.images.io import read_image
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "SDMatte_small.py")
@@ -51,3 +52,20 @@ def test_quickstart_writes_scores_curves_and_images(tmp_path, monkeypatch):
     assert (output / "train" / "model_final.pth").stat().st_mtime_ns == before
     for name, values in result.scores.items():
         assert again.scores[name] == pytest.approx(values, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("bogus.key=1", "bogus"),
+        ("train.max_iter=abc", "train.max_iter"),
+        ("train.max_iter=2", "is not empty"),
+    ],
+)
+def test_invalid_arguments_are_rejected_before_anything_is_written(tmp_path, override, message):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    (samples / "notes.txt").touch()
+    with pytest.raises(SDMatteError, match=message):
+        quickstart(CONFIG, tmp_path / "out", samples, [override])
+    assert sorted(tmp_path.rglob("*")) == [samples, samples / "notes.txt"]

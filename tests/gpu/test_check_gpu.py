@@ -6,6 +6,8 @@ import pytest
 import torch
 from scripts import load_script
 
+from SDMatte.errors import OutputError
+
 
 @pytest.fixture(scope="module")
 def check():
@@ -52,7 +54,35 @@ def test_needed_workers(check):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_reported_in_one_line(check, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["check_gpu.py", str(tmp_path / "out")])
-    assert check.main() == 1
+    assert check.main(check.parse_args()) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("No NVIDIA GPU found. With one, this runs tests, inference, training,")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("figures", [[], [{"case": "plain"}]])
+def test_a_part_that_is_cut_off_before_its_first_figure_fails(
+    check, tmp_path, monkeypatch, figures
+):
+    part = {"status": "cut off", "seconds": 1.0, "figures": figures, "output": ""}
+    monkeypatch.setattr(check, "run_part", lambda *_: part)
+    command = ["check_gpu.py", "--dry-run", "--only", "inference", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    assert check.main(check.parse_args()) == (0 if figures else 1)
+
+
+@pytest.mark.parametrize("minutes", ["-5", "0", "nan", "inf", "many"])
+def test_minutes_are_a_number_above_zero(check, monkeypatch, capsys, minutes):
+    monkeypatch.setattr("sys.argv", ["check_gpu.py", f"--minutes={minutes}"])
+    with pytest.raises(SystemExit) as stop:
+        check.parse_args()
+    assert stop.value.code == 2
+    expected = f"argument --minutes: must be a number above 0; got '{minutes}'\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_an_output_that_is_a_file_is_refused(check, tmp_path, monkeypatch):
+    (tmp_path / "out").touch()
+    monkeypatch.setattr("sys.argv", ["check_gpu.py", "--dry-run", str(tmp_path / "out")])
+    with pytest.raises(OutputError, match="out is not a folder"):
+        check.main(check.parse_args())

@@ -217,9 +217,12 @@ def test_an_installed_detectron2_is_kept(installer, tmp_path, monkeypatch, capsy
 
 
 STUB_PIP = """
-import os, pathlib, sys
+import os, pathlib, signal, sys
 with open(pathlib.Path(sys.prefix, "pip.log"), "a") as log:
     log.write(" ".join(sys.argv[1:]) + "\\n")
+if os.environ.get("INTERRUPT") in sys.argv:  # like Ctrl-C, after which pip exits with 1
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
+    os.killpg(0, signal.SIGINT)
 sys.exit(os.environ.get("FAIL", "nothing") in sys.argv)
 """
 
@@ -245,7 +248,10 @@ class Clone:
         stubs = {
             "pip/__main__.py": STUB_PIP,
             "PIL/__init__.py": "class Image:\n    LINEAR = 2\n",
-            **{f"{name}.py": "" for name in "torch torchvision cv2 diffusers transformers".split()},
+            **{
+                f"{name}.py": ""
+                for name in "torch torchvision cv2 diffusers transformers psutil".split()
+            },
             **{f"detectron2/{n}.py": "" for n in ("__init__", "engine", "_C", "config/lazy")},
         }
         (site,) = self.venv.glob("lib/python*/site-packages")
@@ -263,6 +269,7 @@ class Clone:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=280,
+            start_new_session=True,
         )
         return result.returncode, result.stdout
 
@@ -307,6 +314,23 @@ def test_an_unfinished_setup_starts_over(clone):
     assert status == 1 and not clone.venv.exists()
 
 
+def test_an_interrupted_setup_can_be_finished(clone):
+    clone.make_venv()
+    status, output = clone.setup(INTERRUPT="requirements.txt")
+    assert status == 130 and output.endswith("interrupted; run this again to finish.\n")
+    assert "error" not in output
+    status, output = clone.setup()
+    assert status == 0 and "did not finish: starting over" in output
+
+
+def test_help_of_the_demo_installer_installs_nothing():
+    command = [sys.executable, ROOT / "tools" / "install_demo.py"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Install the requirements of" in done.stdout
+    done = subprocess.run([*command, "now"], capture_output=True, text=True)
+    assert done.returncode == 2 and "unrecognized arguments: now" in done.stderr
+
+
 @pytest.mark.parametrize("has_python", [True, False])
 def test_setup_needs_a_suitable_python(clone, has_python):
     status, output = clone.setup(SDMATTE_PYTHON="/nowhere/python3")
@@ -331,10 +355,45 @@ def test_setup_removes_no_folder_of_others(clone):
     assert [path.name for path in clone.venv.iterdir()] == ["one.png"]
 
 
-def test_training_without_an_environment_names_setup(clone):
-    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
-    kept.pop("SDMATTE_VENV", None)
-    command = ["bash", clone.root / "script" / "train.sh"]
-    result = subprocess.run(command, env=kept, capture_output=True, text=True)
+def run_train_script(clone, **env):
+    names = ("VIRTUAL_ENV", "CONDA_PREFIX", "SDMATTE_VENV", "PYTHONPATH")
+    kept = {k: v for k, v in os.environ.items() if k not in names}
+    command = ["bash", "script/train.sh"]
+    result = subprocess.run(
+        command, env={**kept, **env}, cwd=clone.root, capture_output=True, text=True
+    )
     assert result.returncode == 1
-    assert re.search(r"run `bash .*/script/setup.sh` first", result.stderr)
+    return result.stderr
+
+
+def test_training_without_an_environment_names_setup(clone):
+    # CDPATH would make `cd script` print a path.
+    error = run_train_script(clone, CDPATH=str(clone.root))
+    assert error.endswith(f"run `bash {clone.root}/script/setup.sh` first.\n")
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("fault", ["interrupted", "no packages", "broken Python"])
+@pytest.mark.parametrize("variable", ["SDMATTE_VENV", "VIRTUAL_ENV"])
+def test_training_in_an_incomplete_environment_names_setup(clone, fault, variable):
+    if fault == "interrupted":
+        clone.make_venv()
+        (clone.venv / ".sdmatte-pending").touch()
+    elif fault == "no packages":
+        command = [sys.executable, "-m", "venv", "--without-pip", clone.venv]
+        subprocess.run(command, check=True)
+    else:
+        (clone.venv / "bin").mkdir(parents=True)
+        (clone.venv / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+        (clone.venv / "bin" / "python").chmod(0o755)
+    path = f"{clone.venv / 'bin'}:{os.environ['PATH']}"
+    error = run_train_script(clone, PATH=path, **{variable: str(clone.venv)})
+    assert len(error.splitlines()) == 1
+    assert f"{clone.venv}/bin/python does not run, lacks packages, or its set-up did" in error
+    assert error.endswith(f"run `bash {clone.root}/script/setup.sh` first.\n")
+
+
+def test_training_runs_in_a_complete_environment(clone):
+    clone.make_venv()
+    error = run_train_script(clone, SDMATTE_VENV=str(clone.venv))
+    assert error.endswith("'SDMatte' is a package and cannot be directly executed\n")
