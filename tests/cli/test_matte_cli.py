@@ -212,7 +212,7 @@ def test_a_checkpoint_without_its_configs_is_named(matte, capsys):
         (["in/a.png", "--auto", "--dtype", "int8"], "dtype must be float32"),
         (["in/a.png", "--auto", "--background", "nowhere.png"], "neither a file nor a color"),
         (["in/a.png", "--auto", "--background", "rgb(300,0,0)"], "neither a file nor a color"),
-        (["in/a.png", "--auto", "--resolution", "640000"], "Out of memory on cpu"),
+        (["in/a.png", "--auto", "--resolution", "6400000"], "Out of memory on cpu"),
         (["in/a.png", "--auto", "--dtype", "float64"], "dtype must be float32"),
         (["in/a.png", "--auto", "--machine-rank", "3"], "--machine-rank must be from 0 to 0"),
         (["in/a.png", "--auto", "--dist-url", "x"], "--dist-url must be tcp://"),

@@ -113,13 +113,13 @@ def test_errors_of_workers_are_one_sentence(tmp_path, workers):
 @pytest.mark.parametrize("training", [True, False])
 def test_samples_that_do_not_fit_into_memory(tmp_path, workers, training):
     write_pairs(tmp_path, ["0"])
-    dataset = MattingDataset(PAIR, root=tmp_path, size=2**22, training=training)
+    dataset = MattingDataset(PAIR, root=tmp_path, size=2**24, training=training)
     part, build = ("train", build_train_loader) if training else ("test", build_test_loader)
     with pytest.raises(ConfigError) as caught:
         next(iter(build(dataset, num_workers=workers)))
     assert str(caught.value) == (
         f"Out of memory while reading {tmp_path / 'image/0.jpg'}: lower "
-        f"dataloader.{part}.dataset.size, which is {2**22}."
+        f"dataloader.{part}.dataset.size, which is {2**24}."
     )
 
 
