@@ -12,10 +12,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
 from SDMatte.errors import DataError, PromptError
-from SDMatte.images.arrays import PAPER, flatten, read_pixels
+from SDMatte.images.arrays import PAPER, flatten, parse_color, read_pixels
 from SDMatte.images.decode import read_hw, read_metadata
 from SDMatte.images.io import write_image
 from SDMatte.images.sheets import checkerboard
@@ -236,19 +236,17 @@ def data_url(array: np.ndarray, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _read_color(text: str) -> tuple[int, ...]:
+def _read_color(text: str) -> tuple[int, int, int]:
     """Parse the color picker's value: CSS, also ``rgba(r, g, b, a)`` with fractions.
 
     Raises:
         DataError: It is something else, such as the path of a file of the server.
     """
-    try:
-        if text.startswith("rgb"):
-            color = tuple(round(float(n)) for n in re.findall(r"[\d.]+", text)[:3])
-        else:
-            color = ImageColor.getrgb(text)[:3]
-    except ValueError:
-        color = ()
-    if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+    whole = text
+    if text.startswith("rgb"):
+        numbers = re.findall(r"\d+(?:\.\d+)?", text)[:3]
+        whole = f"rgb({','.join(str(round(float(number))) for number in numbers)})"
+    color = parse_color(whole)
+    if color is None:
         raise DataError(f"{text!r:.80} is not a color such as white or #00b140.")
     return color

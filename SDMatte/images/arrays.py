@@ -1,6 +1,5 @@
 """Convert images passed in Python (paths, Pillow images, arrays, tensors) to 8-bit arrays."""
 
-import contextlib
 import logging
 import os
 import sys
@@ -120,6 +119,15 @@ def _read_pillow(image: Image.Image, ignore_alpha: bool) -> tuple[np.ndarray, np
         raise DataError(f"The image cannot be decoded: {error}.") from error
 
 
+def parse_color(text: str) -> tuple[int, int, int] | None:
+    """Parse an opaque CSS color (``"white"``, ``"#00b140"``); None for other texts."""
+    try:
+        color = ImageColor.getrgb(text)
+    except ValueError:
+        return None
+    return color[:3] if len(color) == 3 and 0 <= min(color) <= max(color) <= 255 else None
+
+
 def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     """Read the background of a composite.
 
@@ -127,15 +135,13 @@ def read_background(background: Any) -> tuple[int, int, int] | np.ndarray:
     image, see `read_pixels`, which is composited over `PAPER`.
     """
     if isinstance(background, str) and not os.path.exists(background):
-        color = None
-        with contextlib.suppress(ValueError):
-            color = ImageColor.getrgb(background)
-        if color is None or len(color) != 3 or not all(0 <= value <= 255 for value in color):
+        color = parse_color(background)
+        if color is None:
             raise DataError(
                 f"The background {background!r:.80} is neither a file nor a color such as white, "
                 f"#00b140 or rgb(0, 177, 64)."
             )
-        return color[:3]
+        return color
     if not isinstance(background, tuple | list):
         return flatten(*read_pixels(background), PAPER)
     if len(background) != 3 or not all(
