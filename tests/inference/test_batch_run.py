@@ -160,7 +160,7 @@ def test_parts_keep_the_prompts_of_an_image_together(folder, tmp_path):
 def test_the_benchmark_compares_files(monkeypatch, capsys):
     script = load_script("script/benchmark_matte.py")
     monkeypatch.setattr(sys, "argv", ["benchmark_matte.py", "--number", "3", "--size", "96", "64"])
-    script.main()
+    script.main(script.parse_args())
     assert capsys.readouterr().out.endswith("times as fast; all files are equal\n")
 
     def batch(predictor, jobs):
@@ -169,7 +169,7 @@ def test_the_benchmark_compares_files(monkeypatch, capsys):
 
     monkeypatch.setattr(script, "batch", batch)
     with pytest.raises(SystemExit, match="0.jpg: the files differ"):
-        script.main()
+        script.main(script.parse_args())
 
 
 # ----------------------------------------------------------------- command line
